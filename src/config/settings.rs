@@ -1,0 +1,396 @@
+//! Settings as the program uses them: resolved, typed, immutable. No later code asks "was it set?".
+
+use crate::semantics::key::KeyPolicy;
+use crate::semantics::policy::CachePolicy;
+use ipnet::IpNet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A whole configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub server: Server,
+    pub listeners: Vec<Listener>,
+    pub admin: Admin,
+    pub metrics: Metrics,
+    pub memory: Memory,
+    pub limits: Limits,
+    pub fill: Fill,
+    pub upstreams: Vec<Arc<Upstream>>,
+    pub sites: Vec<Arc<Site>>,
+    pub purge: Purge,
+    pub log: Log,
+    /// Hash of the resolved configuration, for metrics and `explain`.
+    pub hash: String,
+    /// Overrides that widen what RFC 9111 allows and other things worth saying once at start.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Name in Via, Cache-Status and CDN-Loop: a token.
+    pub name: String,
+    /// Worker threads that serve connections.
+    pub workers: usize,
+    pub runtime: Runtime,
+    /// How long SIGTERM waits for requests under way.
+    pub drain_timeout: Duration,
+    /// Peers whose X-Forwarded-*, Forwarded, X-Request-Id are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Keep encoded slashes and the like in paths instead of refusing them.
+    pub lenient_path: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// One current_thread runtime per core.
+    PerCore,
+    /// tokio's multi-thread scheduler.
+    Shared,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub name: String,
+    pub address: SocketAddr,
+}
+
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// `None`: no admin listener.
+    pub address: Option<SocketAddr>,
+    /// Needed where the address is not loopback.
+    pub token: Option<Secret>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// The read-only listener.
+    pub address: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// Bytes: the process's, all in.
+    pub limit: u64,
+    pub policy: Eviction,
+    /// Share of the limit for stored responses (0.60), fills in flight and pinned bodies (0.25).
+    pub stored_share: f64,
+    pub fill_share: f64,
+    /// Share of the limit at which new fills are not stored (0.95).
+    pub pressure: f64,
+}
+
+impl Memory {
+    pub fn stored_bytes(&self) -> u64 {
+        (self.limit as f64 * self.stored_share) as u64
+    }
+    pub fn fill_bytes(&self) -> u64 {
+        (self.limit as f64 * self.fill_share) as u64
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eviction {
+    TinyLfu,
+    Lru,
+}
+
+/// Bounds on what clients may send.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Client connections in the process.
+    pub connections: usize,
+    /// Requests on one connection before it is closed.
+    pub requests_per_connection: u64,
+    /// Bytes of request line and fields (431; the line alone: 414).
+    pub header_bytes: usize,
+    /// Field lines (431).
+    pub header_count: usize,
+    /// Bytes of the request target (414).
+    pub url_bytes: usize,
+    /// Bytes of a request body (413).
+    pub body_bytes: u64,
+    /// From the first byte of a head to its end (408).
+    pub header_timeout: Duration,
+    /// Between requests on a kept connection.
+    pub idle_timeout: Duration,
+    /// Between two reads of a request body (408).
+    pub body_timeout: Duration,
+    /// Between two writes that make progress.
+    pub write_timeout: Duration,
+    /// Followers that wait for a head, in the process (DESIGN section 5).
+    pub waiting: usize,
+}
+
+/// Fills in flight.
+#[derive(Debug, Clone)]
+pub struct Fill {
+    /// Bytes by which the furthest reader of a response that is not stored may lead the slowest.
+    pub lag: u64,
+    /// How long, in sum, a slow reader may hold others up before it is detached.
+    pub stall: Duration,
+    /// A fill without readers goes on if its declared rest is at most this many bytes...
+    pub finish_rest: u64,
+    /// ...or if at least this share of it is there.
+    pub finish_share: f64,
+    /// A follower whose range begins more than this beyond what has arrived goes on alone.
+    pub range_ahead: u64,
+    /// "Do not line up" markers: first, longest, how many.
+    pub marker_first: Duration,
+    pub marker_max: Duration,
+    pub marker_count: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstream {
+    pub name: String,
+    pub endpoints: Vec<Endpoint>,
+    pub balance: Balance,
+    /// Connections per endpoint.
+    pub connections: usize,
+    /// Requests that may wait for a connection, per endpoint.
+    pub queue: usize,
+    pub queue_timeout: Duration,
+    pub idle_connections: usize,
+    pub idle_timeout: Duration,
+    pub connect_timeout: Duration,
+    /// From the request sent to the head of the response.
+    pub first_byte_timeout: Duration,
+    /// Between two reads of the body.
+    pub read_timeout: Duration,
+    /// For the whole exchange; `None`: no bound.
+    pub total_timeout: Option<Duration>,
+    /// Retries on a fresh connection where nothing came back and the request is idempotent.
+    pub retries: u32,
+    /// Bounds on the response head.
+    pub header_bytes: usize,
+    pub header_count: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `http://host:port` as written.
+    pub url: String,
+    /// Host name or address.
+    pub host: String,
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    RoundRobin,
+    LeastRequests,
+}
+
+/// A routed host space.
+#[derive(Debug, Clone)]
+pub struct Site {
+    pub name: String,
+    /// Exact hosts and `*.suffix`; empty: the default site.
+    pub hosts: Vec<String>,
+    /// In order; the first that matches wins. The last one matches everything.
+    pub routes: Vec<Arc<Route>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Configured or derived from the match: `assets`, `default`.
+    pub name: String,
+    pub matcher: RouteMatch,
+    pub action: Action,
+    pub cache: CachePolicy,
+    pub key: KeyPolicy,
+    /// First match wins; each has a name that goes into Cache-Status.
+    pub bypass: Vec<BypassRule>,
+    pub request_edits: Vec<FieldEdit>,
+    pub response_edits: Vec<FieldEdit>,
+    /// Path and query rewriting towards the upstream.
+    pub rewrite: Vec<Rewrite>,
+    pub host: UpstreamHost,
+    /// Request cookies that neither key nor upstream see; a trailing `*` matches a prefix.
+    pub strip_cookies: Vec<String>,
+    /// Accept-Encoding asked of the origin.
+    pub accept_encoding: AcceptEncoding,
+    /// PURGE is allowed from these networks; empty: 405.
+    pub purge_from: Vec<IpNet>,
+    /// Surrogate key fields that are passed on to clients.
+    pub forward_tags: Vec<String>,
+    pub cache_status: bool,
+    /// `key=` in Cache-Status.
+    pub show_key: bool,
+    /// `X-Cache: HIT|MISS`.
+    pub x_cache: bool,
+    /// Log query strings.
+    pub log_query: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct RouteMatch {
+    pub path: PathMatch,
+    /// Empty: any.
+    pub methods: Vec<http::Method>,
+    /// All must hold.
+    pub headers: Vec<(String, ValueMatch)>,
+    pub query: Vec<(String, ValueMatch)>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub enum PathMatch {
+    #[default]
+    Any,
+    Prefix(String),
+    Exact(String),
+    Pattern(regex::Regex),
+}
+
+#[derive(Debug, Clone)]
+pub enum ValueMatch {
+    Present,
+    Absent,
+    Equals(String),
+    Prefix(String),
+    Pattern(regex::Regex),
+}
+
+#[derive(Debug, Clone)]
+pub enum Action {
+    Proxy(Arc<Upstream>),
+    /// `location` may hold `{path}`, `{query}`, `{host}`.
+    Redirect {
+        status: u16,
+        location: String,
+    },
+    Respond {
+        status: u16,
+        content_type: String,
+        body: bytes::Bytes,
+    },
+}
+
+/// A request that goes past the cache.
+#[derive(Debug, Clone)]
+pub struct BypassRule {
+    /// Token for Cache-Status, log, metrics.
+    pub reason: String,
+    pub condition: RouteMatch,
+    /// Any of these cookies present (trailing `*`: prefix).
+    pub cookies: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FieldEdit {
+    Add { name: String, value: String },
+    Set { name: String, value: String },
+    Remove { name: String },
+}
+
+#[derive(Debug, Clone)]
+pub enum Rewrite {
+    StripPrefix(String),
+    AddPrefix(String),
+    /// On the path; `$1` as in crate regex.
+    Replace {
+        pattern: regex::Regex,
+        with: String,
+    },
+    /// Query parameters removed on the way to the upstream (and from the key).
+    DropQuery(Vec<String>),
+    SetQuery {
+        name: String,
+        value: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpstreamHost {
+    /// What the client asked for.
+    Preserve,
+    /// The endpoint's.
+    Upstream,
+    Literal(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcceptEncoding {
+    /// `gzip` where the client takes it, else `identity`.
+    Normalise,
+    Identity,
+    /// As the client sent it.
+    Forward,
+}
+
+#[derive(Debug, Clone)]
+pub struct Purge {
+    /// Provisional and remembered receipts.
+    pub receipts: usize,
+    /// Selectors in one call.
+    pub selectors_per_call: usize,
+    /// Selectors kept exactly before they fold.
+    pub map_capacity: usize,
+    pub fold_slots: usize,
+    /// Unsafe methods invalidate.
+    pub unsafe_methods: bool,
+    /// Surrogate keys of one response; more: not stored.
+    pub keys_per_response: usize,
+    /// Bytes of one surrogate key.
+    pub key_bytes: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+    pub access: AccessLog,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    pub target: LogTarget,
+    pub format: AccessFormat,
+    /// Lines that may wait for the writer; more are dropped and counted.
+    pub queue: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    Off,
+    Stdout,
+    /// Reopened on SIGUSR1.
+    File(PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessFormat {
+    Combined,
+    Json,
+    Ecs,
+}
+
+/// Text that never shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}

@@ -1,0 +1,18 @@
+//! Tiercel: a multi-layer caching reverse proxy. The modules stand in the order in which a request meets them.
+
+pub mod admin;
+pub mod body;
+pub mod cache;
+pub mod cli;
+pub mod clock;
+pub mod coalesce;
+pub mod config;
+pub mod invalidation;
+pub mod listener;
+pub mod observe;
+pub mod proxy;
+pub mod route;
+pub mod semantics;
+pub mod server;
+pub mod tier;
+pub mod upstream;

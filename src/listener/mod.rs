@@ -1,0 +1,136 @@
+//! From a socket to a parsed request head and body, and from a response back to bytes.
+//!
+//! The seam: `http1` (ours) parses and frames; [`Handler`] answers. The proxy never knows which
+//! protocol it serves.
+
+pub mod http1;
+
+use crate::body::{BodyError, BodyStream, ResponseBody};
+use crate::proxy::outcome::Outcome;
+use crate::semantics::Fields;
+use http::{Method, StatusCode};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// A request head as it was parsed; memory is reused from request to request.
+#[derive(Debug, Clone)]
+pub struct RequestHead {
+    pub method: Method,
+    /// The request target as it came: origin, absolute or asterisk form.
+    pub target: Vec<u8>,
+    /// 0 or 1.
+    pub minor_version: u8,
+    pub fields: Fields,
+}
+
+/// What is known of the connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    pub client: SocketAddr,
+    pub local: SocketAddr,
+    /// Index of the worker that serves it: picks per-core counters and idle upstream connections.
+    pub worker: usize,
+    pub scheme: crate::semantics::key::Scheme,
+    /// Name of the listener.
+    pub listener: Arc<str>,
+}
+
+/// The request's body, framing already undone.
+pub enum RequestBody {
+    Empty,
+    /// `length` where Content-Length said it.
+    Stream {
+        length: Option<u64>,
+        stream: Pin<Box<dyn BodyStream>>,
+    },
+}
+
+/// An answer, ready for framing. `fields` never holds Connection, Transfer-Encoding, Keep-Alive or Trailer.
+#[derive(Debug)]
+pub struct Response {
+    pub status: StatusCode,
+    pub fields: ResponseFields,
+    pub body: ResponseBody,
+    /// Close the connection afterwards.
+    pub close: bool,
+    /// What happened, for log and metrics, completed by the connection.
+    pub outcome: Outcome,
+}
+
+/// Fields of an answer: a stored block as it is and what this answer adds, or a section of its own.
+#[derive(Debug)]
+pub enum ResponseFields {
+    Stored { stored: Arc<crate::cache::StoredResponse>, extra: ExtraLines },
+    Own(Fields),
+}
+
+/// Lines that are added to a stored block, as wire bytes (`age: 5\r\n`...).
+pub type ExtraLines = smallvec::SmallVec<[u8; 256]>;
+
+/// An interim response (1xx other than 100 and 101) to be relayed before the final one.
+#[derive(Debug, Clone)]
+pub struct Interim {
+    pub status: StatusCode,
+    pub fields: Fields,
+}
+
+/// Where interim responses are sent while a request is handled.
+pub type InterimSender = tokio::sync::mpsc::Sender<Interim>;
+
+/// Hands out a sender of interim responses, made when first asked for; interim responses are relayed to HTTP/1.1
+/// clients only, others get a slot that drops and counts.
+#[derive(Debug, Default)]
+pub struct InterimSlot {
+    receiver: Option<tokio::sync::mpsc::Receiver<Interim>>,
+}
+
+impl InterimSlot {
+    /// A sender; at most 16 interim responses wait.
+    pub fn sender(&mut self) -> InterimSender {
+        let (sender, receiver) = tokio::sync::mpsc::channel(16);
+        self.receiver = Some(receiver);
+        sender
+    }
+    /// The other end, for the connection.
+    pub fn take(&mut self) -> Option<tokio::sync::mpsc::Receiver<Interim>> {
+        self.receiver.take()
+    }
+}
+
+/// The answer to a request: at once, or later.
+pub enum Handled {
+    Ready(Response),
+    Later(Pin<Box<dyn Future<Output = Response> + Send>>),
+}
+
+/// What answers requests: the proxy; in tests of a connection, a scripted stand-in.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request. Whatever the future borrows it must copy from `head`.
+    fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled;
+
+    /// The last byte of an answer went out, or the client left: log and count.
+    fn finished(&self, peer: &Peer, head: &RequestHead, outcome: &Outcome, sent: &Sent);
+
+    /// A request was refused by the connection itself, before it could be handled.
+    fn refused(&self, peer: &Peer, refusal: Refusal);
+}
+
+/// What went out.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    pub status: StatusCode,
+    /// Bytes of the body that were written.
+    pub body_bytes: u64,
+    /// From the request's first byte... to the last byte of the answer, nanoseconds.
+    pub duration_ns: u64,
+    /// Why the answer did not end as it should.
+    pub aborted: Option<BodyError>,
+}
+
+/// Why a connection refused a request by itself: the status that the client gets and a token for log and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: u16,
+    pub reason: &'static str,
+}

@@ -1,0 +1,4 @@
+//! Metrics, access log, error log. Prints the record of `proxy::outcome`; decides nothing.
+
+pub mod access_log;
+pub mod metrics;

@@ -1,0 +1,3 @@
+//! The request path: the journey of a request on one page.
+
+pub mod outcome;

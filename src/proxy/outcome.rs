@@ -1,0 +1,113 @@
+//! What happened to a request, recorded once; Cache-Status, access log, metrics and `explain` print it.
+
+use crate::semantics::cache_status::Forward;
+use crate::semantics::storage::NotStored;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The record of one request.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Index of the route's counters; its site and route name too, see `observe::metrics`.
+    pub route: RouteId,
+    pub result: CacheResult,
+    /// Where the bytes came from.
+    pub source: Source,
+    /// RFC 9211 `fwd`.
+    pub forward: Option<Forward>,
+    /// Status of the upstream's answer, where one was asked.
+    pub forward_status: Option<u16>,
+    pub not_stored: Option<NotStored>,
+    pub stored: bool,
+    /// Answered by another request's fetch.
+    pub collapsed: bool,
+    /// Configured reason of a bypass rule, or another token for `detail`.
+    pub detail: Option<Arc<str>>,
+    /// Age and remaining freshness in milliseconds where a stored response was used.
+    pub age_ms: Option<u64>,
+    pub ttl_ms: Option<i64>,
+    /// RFC 9209 error token where we made the answer up.
+    pub error: Option<&'static str>,
+    pub timing: Timing,
+    pub upstream: Option<Arc<str>>,
+    pub endpoint: Option<Arc<str>>,
+    pub request_id: Option<Arc<str>>,
+    /// The client as believed (trusted proxies); `None`: the peer itself.
+    pub client: Option<std::net::IpAddr>,
+    /// Query strings may be logged.
+    pub log_query: bool,
+}
+
+/// Index of a site's and route's counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct RouteId(pub u32);
+
+/// `result` in logs and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
+pub enum CacheResult {
+    /// A fresh stored response.
+    Hit,
+    /// Fetched, or collapsed onto a fetch.
+    #[default]
+    Miss,
+    /// A stale stored response.
+    Stale,
+    /// A stored response that the origin confirmed.
+    Revalidated,
+    /// The cache was not consulted.
+    Bypass,
+    /// We made the answer up because something failed.
+    Error,
+    /// Redirects and fixed answers, PURGE: no upstream involved.
+    Local,
+}
+
+impl CacheResult {
+    pub const ALL: [Self; 7] = [Self::Hit, Self::Miss, Self::Stale, Self::Revalidated, Self::Bypass, Self::Error, Self::Local];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+            Self::Revalidated => "revalidated",
+            Self::Bypass => "bypass",
+            Self::Error => "error",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// Where the bytes came from: `tier` in logs and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
+pub enum Source {
+    Memory,
+    /// A flight that another request leads.
+    Flight,
+    #[default]
+    Upstream,
+    Tiercel,
+}
+
+impl Source {
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Flight, Self::Upstream, Self::Tiercel];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Flight => "flight",
+            Self::Upstream => "upstream",
+            Self::Tiercel => "tiercel",
+        }
+    }
+}
+
+/// Where the time went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// Waiting for another request's head.
+    pub waited: Option<Duration>,
+    /// From sending the request upstream to the head.
+    pub first_byte: Option<Duration>,
+    pub connect: Option<Duration>,
+}

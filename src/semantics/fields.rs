@@ -1,0 +1,581 @@
+//! Field sections: one flat block of `name: value\r\n` lines and a table of where each begins.
+//!
+//! The block is what goes on an HTTP/1 wire, so a stored response is sent by copying it; the table
+//! is what the rules read. Names are kept in lower case (RFC 9110 §5.1: case-insensitive). Well
+//! known names have a number, and a bit set of the numbers present answers "is it there at all"
+//! without looking at a byte.
+//!
+//! Invariants: every line in the block has exactly one table entry, in order; names are tokens;
+//! values hold no CR, LF or NUL and have no leading or trailing white space. [`Fields::push`]
+//! refuses anything else, so a value that exists can be written to a wire as it is.
+
+use std::fmt;
+
+/// A well known field name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(u8);
+
+const UNKNOWN: u8 = u8::MAX;
+
+macro_rules! names {
+    ($($constant:ident = $text:literal,)*) => {
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+        #[repr(u8)]
+        enum Number { $($constant,)* Count }
+        /// Constants for every well known field name.
+        pub mod name {
+            use super::{Name, Number};
+            $(#[doc = $text] pub const $constant: Name = Name(Number::$constant as u8);)*
+        }
+        const NAMES: &[&str] = &[$($text,)*];
+        const _: () = assert!((Number::Count as usize) <= 128);
+    };
+}
+
+names! {
+    ACCEPT = "accept",
+    ACCEPT_ENCODING = "accept-encoding",
+    ACCEPT_LANGUAGE = "accept-language",
+    ACCEPT_RANGES = "accept-ranges",
+    AGE = "age",
+    ALT_SVC = "alt-svc",
+    AUTHORIZATION = "authorization",
+    CACHE_CONTROL = "cache-control",
+    CACHE_GROUPS = "cache-groups",
+    CACHE_GROUP_INVALIDATION = "cache-group-invalidation",
+    CACHE_STATUS = "cache-status",
+    CACHE_TAG = "cache-tag",
+    CDN_CACHE_CONTROL = "cdn-cache-control",
+    CDN_LOOP = "cdn-loop",
+    CLEAR_SITE_DATA = "clear-site-data",
+    CONNECTION = "connection",
+    CONTENT_DISPOSITION = "content-disposition",
+    CONTENT_ENCODING = "content-encoding",
+    CONTENT_LANGUAGE = "content-language",
+    CONTENT_LENGTH = "content-length",
+    CONTENT_LOCATION = "content-location",
+    CONTENT_RANGE = "content-range",
+    CONTENT_SECURITY_POLICY = "content-security-policy",
+    CONTENT_TYPE = "content-type",
+    COOKIE = "cookie",
+    DATE = "date",
+    DNT = "dnt",
+    EDGE_CACHE_TAG = "edge-cache-tag",
+    ETAG = "etag",
+    EXPECT = "expect",
+    EXPIRES = "expires",
+    FASTLY_SOFT_PURGE = "fastly-soft-purge",
+    FORWARDED = "forwarded",
+    HOST = "host",
+    IF_MATCH = "if-match",
+    IF_MODIFIED_SINCE = "if-modified-since",
+    IF_NONE_MATCH = "if-none-match",
+    IF_RANGE = "if-range",
+    IF_UNMODIFIED_SINCE = "if-unmodified-since",
+    KEEP_ALIVE = "keep-alive",
+    LAST_MODIFIED = "last-modified",
+    LINK = "link",
+    LOCATION = "location",
+    MAX_FORWARDS = "max-forwards",
+    NO_VARY_SEARCH = "no-vary-search",
+    ORIGIN = "origin",
+    PRAGMA = "pragma",
+    PRIORITY = "priority",
+    PROXY_AUTHENTICATE = "proxy-authenticate",
+    PROXY_AUTHENTICATION_INFO = "proxy-authentication-info",
+    PROXY_AUTHORIZATION = "proxy-authorization",
+    PROXY_CONNECTION = "proxy-connection",
+    PROXY_STATUS = "proxy-status",
+    RANGE = "range",
+    REFERER = "referer",
+    RETRY_AFTER = "retry-after",
+    SEC_WEBSOCKET_KEY = "sec-websocket-key",
+    SERVER = "server",
+    SERVER_TIMING = "server-timing",
+    SET_COOKIE = "set-cookie",
+    STRICT_TRANSPORT_SECURITY = "strict-transport-security",
+    SURROGATE_CONTROL = "surrogate-control",
+    SURROGATE_KEY = "surrogate-key",
+    TE = "te",
+    TRACEPARENT = "traceparent",
+    TRACESTATE = "tracestate",
+    TRAILER = "trailer",
+    TRANSFER_ENCODING = "transfer-encoding",
+    UPGRADE = "upgrade",
+    UPGRADE_INSECURE_REQUESTS = "upgrade-insecure-requests",
+    USER_AGENT = "user-agent",
+    VARY = "vary",
+    VIA = "via",
+    WARNING = "warning",
+    X_ACCEL_EXPIRES = "x-accel-expires",
+    X_CACHE = "x-cache",
+    X_FORWARDED_FOR = "x-forwarded-for",
+    X_FORWARDED_HOST = "x-forwarded-host",
+    X_FORWARDED_PORT = "x-forwarded-port",
+    X_FORWARDED_PREFIX = "x-forwarded-prefix",
+    X_FORWARDED_PROTO = "x-forwarded-proto",
+    X_FORWARDED_SCHEME = "x-forwarded-scheme",
+    X_HTTP_METHOD_OVERRIDE = "x-http-method-override",
+    X_METHOD_OVERRIDE = "x-method-override",
+    X_HTTP_METHOD = "x-http-method",
+    X_ORIGINAL_URL = "x-original-url",
+    X_REAL_IP = "x-real-ip",
+    X_REQUEST_ID = "x-request-id",
+    X_REWRITE_URL = "x-rewrite-url",
+    XKEY = "xkey",
+    XKEY_SOFTPURGE = "xkey-softpurge",
+}
+
+const SLOTS: usize = 1024;
+const MULTIPLIER: u32 = 31;
+
+const fn slot(bytes: &[u8]) -> usize {
+    // Length, first, middle and last letter tell the known names apart well enough for short chains.
+    let n = bytes.len();
+    let mixed = (n as u32)
+        .wrapping_mul(131)
+        .wrapping_add((bytes[0] as u32).wrapping_mul(MULTIPLIER))
+        .wrapping_add((bytes[n / 2] as u32).wrapping_mul(977))
+        .wrapping_add((bytes[n - 1] as u32).wrapping_mul(57))
+        .wrapping_add((bytes[n / 3] as u32).wrapping_mul(389));
+    (mixed ^ (mixed >> 10)) as usize % SLOTS
+}
+
+/// Open-addressed table from [`slot`] to the number of a name.
+const TABLE: [u8; SLOTS] = {
+    let mut table = [UNKNOWN; SLOTS];
+    let mut i = 0;
+    while i < NAMES.len() {
+        let mut at = slot(NAMES[i].as_bytes());
+        while table[at] != UNKNOWN {
+            at = (at + 1) % SLOTS;
+        }
+        table[at] = i as u8;
+        i += 1;
+    }
+    table
+};
+
+impl Name {
+    /// The name with this lower-case text, if it is a well known one.
+    pub fn lookup(lower: &[u8]) -> Option<Self> {
+        if lower.is_empty() {
+            return None;
+        }
+        let mut at = slot(lower);
+        loop {
+            match TABLE[at] {
+                UNKNOWN => return None,
+                number if NAMES[number as usize].as_bytes() == lower => return Some(Self(number)),
+                _ => at = (at + 1) % SLOTS,
+            }
+        }
+    }
+
+    /// The text of the name, in lower case.
+    pub const fn as_str(self) -> &'static str {
+        NAMES[self.0 as usize]
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a field can be looked up by: a [`Name`], or text in any letter case.
+pub trait FieldName: Copy {
+    /// The number and text of the name; the number is `None` for one that is not well known.
+    fn resolve(self) -> (Option<Name>, LowerName);
+}
+
+/// A lower-cased name, borrowed where it was lower case already.
+pub type LowerName = std::borrow::Cow<'static, str>;
+
+impl FieldName for Name {
+    fn resolve(self) -> (Option<Name>, LowerName) {
+        (Some(self), LowerName::Borrowed(self.as_str()))
+    }
+}
+
+impl FieldName for &str {
+    fn resolve(self) -> (Option<Name>, LowerName) {
+        let lower = self.to_ascii_lowercase();
+        (Name::lookup(lower.as_bytes()), LowerName::Owned(lower))
+    }
+}
+
+impl FieldName for &String {
+    fn resolve(self) -> (Option<Name>, LowerName) {
+        self.as_str().resolve()
+    }
+}
+
+/// Why a line was not taken into a field section.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FieldError {
+    /// The name is empty, too long, or not a token (RFC 9110 §5.1).
+    #[error("field name is not a token")]
+    Name,
+    /// The value holds CR, LF, NUL or another control byte (RFC 9110 §5.5).
+    #[error("field value holds a control byte")]
+    Value,
+    /// The section would pass 4 GiB.
+    #[error("field section is too large")]
+    Size,
+}
+
+#[derive(Clone, Copy)]
+struct Line {
+    start: u32,
+    value_length: u32,
+    name_length: u16,
+    number: u8,
+}
+
+impl Line {
+    fn name_range(self) -> std::ops::Range<usize> {
+        self.start as usize..self.start as usize + self.name_length as usize
+    }
+    fn value_start(self) -> usize {
+        self.start as usize + self.name_length as usize + 2
+    }
+    fn value_range(self) -> std::ops::Range<usize> {
+        self.value_start()..self.value_start() + self.value_length as usize
+    }
+    /// Past the CR LF that ends the line.
+    fn end(self) -> usize {
+        self.value_start() + self.value_length as usize + 2
+    }
+}
+
+/// A field section: header or trailer fields in the order in which they came.
+#[derive(Clone, Default)]
+pub struct Fields {
+    block: Vec<u8>,
+    lines: Vec<Line>,
+    present: u128,
+}
+
+/// Bytes of a token (RFC 9110 §5.6.2).
+pub const fn is_token_byte(byte: u8) -> bool {
+    matches!(byte, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+        | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z')
+}
+
+/// Bytes of a field value: visible, space, tab, obs-text (RFC 9110 §5.5).
+pub const fn is_value_byte(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+impl Fields {
+    /// An empty section; allocates nothing.
+    pub const fn new() -> Self {
+        Self { block: Vec::new(), lines: Vec::new(), present: 0 }
+    }
+
+    /// An empty section with room for `bytes` of lines in `lines` lines.
+    pub fn with_capacity(bytes: usize, lines: usize) -> Self {
+        Self { block: Vec::with_capacity(bytes), lines: Vec::with_capacity(lines), present: 0 }
+    }
+
+    /// Forgets all lines and keeps the memory.
+    pub fn clear(&mut self) {
+        self.block.clear();
+        self.lines.clear();
+        self.present = 0;
+    }
+
+    /// Gives back memory that is not used.
+    pub fn shrink(&mut self) {
+        self.block.shrink_to_fit();
+        self.lines.shrink_to_fit();
+    }
+
+    /// Appends a line. The name is lower-cased, white space around the value is dropped.
+    pub fn push(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
+        let (name, value) = (name.as_ref(), trim(value.as_ref()));
+        if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|b| is_token_byte(*b)) {
+            return Err(FieldError::Name);
+        }
+        if !value.iter().all(|b| is_value_byte(*b)) {
+            return Err(FieldError::Value);
+        }
+        let start = u32::try_from(self.block.len()).map_err(|_| FieldError::Size)?;
+        u32::try_from(self.block.len() + name.len() + value.len() + 4).map_err(|_| FieldError::Size)?;
+        self.block.extend_from_slice(name);
+        self.block[start as usize..].make_ascii_lowercase();
+        let number = Name::lookup(&self.block[start as usize..]).map_or(UNKNOWN, |name| name.0);
+        self.finish_line(start, name.len() as u16, number, value);
+        Ok(())
+    }
+
+    /// Appends a line with a well known name.
+    pub fn append(&mut self, name: Name, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
+        let value = trim(value.as_ref());
+        if !value.iter().all(|b| is_value_byte(*b)) {
+            return Err(FieldError::Value);
+        }
+        let start = u32::try_from(self.block.len()).map_err(|_| FieldError::Size)?;
+        u32::try_from(self.block.len() + value.len() + 64).map_err(|_| FieldError::Size)?;
+        self.block.extend_from_slice(name.as_str().as_bytes());
+        self.finish_line(start, name.as_str().len() as u16, name.0, value);
+        Ok(())
+    }
+
+    fn finish_line(&mut self, start: u32, name_length: u16, number: u8, value: &[u8]) {
+        self.block.extend_from_slice(b": ");
+        self.block.extend_from_slice(value);
+        self.block.extend_from_slice(b"\r\n");
+        self.lines.push(Line { start, value_length: value.len() as u32, name_length, number });
+        if number != UNKNOWN {
+            self.present |= 1 << number;
+        }
+    }
+
+    /// Replaces all lines of this name by one.
+    pub fn set(&mut self, name: impl FieldName, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
+        self.remove(name);
+        self.push(name.resolve().1.as_bytes(), value)
+    }
+
+    /// Removes all lines of this name; says whether there were any.
+    pub fn remove(&mut self, name: impl FieldName) -> bool {
+        let (number, text) = name.resolve();
+        if let Some(number) = number
+            && self.present & (1 << number.0) == 0
+        {
+            return false;
+        }
+        self.retain(|line, _| line != text.as_bytes())
+    }
+
+    /// Keeps the lines for which `keep(name, value)` is true; says whether any went.
+    pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) -> bool {
+        if self.iter().all(|(name, value)| keep(name.as_bytes(), value)) {
+            return false;
+        }
+        let mut kept = Self::with_capacity(self.block.len(), self.lines.len());
+        for line in &self.lines {
+            let (name, value) = (&self.block[line.name_range()], &self.block[line.value_range()]);
+            if keep(name, value) {
+                let start = kept.block.len() as u32;
+                kept.block.extend_from_slice(name);
+                kept.finish_line(start, line.name_length, line.number, value);
+            }
+        }
+        *self = kept;
+        true
+    }
+
+    /// Whether any line has this name.
+    pub fn contains(&self, name: impl FieldName) -> bool {
+        self.values(name).next().is_some()
+    }
+
+    /// Whether any line has this name: one bit to look at.
+    pub const fn has(&self, name: Name) -> bool {
+        self.present & (1 << name.0) != 0
+    }
+
+    /// The value of the first line of this well known name.
+    pub fn get(&self, name: Name) -> Option<&[u8]> {
+        if !self.has(name) {
+            return None;
+        }
+        self.lines.iter().find(|line| line.number == name.0).map(|line| &self.block[line.value_range()])
+    }
+
+    /// The value of the first line of this name, given as text.
+    pub fn get_named(&self, name: &str) -> Option<&[u8]> {
+        self.values(name).next()
+    }
+
+    /// [`Fields::get`] as text; `None` also where the value is not UTF-8.
+    pub fn text(&self, name: Name) -> Option<&str> {
+        self.get(name).and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// The values of all lines of this name, in order.
+    pub fn values(&self, name: impl FieldName) -> impl Iterator<Item = &[u8]> {
+        let (number, text) = name.resolve();
+        let nothing = number.is_some_and(|n| !self.has(n));
+        let lines = if nothing { &[][..] } else { &self.lines[..] };
+        lines
+            .iter()
+            .filter(move |line| match number {
+                Some(number) => line.number == number.0,
+                None => line.number == UNKNOWN && self.block[line.name_range()] == *text.as_bytes(),
+            })
+            .map(|line| &self.block[line.value_range()])
+    }
+
+    /// All lines of this name as one list, joined with `", "` (RFC 9110 §5.3); `None` where absent.
+    pub fn joined(&self, name: impl FieldName) -> Option<std::borrow::Cow<'_, [u8]>> {
+        let mut values = self.values(name);
+        let first = values.next()?;
+        let Some(second) = values.next() else { return Some(first.into()) };
+        let mut all = [first, b", ", second].concat();
+        for value in values {
+            all.extend_from_slice(b", ");
+            all.extend_from_slice(value);
+        }
+        Some(all.into())
+    }
+
+    /// All lines as name and value, in order. Names are lower case.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.lines.iter().map(|line| {
+            let name = std::str::from_utf8(&self.block[line.name_range()]).unwrap_or_default(); // tokens are ASCII
+            (name, &self.block[line.value_range()])
+        })
+    }
+
+    /// The lines as they go on an HTTP/1 wire, without the empty line that ends the section.
+    pub fn wire(&self) -> &[u8] {
+        &self.block
+    }
+
+    /// Number of lines.
+    pub const fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Whether there are no lines.
+    pub const fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Bytes of memory that the section occupies, its own struct aside.
+    pub fn memory(&self) -> usize {
+        self.block.capacity() + self.lines.capacity() * size_of::<Line>()
+    }
+}
+
+impl PartialEq for Fields {
+    fn eq(&self, other: &Self) -> bool {
+        self.block == other.block
+    }
+}
+
+impl Eq for Fields {}
+
+impl fmt::Debug for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter().map(|(name, value)| (name, value.escape_ascii().to_string()))).finish()
+    }
+}
+
+/// `value` without spaces and tabs at its ends (OWS, RFC 9110 §5.6.3).
+pub fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = value {
+        value = rest;
+    }
+    while let [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// The members of a comma-separated list, trimmed, empty ones skipped, commas in quoted strings kept
+/// (RFC 9110 §5.6.1).
+pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(value);
+    std::iter::from_fn(move || {
+        loop {
+            let value = rest?;
+            let (member, after) = split_member(value);
+            rest = after;
+            let member = trim(member);
+            if !member.is_empty() {
+                return Some(member);
+            }
+        }
+    })
+}
+
+fn split_member(value: &[u8]) -> (&[u8], Option<&[u8]>) {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in value.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => return (&value[..at], Some(&value[at + 1..])),
+            _ => {}
+        }
+    }
+    (value, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_known_name_is_found_by_its_text() {
+        for (number, text) in NAMES.iter().enumerate() {
+            assert_eq!(Name::lookup(text.as_bytes()), Some(Name(number as u8)), "{text}");
+        }
+        assert_eq!(Name::lookup(b"x-unknown"), None);
+        assert_eq!(Name::lookup(b""), None);
+    }
+
+    #[test]
+    fn lines_are_a_wire_block() {
+        let mut fields = Fields::new();
+        fields.push("Cache-Control", "  max-age=5\t").unwrap();
+        fields.push("X-Thing", "").unwrap();
+        fields.append(name::AGE, "7").unwrap();
+        assert_eq!(fields.wire(), b"cache-control: max-age=5\r\nx-thing: \r\nage: 7\r\n");
+        assert_eq!(fields.get(name::CACHE_CONTROL), Some(&b"max-age=5"[..]));
+        assert_eq!(fields.get_named("X-THING"), Some(&b""[..]));
+        assert!(!fields.has(name::EXPIRES));
+        assert!(fields.remove("x-thing"));
+        assert_eq!(fields.wire(), b"cache-control: max-age=5\r\nage: 7\r\n");
+        fields.set(name::AGE, "8").unwrap();
+        assert_eq!(fields.get(name::AGE), Some(&b"8"[..]));
+    }
+
+    #[test]
+    fn repeated_lines_join_as_a_list() {
+        let mut fields = Fields::new();
+        fields.push("vary", "a").unwrap();
+        fields.push("Vary", "b, c").unwrap();
+        assert_eq!(fields.joined(name::VARY).unwrap(), &b"a, b, c"[..]);
+        assert_eq!(fields.joined("none"), None);
+    }
+
+    #[test]
+    fn bytes_that_could_split_a_line_are_refused() {
+        let mut fields = Fields::new();
+        assert_eq!(fields.push("a b", "c"), Err(FieldError::Name));
+        assert_eq!(fields.push("", "c"), Err(FieldError::Name));
+        for bad in ["a\rb", "a\nb", "a\0b", "a\x7fb"] {
+            assert_eq!(fields.push("a", bad), Err(FieldError::Value));
+            assert_eq!(fields.append(name::AGE, bad), Err(FieldError::Value));
+        }
+        assert!(fields.is_empty());
+    }
+
+    #[test]
+    fn lists_keep_commas_in_quoted_strings() {
+        let members: Vec<_> = list(br#" a, , "b, \" c" ,d"#).collect();
+        assert_eq!(members, [&b"a"[..], br#""b, \" c""#, b"d"]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_pushed_is_read_back(pairs in proptest::collection::vec(("[a-zA-Z][a-zA-Z-]{0,20}", "[ -~]{0,30}"), 0..20)) {
+            let mut fields = Fields::new();
+            for (name, value) in &pairs {
+                fields.push(name, value).unwrap();
+            }
+            let read: Vec<_> = fields.iter().map(|(n, v)| (n.to_owned(), v.to_vec())).collect();
+            let want: Vec<_> = pairs.iter().map(|(n, v)| (n.to_ascii_lowercase(), trim(v.as_bytes()).to_vec())).collect();
+            prop_assert_eq!(read, want);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The cache policy of a route, as the rules read it. Resolved by `config`, applied when a response
+//! is stored *and* when it is reused, so that a reload takes effect on what is already stored.
+
+use http::StatusCode;
+
+/// What a route allows the cache to do. Durations are in milliseconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CachePolicy {
+    /// `cache.enabled`; false: every request is a bypass with reason `disabled`.
+    pub enabled: bool,
+    /// `cache.ttl.override`: lifetimes that replace what the origin says, first match wins.
+    /// Never lifts no-store or private. Cache-Status then carries `detail=TTL-OVERRIDE`.
+    pub ttl_override: Vec<TtlRule>,
+    /// `cache.ttl.default`: lifetimes for responses without explicit freshness, before heuristics.
+    pub ttl_default: Vec<TtlRule>,
+    /// `cache.heuristic`: RFC 9111 §4.2.2, a tenth of the time since Last-Modified.
+    pub heuristic: bool,
+    /// `cache.heuristic_max`: upper bound of a heuristic lifetime.
+    pub heuristic_max_ms: u64,
+    /// `cache.stale_while_revalidate`: where the response says nothing (RFC 5861 §3).
+    pub stale_while_revalidate_ms: u64,
+    /// `cache.stale_if_error`: where the response says nothing (RFC 5861 §4; RFC 9111 §4.2.4).
+    pub stale_if_error_ms: u64,
+    /// `cache.keep_stale`: how long past its freshness a response with a validator is kept to be revalidated.
+    pub keep_stale_ms: u64,
+    /// `cache.set_cookie`.
+    pub set_cookie: SetCookie,
+    /// `cache.client_directives`.
+    pub client_directives: ClientDirectives,
+    /// `cache.max_object_size`: bytes; longer bodies are not stored.
+    pub max_object_bytes: u64,
+    /// `cache.range_whole_max`: a range on a miss fetches the whole up to this many bytes.
+    pub range_whole_max_bytes: u64,
+    /// `cache.collapse`.
+    pub collapse: bool,
+    /// `cache.cookies_heuristic`: whether requests with Cookie may get heuristic freshness (false by default).
+    pub heuristic_with_cookie: bool,
+    /// `cache.ignored_vary`... fields of Vary that the operator declares irrelevant; widens the RFC, warned about.
+    pub vary_ignore: Vec<String>,
+    /// `cache.max_variants`: per key.
+    pub max_variants: usize,
+}
+
+/// A lifetime for responses with certain statuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TtlRule {
+    pub statuses: Statuses,
+    pub lifetime_ms: u64,
+}
+
+/// Which statuses a rule is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statuses {
+    /// 200, 203, 204, 206, 300, 301, 308, 404, 410: what a rule without a status means.
+    Usual,
+    /// One status.
+    One(u16),
+    /// A class: 4 for 4xx.
+    Class(u8),
+}
+
+impl Statuses {
+    /// Whether the rule is for this status.
+    pub fn contains(self, status: StatusCode) -> bool {
+        match self {
+            Self::Usual => matches!(status.as_u16(), 200 | 203 | 204 | 206 | 300 | 301 | 308 | 404 | 410),
+            Self::One(one) => status.as_u16() == one,
+            Self::Class(class) => status.as_u16() / 100 == u16::from(class),
+        }
+    }
+}
+
+/// What Set-Cookie does to storing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SetCookie {
+    /// Not stored.
+    #[default]
+    Bypass,
+    /// Stored and replayed, as RFC 9111 §7.3 allows.
+    Store,
+    /// Stored without the field; the first client gets it.
+    Strip,
+}
+
+/// What a client's Cache-Control does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientDirectives {
+    /// Nothing, but for only-if-cached and no-store.
+    #[default]
+    Ignore,
+    /// RFC 9111 §5.2.1, never widening what a shared cache may do.
+    Honour,
+}
+
+impl Default for CachePolicy {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            ttl_override: Vec::new(),
+            ttl_default: Vec::new(),
+            heuristic: true,
+            heuristic_max_ms: 24 * 3_600_000,
+            stale_while_revalidate_ms: 0,
+            stale_if_error_ms: 60_000,
+            keep_stale_ms: 3_600_000,
+            set_cookie: SetCookie::default(),
+            client_directives: ClientDirectives::default(),
+            max_object_bytes: 64 << 20,
+            range_whole_max_bytes: 16 << 20,
+            collapse: true,
+            heuristic_with_cookie: false,
+            vary_ignore: Vec::new(),
+            max_variants: 64,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Why a fetch failed.
+
+/// Causes, named after RFC 9209's error tokens where there is one.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FetchError {
+    #[error("no address for the upstream's name")]
+    Dns,
+    #[error("connection refused")]
+    Refused,
+    #[error("connecting took too long")]
+    ConnectTimeout,
+    #[error("connection failed: {0}")]
+    Connect(String),
+    #[error("no connection free within the queue's deadline")]
+    QueueTimeout,
+    #[error("too many requests wait for a connection")]
+    QueueFull,
+    #[error("no response head in time")]
+    ResponseTimeout,
+    #[error("the connection ended before a response head")]
+    Closed,
+    #[error("the connection was reset before a response head")]
+    Reset,
+    #[error("the response was malformed: {0}")]
+    Malformed(String),
+    #[error("the response head is larger than allowed")]
+    HeadTooLarge,
+    #[error("the request body failed: {0}")]
+    RequestBody(crate::body::BodyError),
+    #[error("the request took longer than allowed in all")]
+    TotalTimeout,
+}
+
+/// Whose fault it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Client,
+    Upstream,
+    Us,
+}
+
+/// Whether trying again can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    Never,
+    /// On a fresh connection, if the request is idempotent.
+    FreshConnection,
+}
+
+impl FetchError {
+    /// RFC 9209 §2.3 token for Proxy-Status.
+    pub const fn token(&self) -> &'static str {
+        match self {
+            Self::Dns => "dns_error",
+            Self::Refused => "connection_refused",
+            Self::ConnectTimeout => "connection_timeout",
+            Self::Connect(_) => "destination_unavailable",
+            Self::QueueTimeout | Self::QueueFull => "connection_limit_reached",
+            Self::ResponseTimeout | Self::TotalTimeout => "http_response_timeout",
+            Self::Closed => "http_response_incomplete",
+            Self::Reset => "connection_terminated",
+            Self::Malformed(_) => "http_protocol_error",
+            Self::HeadTooLarge => "http_response_header_section_size",
+            Self::RequestBody(_) => "http_request_error",
+        }
+    }
+
+    /// The status that the client gets where nothing stale can be served.
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::ConnectTimeout | Self::ResponseTimeout | Self::TotalTimeout => 504,
+            Self::QueueTimeout | Self::QueueFull => 503,
+            Self::RequestBody(_) => 400,
+            _ => 502,
+        }
+    }
+
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::RequestBody(_) => Fault::Client,
+            Self::QueueTimeout | Self::QueueFull => Fault::Us,
+            _ => Fault::Upstream,
+        }
+    }
+
+    pub const fn retry(&self) -> Retry {
+        match self {
+            Self::Closed | Self::Reset | Self::Refused | Self::Connect(_) => Retry::FreshConnection,
+            _ => Retry::Never,
+        }
+    }
+
+    /// RFC 5861 §4: whether a stale response may stand in.
+    pub const fn stale_may_be_served(&self) -> bool {
+        !matches!(self, Self::RequestBody(_))
+    }
+
+    /// Whether the cause lies before anything of the request was answered and does not depend on the request, so that
+    /// everybody who waits shares it.
+    pub const fn is_shared(&self) -> bool {
+        matches!(
+            self,
+            Self::Dns
+                | Self::Refused
+                | Self::ConnectTimeout
+                | Self::Connect(_)
+                | Self::QueueTimeout
+                | Self::QueueFull
+                | Self::ResponseTimeout
+                | Self::TotalTimeout
+        )
+    }
+}

@@ -1,0 +1,10 @@
+//! Rule tables: one row per normative sentence, named by section; `now` is a constant.
+
+mod freshness;
+mod key;
+mod precondition;
+mod range;
+mod reuse;
+mod storage;
+mod validation;
+mod vary;

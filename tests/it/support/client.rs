@@ -1,0 +1,1 @@
+//! A raw HTTP/1 client: sends bytes as they are, reads answers as they come.

@@ -1,0 +1,5 @@
+//! Real parts for tests: a scripted origin that can send broken and slow bytes, a raw client.
+#![allow(dead_code)]
+
+pub mod client;
+pub mod origin;

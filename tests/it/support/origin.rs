@@ -1,0 +1,1 @@
+//! A scripted origin: real sockets on port 0, any bytes, stalls, resets.
