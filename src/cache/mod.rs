@@ -1,5 +1,11 @@
 //! Joins rules and tiers: stored responses and their variants.
 
 mod stored_response;
+mod tags;
+mod variants;
+mod vary_memory;
 
-pub use stored_response::StoredResponse;
+pub use stored_response::{StoredHead, StoredResponse};
+pub use tags::{TAG_FIELDS, Tags};
+pub use variants::{Insertion, Variants};
+pub use vary_memory::VaryMemory;

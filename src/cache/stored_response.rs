@@ -1,27 +1,91 @@
 //! A response as the cache holds it.
 
+use super::Tags;
+use crate::invalidation::{CheckedUpTo, Journal, Stamp, Subject};
 use crate::semantics::freshness::Facts;
+use crate::semantics::policy::CachePolicy;
+use crate::semantics::reuse::{Validity, keep_ms};
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{CacheKey, Fields, Response, StatusCode};
+use crate::semantics::{CacheKey, Fields, Now, Response, StatusCode};
 use bytes::Bytes;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// Immutable but for what the journal has checked.
+/// The head of a response that may be stored: what a flight publishes and a stored response keeps.
 #[derive(Debug)]
-pub struct StoredResponse {
+pub struct StoredHead {
     pub status: StatusCode,
-    /// Ready for the wire: connection-specific fields and Age left out, Date there.
+    /// Ready for the wire: connection-specific fields, Age and surrogate keys left out, Date there.
     pub fields: Fields,
     pub facts: Facts,
     pub key: CacheKey,
     pub secondary: SecondaryKey,
+    /// Journal positions at which the fetch began.
+    pub stamp: Stamp,
+    pub checked: CheckedUpTo,
+    pub tags: Tags,
+    pub site: Arc<str>,
+    /// Order in which fetches began in this process: a later one replaces an earlier one, never the reverse.
+    pub fetch: u64,
+}
+
+impl StoredHead {
+    /// As the rules see it.
+    pub fn as_response(&self) -> Response<'_> {
+        Response { status: self.status, fields: &self.fields }
+    }
+
+    /// As the journal sees it.
+    pub fn subject(&self) -> Subject<'_> {
+        subject(&self.key, &self.site, &self.tags)
+    }
+
+    /// What the journal says of it now; cheap where nothing new was applied.
+    pub fn check(&self, journal: &Journal) -> Validity {
+        journal.check(&self.subject(), &self.stamp, &self.checked)
+    }
+
+    fn memory(&self) -> usize {
+        // The key's text is shared with the set of variants, which weighs it.
+        size_of::<Self>() + self.fields.memory() + self.facts.memory() + self.tags.memory() + self.secondary.0.len()
+    }
+}
+
+/// What of a response the journal matches on.
+pub fn subject<'a>(key: &'a CacheKey, site: &'a str, tags: &'a Tags) -> Subject<'a> {
+    let url_text = key.url().split_once("://").map_or("", |(_, text)| text);
+    let authority = url_text.split_once('/').map_or(url_text, |(authority, _)| authority);
+    Subject { url: key.url_hash(), url_text, authority, site, keys: &tags.keys, groups: &tags.groups }
+}
+
+/// A whole response. Immutable but for what the journal has checked.
+#[derive(Debug)]
+pub struct StoredResponse {
+    pub head: Arc<StoredHead>,
     pub segments: Arc<[Bytes]>,
     pub length: u64,
+    pub trailers: Option<Fields>,
+    /// When it is worth nothing any more, boot-time milliseconds.
+    pub drop_at_mono_ms: u64,
 }
 
 impl StoredResponse {
-    /// As the rules see it.
-    pub fn head(&self) -> Response<'_> {
-        Response { status: self.status, fields: &self.fields }
+    pub fn new(head: Arc<StoredHead>, segments: Arc<[Bytes]>, length: u64, trailers: Option<Fields>, policy: &CachePolicy, now: Now) -> Self {
+        let keep = keep_ms(&head.facts, policy, now);
+        Self { head, segments, length, trailers, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
+    }
+
+    pub fn keep(&self, now: Now) -> Duration {
+        Duration::from_millis(self.drop_at_mono_ms.saturating_sub(now.mono_ms))
+    }
+
+    /// Bytes that it costs the process beside the tier's own bookkeeping.
+    pub fn memory(&self) -> usize {
+        let body: usize = self.segments.iter().map(|segment| segment.len() + ALLOCATION + size_of::<Bytes>()).sum();
+        let trailers = self.trailers.as_ref().map_or(0, Fields::memory);
+        size_of::<Self>() + self.head.memory() + body + trailers + 4 * ALLOCATION
     }
 }
+
+/// What an allocation costs beside its bytes: the allocator's size classes and a reference count.
+const ALLOCATION: usize = 48;

@@ -1,3 +1,205 @@
 //! The request path: the journey of a request on one page.
+//!
+//! [`Proxy::handle`] is the journey. What can be answered from memory is answered at once, without a task, a lock held
+//! or an await; everything else goes on as one boxed future. What HTTP permits is decided in `semantics`; here it is
+//! acted on. What happened is recorded once, in [`outcome::Outcome`].
+//!
+//! Invariant: no failure of the cache is a failure of the request.
 
+mod admit;
+mod alone;
+mod answer;
+mod deliver;
+mod exchange;
+mod explain;
+mod fill;
+mod forward;
+mod live;
+mod lookup;
 pub mod outcome;
+mod purge;
+mod revalidate;
+mod store;
+
+pub use live::{Live, Routed};
+pub use purge::url_text;
+
+use crate::cache::{Variants, VaryMemory};
+use crate::clock;
+use crate::coalesce::fill::FillBudget;
+use crate::coalesce::flight::FlightTable;
+use crate::coalesce::marker::Markers;
+use crate::config::Settings;
+use crate::invalidation::Journal;
+use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
+use crate::observe::access_log::AccessLog;
+use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
+use crate::semantics::cache_status::Forward;
+use crate::semantics::reuse::{self, Reuse};
+use crate::semantics::storage::NotStored;
+use crate::tier::memory::{MemoryTier, Setup};
+use admit::Way;
+use arc_swap::ArcSwap;
+use exchange::Exchange;
+use fill::{Departure, FlightHead};
+use lookup::Found;
+use outcome::Outcome;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Everything that requests share.
+pub struct Proxy {
+    /// What the configuration says now; swapped whole by a reload.
+    pub live: ArcSwap<Live>,
+    pub memory: MemoryTier<Variants>,
+    pub journal: Arc<Journal>,
+    flights: Arc<FlightTable<FlightHead, Departure>>,
+    markers: Markers,
+    vary_memory: VaryMemory,
+    budget: Arc<FillBudget>,
+    pub metrics: Arc<Metrics>,
+    pub access_log: Arc<AccessLog>,
+    /// The process holds nearly all it may: new fills are not stored.
+    under_pressure: AtomicBool,
+    /// Numbers fetches in the order in which they began.
+    fetches: AtomicU64,
+}
+
+impl Handler for Proxy {
+    fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
+        let now = clock::now();
+        let live = self.live.load();
+        let arrival = match admit::admit(self, &live, peer, head) {
+            Ok(arrival) => arrival,
+            Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
+        };
+        match admit::way(&arrival, &body) {
+            Way::Local(answer) => return Handled::Ready(answer::local(&arrival, answer)),
+            Way::Purge => return Handled::Ready(purge::by_method(self, &arrival, now)),
+            Way::Past(why) => return alone::past_the_cache(self, arrival, body, interim, why),
+            Way::Cache => {}
+        }
+        match lookup::find(self, &arrival, now) {
+            Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
+                Handled::Ready(deliver::fresh(&arrival, &response, age_ms, ttl_ms, now))
+            }
+            Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
+                if why == reuse::StaleWhy::WhileRevalidate {
+                    revalidate::in_background(self, &arrival, &response);
+                }
+                self.metrics.stale_served(match why {
+                    reuse::StaleWhy::WhileRevalidate => StaleReason::WhileRevalidate,
+                    reuse::StaleWhy::MaxStale => StaleReason::MaxStale,
+                });
+                Handled::Ready(deliver::stale(&arrival, &response, age_ms, ttl_ms, now))
+            }
+            _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(&arrival)),
+            Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
+                let forward = if why == reuse::MustAsk::Request { Forward::Request } else { Forward::Stale };
+                fill::start(self, arrival, body, interim, forward, Some((response, validity)))
+            }
+            Found::Stored { .. } => fill::start(self, arrival, body, interim, Forward::Miss, None),
+            Found::OtherVariants => fill::start(self, arrival, body, interim, Forward::VaryMiss, None),
+            Found::Nothing => fill::start(self, arrival, body, interim, Forward::UriMiss, None),
+        }
+    }
+
+    fn finished(&self, peer: &Peer, head: &RequestHead, outcome: &Outcome, sent: &Sent) {
+        self.metrics.request(peer.worker, outcome.route, outcome.result, outcome.source, sent.status, sent.body_bytes, sent.duration_ns);
+        if self.access_log.enabled() {
+            self.access_log.record(peer, head, outcome, sent);
+        }
+    }
+
+    fn refused(&self, _: &Peer, refusal: Refusal) {
+        self.metrics.refused(refusal.reason, refusal.status);
+    }
+}
+
+impl Proxy {
+    pub fn new(settings: &Settings, live: Live, journal: Arc<Journal>, metrics: Arc<Metrics>, access_log: Arc<AccessLog>) -> Arc<Self> {
+        let told = Arc::clone(&metrics);
+        let memory = MemoryTier::new(Setup {
+            capacity: settings.memory.stored_bytes(),
+            lru: settings.memory.policy == crate::config::settings::Eviction::Lru,
+            on_eviction: Box::new(move |_, eviction| told.evicted(eviction.as_str(), 1)),
+        });
+        Arc::new(Self {
+            live: ArcSwap::from_pointee(live),
+            memory,
+            journal,
+            flights: Arc::new(FlightTable::new(settings.limits.waiting)),
+            markers: Markers::new(&settings.fill),
+            vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
+            budget: FillBudget::new(settings.memory.fill_bytes()),
+            metrics,
+            access_log,
+            under_pressure: AtomicBool::new(false),
+            fetches: AtomicU64::new(0),
+        })
+    }
+
+    fn next_fetch(&self) -> u64 {
+        self.fetches.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Says whether the process holds nearly all it may; sheds cold responses while it does.
+    pub fn press(&self, under_pressure: bool) {
+        if under_pressure {
+            self.metrics.bound(Bound::MemoryPressure);
+            self.memory.shed(SHED_SHARE);
+        }
+        self.under_pressure.store(under_pressure, Ordering::Relaxed);
+    }
+
+    /// Why a body of this many bytes could not be kept now, if so.
+    fn no_room_for(&self, declared: Option<u64>) -> Option<NotStored> {
+        let full = self.budget.used().saturating_add(declared.unwrap_or(0)) > self.budget.limit();
+        (full || self.under_pressure.load(Ordering::Relaxed)).then(|| {
+            self.metrics.bound(Bound::FillMemory);
+            NotStored::Memory
+        })
+    }
+}
+
+impl Gauges for Proxy {
+    fn memory_tier(&self) -> TierUsage {
+        let (bytes, responses) = self.memory.usage();
+        TierUsage { bytes, limit_bytes: self.memory.capacity(), responses }
+    }
+    fn fill_memory(&self) -> (u64, u64) {
+        (self.budget.used(), self.budget.limit())
+    }
+    fn flights(&self) -> (usize, usize) {
+        self.flights.usage()
+    }
+    fn markers(&self) -> usize {
+        self.markers.len()
+    }
+    fn journal(&self) -> (usize, u64) {
+        self.journal.usage()
+    }
+}
+
+/// Keys whose Vary is remembered beyond eviction; about 200 bytes each.
+const VARY_MEMORY_KEYS: u64 = 50_000;
+
+/// What goes at once when the process holds too much.
+const SHED_SHARE: f64 = 0.10;
+
+/// A request to be explained, not made.
+#[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    /// Absolute: `http://shop.example/path`.
+    pub url: String,
+    #[serde(default = "get")]
+    pub method: String,
+    /// Request fields as name and value.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+fn get() -> String {
+    "GET".into()
+}

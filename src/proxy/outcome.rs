@@ -1,6 +1,6 @@
 //! What happened to a request, recorded once; Cache-Status, access log, metrics and `explain` print it.
 
-use crate::semantics::cache_status::Forward;
+use crate::semantics::cache_status::{CacheStatus, Forward};
 use crate::semantics::storage::NotStored;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,4 +110,39 @@ pub struct Timing {
     /// From sending the request upstream to the head.
     pub first_byte: Option<Duration>,
     pub connect: Option<Duration>,
+}
+
+impl Outcome {
+    /// The record as RFC 9211 puts it.
+    pub fn cache_status<'a>(&'a self, key: Option<&'a str>) -> CacheStatus<'a> {
+        let hit = self.forward.is_none() && matches!(self.result, CacheResult::Hit | CacheResult::Stale);
+        CacheStatus {
+            hit,
+            forward: self.forward,
+            forward_status: self.forward_status,
+            ttl: self.ttl_ms.map(|ttl_ms| ttl_ms.div_euclid(1000)),
+            stored: self.stored,
+            collapsed: self.collapsed,
+            detail: self.detail(),
+            key,
+        }
+    }
+
+    /// Our reason, as a token: a bypass rule's name, why it was not stored, or the tier of a hit.
+    pub fn detail(&self) -> Option<&str> {
+        match (&self.detail, self.not_stored) {
+            (Some(detail), _) => Some(detail),
+            (None, Some(reason)) => Some(reason.as_str()),
+            (None, None) if self.source == Source::Memory => Some("MEMORY"),
+            (None, None) => None,
+        }
+    }
+
+    /// `HIT` for what came from the cache, stale or confirmed; everything else is `MISS`.
+    pub fn x_cache(&self) -> &'static str {
+        match self.result {
+            CacheResult::Hit | CacheResult::Stale | CacheResult::Revalidated => "HIT",
+            _ => "MISS",
+        }
+    }
 }

@@ -1,0 +1,113 @@
+//! Surrogate keys and cache groups of a response.
+
+use crate::config::settings::Purge;
+use crate::invalidation::selector::{group_hash, key_hash};
+use crate::semantics::{Fields, Name, fields, name};
+
+/// Response fields that carry surrogate keys; removed towards clients unless the route forwards them.
+pub const TAG_FIELDS: [Name; 4] = [name::SURROGATE_KEY, name::CACHE_TAG, name::EDGE_CACHE_TAG, name::XKEY];
+
+/// The keys and groups that invalidations can name, hashed, and the text of the keys for `explain`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tags {
+    pub keys: Box<[u128]>,
+    pub groups: Box<[u128]>,
+    /// Keys as they came, one space between; empty where there are none.
+    pub text: Box<str>,
+}
+
+/// A response named more surrogate keys, or longer ones, than is allowed: it is not stored, because a purge could miss it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooManyKeys;
+
+impl Tags {
+    /// Reads Surrogate-Key and xkey (separated by space), Cache-Tag and Edge-Cache-Tag (by comma), Cache-Groups (RFC 9875).
+    pub fn parse(response: &Fields, origin: &str, limits: &Purge) -> Result<Self, TooManyKeys> {
+        let mut texts: Vec<&str> = Vec::new();
+        for field in TAG_FIELDS {
+            for value in response.values(field) {
+                let Ok(value) = std::str::from_utf8(value) else { return Err(TooManyKeys) };
+                texts.extend(value.split([' ', ',', '\t']).filter(|key| !key.is_empty()));
+            }
+        }
+        texts.sort_unstable();
+        texts.dedup();
+        if texts.len() > limits.keys_per_response || texts.iter().any(|key| key.len() > limits.key_bytes) {
+            return Err(TooManyKeys);
+        }
+        Ok(Self {
+            keys: texts.iter().map(|key| key_hash(key)).collect(),
+            groups: groups(response, origin).ok_or(TooManyKeys)?,
+            text: texts.join(" ").into(),
+        })
+    }
+
+    /// The tags of both, for a 304 whose newer keys do not lift purges of older ones.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let both = |a: &[u128], b: &[u128]| {
+            let mut all = [a, b].concat();
+            all.sort_unstable();
+            all.dedup();
+            all.into_boxed_slice()
+        };
+        Self { keys: both(&self.keys, &other.keys), groups: both(&self.groups, &other.groups), text: other.text.clone() }
+    }
+
+    pub fn memory(&self) -> usize {
+        (self.keys.len() + self.groups.len()) * size_of::<u128>() + self.text.len()
+    }
+}
+
+/// Members of Cache-Groups: quoted strings (RFC 9875 §2). At most 32 groups of 128 bytes count.
+fn groups(response: &Fields, origin: &str) -> Option<Box<[u128]>> {
+    let Some(value) = response.joined(name::CACHE_GROUPS) else { return Some(Box::default()) };
+    let groups: Vec<u128> = fields::list(&value)
+        .filter_map(|member| {
+            let text = std::str::from_utf8(member).ok()?.strip_prefix('"')?;
+            Some(group_hash(origin, &text[..text.find('"')?]))
+        })
+        .collect();
+    (groups.len() <= 32).then(|| groups.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Purge {
+        Purge { receipts: 1, selectors_per_call: 1, map_capacity: 1, fold_slots: 1, unsafe_methods: true, keys_per_response: 4, key_bytes: 8 }
+    }
+
+    fn response(lines: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::new();
+        for (name, value) in lines {
+            fields.push(name, value).unwrap();
+        }
+        fields
+    }
+
+    #[test]
+    fn keys_of_all_fields_are_read_once() {
+        let fields = response(&[("Surrogate-Key", "a b"), ("Cache-Tag", "b,c"), ("Cache-Groups", "\"g\", \"h\"")]);
+        let tags = Tags::parse(&fields, "http://a", &limits()).unwrap();
+        assert_eq!(&*tags.text, "a b c");
+        assert_eq!(tags.keys.len(), 3);
+        assert_eq!(&*tags.groups, [group_hash("http://a", "g"), group_hash("http://a", "h")]);
+    }
+
+    #[test]
+    fn more_keys_than_allowed_are_an_error_and_never_cut_short() {
+        assert_eq!(Tags::parse(&response(&[("xkey", "a b c d e")]), "", &limits()), Err(TooManyKeys));
+        assert_eq!(Tags::parse(&response(&[("xkey", "123456789")]), "", &limits()), Err(TooManyKeys));
+    }
+
+    #[test]
+    fn a_union_keeps_both() {
+        let one = Tags::parse(&response(&[("xkey", "a b")]), "", &limits()).unwrap();
+        let two = Tags::parse(&response(&[("xkey", "b c")]), "", &limits()).unwrap();
+        let both = one.union(&two);
+        assert_eq!(both.keys.len(), 3);
+        assert_eq!(&*both.text, "b c");
+    }
+}

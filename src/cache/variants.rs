@@ -1,0 +1,69 @@
+//! The stored responses of one cache key, chosen among by Vary (RFC 9111 §4.1).
+
+use super::StoredResponse;
+use crate::clock;
+use crate::invalidation::Journal;
+use crate::semantics::policy::CachePolicy;
+use crate::semantics::reuse::Validity;
+use crate::semantics::{CacheKey, Fields, Now};
+use crate::tier::memory::Held;
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An immutable set of variants, newest first. Every change makes a new set.
+#[derive(Debug)]
+pub struct Variants {
+    pub key: CacheKey,
+    responses: SmallVec<[Arc<StoredResponse>; 1]>,
+}
+
+/// What inserting a response came to.
+#[derive(Debug)]
+pub enum Insertion {
+    Put(Variants),
+    /// A response whose fetch began later is there: nothing to do.
+    Older,
+}
+
+/// What the tier keeps per value beside the value: hash table slot, access and expiry lists, reference counts (measured).
+const BOOKKEEPING: usize = 400;
+
+impl Variants {
+    /// The set after `response` was added: it replaces the one with its secondary key; at most `max` stay, the oldest
+    /// go; what the journal or the clock has made worthless goes too.
+    pub fn with(there: Option<&Self>, response: Arc<StoredResponse>, max: usize, journal: &Journal, now: Now) -> Insertion {
+        let mut responses = SmallVec::new();
+        let key = response.head.key.clone();
+        let others = there.filter(|set| set.key == key).map_or(&[][..], |set| &set.responses[..]);
+        let same = |other: &&Arc<StoredResponse>| other.head.secondary == response.head.secondary && other.head.facts.vary == response.head.facts.vary;
+        if others.iter().filter(same).any(|other| other.head.fetch > response.head.fetch) {
+            return Insertion::Older;
+        }
+        responses.push(Arc::clone(&response));
+        let kept = others.iter().filter(|other| !same(other) && other.drop_at_mono_ms > now.mono_ms && other.head.check(journal) != Validity::Purged);
+        responses.extend(kept.take(max.saturating_sub(1)).cloned());
+        Insertion::Put(Self { key, responses })
+    }
+
+    /// The newest response that this request selects.
+    pub fn select(&self, request: &Fields, policy: &CachePolicy) -> Option<&Arc<StoredResponse>> {
+        self.responses.iter().find(|response| response.head.facts.vary.matches(request, &response.head.secondary, policy))
+    }
+
+    pub fn responses(&self) -> &[Arc<StoredResponse>] {
+        &self.responses
+    }
+}
+
+impl Held for Variants {
+    fn weight(&self) -> u32 {
+        let responses: usize = self.responses.iter().map(|response| response.memory()).sum();
+        u32::try_from(responses + self.key.as_str().len() + BOOKKEEPING).unwrap_or(u32::MAX)
+    }
+
+    fn keep(&self) -> Duration {
+        let now = clock::now();
+        self.responses.iter().map(|response| response.keep(now)).max().unwrap_or_default()
+    }
+}

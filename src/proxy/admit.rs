@@ -1,0 +1,195 @@
+//! May this request enter, and which way does it go?
+
+use super::exchange::{Arrival, new_request_id};
+use super::live::Live;
+use super::Proxy;
+use crate::config::settings::{Action, Server};
+use crate::listener::{Peer, RequestBody, RequestHead};
+use crate::route;
+use crate::semantics::key::{CacheKey, Scheme, Target};
+use crate::semantics::{Fields, fields, name};
+use ipnet::IpNet;
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Why a request does not enter.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    pub status: u16,
+    /// Token for log and metrics.
+    pub reason: &'static str,
+    /// One sentence for the client.
+    pub text: String,
+}
+
+/// Which way a request goes.
+pub enum Way {
+    Cache,
+    /// To the upstream, without the cache.
+    Past(Past),
+    Local(LocalAnswer),
+    Purge,
+}
+
+/// Why a request goes past the cache.
+#[derive(Debug, Clone)]
+pub enum Past {
+    /// Not GET or HEAD.
+    Method,
+    /// The route does not cache.
+    Disabled,
+    /// A bypass rule, with its reason.
+    Rule(Arc<str>),
+    /// The client wants another protocol.
+    Upgrade,
+    /// GET or HEAD with a body.
+    Body,
+    /// `no-store` in the request.
+    RequestNoStore,
+}
+
+/// An answer that the configuration gives.
+pub enum LocalAnswer {
+    Redirect,
+    Respond,
+    /// TRACE, or PURGE where it is not allowed.
+    MethodNotAllowed,
+}
+
+pub fn admit<'a>(proxy: &Proxy, live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<Arrival<'a>, Refused> {
+    let server = &live.settings.server;
+    let trusted = is_in(&server.trusted_proxies, peer.client.ip());
+    let scheme = if trusted { forwarded_scheme(&head.fields).unwrap_or(peer.scheme) } else { peer.scheme };
+    let target = Target::parse(scheme, &head.target, &head.fields, server.lenient_path).map_err(|error| Refused {
+        status: 400,
+        reason: "target",
+        text: error.to_string(),
+    })?;
+    refuse_loops(&head.fields, &server.name)?;
+    let routed = live.route(&target, &head.method, &head.fields).ok_or_else(|| Refused {
+        status: 421,
+        reason: "no-site",
+        text: "no site is configured for this host".into(),
+    })?;
+    let stripped = &routed.route.strip_cookies;
+    let mut fields = Cow::Borrowed(&head.fields);
+    if !stripped.is_empty() && fields.has(name::COOKIE) {
+        route::strip_cookies(fields.to_mut(), stripped);
+    }
+    let key = CacheKey::new(&target, &fields, &routed.route.key);
+    let client = if trusted { forwarded_client(&head.fields, server).unwrap_or(peer.client.ip()) } else { peer.client.ip() };
+    let given_id = trusted.then(|| head.fields.text(name::X_REQUEST_ID)).flatten().filter(|id| !id.is_empty() && id.len() <= 128);
+    let request_id = given_id.map(Arc::from).or_else(|| proxy.access_log.enabled().then(new_request_id));
+    Ok(Arrival { peer, head, fields, target, routed: Arc::clone(routed), key, client, trusted, request_id })
+}
+
+pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
+    let (route, method) = (&arrival.routed.route, &arrival.head.method);
+    match &route.action {
+        Action::Redirect { .. } => return Way::Local(LocalAnswer::Redirect),
+        Action::Respond { .. } => return Way::Local(LocalAnswer::Respond),
+        Action::Proxy(_) => {}
+    }
+    match method.as_str() {
+        "GET" | "HEAD" => {}
+        "PURGE" => return Way::Purge,
+        // TRACE echoes what only the proxy should see, credentials of trusted hops among it.
+        "TRACE" | "CONNECT" => return Way::Local(LocalAnswer::MethodNotAllowed),
+        _ => return Way::Past(Past::Method),
+    }
+    if arrival.fields.has(name::UPGRADE) && wants_upgrade(&arrival.fields) {
+        return Way::Past(Past::Upgrade);
+    }
+    if !matches!(body, RequestBody::Empty) {
+        return Way::Past(Past::Body);
+    }
+    if !route.cache.enabled {
+        return Way::Past(Past::Disabled);
+    }
+    if !route.bypass.is_empty()
+        && let Some(rule) = route::bypass(route, &arrival.target, method, &arrival.fields)
+    {
+        return Way::Past(Past::Rule(rule.reason.as_str().into()));
+    }
+    if arrival.fields.has(name::CACHE_CONTROL) && crate::semantics::cache_control::RequestDirectives::parse(&arrival.fields).no_store {
+        return Way::Past(Past::RequestNoStore);
+    }
+    Way::Cache
+}
+
+/// Whether Connection names upgrade (RFC 9110 §7.8).
+pub fn wants_upgrade(fields: &Fields) -> bool {
+    fields.values(name::CONNECTION).flat_map(fields::list).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// RFC 8586: our own name in CDN-Loop means that the request came around.
+fn refuse_loops(fields: &Fields, own: &str) -> Result<(), Refused> {
+    if !fields.has(name::CDN_LOOP) {
+        return Ok(());
+    }
+    let ours = |member: &[u8]| member.split(|byte| matches!(byte, b';' | b' ' | b'\t')).next().is_some_and(|id| id.eq_ignore_ascii_case(own.as_bytes()));
+    if fields.values(name::CDN_LOOP).flat_map(fields::list).any(ours) {
+        return Err(Refused { status: 508, reason: "loop", text: format!("the request passed {own} before (CDN-Loop)") });
+    }
+    Ok(())
+}
+
+pub fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
+}
+
+fn forwarded_scheme(fields: &Fields) -> Option<Scheme> {
+    match fields.text(name::X_FORWARDED_PROTO)?.rsplit(',').next()?.trim() {
+        "https" => Some(Scheme::Https),
+        "http" => Some(Scheme::Http),
+        _ => None,
+    }
+}
+
+/// The last address in X-Forwarded-For that is not a trusted proxy's: everything left of it is hearsay.
+fn forwarded_client(fields: &Fields, server: &Server) -> Option<IpAddr> {
+    let list = fields.joined(name::X_FORWARDED_FOR)?;
+    let mut client = None;
+    for member in std::str::from_utf8(&list).ok()?.rsplit(',') {
+        let address: IpAddr = member.trim().trim_matches(['[', ']']).parse().ok()?;
+        client = Some(address);
+        if !is_in(&server.trusted_proxies, address) {
+            break;
+        }
+    }
+    client
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(lines: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::new();
+        for (name, value) in lines {
+            fields.push(name, value).unwrap();
+        }
+        fields
+    }
+
+    #[test]
+    fn our_own_name_in_cdn_loop_is_a_loop() {
+        assert!(refuse_loops(&fields(&[("cdn-loop", "other, Tiercel; v=1")]), "tiercel").is_err());
+        assert!(refuse_loops(&fields(&[("cdn-loop", "other, tiercel2")]), "tiercel").is_ok());
+    }
+
+    #[test]
+    fn upgrade_is_wanted_only_if_connection_names_it() {
+        assert!(wants_upgrade(&fields(&[("connection", "keep-alive, Upgrade")])));
+        assert!(!wants_upgrade(&fields(&[("connection", "keep-alive")])));
+    }
+
+    #[test]
+    fn networks_match_mapped_addresses() {
+        let networks = ["10.0.0.0/8".parse().unwrap()];
+        assert!(is_in(&networks, "::ffff:10.1.2.3".parse().unwrap()));
+        assert!(!is_in(&networks, "11.0.0.1".parse().unwrap()));
+    }
+}

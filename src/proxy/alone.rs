@@ -1,0 +1,130 @@
+//! Fetches that nobody else waits for: past the cache, and cacheable ones that do not line up.
+
+use super::admit::Past;
+use super::exchange::{Arrival, Exchange};
+use super::fill::{Candidate, Failure, FlightBody, FlightHead, is_origin_error, pump};
+use super::store::{self, Began};
+use super::{Proxy, answer, deliver, forward, purge, revalidate};
+use crate::clock;
+use crate::coalesce::fill::Fill;
+use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
+use crate::semantics::cache_status::Forward;
+use crate::semantics::reuse::{Validity, may_serve_on_error};
+use crate::semantics::storage::NotStored;
+use crate::semantics::{Method, name};
+use std::sync::Arc;
+
+/// Why a cacheable request goes on alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// `cache.collapse = false`.
+    NotCollapsed,
+    Authorization,
+    /// Lately the key's responses could not be shared.
+    Marked,
+    /// The flight that it followed came to a response that it may not have.
+    NotShared,
+    Head,
+    /// Its range begins far beyond what has arrived.
+    RangeAhead,
+}
+
+/// Sends a request past the cache.
+pub fn past_the_cache(proxy: &Arc<Proxy>, arrival: Arrival<'_>, body: RequestBody, interim: &mut InterimSlot, why: Past) -> Handled {
+    let interim = (arrival.head.minor_version > 0).then(|| interim.sender());
+    let (proxy, exchange) = (Arc::clone(proxy), Arc::new(arrival.own()));
+    Handled::Later(Box::pin(async move { pass(&proxy, &exchange, body, interim, why).await }))
+}
+
+async fn pass(proxy: &Proxy, exchange: &Exchange, body: RequestBody, interim: Option<InterimSender>, why: Past) -> Response {
+    let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
+    let upgrade = matches!(why, Past::Upgrade);
+    let request = forward::request(exchange, forward::Kind::AsItCame { body, upgrade }, interim);
+    let forward = if matches!(why, Past::Method) { Forward::Method } else { Forward::Bypass };
+    match upstream.send(request).await {
+        Err(error) => answer::failed(proxy, exchange, &Failure::from(&error), forward, None),
+        Ok(inbound) => {
+            // Who wrote reads its write: what is invalid is invalid before the head goes out (RFC 9111 §4.4).
+            if !exchange.method.is_safe() {
+                purge::by_unsafe_method(proxy, exchange, &inbound);
+            }
+            deliver::past(exchange, inbound, &why)
+        }
+    }
+}
+
+/// Fetches for this request alone; stores what may be stored.
+pub async fn fetch(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, interim: Option<InterimSender>, why: Forward, mut candidate: Candidate, reason: Reason) -> Response {
+    let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
+    for _ in 0..2 {
+        let began = Began { stamp: proxy.journal.stamp(), fetch: proxy.next_fetch(), sent: clock::now() };
+        let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged && exchange.method == Method::GET && !exchange.fields.has(name::RANGE));
+        let kind = match confirming {
+            Some((stored, _)) => forward::Kind::Whole(Some(stored)),
+            None => forward::Kind::AsItCame { body: RequestBody::Empty, upgrade: false },
+        };
+        let inbound = match upstream.send(forward::request(exchange, kind, interim.clone())).await {
+            Ok(inbound) => inbound,
+            Err(error) => return answer::failed(proxy, exchange, &Failure::from(&error), why, candidate.as_ref()),
+        };
+        let received = clock::now();
+        if let Some((stored, _)) = confirming.filter(|_| inbound.status == 304) {
+            match revalidate::confirm(proxy, exchange, stored, &inbound, &began, received) {
+                Ok(updated) => return deliver::revalidated(exchange, &updated, &inbound.endpoint, why, clock::now()),
+                Err(revalidate::Gone) => {
+                    candidate = None;
+                    continue;
+                }
+            }
+        }
+        if let Some((stored, validity)) = &candidate
+            && is_origin_error(&inbound)
+            && may_serve_on_error(&stored.head.facts, exchange.policy(), *validity, received)
+        {
+            return deliver::instead(proxy, exchange, stored, Some(inbound.status.as_u16()), received);
+        }
+        return judge(proxy, exchange, inbound, &began, why, reason);
+    }
+    answer::failed(proxy, exchange, &Failure { status: 502, token: "http_protocol_error", text: "the origin confirmed what nobody asked about".into(), stale_may_be_served: false }, why, None)
+}
+
+fn judge(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, mut inbound: crate::upstream::Inbound, began: &Began, why: Forward, reason: Reason) -> Response {
+    let received = clock::now();
+    let head = match store::judge(proxy, exchange, &inbound, began, received) {
+        Ok(head) => head,
+        Err(not_stored) => {
+            proxy.metrics.not_stored(not_stored);
+            if reason == Reason::Marked && not_stored.is_of_response() {
+                let known = proxy.vary_memory.get(exchange.key.hash()).map(|vary| vary.secondary_key(&exchange.fields, exchange.policy()));
+                proxy.markers.set(super::fill::marker_key(exchange, known.as_ref()), received.mono_ms);
+            }
+            return deliver::direct(exchange, inbound, why, Some(not_stored));
+        }
+    };
+    let (writer, fill) = Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
+    let reader = fill.reader(0, None);
+    let flight = Arc::new(FlightHead {
+        sure: proxy.memory.is_sure_to_admit(inbound.length.unwrap_or(0)),
+        head: Arc::clone(&head),
+        body: FlightBody::Filling(fill.clone()),
+        had_age: inbound.fields.has(name::AGE),
+        forward_status: inbound.status.as_u16(),
+        endpoint: Arc::clone(&inbound.endpoint),
+    });
+    if reason == Reason::Marked && head.facts.lifetime(exchange.policy()).ms > 0 {
+        proxy.markers.clear(super::fill::marker_key(exchange, Some(&head.secondary)));
+        proxy.markers.clear(exchange.key.hash());
+    }
+    let body = inbound.body.take();
+    let (task_proxy, task_exchange) = (Arc::clone(proxy), Arc::clone(exchange));
+    tokio::spawn(async move {
+        if pump(body, writer, &fill, || {}).await
+            && let Some(complete) = fill.complete()
+        {
+            let _ = store::whole(&task_proxy, &task_exchange, head, complete, 1); // counted there
+        } else {
+            task_proxy.metrics.not_stored(NotStored::Incomplete);
+        }
+    });
+    deliver::led(exchange, &flight, reader, why)
+}

@@ -1,0 +1,124 @@
+//! Answers that we make ourselves: refusals, redirects, fixed answers, failures.
+
+use super::admit::{LocalAnswer, Refused};
+use super::deliver::{self, line};
+use super::exchange::{Arrival, Exchange};
+use super::fill::Failure;
+use super::{Live, Proxy};
+use crate::body::ResponseBody;
+use crate::cache::StoredResponse;
+use crate::clock;
+use crate::config::settings::Action;
+use crate::listener::{Response, ResponseFields};
+use crate::proxy::outcome::{CacheResult, Outcome, Source};
+use crate::semantics::cache_status::Forward;
+use crate::semantics::reuse::{Validity, may_serve_on_error};
+use crate::semantics::{Fields, StatusCode, date, name};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// A request that was not admitted.
+pub fn refused(live: &Live, refused: &Refused) -> Response {
+    let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, error: Some("http_request_error"), detail: Some(refused.reason.into()), ..Outcome::default() };
+    let mut fields = text_fields();
+    line(&mut fields, name::PROXY_STATUS, format!("{}; error=http_request_error", live.settings.server.name).as_bytes());
+    line(&mut fields, name::VIA, live.via.as_bytes());
+    text(refused.status, fields, format!("{}\n", refused.text), outcome)
+}
+
+/// An answer that the configuration gives.
+pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
+    let outcome = Outcome { result: CacheResult::Local, source: Source::Tiercel, ..arrival.outcome() };
+    let mut fields = Fields::new();
+    line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
+    let (status, body) = match (answer, &arrival.routed.route.action) {
+        (LocalAnswer::Redirect, Action::Redirect { status, location }) => {
+            let target = &arrival.target;
+            let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
+            let location = location.replace("{path}", target.path()).replace("{query}", &query).replace("{host}", target.host());
+            line(&mut fields, name::LOCATION, location.as_bytes());
+            (*status, Bytes::new())
+        }
+        (LocalAnswer::Respond, Action::Respond { status, content_type, body }) => {
+            line(&mut fields, name::CONTENT_TYPE, content_type.as_bytes());
+            (*status, body.clone())
+        }
+        _ => {
+            let _ = fields.push("allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"); // a constant
+            (405, Bytes::new())
+        }
+    };
+    deliver::edit(&mut fields, &arrival.routed.route.response_edits);
+    line(&mut fields, name::VIA, arrival.routed.via.as_bytes());
+    respond(status, fields, body, outcome)
+}
+
+/// `only-if-cached`, and nothing usable is stored (RFC 9111 §5.2.1.7).
+pub fn not_cached(arrival: &Arrival<'_>) -> Response {
+    let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, detail: Some("ONLY-IF-CACHED".into()), ..arrival.outcome() };
+    let mut fields = text_fields();
+    deliver::add_lines(&mut fields, &arrival.routed, arrival.key.as_str(), None, &outcome);
+    text(504, fields, "nothing usable is stored, and the request asked for no more\n".into(), outcome)
+}
+
+/// The fetch failed: a stale response where that is allowed, else an error.
+pub fn failed(proxy: &Proxy, exchange: &Exchange, failure: &Failure, why: Forward, candidate: Option<&(Arc<StoredResponse>, Validity)>) -> Response {
+    let now = clock::now();
+    if let Some((stored, validity)) = candidate
+        && failure.stale_may_be_served
+        && may_serve_on_error(&stored.head.facts, exchange.policy(), *validity, now)
+    {
+        return deliver::instead(proxy, exchange, stored, None, now);
+    }
+    let outcome = Outcome {
+        result: CacheResult::Error,
+        source: Source::Tiercel,
+        forward: Some(why),
+        error: Some(failure.token),
+        ..exchange.outcome()
+    };
+    tracing::debug!(site = &*exchange.routed.site, error = failure.token, text = &*failure.text, "request failed");
+    let mut fields = text_fields();
+    if failure.status == 503 {
+        line(&mut fields, name::RETRY_AFTER, b"1");
+    }
+    line(&mut fields, name::PROXY_STATUS, format!("{}; error={}", exchange.routed.node, failure.token).as_bytes());
+    deliver::add_lines(&mut fields, &exchange.routed, exchange.key.as_str(), None, &outcome);
+    // The cause without internals: no addresses, no names of upstreams.
+    let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    text(failure.status, fields, format!("{}\n", status.canonical_reason().unwrap_or("error")), outcome)
+}
+
+/// The route has no upstream any more (a reload took it away between admission and fetch).
+pub fn no_upstream(exchange: &Exchange) -> Response {
+    let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, error: Some("destination_not_found"), ..exchange.outcome() };
+    text(502, text_fields(), "Bad Gateway\n".into(), outcome)
+}
+
+/// JSON, for answers to PURGE.
+pub fn json(status: u16, value: &impl serde::Serialize, outcome: Outcome) -> Response {
+    let mut fields = Fields::new();
+    line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
+    line(&mut fields, name::CONTENT_TYPE, b"application/json");
+    line(&mut fields, name::CACHE_CONTROL, b"no-store");
+    let body = serde_json::to_vec(value).unwrap_or_default(); // maps with string keys always serialise
+    respond(status, fields, body.into(), outcome)
+}
+
+fn text_fields() -> Fields {
+    let mut fields = Fields::new();
+    line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
+    line(&mut fields, name::CONTENT_TYPE, b"text/plain; charset=utf-8");
+    line(&mut fields, name::CACHE_CONTROL, b"no-store");
+    fields
+}
+
+fn text(status: u16, fields: Fields, text: String, outcome: Outcome) -> Response {
+    respond(status, fields, text.into(), outcome)
+}
+
+fn respond(status: u16, fields: Fields, body: Bytes, outcome: Outcome) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = if body.is_empty() { ResponseBody::Empty } else { ResponseBody::Full(body) };
+    Response { status, fields: ResponseFields::Own(fields), body, close: false, outcome }
+}

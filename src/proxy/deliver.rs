@@ -1,0 +1,410 @@
+//! From a stored response or a flight to an answer: preconditions, range, Age, Cache-Status, Via, body.
+
+use super::admit::Past;
+use super::exchange::{Arrival, Exchange};
+use super::fill::{self, FlightBody, FlightHead};
+use super::live::Routed;
+use super::Proxy;
+use crate::body::{ResponseBody, Tunnel};
+use crate::cache::{StoredHead, StoredResponse};
+use crate::clock;
+use crate::coalesce::fill::{Fill, FillReader};
+use crate::config::settings::FieldEdit;
+use crate::listener::{ExtraLines, Response, ResponseFields};
+use crate::observe::metrics::StaleReason;
+use crate::proxy::outcome::{CacheResult, Outcome, Source};
+use crate::semantics::cache_status::Forward;
+use crate::semantics::precondition::{self, Precondition};
+use crate::semantics::range::{self, Selection};
+use crate::semantics::storage::NotStored;
+use crate::semantics::{CacheKey, Fields, Method, Name, Now, Request, StatusCode, date, name, reuse};
+use crate::upstream::Inbound;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A fresh stored response: the hot path.
+pub fn fresh(arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
+    from_store(arrival, stored, CacheResult::Hit, age_ms, ttl_ms, now)
+}
+
+/// A stale stored response that policy lets out at once.
+pub fn stale(arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
+    from_store(arrival, stored, CacheResult::Stale, age_ms, ttl_ms, now)
+}
+
+fn from_store(arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, result: CacheResult, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
+    let mut outcome = arrival.outcome();
+    outcome.result = result;
+    outcome.source = Source::Memory;
+    outcome.age_ms = Some(age_ms);
+    outcome.ttl_ms = Some(ttl_ms);
+    let asked = Asked { request: arrival.request(), routed: &arrival.routed, key: &arrival.key };
+    compose(&asked, &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
+}
+
+/// A stored response that the origin just confirmed.
+pub fn revalidated(exchange: &Exchange, stored: &Arc<StoredResponse>, endpoint: &Arc<str>, why: Forward, now: Now) -> Response {
+    let mut outcome = exchange.outcome();
+    outcome.result = CacheResult::Revalidated;
+    outcome.source = Source::Memory;
+    outcome.forward = Some(why);
+    outcome.forward_status = Some(304);
+    outcome.endpoint = Some(Arc::clone(endpoint));
+    outcome.stored = true;
+    let age_ms = stored.head.facts.age_ms(now);
+    outcome.age_ms = Some(age_ms);
+    outcome.ttl_ms = Some(ttl_ms(exchange, &stored.head, age_ms));
+    compose(&asked(exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
+}
+
+/// A stale stored response instead of the origin's failure (RFC 5861 §4).
+pub fn instead(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>, status: Option<u16>, now: Now) -> Response {
+    proxy.metrics.stale_served(StaleReason::Error);
+    let mut outcome = exchange.outcome();
+    outcome.result = CacheResult::Stale;
+    outcome.source = Source::Memory;
+    outcome.forward = Some(Forward::Stale);
+    outcome.forward_status = status;
+    outcome.detail = Some("STALE-IF-ERROR".into());
+    let age_ms = stored.head.facts.age_ms(now);
+    outcome.age_ms = Some(age_ms);
+    outcome.ttl_ms = Some(ttl_ms(exchange, &stored.head, age_ms));
+    compose(&asked(exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
+}
+
+/// The answer of a flight to the client that led it.
+pub fn led(exchange: &Exchange, flight: &Arc<FlightHead>, reader: Option<FillReader>, why: Forward) -> Response {
+    let now = clock::now();
+    let fill = match &flight.body {
+        FlightBody::Confirmed(stored) => return revalidated(exchange, stored, &flight.endpoint, why, now),
+        FlightBody::Filling(fill) => fill,
+    };
+    let mut outcome = exchange.outcome();
+    outcome.result = CacheResult::Miss;
+    outcome.forward = Some(why);
+    outcome.forward_status = Some(flight.forward_status);
+    outcome.endpoint = Some(Arc::clone(&flight.endpoint));
+    outcome.stored = flight.sure;
+    // A response that comes from the origin has no Age unless another cache gave it one (RFC 9111 §5.1).
+    let age = flight.had_age.then(|| flight.head.facts.age_ms(now));
+    compose(&asked(exchange), &flight.head, Body::Flight(fill, reader), age, outcome, now)
+}
+
+/// The answer of a flight to a follower; `None` if its range begins too far beyond what has arrived, or its bytes went.
+pub fn followed(exchange: &Exchange, flight: &Arc<FlightHead>, waited: Duration, why: Forward) -> Option<Response> {
+    let now = clock::now();
+    let mut outcome = exchange.outcome();
+    outcome.result = CacheResult::Miss;
+    outcome.source = Source::Flight;
+    outcome.forward = Some(why);
+    outcome.forward_status = Some(flight.forward_status);
+    outcome.collapsed = true;
+    outcome.timing.waited = Some(waited);
+    let age_ms = flight.head.facts.age_ms(now);
+    outcome.age_ms = Some(age_ms);
+    let body = match &flight.body {
+        FlightBody::Confirmed(stored) => {
+            outcome.result = CacheResult::Revalidated;
+            Body::Stored(stored)
+        }
+        FlightBody::Filling(fill) => {
+            if fill::is_far_ahead(exchange, fill) {
+                return None;
+            }
+            Body::Flight(fill, Some(fill.reader(0, None)?))
+        }
+    };
+    Some(compose(&asked(exchange), &flight.head, body, Some(age_ms), outcome, now))
+}
+
+/// A response that is for this client alone, streamed as it comes.
+pub fn direct(exchange: &Exchange, inbound: Inbound, why: Forward, not_stored: Option<NotStored>) -> Response {
+    let mut outcome = exchange.outcome();
+    outcome.result = CacheResult::Miss;
+    outcome.forward = Some(why);
+    outcome.not_stored = not_stored;
+    through(exchange, inbound, outcome)
+}
+
+/// A response to a request that went past the cache.
+pub fn past(exchange: &Exchange, inbound: Inbound, why: &Past) -> Response {
+    let mut outcome = exchange.outcome();
+    outcome.result = CacheResult::Bypass;
+    outcome.forward = Some(if matches!(why, Past::Method) { Forward::Method } else { Forward::Bypass });
+    match why {
+        Past::Method => outcome.not_stored = Some(NotStored::Method),
+        Past::Disabled => outcome.not_stored = Some(NotStored::Disabled),
+        Past::RequestNoStore => outcome.not_stored = Some(NotStored::RequestNoStore),
+        Past::Rule(reason) => outcome.detail = Some(Arc::clone(reason)),
+        Past::Upgrade => outcome.detail = Some("UPGRADE".into()),
+        Past::Body => outcome.detail = Some("REQUEST-BODY".into()),
+    }
+    through(exchange, inbound, outcome)
+}
+
+fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Response {
+    outcome.forward_status = Some(inbound.status.as_u16());
+    outcome.endpoint = Some(Arc::clone(&inbound.endpoint));
+    outcome.timing.connect = inbound.connect;
+    outcome.timing.first_byte = Some(inbound.first_byte);
+    let route = &exchange.routed.route;
+    let mut fields = inbound.fields;
+    strip_tags(&mut fields, &route.forward_tags);
+    if !fields.has(name::DATE) && inbound.status != 101 {
+        line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
+    }
+    edit(&mut fields, &route.response_edits);
+    add_lines(&mut fields, &exchange.routed, exchange.key.as_str(), None, &outcome);
+    let body = match (inbound.tunnel, inbound.body) {
+        (Some(tunnel), _) => ResponseBody::Tunnel(tunnel as Box<dyn Tunnel>),
+        (None, Some(stream)) => ResponseBody::Stream { length: inbound.length, stream },
+        (None, None) => ResponseBody::Empty,
+    };
+    Response { status: inbound.status, fields: ResponseFields::Own(fields), body, close: false, outcome }
+}
+
+fn ttl_ms(exchange: &Exchange, head: &StoredHead, age_ms: u64) -> i64 {
+    let lifetime = head.facts.lifetime(exchange.policy()).ms;
+    i64::try_from(lifetime).unwrap_or(i64::MAX).saturating_sub_unsigned(age_ms)
+}
+
+fn asked(exchange: &Exchange) -> Asked<'_> {
+    Asked { request: exchange.request(), routed: &exchange.routed, key: &exchange.key }
+}
+
+/// Who asks, and on which route.
+struct Asked<'a> {
+    request: Request<'a>,
+    routed: &'a Arc<Routed>,
+    key: &'a CacheKey,
+}
+
+/// Where the bytes are.
+enum Body<'a> {
+    Stored(&'a Arc<StoredResponse>),
+    /// A reader that was there early, or `None` where the client that it was for needs no body.
+    Flight(&'a Fill, Option<FillReader>),
+}
+
+impl Body<'_> {
+    fn length(&self) -> Option<u64> {
+        match self {
+            Self::Stored(stored) => Some(stored.length),
+            Self::Flight(fill, _) => fill.declared().or_else(|| fill.complete().map(|complete| complete.length)),
+        }
+    }
+
+    /// Bytes `start..end` of it, the whole where there is no end.
+    fn part(self, start: u64, end: Option<u64>) -> ResponseBody {
+        let length = self.length();
+        match self {
+            Self::Stored(stored) if stored.length == 0 => ResponseBody::Empty,
+            Self::Stored(stored) => {
+                ResponseBody::Segments { segments: Arc::clone(&stored.segments), start, end: end.unwrap_or(stored.length) }
+            }
+            Self::Flight(fill, reader) => {
+                let wanted = if start == 0 && end.is_none() { reader } else { fill.reader(start, end) };
+                match wanted {
+                    Some(reader) => ResponseBody::Stream { length: end.or(length).map(|end| end - start), stream: Box::pin(reader) },
+                    None => ResponseBody::Empty,
+                }
+            }
+        }
+    }
+}
+
+/// The answer made of a stored head and its body: conditions, ranges, and what this answer adds.
+fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, outcome: Outcome, now: Now) -> Response {
+    let fields = asked.request.fields;
+    if is_conditional(fields) {
+        match precondition::evaluate(asked.request, head.as_response(), now.wall_ms) {
+            Precondition::Holds => {}
+            Precondition::NotModified => {
+                let fields = precondition::not_modified_fields(&head.fields);
+                return own(asked, StatusCode::NOT_MODIFIED, fields, ResponseBody::Empty, age_ms, outcome);
+            }
+            Precondition::Failed => {
+                return own(asked, StatusCode::PRECONDITION_FAILED, Fields::new(), ResponseBody::Empty, None, outcome);
+            }
+        }
+    }
+    let length = body.length();
+    if fields.has(name::RANGE)
+        && head.status == StatusCode::OK
+        && let Some(length) = length
+    {
+        match range::select(asked.request, head.as_response(), length, now.wall_ms) {
+            Selection::Whole => {}
+            Selection::One(range) => return one_range(asked, head, body, range, length, age_ms, outcome),
+            Selection::Many(ranges) => {
+                if let Body::Stored(stored) = body {
+                    return several_ranges(asked, stored, &ranges, age_ms, outcome);
+                }
+            }
+            Selection::Unsatisfiable => {
+                let mut fields = Fields::new();
+                line(&mut fields, name::CONTENT_RANGE, range::unsatisfied_range(length).as_bytes());
+                return own(asked, StatusCode::RANGE_NOT_SATISFIABLE, fields, ResponseBody::Empty, None, outcome);
+            }
+        }
+    }
+    whole(asked, head, body, length, age_ms, outcome)
+}
+
+fn whole(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, length: Option<u64>, age_ms: Option<u64>, outcome: Outcome) -> Response {
+    let is_head = *asked.request.method == Method::HEAD;
+    let withheld = reuse::withheld_fields(&head.facts);
+    if asked.routed.route.response_edits.is_empty() && withheld.is_empty() {
+        let mut extra = ExtraLines::new();
+        if is_head
+            && !head.fields.has(name::CONTENT_LENGTH)
+            && let Some(length) = length
+        {
+            line(&mut extra, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
+        }
+        add_lines(&mut extra, asked.routed, asked.key.as_str(), age_ms, &outcome);
+        let body = if is_head { ResponseBody::Empty } else { body.part(0, None) };
+        let fields = ResponseFields::Stored { stored: Arc::clone(head), extra };
+        return Response { status: head.status, fields, body, close: false, outcome };
+    }
+    let mut fields = head.fields.clone();
+    for name in withheld {
+        fields.remove(name);
+    }
+    if is_head
+        && !fields.has(name::CONTENT_LENGTH)
+        && let Some(length) = length
+    {
+        line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
+    }
+    let body = if is_head { ResponseBody::Empty } else { body.part(0, None) };
+    own(asked, head.status, fields, body, age_ms, outcome)
+}
+
+fn one_range(asked: &Asked<'_>, head: &StoredHead, body: Body<'_>, range: std::ops::Range<u64>, length: u64, age_ms: Option<u64>, outcome: Outcome) -> Response {
+    let mut fields = head.fields.clone();
+    fields.remove(name::CONTENT_LENGTH);
+    line(&mut fields, name::CONTENT_RANGE, range::content_range(&range, length).as_bytes());
+    line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(range.end - range.start).as_bytes());
+    let body = body.part(range.start, Some(range.end));
+    own(asked, StatusCode::PARTIAL_CONTENT, fields, body, age_ms, outcome)
+}
+
+/// multipart/byteranges (RFC 9110 §14.6), from a stored response only: slices of its segments, nothing copied.
+fn several_ranges(asked: &Asked<'_>, stored: &StoredResponse, ranges: &[std::ops::Range<u64>], age_ms: Option<u64>, outcome: Outcome) -> Response {
+    let boundary = format!("{:032x}", rand::random::<u128>());
+    let kind = stored.head.fields.get(name::CONTENT_TYPE);
+    let mut segments: Vec<Bytes> = Vec::new();
+    for range in ranges {
+        let mut part = format!("\r\n--{boundary}\r\n").into_bytes();
+        if let Some(kind) = kind {
+            part.extend_from_slice(&[b"content-type: ", kind, b"\r\n"].concat());
+        }
+        part.extend_from_slice(format!("content-range: {}\r\n\r\n", range::content_range(range, stored.length)).as_bytes());
+        segments.push(part.into());
+        slices(&stored.segments, range, &mut segments);
+    }
+    segments.push(format!("\r\n--{boundary}--\r\n").into());
+    let length: u64 = segments.iter().map(|segment| segment.len() as u64).sum();
+    let mut fields = stored.head.fields.clone();
+    fields.remove(name::CONTENT_LENGTH);
+    fields.remove(name::CONTENT_TYPE);
+    line(&mut fields, name::CONTENT_TYPE, format!("multipart/byteranges; boundary={boundary}").as_bytes());
+    line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
+    let body = ResponseBody::Segments { segments: segments.into(), start: 0, end: length };
+    own(asked, StatusCode::PARTIAL_CONTENT, fields, body, age_ms, outcome)
+}
+
+/// Appends the pieces of `segments` that make up `range`.
+fn slices(segments: &[Bytes], range: &std::ops::Range<u64>, out: &mut Vec<Bytes>) {
+    let mut at = 0u64;
+    for segment in segments {
+        let end = at + segment.len() as u64;
+        let (from, to) = (range.start.max(at), range.end.min(end));
+        if from < to {
+            out.push(segment.slice((from - at) as usize..(to - at) as usize));
+        }
+        at = end;
+    }
+}
+
+fn own(asked: &Asked<'_>, status: StatusCode, mut fields: Fields, body: ResponseBody, age_ms: Option<u64>, outcome: Outcome) -> Response {
+    edit(&mut fields, &asked.routed.route.response_edits);
+    add_lines(&mut fields, asked.routed, asked.key.as_str(), age_ms, &outcome);
+    Response { status, fields: ResponseFields::Own(fields), body, close: false, outcome }
+}
+
+fn is_conditional(fields: &Fields) -> bool {
+    [name::IF_NONE_MATCH, name::IF_MODIFIED_SINCE, name::IF_MATCH, name::IF_UNMODIFIED_SINCE].iter().any(|name| fields.has(*name))
+}
+
+/// Where lines of an answer go: after a stored block, or into a section of its own.
+pub trait Lines {
+    fn add(&mut self, name: Name, value: &[u8]);
+}
+
+impl Lines for ExtraLines {
+    fn add(&mut self, name: Name, value: &[u8]) {
+        self.extend_from_slice(name.as_str().as_bytes());
+        self.extend_from_slice(b": ");
+        self.extend_from_slice(value);
+        self.extend_from_slice(b"\r\n");
+    }
+}
+
+impl Lines for Fields {
+    fn add(&mut self, name: Name, value: &[u8]) {
+        let added = self.append(name, value);
+        debug_assert!(added.is_ok(), "values of ours are field values");
+    }
+}
+
+pub fn line(lines: &mut impl Lines, name: Name, value: &[u8]) {
+    lines.add(name, value);
+}
+
+/// Age, Cache-Status, Via, X-Cache: what every answer of ours adds.
+pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Option<u64>, outcome: &Outcome) {
+    if let Some(age_ms) = age_ms {
+        line(lines, name::AGE, itoa::Buffer::new().format(age_ms / 1000).as_bytes());
+    }
+    let route = &routed.route;
+    if route.cache_status {
+        let mut value = ExtraLines::new();
+        outcome.cache_status(route.show_key.then_some(key)).write(&routed.node, &mut value);
+        line(lines, name::CACHE_STATUS, &value);
+    }
+    line(lines, name::VIA, routed.via.as_bytes());
+    if route.x_cache {
+        line(lines, name::X_CACHE, outcome.x_cache().as_bytes());
+    }
+}
+
+/// The route's changes to response fields.
+pub fn edit(fields: &mut Fields, edits: &[FieldEdit]) {
+    for edit in edits {
+        // The configuration was checked: names are tokens and values field values.
+        let _ = match edit {
+            FieldEdit::Add { name, value } => fields.push(name, value),
+            FieldEdit::Set { name, value } => fields.set(name.as_str(), value),
+            FieldEdit::Remove { name } => {
+                fields.remove(name.as_str());
+                Ok(())
+            }
+        };
+    }
+}
+
+/// Removes surrogate keys, but for the fields that the route forwards.
+pub fn strip_tags(fields: &mut Fields, forwarded: &[String]) {
+    for tag in crate::cache::TAG_FIELDS {
+        if fields.has(tag) && !forwarded.iter().any(|name| name.eq_ignore_ascii_case(tag.as_str())) {
+            fields.remove(tag);
+        }
+    }
+}
+
+pub fn has_tags(fields: &Fields) -> bool {
+    fields.has(name::CACHE_GROUPS) || crate::cache::TAG_FIELDS.iter().any(|tag| fields.has(*tag))
+}

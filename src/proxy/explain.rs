@@ -1,0 +1,104 @@
+//! What the cache knows and would do for a request, without making it (`tiercel explain`).
+
+use super::exchange::Arrival;
+use super::lookup::{self, Found};
+use super::{Proxy, admit};
+use super::ExplainRequest;
+use crate::cache::StoredResponse;
+use crate::clock;
+use crate::listener::{Peer, RequestBody, RequestHead};
+use crate::semantics::reuse::{Reuse, Validity};
+use crate::semantics::{Fields, Now, date, name};
+use serde_json::{Value, json};
+
+impl Proxy {
+    /// The decision record for a request as if it came from loopback now.
+    pub fn explain(&self, request: &ExplainRequest) -> Result<Value, String> {
+        let (scheme, rest) = request.url.split_once("://").ok_or("the URL needs a scheme: http://host/path")?;
+        let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(authority_end);
+        let mut fields = Fields::new();
+        fields.push("host", authority).map_err(|error| format!("host: {error}"))?;
+        for (name, value) in &request.headers {
+            fields.push(name, value).map_err(|error| format!("field `{name}`: {error}"))?;
+        }
+        let head = RequestHead {
+            method: request.method.parse().map_err(|_| format!("`{}` is not a method", request.method))?,
+            target: if path.starts_with('/') { path.into() } else { format!("/{path}").into_bytes() },
+            minor_version: 1,
+            fields,
+        };
+        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let scheme = if scheme == "https" { crate::semantics::key::Scheme::Https } else { crate::semantics::key::Scheme::Http };
+        let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into() };
+        let live = self.live.load();
+        let arrival = admit::admit(self, &live, &peer, &head).map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
+        Ok(self.explain_arrival(&arrival, clock::now()))
+    }
+
+    fn explain_arrival(&self, arrival: &Arrival<'_>, now: Now) -> Value {
+        let route = &arrival.routed.route;
+        let way = match admit::way(arrival, &RequestBody::Empty) {
+            admit::Way::Cache => "cache".to_owned(),
+            admit::Way::Past(why) => format!("past the cache: {why:?}"),
+            admit::Way::Local(_) => "answered by configuration".to_owned(),
+            admit::Way::Purge => "purge".to_owned(),
+        };
+        let (found, decision) = match lookup::find(self, arrival, now) {
+            Found::Nothing => (Value::Null, "fetch: nothing is stored for this key (uri-miss)".to_owned()),
+            Found::OtherVariants => (Value::Null, "fetch: other variants are stored, none that this request selects (vary-miss)".to_owned()),
+            Found::Stored { response, reuse, validity } => (self.explain_stored(arrival, &response, validity, now), decision(reuse)),
+        };
+        json!({
+            "url": arrival.target.as_str(),
+            "site": &*arrival.routed.site,
+            "route": route.name,
+            "upstream": arrival.routed.upstream.as_ref().map(|upstream| upstream.settings.name.clone()),
+            "way": way,
+            "key": arrival.key.as_str(),
+            "key_parts": arrival.key.as_str().lines().collect::<Vec<_>>(),
+            "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| format!("{vary:?}")),
+            "do_not_line_up": self.markers.is_set(arrival.key.hash(), now.mono_ms),
+            "stored": found,
+            "variants": self.memory.get(arrival.key.hash()).filter(|set| set.key == arrival.key).map_or(0, |set| set.responses().len()),
+            "decision": decision,
+        })
+    }
+
+    fn explain_stored(&self, arrival: &Arrival<'_>, response: &StoredResponse, validity: Validity, now: Now) -> Value {
+        let (head, policy) = (&response.head, arrival.policy());
+        let lifetime = head.facts.lifetime(policy);
+        let age_ms = head.facts.age_ms(now);
+        let received_ms = now.wall_ms - i64::try_from(now.mono_ms.saturating_sub(head.facts.response_time.mono_ms)).unwrap_or(0);
+        let text = |value: Option<&[u8]>| value.map(|value| String::from_utf8_lossy(value).into_owned());
+        json!({
+            "tier": "memory",
+            "status": head.status.as_u16(),
+            "bytes": response.length,
+            "age_seconds": age_ms as f64 / 1000.0,
+            "freshness_lifetime_seconds": lifetime.ms as f64 / 1000.0,
+            "freshness_from": lifetime.source.as_str(),
+            "remaining_seconds": (lifetime.ms as f64 - age_ms as f64) / 1000.0,
+            "received": String::from_utf8_lossy(&date::format(received_ms)),
+            "cache_control": text(head.fields.get(name::CACHE_CONTROL)),
+            "etag": text(head.fields.get(name::ETAG)),
+            "last_modified": text(head.fields.get(name::LAST_MODIFIED)),
+            "vary": text(head.fields.get(name::VARY)),
+            "variant": String::from_utf8_lossy(&head.secondary.0),
+            "surrogate_keys": head.tags.text.split(' ').filter(|key| !key.is_empty()).collect::<Vec<_>>(),
+            "stamp": head.stamp.purge.position,
+            "validity": format!("{validity:?}"),
+            "last_matching_purge": self.journal.last_match(&head.subject()),
+            "dropped_in_seconds": response.keep(now).as_secs(),
+        })
+    }
+}
+
+fn decision(reuse: Reuse) -> String {
+    match reuse {
+        Reuse::Fresh { .. } => "hit: the stored response is fresh".into(),
+        Reuse::StaleNow { why, .. } => format!("serve stale: {why:?}"),
+        Reuse::Revalidate { why, .. } => format!("ask the origin first: {why:?}"),
+        Reuse::Unusable(why) => format!("fetch: what is stored is unusable: {why:?}"),
+    }
+}

@@ -1,0 +1,131 @@
+//! The request as it goes to the upstream.
+
+use super::deliver::edit;
+use super::exchange::Exchange;
+use crate::cache::StoredResponse;
+use crate::config::settings::{AcceptEncoding, UpstreamHost};
+use crate::listener::{InterimSender, RequestBody};
+use crate::route;
+use crate::semantics::{Fields, Method, Name, hop, name, validation, vary};
+use crate::upstream::Outbound;
+use std::sync::Arc;
+
+/// What is asked of the origin.
+pub enum Kind<'a> {
+    /// The whole response, so that others may join: no conditions or ranges of the client; ours where a stored
+    /// response is to be confirmed.
+    Whole(Option<&'a Arc<StoredResponse>>),
+    /// What the client asked.
+    AsItCame { body: RequestBody, upgrade: bool },
+}
+
+/// Fields that let a client choose what a parser behind us takes for the request: dropped unless the peer is trusted.
+const FORWARDING: [Name; 9] = [
+    name::FORWARDED,
+    name::X_FORWARDED_FOR,
+    name::X_FORWARDED_HOST,
+    name::X_FORWARDED_PORT,
+    name::X_FORWARDED_PREFIX,
+    name::X_FORWARDED_PROTO,
+    name::X_FORWARDED_SCHEME,
+    name::X_REAL_IP,
+    name::X_REQUEST_ID,
+];
+
+/// Unkeyed input: dropped on requests whose response may be stored.
+const OVERRIDES: [Name; 5] =
+    [name::X_ORIGINAL_URL, name::X_REWRITE_URL, name::X_HTTP_METHOD_OVERRIDE, name::X_HTTP_METHOD, name::X_METHOD_OVERRIDE];
+
+pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSender>) -> Outbound {
+    let route = &exchange.routed.route;
+    let mut fields = exchange.fields.clone();
+    let protocol = fields.get(name::UPGRADE).map(<[u8]>::to_vec);
+    hop::strip(&mut fields);
+    fields.remove(name::EXPECT);
+    fields.remove(name::PROXY_AUTHORIZATION);
+    describe_client(exchange, &mut fields);
+    let (mut body, mut upgrade, mut method) = (RequestBody::Empty, false, exchange.method.clone());
+    match kind {
+        Kind::Whole(stored) => {
+            method = Method::GET;
+            validation::strip_conditions(&mut fields);
+            if let Some(stored) = stored {
+                validation::add_conditions(&mut fields, stored.head.as_response(), &stored.head.facts);
+            }
+            drop_overrides(&mut fields);
+        }
+        Kind::AsItCame { body: sent, upgrade: wanted } => {
+            if exchange.policy().enabled && exchange.method.is_safe() {
+                drop_overrides(&mut fields);
+            }
+            (body, upgrade) = (sent, wanted);
+        }
+    }
+    if upgrade && let Some(protocol) = protocol {
+        set(&mut fields, name::UPGRADE, &protocol);
+    }
+    accept_encoding(exchange, &mut fields);
+    edit(&mut fields, &route.request_edits);
+    let target = route::rewrite(&exchange.target, &route.rewrite);
+    let host = match &route.host {
+        UpstreamHost::Preserve => Some(exchange.target.authority().to_owned()),
+        UpstreamHost::Upstream => None,
+        UpstreamHost::Literal(host) => Some(host.clone()),
+    };
+    fields.remove(name::HOST);
+    Outbound { method, path_and_query: target.path_and_query().to_owned(), host, fields, body, upgrade, interim, worker: exchange.peer.worker }
+}
+
+fn drop_overrides(fields: &mut Fields) {
+    for name in OVERRIDES {
+        fields.remove(name);
+    }
+}
+
+fn set(fields: &mut Fields, name: Name, value: &[u8]) {
+    let _ = fields.set(name, value); // values of ours and values that were fields are field values
+}
+
+/// Via, CDN-Loop, X-Forwarded-*, Forwarded, X-Request-Id. What a trusted proxy said is kept and continued.
+fn describe_client(exchange: &Exchange, fields: &mut Fields) {
+    if !exchange.trusted {
+        for name in FORWARDING {
+            fields.remove(name);
+        }
+    }
+    let peer = exchange.peer.client.ip().to_canonical();
+    append(fields, name::X_FORWARDED_FOR, &peer.to_string());
+    let scheme = exchange.target.scheme().as_str();
+    if !fields.has(name::X_FORWARDED_PROTO) {
+        set(fields, name::X_FORWARDED_PROTO, scheme.as_bytes());
+    }
+    if !fields.has(name::X_FORWARDED_HOST) {
+        set(fields, name::X_FORWARDED_HOST, exchange.target.authority().as_bytes());
+    }
+    let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
+    append(fields, name::FORWARDED, &format!("for={node};host=\"{}\";proto={scheme}", exchange.target.authority()));
+    set(fields, name::X_REQUEST_ID, exchange.request_id.as_bytes());
+    let via = format!("1.{} {}", exchange.minor_version, exchange.routed.node);
+    append(fields, name::VIA, &via);
+    append(fields, name::CDN_LOOP, &exchange.routed.node);
+}
+
+/// Continues a list field.
+fn append(fields: &mut Fields, name: Name, member: &str) {
+    let value = match fields.joined(name) {
+        Some(there) if !there.is_empty() => [&there[..], b", ", member.as_bytes()].concat(),
+        _ => member.as_bytes().to_vec(),
+    };
+    set(fields, name, &value);
+}
+
+/// What codings the origin is asked for. A response may be shared only if all who share it would have asked the same.
+fn accept_encoding(exchange: &Exchange, fields: &mut Fields) {
+    let wanted = match exchange.routed.route.accept_encoding {
+        AcceptEncoding::Forward => return,
+        AcceptEncoding::Identity => "identity",
+        AcceptEncoding::Normalise => vary::normalised_accept_encoding(&exchange.fields),
+    };
+    set(fields, name::ACCEPT_ENCODING, wanted.as_bytes());
+}
+

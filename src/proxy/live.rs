@@ -1,0 +1,80 @@
+//! The configuration as the request path uses it: routes joined with their upstreams and counters.
+
+use crate::config::{Settings, settings};
+use crate::observe::metrics::Metrics;
+use crate::proxy::outcome::RouteId;
+use crate::route::Router;
+use crate::upstream::Upstream;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// One configuration, immutable.
+pub struct Live {
+    pub settings: Arc<Settings>,
+    pub router: Router,
+    /// By site and route, as the router numbers them.
+    routed: Vec<Vec<Arc<Routed>>>,
+    upstreams: HashMap<String, Arc<Upstream>>,
+    /// `1.1 name`, for Via.
+    pub via: String,
+}
+
+/// A route with all that a request on it needs.
+pub struct Routed {
+    pub site: Arc<str>,
+    pub route: Arc<settings::Route>,
+    pub id: RouteId,
+    /// `None` for redirects and fixed answers.
+    pub upstream: Option<Arc<Upstream>>,
+    /// Name in Cache-Status, Via, CDN-Loop.
+    pub node: Arc<str>,
+    pub via: Arc<str>,
+    pub settings: Arc<Settings>,
+}
+
+impl Live {
+    /// Joins settings with what runs: an upstream whose settings did not change keeps its connections.
+    pub fn new(settings: Settings, before: Option<&Self>, metrics: &Arc<Metrics>) -> Self {
+        let settings = Arc::new(settings);
+        let upstreams: HashMap<String, Arc<Upstream>> = settings
+            .upstreams
+            .iter()
+            .map(|wanted| {
+                let kept = before.and_then(|live| live.upstreams.get(&wanted.name)).filter(|there| there.settings == *wanted);
+                let upstream = kept.cloned().unwrap_or_else(|| Upstream::new(Arc::clone(wanted), settings.server.workers, Arc::clone(metrics)));
+                (wanted.name.clone(), upstream)
+            })
+            .collect();
+        let via = format!("1.1 {}", settings.server.name);
+        let (node, shared_via): (Arc<str>, Arc<str>) = (settings.server.name.as_str().into(), via.as_str().into());
+        let routed = settings
+            .sites
+            .iter()
+            .map(|site| {
+                let name: Arc<str> = site.name.as_str().into();
+                let join = |route: &Arc<settings::Route>| {
+                    Arc::new(Routed {
+                        site: Arc::clone(&name),
+                        id: metrics.route(&site.name, &route.name),
+                        upstream: match &route.action {
+                            settings::Action::Proxy(upstream) => upstreams.get(&upstream.name).cloned(),
+                            _ => None,
+                        },
+                        route: Arc::clone(route),
+                        node: Arc::clone(&node),
+                        via: Arc::clone(&shared_via),
+                        settings: Arc::clone(&settings),
+                    })
+                };
+                site.routes.iter().map(join).collect()
+            })
+            .collect();
+        Self { router: Router::new(&settings.sites), routed, upstreams, via, settings }
+    }
+
+    /// The route of a request.
+    pub fn route(&self, target: &crate::semantics::Target, method: &http::Method, fields: &crate::semantics::Fields) -> Option<&Arc<Routed>> {
+        let (_, _, site, route) = self.router.find(target, method, fields)?;
+        self.routed.get(site)?.get(route)
+    }
+}

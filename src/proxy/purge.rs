@@ -1,0 +1,117 @@
+//! Invalidation by requests: the PURGE method, and unsafe methods (RFC 9111 §4.4).
+
+use super::exchange::{Arrival, Exchange};
+use super::{Proxy, admit, answer};
+use crate::invalidation::{Mode, Selector};
+use crate::listener::Response;
+use crate::proxy::outcome::{CacheResult, Outcome, Source};
+use crate::semantics::{CacheKey, Fields, Method, Now, Target, fields, invalidation, name};
+use crate::upstream::Inbound;
+
+/// PURGE, where the route allows it: a URL, or the surrogate keys that the request names.
+pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
+    let outcome = Outcome { result: CacheResult::Local, source: Source::Tiercel, ..arrival.outcome() };
+    let allowed = &arrival.routed.route.purge_from;
+    let refuse = |status, message: &str| {
+        let body = serde_json::json!({"error": {"message": message, "remedy": "list the network in `purge.allow` of the route, or use the admin API"}});
+        answer::json(status, &body, outcome.clone())
+    };
+    if allowed.is_empty() {
+        return refuse(405, "PURGE is not allowed here");
+    }
+    if !admit::is_in(allowed, arrival.client) {
+        return refuse(403, "PURGE is not allowed from this address");
+    }
+    let (selectors, soft_by_field) = selectors(arrival);
+    if selectors.len() > arrival.routed.settings.purge.selectors_per_call {
+        return refuse(400, "too many keys in one PURGE");
+    }
+    let soft = soft_by_field || arrival.fields.get(name::FASTLY_SOFT_PURGE).is_some_and(|value| value == b"1");
+    let mode = if soft { Mode::Soft } else { Mode::Hard };
+    let stored_here = matches!(selectors[..], [Selector::Url(_)]).then(|| proxy.memory.get(arrival.key.hash()).is_some_and(|set| set.key == arrival.key));
+    let actor = format!("purge:{}", arrival.client);
+    let receipt = proxy.purge(selectors, mode, &actor, now);
+    let mut body = serde_json::to_value(&receipt).unwrap_or_default();
+    if let (Some(stored_here), Some(body)) = (stored_here, body.as_object_mut()) {
+        body.insert("stored_here".into(), stored_here.into());
+    }
+    answer::json(200, &body, outcome)
+}
+
+/// Keys named by Surrogate-Key, xkey or xkey-softpurge (by space), Cache-Tag (by comma); else the URL itself.
+fn selectors(arrival: &Arrival<'_>) -> (Vec<Selector>, bool) {
+    let mut keys = Vec::new();
+    for field in [name::SURROGATE_KEY, name::CACHE_TAG, name::EDGE_CACHE_TAG, name::XKEY, name::XKEY_SOFTPURGE] {
+        for value in arrival.fields.values(field) {
+            let text = String::from_utf8_lossy(value);
+            keys.extend(text.split([' ', ',', '\t']).filter(|key| !key.is_empty()).map(|key| Selector::Key(key.to_owned())));
+        }
+    }
+    if keys.is_empty() {
+        keys.push(Selector::Url(url_text(&arrival.key).to_owned()));
+    }
+    (keys, arrival.fields.has(name::XKEY_SOFTPURGE))
+}
+
+/// `authority/path?query` of a key.
+pub fn url_text(key: &CacheKey) -> &str {
+    key.url().split_once("://").map_or("", |(_, text)| text)
+}
+
+/// A successful answer to an unsafe method invalidates its URL and those of Location and Content-Location; groups that
+/// it names by Cache-Group-Invalidation likewise (RFC 9875 §3).
+pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
+    if !exchange.routed.settings.purge.unsafe_methods {
+        return;
+    }
+    let response = crate::semantics::Response { status: inbound.status, fields: &inbound.fields };
+    let now = crate::clock::now();
+    let targets = invalidation::invalidated(exchange.request(), response);
+    if targets.is_empty() {
+        return;
+    }
+    let urls: Vec<u128> = targets.iter().filter_map(|target| proxy.url_hash(target)).collect();
+    if !urls.is_empty() {
+        proxy.journal.invalidate_unsafe(&urls, now);
+        proxy.metrics.unsafe_invalidation();
+    }
+    let groups: Vec<u128> = named_groups(&inbound.fields, exchange.target.origin());
+    if !groups.is_empty() {
+        proxy.journal.invalidate_unsafe_groups(&groups, now);
+        proxy.metrics.unsafe_invalidation();
+    }
+}
+
+fn named_groups(response: &Fields, origin: &str) -> Vec<u128> {
+    let Some(value) = response.joined(name::CACHE_GROUP_INVALIDATION) else { return Vec::new() };
+    let group = |member: &[u8]| {
+        let text = std::str::from_utf8(member).ok()?.strip_prefix('"')?;
+        Some(crate::invalidation::selector::group_hash(origin, &text[..text.find('"')?]))
+    };
+    fields::list(&value).filter_map(group).take(32).collect()
+}
+
+impl Proxy {
+    /// Invalidates, counts and writes the audit line.
+    pub fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> crate::invalidation::Receipt {
+        for selector in &selectors {
+            self.metrics.purged(selector.kind(), mode.as_str());
+        }
+        let receipt = self.journal.purge(selectors, mode, actor, now);
+        tracing::info!(id = receipt.id, mode = mode.as_str(), actor, selectors = receipt.selectors.len(), "purge");
+        receipt
+    }
+
+    /// The key of a GET for this URL by the rules of its route; `None` where no site has it or the route does not cache.
+    pub fn key_of(&self, target: &Target) -> Option<CacheKey> {
+        let live = self.live.load();
+        let routed = live.route(target, &Method::GET, &Fields::new())?;
+        Some(CacheKey::new(target, &Fields::new(), &routed.route.key))
+    }
+
+    fn url_hash(&self, target: &Target) -> Option<u128> {
+        let live = self.live.load();
+        let routed = live.route(target, &Method::GET, &Fields::new())?;
+        routed.route.cache.enabled.then(|| CacheKey::new(target, &Fields::new(), &routed.route.key).url_hash())
+    }
+}

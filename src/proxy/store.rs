@@ -1,0 +1,116 @@
+//! The store decision at the head of a response, and putting a whole response into the tiers.
+
+use super::Proxy;
+use super::exchange::Exchange;
+use crate::cache::{Insertion, StoredHead, StoredResponse, Tags, Variants, subject};
+use crate::clock;
+use crate::coalesce::fill::CompleteBody;
+use crate::invalidation::Stamp;
+use crate::observe::metrics::Bound;
+use crate::semantics::freshness::Facts;
+use crate::semantics::reuse::Validity;
+use crate::semantics::storage::{self, NotStored, Storage};
+use crate::semantics::vary::SecondaryKey;
+use crate::semantics::{Now, Response};
+use crate::tier::memory::{Change, Held};
+use crate::upstream::Inbound;
+use std::sync::Arc;
+
+/// A fetch as it began: taken before the request is sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Began {
+    pub stamp: Stamp,
+    pub fetch: u64,
+    pub sent: Now,
+}
+
+/// May this response be stored? If so, the head that is kept; the response keeps its own fields either way.
+pub fn judge(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, received: Now) -> Result<Arc<StoredHead>, NotStored> {
+    let policy = exchange.policy();
+    let response = Response { status: inbound.status, fields: &inbound.fields };
+    let facts = Facts::new(exchange.request(), response, began.sent, received);
+    if let Storage::Not(why) = storage::may_store(exchange.request(), response, &facts, policy) {
+        return Err(why);
+    }
+    if inbound.length.is_some_and(|length| length > policy.max_object_bytes) {
+        proxy.metrics.bound(Bound::ObjectSize);
+        return Err(NotStored::TooLarge);
+    }
+    if let Some(why) = proxy.no_room_for(inbound.length) {
+        return Err(why);
+    }
+    let tags = Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge).map_err(|_| {
+        proxy.metrics.bound(Bound::SurrogateKeys);
+        NotStored::TooManyKeys
+    })?;
+    let mut fields = storage::stored_fields(response, &facts, policy);
+    super::deliver::strip_tags(&mut fields, &exchange.routed.route.forward_tags);
+    fields.shrink();
+    let secondary = facts.vary.secondary_key(&exchange.fields, policy);
+    Ok(Arc::new(head(exchange, inbound.status, fields, facts, tags, secondary, began)))
+}
+
+/// A head around what was decided.
+pub fn head(
+    exchange: &Exchange,
+    status: http::StatusCode,
+    fields: crate::semantics::Fields,
+    facts: Facts,
+    tags: Tags,
+    secondary: SecondaryKey,
+    began: &Began,
+) -> StoredHead {
+    StoredHead {
+        status,
+        fields,
+        facts,
+        key: exchange.key.clone(),
+        secondary,
+        stamp: began.stamp,
+        checked: Default::default(),
+        tags,
+        site: Arc::clone(&exchange.routed.site),
+        fetch: began.fetch,
+    }
+}
+
+/// Puts a whole body with its head into the tiers, unless a purge came while it was under way.
+pub fn whole(proxy: &Proxy, exchange: &Exchange, head: Arc<StoredHead>, body: CompleteBody, wanted: usize) -> Result<Arc<StoredResponse>, NotStored> {
+    let now = clock::now();
+    if proxy.journal.validity(&subject(&head.key, &head.site, &head.tags), &head.stamp) == Validity::Purged {
+        proxy.metrics.not_stored(NotStored::Purged);
+        return Err(NotStored::Purged);
+    }
+    let response = Arc::new(StoredResponse::new(head, body.segments, body.length, body.trailers, exchange.policy(), now));
+    if response.drop_at_mono_ms <= now.mono_ms {
+        proxy.metrics.not_stored(NotStored::NoFreshness);
+        return Err(NotStored::NoFreshness);
+    }
+    insert(proxy, exchange, &response, wanted, now);
+    Ok(response)
+}
+
+/// Inserts; a response whose fetch began earlier than what is there loses.
+pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, wanted: usize, now: Now) {
+    let hash = response.head.key.hash();
+    let mut weight = None;
+    if wanted > 1 {
+        proxy.memory.mark_wanted(hash, wanted);
+    }
+    proxy.memory.update(hash, |there| {
+        let there = there.map(AsRef::as_ref);
+        if there.is_some_and(|set| set.responses().len() >= exchange.policy().max_variants) {
+            proxy.metrics.bound(Bound::Variants);
+        }
+        match Variants::with(there, Arc::clone(response), exchange.policy().max_variants, &proxy.journal, now) {
+            Insertion::Put(set) => {
+                weight = Some(u64::from(set.weight()));
+                Change::Put(Arc::new(set))
+            }
+            Insertion::Older => Change::Keep,
+        }
+    });
+    if let Some(weight) = weight {
+        proxy.metrics.stored(weight);
+    }
+}

@@ -1,0 +1,89 @@
+//! What the admin API may do.
+
+use super::assembly::State;
+use super::background::resident_bytes;
+use crate::admin::Control;
+use crate::clock;
+use crate::config;
+use crate::invalidation::{Mode, Receipt, Selector};
+use crate::proxy::ExplainRequest;
+use crate::semantics::Target;
+use serde_json::{Value, json};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// The admin API's hands.
+pub struct Controller {
+    pub state: Arc<State>,
+}
+
+impl Control for Controller {
+    fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
+        self.state.proxy.purge(selectors, mode, actor, clock::now())
+    }
+
+    fn receipt(&self, id: &str) -> Option<Receipt> {
+        self.state.proxy.journal.receipt(id)
+    }
+
+    fn normalise_url(&self, url: &str) -> Result<String, String> {
+        let target = Target::from_url(url).map_err(|error| format!("`{url}`: {error}"))?;
+        let key = self.state.proxy.key_of(&target).ok_or_else(|| format!("`{url}`: no site is configured for this host"))?;
+        Ok(crate::proxy::url_text(&key).to_owned())
+    }
+
+    fn stored_here(&self, url: &str) -> bool {
+        let proxy = &self.state.proxy;
+        let key = Target::from_url(url).ok().and_then(|target| proxy.key_of(&target));
+        key.is_some_and(|key| proxy.memory.get(key.hash()).is_some_and(|set| set.key == key))
+    }
+
+    fn explain(&self, request: ExplainRequest) -> Result<Value, String> {
+        self.state.proxy.explain(&request)
+    }
+
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+        let state = Arc::clone(&self.state);
+        Box::pin(async move {
+            // Reads files: not on the runtime of the admin listener's own connections.
+            let reloaded = tokio::task::spawn_blocking(move || state.reload()).await.map_err(|error| error.to_string())?;
+            reloaded.map(|settings| json!({"reloaded": true, "hash": settings.hash, "warnings": settings.warnings}))
+        })
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.state.draining.load(Ordering::Acquire) { Err("draining".into()) } else { Ok(()) }
+    }
+
+    fn metrics(&self) -> String {
+        self.state.proxy.metrics.render()
+    }
+
+    fn config(&self) -> Value {
+        config::effective(&self.state.proxy.live.load().settings)
+    }
+
+    fn status(&self) -> Value {
+        let proxy = &self.state.proxy;
+        let live = proxy.live.load();
+        let (bytes, responses) = proxy.memory.usage();
+        let listeners: serde_json::Map<String, Value> =
+            self.state.listeners().into_iter().map(|(name, address)| (name, address.to_string().into())).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "node": live.settings.server.name,
+            "uptime_seconds": self.state.started.elapsed().as_secs(),
+            "config_hash": live.settings.hash,
+            "listeners": listeners,
+            "connections": self.state.connections(),
+            "memory": {"limit": live.settings.memory.limit, "resident": resident_bytes(), "stored_bytes": bytes, "stored_capacity": proxy.memory.capacity(), "stored_responses": responses},
+            "journal": {"applied": proxy.journal.stamp().purge.position},
+            "ready": self.ready().is_ok(),
+        })
+    }
+
+    fn selectors_per_call(&self) -> usize {
+        self.state.proxy.live.load().settings.purge.selectors_per_call
+    }
+}

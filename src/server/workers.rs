@@ -1,0 +1,155 @@
+//! Worker threads: one current_thread runtime each, or one shared multi-thread runtime (DESIGN section 9).
+
+use super::accept::{self, Doorway};
+use crate::config::settings::Runtime;
+use anyhow::{Context, Result};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use tokio::sync::{mpsc, watch};
+
+/// What a worker is told.
+pub enum Command {
+    /// Accept from this socket until `stop` turns true, then empty its queue and close it.
+    Listen { socket: TcpListener, doorway: Arc<Doorway>, stop: watch::Receiver<bool> },
+    /// Serve a connection that another worker accepted.
+    Serve { stream: TcpStream, doorway: Arc<Doorway> },
+}
+
+/// The threads that serve connections.
+pub struct Workers {
+    kind: Kind,
+    pub shared: Arc<Shared>,
+}
+
+enum Kind {
+    PerCore(Vec<JoinHandle<()>>),
+    Shared(tokio::runtime::Runtime),
+}
+
+/// What workers know of each other.
+pub struct Shared {
+    /// Connections per worker.
+    loads: Vec<AtomicUsize>,
+    commands: Vec<mpsc::UnboundedSender<Command>>,
+}
+
+impl Shared {
+    /// Connections in the process.
+    pub fn connections(&self) -> usize {
+        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Counts a connection until the guard drops.
+    pub fn count(self: &Arc<Self>, worker: usize) -> Counted {
+        self.loads[worker].fetch_add(1, Ordering::Relaxed);
+        Counted { shared: Arc::clone(self), worker }
+    }
+
+    /// The idlest other worker, if this one has more than 1.5 times the mean load.
+    pub fn better_than(&self, worker: usize) -> Option<usize> {
+        let own = self.loads[worker].load(Ordering::Relaxed);
+        let mean = self.connections() / self.loads.len();
+        if self.commands.len() < 2 || own < MIN_LOAD || own * 2 <= mean * 3 {
+            return None;
+        }
+        (0..self.loads.len()).min_by_key(|other| self.loads[*other].load(Ordering::Relaxed)).filter(|idlest| *idlest != worker)
+    }
+
+    /// Whose counters a connection uses: the worker's own, or in turn where all share one runtime.
+    pub fn counts_for(&self, worker: usize, turn: usize) -> usize {
+        if self.commands.len() == self.loads.len() { worker } else { turn % self.loads.len() }
+    }
+
+    pub fn hand_over(&self, worker: usize, stream: TcpStream, doorway: &Arc<Doorway>) {
+        let _ = self.commands[worker].send(Command::Serve { stream, doorway: Arc::clone(doorway) }); // fails only at the very end
+    }
+}
+
+/// Below this many connections an uneven share is chance, not load.
+const MIN_LOAD: usize = 8;
+
+/// A connection that is counted.
+pub struct Counted {
+    shared: Arc<Shared>,
+    worker: usize,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.shared.loads[self.worker].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    pub fn start(runtime: Runtime, count: usize) -> Result<Self> {
+        match runtime {
+            Runtime::PerCore => Self::per_core(count),
+            Runtime::Shared => Self::multi_thread(count),
+        }
+    }
+
+    fn per_core(count: usize) -> Result<Self> {
+        let (commands, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let shared = Arc::new(Shared { loads: (0..count).map(|_| AtomicUsize::new(0)).collect(), commands });
+        let mut threads = Vec::with_capacity(count);
+        for (worker, receiver) in receivers.into_iter().enumerate() {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
+            let weak = Arc::downgrade(&shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{worker}"))
+                .spawn(move || runtime.block_on(obey(worker, receiver, weak)))
+                .context("cannot start a worker thread")?;
+            threads.push(thread);
+        }
+        Ok(Self { kind: Kind::PerCore(threads), shared })
+    }
+
+    fn multi_thread(count: usize) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(count).thread_name("worker").enable_all().build()?;
+        let (command, receiver) = mpsc::unbounded_channel();
+        let loads = (0..count).map(|_| AtomicUsize::new(0)).collect();
+        let shared = Arc::new(Shared { loads, commands: vec![command] });
+        runtime.spawn(obey(0, receiver, Arc::downgrade(&shared)));
+        Ok(Self { kind: Kind::Shared(runtime), shared })
+    }
+
+    /// How many sockets an address needs.
+    pub fn sockets_per_address(&self) -> usize {
+        self.shared.commands.len()
+    }
+
+    /// Starts accepting; `sockets` are one per command queue.
+    pub fn listen(&self, sockets: Vec<TcpListener>, doorway: &Arc<Doorway>, stop: &watch::Receiver<bool>) {
+        for (socket, worker) in sockets.into_iter().zip(&self.shared.commands) {
+            let _ = worker.send(Command::Listen { socket, doorway: Arc::clone(doorway), stop: stop.clone() }); // threads outlive this
+        }
+    }
+
+    /// Ends the threads; whatever connections are left are cut.
+    pub fn end(self) {
+        match self.kind {
+            Kind::PerCore(threads) => {
+                drop(self.shared); // closes the command queues once the doorways are gone
+                for thread in threads {
+                    let _ = thread.join(); // a panic there was reported already
+                }
+            }
+            Kind::Shared(runtime) => runtime.shutdown_background(),
+        }
+    }
+}
+
+/// Polls of tasks between looks at the sockets: tokio's default of 61 lets pipelines and bursts starve accepting.
+const EVENT_INTERVAL: u32 = 61;
+
+async fn obey(worker: usize, mut commands: mpsc::UnboundedReceiver<Command>, shared: std::sync::Weak<Shared>) {
+    while let Some(command) = commands.recv().await {
+        let Some(shared) = shared.upgrade() else { return };
+        match command {
+            Command::Listen { socket, doorway, stop } => accept::spawn(worker, socket, doorway, shared, stop),
+            Command::Serve { stream, doorway } => accept::serve_std(worker, stream, &doorway, &shared),
+        }
+    }
+}
