@@ -11,4 +11,4 @@ mod sockets;
 mod workers;
 
 pub use assembly::Server;
-pub use lifecycle::run;
+pub use lifecycle::{run, wait};
