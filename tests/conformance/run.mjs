@@ -1,0 +1,136 @@
+// Runs the public caching suite (http-cache-tests from npm) through a Tiercel binary and compares the outcome of every
+// test with `expected.json`, a reviewed file: a regression fails, and so does an improvement that is not recorded.
+//
+//   node run.mjs --suite DIR --binary FILE [--config FILE] [--record] [--runs N]
+//
+// Scores by the suite's own rules: a test whose dependency did not pass does not count as passed.
+import { spawn } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync, existsSync } from 'node:fs'
+import { createServer, connect } from 'node:net'
+import { tmpdir } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { fileURLToPath, pathToFileURL } from 'node:url'
+
+const here = dirname(fileURLToPath(import.meta.url))
+const options = { config: join(here, '../../config/conformance.toml'), runs: 1 }
+for (let i = 2; i < process.argv.length; i++) {
+  const name = process.argv[i].replace(/^--/, '')
+  if (name === 'record') options.record = true
+  else options[name] = process.argv[++i]
+}
+if (!options.suite || !options.binary) {
+  console.error('usage: node run.mjs --suite DIR --binary FILE [--config FILE] [--record] [--runs N]')
+  process.exit(2)
+}
+const suite = resolve(options.suite)
+const suites = (await import(pathToFileURL(join(suite, 'tests/index.mjs')))).default
+const tests = new Map(suites.flatMap(s => s.tests).filter(t => !t.browser_only).map(t => [t.id, t]))
+const work = mkdtempSync(join(tmpdir(), 'conformance-'))
+const children = []
+
+function freePort () {
+  return new Promise((resolve, reject) => {
+    const probe = createServer().listen(0, '127.0.0.1', () => {
+      const { port } = probe.address()
+      probe.close(() => resolve(port))
+    }).on('error', reject)
+  })
+}
+
+async function reachable (port) {
+  for (let i = 0; i < 200; i++) {
+    const ok = await new Promise(resolve => {
+      const socket = connect(port, '127.0.0.1', () => { socket.destroy(); resolve(true) })
+      socket.on('error', () => resolve(false))
+    })
+    if (ok) return
+    await new Promise(resolve => setTimeout(resolve, 50))
+  }
+  throw new Error(`nothing listens on port ${port}`)
+}
+
+function start (command, args, extra) {
+  const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'inherit'], ...extra })
+  children.push(child)
+  return child
+}
+
+async function run () {
+  const origin = await freePort()
+  start('node', ['--no-warnings', 'server/server.mjs'], {
+    cwd: suite,
+    stdio: ['ignore', 'ignore', 'inherit'],
+    env: { ...process.env, npm_config_port: String(origin), npm_config_protocol: 'http', npm_config_pidfile: join(work, 'pid') }
+  })
+  await reachable(origin)
+  const proxy = start(resolve(options.binary), ['run', '--config', options.config, '--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0'], {
+    env: { ...process.env, ORIGIN: `http://127.0.0.1:${origin}` }
+  })
+  const base = await new Promise((resolve, reject) => {
+    let text = ''
+    proxy.stdout.on('data', data => {
+      text += data
+      const found = text.match(/^listener \S+ (http:\S+)$/m)
+      if (found) resolve(found[1])
+    })
+    proxy.on('exit', code => reject(new Error(`tiercel ended with ${code}: ${text}`)))
+  })
+  const client = start('node', ['--no-warnings', 'cli.mjs'], { cwd: suite, env: { ...process.env, npm_config_base: base, npm_config_id: '' } })
+  let out = ''
+  client.stdout.on('data', data => { out += data })
+  await new Promise(resolve => client.on('exit', resolve))
+  for (const child of children.splice(0)) {
+    child.removeAllListeners('exit')
+    child.kill('SIGKILL')
+  }
+  return JSON.parse(out.slice(out.indexOf('{')))
+}
+
+function verdict (id, results, seen = new Set()) {
+  const test = tests.get(id)
+  const result = results[id]
+  if (result === undefined) return 'untested'
+  for (const needed of test.depends_on ?? []) {
+    if (!seen.has(needed) && verdict(needed, results, new Set([...seen, id])) !== 'pass') return 'dependency'
+  }
+  if (result === true) return 'pass'
+  if (result[0] === 'Setup') return result[1] === 'retry' ? 'retry' : 'setup'
+  return 'fail'
+}
+
+function score (results) {
+  const verdicts = {}
+  const counts = { required: [0, 0], optimal: [0, 0], check: [0, 0] }
+  for (const [id, test] of tests) {
+    const kind = test.kind ?? 'required'
+    verdicts[id] = verdict(id, results)
+    counts[kind][1]++
+    if (verdicts[id] === 'pass') counts[kind][0]++
+  }
+  return { verdicts, counts }
+}
+
+let failed = 0
+try {
+  for (let turn = 0; turn < Number(options.runs); turn++) {
+    const results = await run()
+    const { verdicts, counts } = score(results)
+    for (const kind of Object.keys(counts)) console.log(`conformance ${kind}: ${counts[kind][0]} of ${counts[kind][1]}`)
+    const file = options.expected ?? join(here, 'expected.json')
+    const lines = Object.keys(verdicts).sort().map(id => `  ${JSON.stringify(id)}: ${JSON.stringify(verdicts[id])}`)
+    if (options.record) writeFileSync(file, `{\n${lines.join(',\n')}\n}\n`)
+    const expected = existsSync(file) ? JSON.parse(readFileSync(file)) : {}
+    for (const id of Object.keys(verdicts)) {
+      if (verdicts[id] === expected[id]) continue
+      failed++
+      const kind = tests.get(id).kind ?? 'required'
+      const why = Array.isArray(results[id]) ? results[id].join(': ') : ''
+      console.log(`${id} (${kind}): expected ${expected[id]}, got ${verdicts[id]} ${why}`)
+    }
+  }
+} finally {
+  for (const child of children) child.kill('SIGKILL')
+  rmSync(work, { recursive: true, force: true })
+}
+console.log(failed ? `${failed} tests differ from expected.json (an improvement is recorded with --record)` : 'every test as expected')
+process.exit(failed ? 1 : 0)

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Memory bounds of a Tiercel binary, read from /proc: large transfers do not grow it, and `--memory` holds.
+
+    python3 tests/memory.py --binary target/release/tiercel [--quick | --full]
+
+--full is what the project promises: 1 GiB down and up with growth below 64 MiB; a limit of 256 MiB and three times that
+in 1 KiB objects, then in 1 MiB objects, resident never above 1.25 times the limit plus 48 MiB. --quick does the same
+with a quarter of the bytes and of the limit.
+"""
+import argparse
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+KIB, MIB = 1024, 1024 * 1024
+PIECE = b"z" * (256 * KIB)
+
+
+class Origin(asyncio.Protocol):
+    """/k/N: 1 KiB; /m/N: 1 MiB; /big/BYTES and /chunked/BYTES: that many bytes; PUT: read and answered."""
+
+    def connection_made(self, transport):
+        self.transport, self.buffer, self.rest, self.writable = transport, b"", 0, asyncio.Event()
+        self.writable.set()
+
+    def pause_writing(self):
+        self.writable.clear()
+
+    def resume_writing(self):
+        self.writable.set()
+
+    def data_received(self, data):
+        if self.rest:
+            taken = min(self.rest, len(data))
+            self.rest -= taken
+            data = data[taken:]
+            if self.rest:
+                return
+            self.answer(b"", b"no-store")
+        self.buffer += data
+        while b"\r\n\r\n" in self.buffer:
+            head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+            self.request(head)
+
+    def request(self, head):
+        path = head.split(b" ", 2)[1].decode()
+        if head.startswith(b"PUT"):
+            length = int(re.search(rb"(?i)content-length: *(\d+)", head)[1])
+            self.rest = length - len(self.buffer)
+            self.buffer = b""
+            if not self.rest:
+                self.answer(b"", b"no-store")
+        elif path.startswith("/k/"):
+            self.answer(PIECE[:KIB])
+        elif path.startswith("/m/"):
+            self.answer(PIECE * 4)
+        else:
+            asyncio.ensure_future(self.stream(int(path.rsplit("/", 1)[1]), "chunked" in path))
+
+    def answer(self, body, control=b"public, max-age=3600"):
+        self.transport.write(b"HTTP/1.1 200 OK\r\ncache-control: %s\r\ncontent-length: %d\r\n\r\n" % (control, len(body)) + body)
+
+    async def stream(self, length, chunked):
+        framing = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % length
+        self.transport.write(b"HTTP/1.1 200 OK\r\ncache-control: public, max-age=3600\r\n" + framing + b"\r\n\r\n")
+        for _ in range(length // len(PIECE)):
+            await self.writable.wait()
+            self.transport.write(b"%x\r\n" % len(PIECE) + PIECE + b"\r\n" if chunked else PIECE)
+        if chunked:
+            self.transport.write(b"0\r\n\r\n")
+
+
+class Proxy:
+    def __init__(self, binary, origin, limit):
+        self.process = subprocess.Popen(
+            [binary, "run", "--upstream", f"http://127.0.0.1:{origin}", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--memory", f"{limit // MIB}MiB"],
+            stdout=subprocess.PIPE, text=True)
+        for line in self.process.stdout:
+            if found := re.match(r"listener \S+ http://127.0.0.1:(\d+)", line):
+                self.port = int(found[1])
+                break
+        else:
+            sys.exit("tiercel did not start")
+        threading.Thread(target=self.process.stdout.read, daemon=True).start()
+
+    def status(self, name):
+        for line in open(f"/proc/{self.process.pid}/status"):
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * KIB
+
+    def reset_peak(self):
+        open(f"/proc/{self.process.pid}/clear_refs", "w").write("5")
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        if self.process.wait(20):
+            sys.exit("tiercel did not end cleanly")
+
+
+async def fetch_all(port, paths, body_bytes, connections=8, depth=16):
+    """GETs every path, pipelined; checks that each body has its length."""
+    it = iter(paths)
+
+    async def one():
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 * MIB)
+        while batch := [p for _, p in zip(range(depth), it)]:
+            writer.write(b"".join(b"GET %s HTTP/1.1\r\nhost: m\r\n\r\n" % p.encode() for p in batch))
+            for _ in batch:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(re.search(rb"content-length: *(\d+)", head)[1])
+                assert head.startswith(b"HTTP/1.1 200") and length == body_bytes, head
+                await reader.readexactly(length)
+        writer.close()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+
+
+async def download(port, path, expected):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET %s HTTP/1.1\r\nhost: m\r\nconnection: close\r\n\r\n" % path.encode())
+    await reader.readuntil(b"\r\n\r\n")
+    got = 0
+    while data := await reader.read(MIB):
+        got += len(data)
+    writer.close()
+    assert got >= expected, f"{path}: {got} of {expected} bytes"
+
+
+async def upload(port, length):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"PUT /up HTTP/1.1\r\nhost: m\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % length)
+    for _ in range(length // len(PIECE)):
+        writer.write(PIECE)
+        await writer.drain()
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    writer.close()
+
+
+async def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--binary", required=True)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args()
+    share = 1 if options.full else 4
+    server = await asyncio.get_running_loop().create_server(Origin, "127.0.0.1", 0, backlog=512)
+    origin = server.sockets[0].getsockname()[1]
+    bad = 0
+
+    def verdict(what, peak, bound):
+        nonlocal bad
+        bad += peak > bound
+        print(f"memory: {what}: {peak / MIB:.0f} MiB, bound {bound / MIB:.0f} MiB{'' if peak <= bound else '  EXCEEDED'}", flush=True)
+
+    proxy = Proxy(options.binary, origin, 512 * MIB)
+    try:
+        await fetch_all(proxy.port, [f"/k/{n}" for n in range(200)], KIB)
+        size = 1024 * MIB // share
+        for what, transfer in (("download", download(proxy.port, f"/big/{size}", size)),
+                               ("chunked download", download(proxy.port, f"/chunked/{size}", size)),
+                               ("upload", upload(proxy.port, size))):
+            proxy.reset_peak()
+            before = proxy.status("VmRSS")
+            await transfer
+            verdict(f"growth by a {what} of {size // MIB} MiB", max(0, proxy.status("VmHWM") - before), 64 * MIB)
+    finally:
+        proxy.stop()
+    limit = 256 * MIB // share
+    proxy = Proxy(options.binary, origin, limit)
+    try:
+        for what, prefix, size in (("1 KiB", "k", KIB), ("1 MiB", "m", MIB)):
+            count = 3 * limit // size
+            await fetch_all(proxy.port, (f"/{prefix}/{n}" for n in range(count)), size, depth=16 if size == KIB else 1)
+            verdict(f"{count} objects of {what} under --memory {limit // MIB}MiB", proxy.status("VmHWM"), int(1.25 * limit) + 48 * MIB)
+    finally:
+        proxy.stop()
+    sys.exit(1 if bad else 0)
+
+
+asyncio.run(main())
