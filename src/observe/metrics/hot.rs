@@ -235,8 +235,11 @@ impl RouteTotals {
         CacheResult::ALL.into_iter().filter_map(move |result| {
             let buckets = &self.buckets[result as usize * BUCKETS..][..BUCKETS];
             let seen = buckets.iter().any(|count| *count > 0);
-            (seen || Source::ALL.into_iter().any(|source| self.expected(result, source)))
-                .then_some((result, buckets, self.nanos[result as usize]))
+            (seen || Source::ALL.into_iter().any(|source| self.expected(result, source))).then_some((
+                result,
+                buckets,
+                self.nanos[result as usize],
+            ))
         })
     }
 
@@ -302,8 +305,7 @@ mod tests {
     fn counts_of_all_workers_are_summed() {
         let hot = Hot::new(3);
         let route = hot.route("shop", "default");
-        let finished =
-            Finished { result: CacheResult::Hit, source: Source::Memory, status: 200, body_bytes: 10, duration_ns: 1_000_000 };
+        let finished = Finished { result: CacheResult::Hit, source: Source::Memory, status: 200, body_bytes: 10, duration_ns: 1_000_000 };
         for worker in [0, 1, 2, 99] {
             hot.request(worker, route, finished); // a worker that does not exist loses nothing
         }

@@ -121,12 +121,12 @@ fn histogram(buckets: &[u64], nanos: u64) -> Histogram {
     let mut cumulative = 0;
     let bounded = BUCKETS_NS.iter().zip(buckets).map(|(bound, count)| {
         cumulative += count;
-        let mut bucket = Bucket::new();
+        let mut bucket = Bucket::default();
         bucket.set_upper_bound(*bound as f64 / 1e9);
         bucket.set_cumulative_count(cumulative);
         bucket
     });
-    let mut histogram = Histogram::new();
+    let mut histogram = Histogram::default();
     histogram.set_bucket(bounded.collect());
     histogram.set_sample_count(buckets.iter().sum());
     histogram.set_sample_sum(nanos as f64 / 1e9);
@@ -140,11 +140,11 @@ fn value(series: &Series, values: &[&str], value: u64) -> MetricFamily {
 fn metric(kind: Kind, labels: Vec<LabelPair>, value: u64) -> Metric {
     let mut metric = Metric::from_label(labels);
     if kind == Kind::Counter {
-        let mut counter = Counter::new();
+        let mut counter = Counter::default();
         counter.set_value(value as f64);
         metric.set_counter(counter);
     } else {
-        let mut gauge = Gauge::new();
+        let mut gauge = Gauge::default();
         gauge.set_value(value as f64);
         metric.set_gauge(gauge);
     }
@@ -153,7 +153,7 @@ fn metric(kind: Kind, labels: Vec<LabelPair>, value: u64) -> Metric {
 
 fn labels(series: &Series, values: &[&str]) -> Vec<LabelPair> {
     let pair = |(name, value): (&&str, &&str)| {
-        let mut pair = LabelPair::new();
+        let mut pair = LabelPair::default();
         pair.set_name((*name).to_owned());
         pair.set_value((*value).to_owned());
         pair
@@ -162,7 +162,7 @@ fn labels(series: &Series, values: &[&str]) -> Vec<LabelPair> {
 }
 
 fn family(series: &Series, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::new();
+    let mut family = MetricFamily::default();
     family.set_name(series.name.to_owned());
     family.set_help(series.help.to_owned());
     family.set_field_type(match series.kind {
