@@ -2,7 +2,7 @@
 //!
 //! Each worker formats its lines into a buffer of its own, under a lock that nobody else wants but the writer, and the
 //! writer only to swap the buffer out. So a line costs its formatting, and the writer makes few, large writes: every
-//! [`COLLECT`] while there are lines, at once past [`BATCH_BYTES`], never while there are none.
+//! `COLLECT` while there are lines, at once past `BATCH_BYTES`, never while there are none.
 
 mod line;
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Metrics. Every series is declared in [`series`], with its help text; docs/metrics.md lists the same (a test compares).
+//! Metrics. Every series is declared in `series`, with its help text; docs/metrics.md lists the same (a test compares).
 //!
-//! What happens for every request is counted in [`hot`], per worker, and summed when scraped; everything else uses the
+//! What happens for every request is counted in `hot`, per worker, and summed when scraped; everything else uses the
 //! prometheus crate, with children resolved beforehand where the labels are enums. Nothing here decides anything.
 
 mod hot;

@@ -286,7 +286,7 @@ fn purges_that_are_not_understood_are_refused_whole() {
     let admin = Admin::start();
     for (body, message) in [
         (json!({ "url": ["https://shop.example/"] }), "unknown field `url`"),
-        (json!({ "groups": [{ "origin": "https://shop.example", "name": "x" }] }), "groups[0]: unknown field `name`"),
+        (json!({ "groups": [{ "origin": "https://shop.example", "name": "x" }] }), "groups[0].name: unknown field `name`"),
         (json!({ "tags": [1] }), "tags[0]"),
         (json!({}), "nothing to purge"),
         (json!({ "tags": ["a", "b"], "hosts": ["c"], "everything": true }), "4 selectors in one call; at most 3"),

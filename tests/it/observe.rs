@@ -122,14 +122,17 @@ fn everything(metrics: &Metrics) {
     RefreshOutcome::ALL.iter().for_each(|outcome| metrics.refreshed(*outcome));
     StaleReason::ALL.iter().for_each(|reason| metrics.stale_served(*reason));
     metrics.refused("header_bytes", 431);
-    (metrics.connection_opened(), metrics.connection_opened(), metrics.connection_closed());
+    metrics.connection_opened();
+    metrics.connection_opened();
+    metrics.connection_closed();
     metrics.flight_led();
     metrics.stored(2000);
     metrics.evicted("size", 5);
     metrics.upstream_request("app", Ok(StatusCode::OK), Some(Duration::from_millis(1)), Duration::from_millis(20));
     metrics.upstream_request("app", Err("dns_error"), None, Duration::ZERO);
     metrics.upstream_retry("app", "connection_terminated");
-    (metrics.upstream_connections("app", "idle", 3), metrics.upstream_connections("app", "idle", -1));
+    metrics.upstream_connections("app", "idle", 3);
+    metrics.upstream_connections("app", "idle", -1);
     metrics.purged("url", "hard");
     metrics.unsafe_invalidation();
     metrics.panicked();
@@ -340,7 +343,8 @@ fn an_access_log_that_is_off_or_cannot_be_opened_says_so() {
     let log = AccessLog::open(&off, Metrics::new(1)).unwrap();
     assert!(!log.enabled());
     record(&log, "/nobody-sees-this");
-    (log.reopen(), log.close());
+    log.reopen();
+    log.close();
     let missing = settings::AccessLog { target: LogTarget::File("/nonexistent/access.log".into()), ..off };
     assert_eq!(AccessLog::open(&missing, Metrics::new(1)).unwrap_err().kind(), std::io::ErrorKind::NotFound);
 }

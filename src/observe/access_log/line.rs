@@ -6,7 +6,9 @@ use crate::config::settings::AccessFormat;
 use crate::listener::{Peer, RequestHead, Sent};
 use crate::observe::time::Stamp;
 use crate::proxy::outcome::Outcome;
+use crate::semantics::cache_status::Forward;
 use crate::semantics::name;
+use crate::semantics::storage::NotStored;
 use std::borrow::Cow;
 
 /// Everything a line is made of.
@@ -224,7 +226,7 @@ impl Line<'_> {
     /// Why the answer was not stored; else why the request went forward.
     fn reason(&self) -> Option<&'static str> {
         let outcome = self.outcome;
-        outcome.not_stored.map(|reason| reason.as_str()).or_else(|| outcome.forward.map(|forward| forward.as_str()))
+        outcome.not_stored.map(NotStored::as_str).or_else(|| outcome.forward.map(Forward::as_str))
     }
 
     /// How the answer broke off; else why we made it up.

@@ -20,7 +20,7 @@ fn bounded(text: &[u8], max: usize) -> (&[u8], &'static [u8]) {
 /// Inside quotes of a combined line: control characters, quotes, backslashes and everything outside ASCII as `\xHH`.
 pub(super) fn quoted(text: &[u8], max: usize, out: &mut Vec<u8>) {
     let (text, rest) = bounded(text, max);
-    plain_runs(text, |byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'), out, |byte, out| hex(byte, out));
+    plain_runs(text, |byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'), out, hex);
     out.extend_from_slice(rest);
 }
 
@@ -30,7 +30,7 @@ pub(super) fn word(text: &[u8], out: &mut Vec<u8>) {
         return out.push(b'-');
     }
     let (text, rest) = bounded(text, TEXT_MAX);
-    plain_runs(text, |byte| matches!(byte, b'!'..=b'~') && !matches!(byte, b'"' | b'\\'), out, |byte, out| hex(byte, out));
+    plain_runs(text, |byte| matches!(byte, b'!'..=b'~') && !matches!(byte, b'"' | b'\\'), out, hex);
     out.extend_from_slice(rest);
 }
 

@@ -92,7 +92,7 @@ pub(super) struct Finished {
 }
 
 /// Names of a site and one of its routes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct RouteNames {
     pub(super) site: Arc<str>,
     pub(super) route: Arc<str>,
@@ -104,7 +104,7 @@ pub(super) struct Hot {
     names: Chunked<OnceLock<RouteNames>>,
     /// Routes that are complete and may be read.
     count: AtomicU32,
-    ids: Mutex<HashMap<(Arc<str>, Arc<str>), u32>>,
+    ids: Mutex<HashMap<RouteNames, u32>>,
 }
 
 impl Hot {
@@ -126,12 +126,12 @@ impl Hot {
     /// The id of these names; a new one where there is room, else that of `other`.
     pub(super) fn route(&self, site: &str, route: &str) -> RouteId {
         let mut ids = self.ids.lock();
-        let mut key: (Arc<str>, Arc<str>) = (site.into(), route.into());
+        let mut names = RouteNames { site: site.into(), route: route.into() };
         let next = self.count.load(Relaxed);
-        if next + 1 >= ROUTES_MAX && !ids.contains_key(&key) {
-            key = (OTHER.into(), OTHER.into());
+        if next + 1 >= ROUTES_MAX && !ids.contains_key(&names) {
+            names = RouteNames { site: OTHER.into(), route: OTHER.into() };
         }
-        if let Some(id) = ids.get(&key) {
+        if let Some(id) = ids.get(&names) {
             return RouteId(*id);
         }
         for worker in &self.workers {
@@ -139,9 +139,9 @@ impl Hot {
         }
         self.names.reserve(next, OnceLock::new);
         if let Some(slot) = self.names.get(next) {
-            slot.get_or_init(|| RouteNames { site: key.0.clone(), route: key.1.clone() });
+            slot.get_or_init(|| names.clone());
         }
-        ids.insert(key, next);
+        ids.insert(names, next);
         self.count.store(next + 1, Release);
         RouteId(next)
     }
