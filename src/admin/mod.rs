@@ -1,7 +1,21 @@
 //! The admin listener (axum, a thread of its own) and the read-only metrics listener.
+//!
+//! It speaks JSON and plain text, never HTML; no GET changes anything. What it does to the rest of the program goes
+//! through [`Control`]. Start reading at [`serve`], then `api`.
 
+mod api;
+mod auth;
+mod connection;
+mod purge;
+
+use crate::config::settings::Secret;
 use crate::invalidation::{Mode, Receipt, Selector};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What the admin API can do to the rest of the program; `server::assembly` implements it.
 pub trait Control: Send + Sync + 'static {
@@ -24,19 +38,93 @@ pub trait Control: Send + Sync + 'static {
     fn status(&self) -> serde_json::Value;
     /// Most selectors in one call.
     fn selectors_per_call(&self) -> usize;
+    /// The listener's connections are at their bound; a metric should show it.
+    fn connections_full(&self) {}
 }
 
 /// A request to be explained, not made.
 #[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExplainRequest {
     pub url: String,
     #[serde(default = "get")]
     pub method: String,
-    /// Request fields.
+    /// Request fields: pairs of name and value.
     #[serde(default)]
     pub headers: Vec<(String, String)>,
 }
 
 fn get() -> String {
     "GET".into()
+}
+
+/// How long connections may take to end once the listener shuts down.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
+
+/// A listener that runs.
+#[derive(Debug)]
+pub struct Handle {
+    address: SocketAddr,
+    thread: JoinHandle<()>,
+}
+
+impl Handle {
+    /// The bound address: the port is known even where 0 was asked for.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits for the thread to end: at most two seconds after `shutdown`.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!(address = %self.address, "admin listener panicked");
+        }
+    }
+}
+
+/// Serves on a thread of its own until `shutdown` is ready.
+///
+/// `metrics_only`: nothing but `/metrics`, `/healthz` and `/readyz`, on any address. The whole admin API needs a token
+/// unless the listener is bound to loopback; without one this fails with `InvalidInput`.
+pub fn serve(
+    listener: TcpListener,
+    control: Arc<dyn Control>,
+    token: Option<Secret>,
+    metrics_only: bool,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<Handle> {
+    let address = listener.local_addr()?;
+    if !metrics_only && token.is_none() && !address.ip().is_loopback() {
+        let message = format!("the admin listener on {address} needs a token: only loopback does without");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _entered = runtime.enter();
+        connection::Listener::new(tokio::net::TcpListener::from_std(listener)?, control.clone())
+    };
+    let guard = auth::Guard { token, loopback: address.ip().is_loopback() };
+    let router = api::router(control, guard, metrics_only);
+    let name = if metrics_only { "metrics" } else { "admin" };
+    let thread = std::thread::Builder::new().name(name.into()).spawn(move || runtime.block_on(run(listener, router, shutdown)))?;
+    Ok(Handle { address, thread })
+}
+
+async fn run(listener: connection::Listener, router: axum::Router, shutdown: impl Future<Output = ()> + Send + 'static) {
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let signal = async move {
+        shutdown.await;
+        let _ = begun.send(());
+    };
+    let service = router.into_make_service_with_connect_info::<connection::PeerAddress>();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(signal);
+    tokio::select! {
+        result = async { serving.await } => {
+            if let Err(error) = result {
+                tracing::error!(%error, "admin listener failed");
+            }
+        }
+        () = async { let _ = begins.await; tokio::time::sleep(SHUTDOWN_WAIT).await } => {}
+    }
 }

@@ -1,8 +1,23 @@
-//! Every series is declared here, with its help text; docs/metrics.md lists the same (a test compares).
+//! Metrics. Every series is declared in `series`, with its help text; docs/metrics.md lists the same (a test compares).
+//!
+//! What happens for every request is counted in `hot`, per worker, and summed when scraped; everything else uses the
+//! prometheus crate, with children resolved beforehand where the labels are enums. Nothing here decides anything.
+
+mod hot;
+mod scrape;
+pub mod series;
+
+pub use series::SERIES;
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
 use crate::semantics::storage::NotStored;
+use arc_swap::ArcSwap;
+use hot::{CLASSES, Finished, Hot, class};
+use parking_lot::Mutex;
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use scrape::GaugeSource;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,10 +51,11 @@ pub enum Bound {
     JournalFold,
     Receipts,
     DrainTimeout,
+    AdminConnections,
 }
 
 impl Bound {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -66,7 +82,39 @@ impl Bound {
         Self::JournalFold,
         Self::Receipts,
         Self::DrainTimeout,
+        Self::AdminConnections,
     ];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::RequestsPerConnection => "requests_per_connection",
+            Self::HeaderBytes => "header_bytes",
+            Self::HeaderCount => "header_count",
+            Self::UrlBytes => "url_bytes",
+            Self::BodyBytes => "body_bytes",
+            Self::HeaderTimeout => "header_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::BodyTimeout => "body_timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::Waiting => "waiting",
+            Self::FillMemory => "fill_memory",
+            Self::ObjectSize => "object_size",
+            Self::Variants => "variants",
+            Self::SurrogateKeys => "surrogate_keys",
+            Self::ReaderDetached => "reader_detached",
+            Self::Markers => "markers",
+            Self::MemoryPressure => "memory_pressure",
+            Self::UpstreamConnections => "upstream_connections",
+            Self::UpstreamQueue => "upstream_queue",
+            Self::UpstreamQueueTimeout => "upstream_queue_timeout",
+            Self::AccessLogQueue => "access_log_queue",
+            Self::InterimDropped => "interim_dropped",
+            Self::JournalFold => "journal_fold",
+            Self::Receipts => "receipts",
+            Self::DrainTimeout => "drain_timeout",
+            Self::AdminConnections => "admin_connections",
+        }
+    }
 }
 
 /// How following a flight ended.
@@ -81,6 +129,20 @@ pub enum FollowOutcome {
     Full,
 }
 
+impl FollowOutcome {
+    pub const ALL: [Self; 6] = [Self::Served, Self::Regrouped, Self::Alone, Self::Failed, Self::LedAnew, Self::Full];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Regrouped => "regrouped",
+            Self::Alone => "alone",
+            Self::Failed => "failed",
+            Self::LedAnew => "led_anew",
+            Self::Full => "full",
+        }
+    }
+}
+
 /// How a background refresh ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -90,6 +152,17 @@ pub enum RefreshOutcome {
     Failed,
 }
 
+impl RefreshOutcome {
+    pub const ALL: [Self; 3] = [Self::NotModified, Self::Replaced, Self::Failed];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotModified => "not_modified",
+            Self::Replaced => "replaced",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Why a stored response was served stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -97,6 +170,17 @@ pub enum StaleReason {
     WhileRevalidate,
     Error,
     MaxStale,
+}
+
+impl StaleReason {
+    pub const ALL: [Self; 3] = [Self::WhileRevalidate, Self::Error, Self::MaxStale];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::WhileRevalidate => "while_revalidate",
+            Self::Error => "error",
+            Self::MaxStale => "max_stale",
+        }
+    }
 }
 
 /// Usage of a tier, read at scrape.
@@ -120,26 +204,92 @@ pub trait Gauges: Send + Sync {
 }
 
 /// All series.
-pub struct Metrics {}
+pub struct Metrics {
+    hot: Arc<Hot>,
+    gauges: GaugeSource,
+    registry: Registry,
+    /// By number of the variant.
+    bounds: Vec<IntCounter>,
+    not_stored: Vec<IntCounter>,
+    followers: Vec<IntCounter>,
+    refreshes: Vec<IntCounter>,
+    stale_served: Vec<IntCounter>,
+    stores: [IntCounter; 2],
+    written_bytes: IntCounter,
+    evictions: IntCounterVec,
+    leaders: IntCounter,
+    wait_seconds: Histogram,
+    connections: IntGauge,
+    refused: IntCounterVec,
+    purges: IntCounterVec,
+    unsafe_invalidations: IntCounter,
+    panics: IntCounter,
+    /// By position in [`LOST_REASONS`].
+    access_log_lost: Vec<IntCounter>,
+    upstreams: Upstreams,
+    reload: Reload,
+}
+
+const EVICTION_REASONS: [&str; 4] = ["size", "expired", "replaced", "purged"];
+const PURGE_KINDS: [&str; 7] = ["url", "key", "group", "prefix", "host", "site", "everything"];
+const PURGE_MODES: [&str; 2] = ["hard", "soft"];
+const LOST_REASONS: [&str; 2] = ["queue", "write"];
+/// The only tier as yet that is counted here.
+const MEMORY: &str = "memory";
 
 impl Metrics {
     /// `workers`: how many cores count requests.
     pub fn new(workers: usize) -> Arc<Self> {
-        let _ = workers;
-        todo!()
+        let registry = Registry::new();
+        let hot = Arc::new(Hot::new(workers));
+        let gauges = GaugeSource::default();
+        scrape::register(&registry, hot.clone(), gauges.clone());
+        series::BUILD_INFO.gauges(&registry).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let stores = series::STORES.counters(&registry);
+        Arc::new(Self {
+            bounds: children(&series::BOUND_REACHED.counters(&registry), Bound::ALL.map(Bound::as_str)),
+            not_stored: children(&series::NOT_STORED.counters(&registry), NotStored::ALL.map(NotStored::as_str)),
+            followers: children(&series::FOLLOWERS.counters(&registry), FollowOutcome::ALL.map(FollowOutcome::as_str)),
+            refreshes: children(&series::REFRESHES.counters(&registry), RefreshOutcome::ALL.map(RefreshOutcome::as_str)),
+            stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
+            stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
+            written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
+            evictions: grid(series::EVICTIONS.counters(&registry), &[MEMORY], &EVICTION_REASONS),
+            leaders: single(&series::LEADERS.counters(&registry)),
+            wait_seconds: series::WAIT_SECONDS.histograms(&registry).with_label_values::<&str>(&[]),
+            connections: series::CONNECTIONS.gauges(&registry).with_label_values::<&str>(&[]),
+            refused: series::REFUSED.counters(&registry),
+            purges: grid(series::PURGES.counters(&registry), &PURGE_KINDS, &PURGE_MODES),
+            unsafe_invalidations: single(&series::UNSAFE_INVALIDATIONS.counters(&registry)),
+            panics: single(&series::PANICS.counters(&registry)),
+            access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
+            upstreams: Upstreams::new(&registry),
+            reload: Reload::new(&registry),
+            hot,
+            gauges,
+            registry,
+        })
     }
 
-    /// The counters of a site's route; the same id for the same names, at any time (reload).
+    /// How many workers have counters of their own.
+    pub fn workers(&self) -> usize {
+        self.hot.workers()
+    }
+    /// The counters of a site's route; the same id for the same names, at any time (reload). Past 32,760 pairs of names
+    /// in the life of the process new ones are counted together as `other`.
     pub fn route(&self, site: &str, route: &str) -> RouteId {
-        let _ = (site, route);
-        todo!()
+        self.hot.route(site, route)
     }
     /// Names behind an id.
     pub fn route_names(&self, id: RouteId) -> (Arc<str>, Arc<str>) {
-        let _ = id;
-        todo!()
+        self.hot.names(id).map_or_else(|| ("none".into(), "none".into()), |names| (names.site.clone(), names.route.clone()))
+    }
+    /// [`Metrics::route_names`], borrowed.
+    pub fn route_names_ref(&self, id: RouteId) -> (&str, &str) {
+        self.hot.names(id).map_or(("none", "none"), |names| (&names.site, &names.route))
     }
     /// One finished request: the hot path. Touches only counters of `worker`.
+    #[expect(clippy::too_many_arguments, reason = "all are facts of one request; a struct would be built for this call alone")]
     pub fn request(
         &self,
         worker: usize,
@@ -150,50 +300,50 @@ impl Metrics {
         body_bytes: u64,
         duration_ns: u64,
     ) {
-        let _ = (worker, route, result, source, status, body_bytes, duration_ns);
-        todo!()
+        self.hot.request(worker, route, Finished { result, source, status: status.as_u16(), body_bytes, duration_ns });
     }
     pub fn bound(&self, bound: Bound) {
-        let _ = bound;
-        todo!()
+        self.bounds[bound as usize].inc();
     }
     pub fn refused(&self, reason: &'static str, status: u16) {
-        let _ = (reason, status);
-        todo!()
+        self.refused.with_label_values(&[reason, CLASSES[class(status)]]).inc();
     }
     pub fn connection_opened(&self) {
-        todo!()
+        self.connections.inc();
     }
     pub fn connection_closed(&self) {
-        todo!()
+        self.connections.dec();
     }
     pub fn flight_led(&self) {
-        todo!()
+        self.leaders.inc();
     }
     pub fn followed(&self, outcome: FollowOutcome, waited: Duration) {
-        let _ = (outcome, waited);
-        todo!()
+        self.followers[outcome as usize].inc();
+        self.wait_seconds.observe(waited.as_secs_f64());
     }
     pub fn stored(&self, bytes: u64) {
-        let _ = bytes;
-        todo!()
+        self.stores[0].inc();
+        self.written_bytes.inc_by(bytes);
     }
     pub fn not_stored(&self, reason: NotStored) {
-        let _ = reason;
-        todo!()
+        self.not_stored[reason as usize].inc();
+        if reason == NotStored::Rejected {
+            self.stores[1].inc();
+        }
     }
     /// `reason`: size, expired, replaced, purged.
     pub fn evicted(&self, reason: &'static str, count: u64) {
-        let _ = (reason, count);
-        todo!()
+        self.evictions.with_label_values(&[MEMORY, reason]).inc_by(count);
     }
     pub fn refreshed(&self, outcome: RefreshOutcome) {
-        let _ = outcome;
-        todo!()
+        self.refreshes[outcome as usize].inc();
     }
     pub fn stale_served(&self, reason: StaleReason) {
-        let _ = reason;
-        todo!()
+        self.stale_served[reason as usize].inc();
+    }
+    /// Makes an upstream's series, at zero; otherwise they appear with its first request.
+    pub fn upstream(&self, upstream: &str) {
+        self.upstreams.with(upstream, |_| ());
     }
     /// One exchange with an upstream: status, or the error's token.
     pub fn upstream_request(
@@ -203,40 +353,194 @@ impl Metrics {
         connect: Option<Duration>,
         first_byte: Duration,
     ) {
-        let _ = (upstream, result, connect, first_byte);
-        todo!()
+        self.upstreams.with(upstream, |children| {
+            if let Some(connect) = connect {
+                children.connect.observe(connect.as_secs_f64());
+            }
+            if let Ok(status) = result {
+                children.responses[class(status.as_u16())].inc();
+                children.first_byte.observe(first_byte.as_secs_f64());
+            }
+        });
+        if let Err(error) = result {
+            self.upstreams.errors.with_label_values(&[upstream, error]).inc();
+        }
     }
     pub fn upstream_retry(&self, upstream: &str, reason: &'static str) {
-        let _ = (upstream, reason);
-        todo!()
+        self.upstreams.retries.with_label_values(&[upstream, reason]).inc();
     }
     /// Change of connections of an endpoint: `state` is `active` or `idle`.
     pub fn upstream_connections(&self, upstream: &str, state: &'static str, change: i64) {
-        let _ = (upstream, state, change);
-        todo!()
+        self.upstreams.connections.with_label_values(&[upstream, state]).add(change);
     }
     /// `kind`: url, key, group, prefix, host, site, everything; `mode`: hard, soft.
     pub fn purged(&self, kind: &'static str, mode: &'static str) {
-        let _ = (kind, mode);
-        todo!()
+        self.purges.with_label_values(&[kind, mode]).inc();
     }
     pub fn unsafe_invalidation(&self) {
-        todo!()
+        self.unsafe_invalidations.inc();
     }
     pub fn panicked(&self) {
-        todo!()
+        self.panics.inc();
     }
+    /// A configuration was loaded, also the first, or refused; `hash` is that of the one tried.
     pub fn reloaded(&self, success: bool, hash: &str) {
-        let _ = (success, hash);
-        todo!()
+        self.reload.record(success, hash);
+    }
+    /// The access log's queue was full.
+    pub fn access_log_full(&self) {
+        self.access_log_lost[0].inc();
+        self.bound(Bound::AccessLogQueue);
+    }
+    /// Lines of the access log could not be written.
+    pub fn access_log_unwritten(&self, lines: u64) {
+        self.access_log_lost[1].inc_by(lines);
     }
     /// Where gauges are read from at scrape.
     pub fn observe_gauges(&self, gauges: Arc<dyn Gauges>) {
-        let _ = gauges;
-        todo!()
+        self.gauges.set(gauges);
     }
     /// The text exposition format.
     pub fn render(&self) -> String {
-        todo!()
+        let mut text = String::new();
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics could not be rendered whole");
+        }
+        text
+    }
+}
+
+/// Children of an enum's values, in the order of the variants.
+fn children<const N: usize>(series: &IntCounterVec, values: [&'static str; N]) -> Vec<IntCounter> {
+    values.iter().map(|value| series.with_label_values(&[*value])).collect()
+}
+
+/// Makes the children of all pairs, so that they show as zero.
+fn grid(series: IntCounterVec, first: &[&str], second: &[&str]) -> IntCounterVec {
+    for a in first {
+        for b in second {
+            series.with_label_values(&[*a, *b]);
+        }
+    }
+    series
+}
+
+fn single(series: &IntCounterVec) -> IntCounter {
+    series.with_label_values::<&str>(&[])
+}
+
+/// Series of upstreams. Their names come from the configuration, so there are few.
+struct Upstreams {
+    by_name: ArcSwap<HashMap<Box<str>, UpstreamChildren>>,
+    /// Held while a name is added.
+    adding: Mutex<()>,
+    requests: IntCounterVec,
+    seconds: prometheus::HistogramVec,
+    errors: IntCounterVec,
+    retries: IntCounterVec,
+    connections: IntGaugeVec,
+}
+
+#[derive(Clone)]
+struct UpstreamChildren {
+    /// By class of status.
+    responses: [IntCounter; CLASSES.len()],
+    connect: Histogram,
+    first_byte: Histogram,
+}
+
+/// Tokens of the errors that upstreams can cause (RFC 9209 §2.3), shown as zero from the start.
+pub const UPSTREAM_ERRORS: [&str; 11] = [
+    "connection_limit_reached",
+    "connection_refused",
+    "connection_terminated",
+    "connection_timeout",
+    "destination_unavailable",
+    "dns_error",
+    "http_protocol_error",
+    "http_request_error",
+    "http_response_header_section_size",
+    "http_response_incomplete",
+    "http_response_timeout",
+];
+
+impl Upstreams {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            by_name: ArcSwap::default(),
+            adding: Mutex::default(),
+            requests: series::UPSTREAM_REQUESTS.counters(registry),
+            seconds: series::UPSTREAM_SECONDS.histograms(registry),
+            errors: series::UPSTREAM_ERRORS.counters(registry),
+            retries: series::UPSTREAM_RETRIES.counters(registry),
+            connections: series::UPSTREAM_CONNECTIONS.gauges(registry),
+        }
+    }
+
+    /// One look-up per exchange, without a lock once the name is known.
+    fn with<T>(&self, name: &str, act: impl FnOnce(&UpstreamChildren) -> T) -> T {
+        if let Some(children) = self.by_name.load().get(name) {
+            return act(children);
+        }
+        let _adding = self.adding.lock();
+        let mut all = HashMap::clone(&self.by_name.load());
+        let children = all.entry(name.into()).or_insert_with(|| self.children(name)).clone();
+        self.by_name.store(Arc::new(all));
+        act(&children)
+    }
+
+    fn children(&self, name: &str) -> UpstreamChildren {
+        for error in UPSTREAM_ERRORS {
+            self.errors.with_label_values(&[name, error]);
+        }
+        for state in ["active", "idle"] {
+            self.connections.with_label_values(&[name, state]);
+        }
+        UpstreamChildren {
+            responses: CLASSES.map(|class| self.requests.with_label_values(&[name, class])),
+            connect: self.seconds.with_label_values(&[name, "connect"]),
+            first_byte: self.seconds.with_label_values(&[name, "first_byte"]),
+        }
+    }
+}
+
+/// Series of the configuration in use.
+struct Reload {
+    success: IntGauge,
+    timestamp: IntGauge,
+    hash: IntGaugeVec,
+}
+
+impl Reload {
+    fn new(registry: &Registry) -> Self {
+        let single = |series: &series::Series| series.gauges(registry).with_label_values::<&str>(&[]);
+        Self {
+            success: single(&series::RELOAD_SUCCESS),
+            timestamp: single(&series::RELOAD_TIMESTAMP),
+            hash: series::CONFIG_HASH.gauges(registry),
+        }
+    }
+
+    fn record(&self, success: bool, hash: &str) {
+        self.success.set(success.into());
+        if success {
+            self.timestamp.set(crate::clock::now().wall_ms / 1000);
+            self.hash.reset();
+            self.hash.with_label_values(&[hash]).set(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_are_their_own_index() {
+        assert!(Bound::ALL.iter().enumerate().all(|(at, bound)| *bound as usize == at));
+        assert!(NotStored::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
+        assert!(FollowOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
+        assert!(RefreshOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
+        assert!(StaleReason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
     }
 }

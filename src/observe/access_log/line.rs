@@ -1,0 +1,308 @@
+//! One line per request in three formats. Cookies and credentials are never read here.
+
+use super::text::{self, Object, TARGET_MAX, TEXT_MAX};
+use crate::body::BodyError;
+use crate::config::settings::AccessFormat;
+use crate::listener::{Peer, RequestHead, Sent};
+use crate::observe::time::Stamp;
+use crate::proxy::outcome::Outcome;
+use crate::semantics::cache_status::Forward;
+use crate::semantics::name;
+use crate::semantics::storage::NotStored;
+use std::borrow::Cow;
+
+/// Everything a line is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Line<'a> {
+    pub(super) wall_ms: i64,
+    pub(super) peer: &'a Peer,
+    pub(super) head: &'a RequestHead,
+    pub(super) outcome: &'a Outcome,
+    pub(super) sent: &'a Sent,
+    pub(super) site: &'a str,
+    pub(super) route: &'a str,
+}
+
+impl Line<'_> {
+    /// Appends the line and its line feed.
+    pub(super) fn write(&self, format: AccessFormat, stamp: &mut Stamp, out: &mut Vec<u8>) {
+        match format {
+            AccessFormat::Combined => self.combined(stamp, out),
+            AccessFormat::Json => self.json(stamp, out),
+            AccessFormat::Ecs => self.ecs(stamp, out),
+        }
+    }
+
+    /// The combined log format, then `name=value` pairs: those who read the former ignore the latter.
+    fn combined(&self, stamp: &mut Stamp, out: &mut Vec<u8>) {
+        text::address(self.client(), out);
+        out.extend_from_slice(b" - - [");
+        stamp.combined(self.wall_ms, out);
+        out.extend_from_slice(b"] \"");
+        text::quoted(self.head.method.as_str().as_bytes(), TEXT_MAX, out);
+        out.push(b' ');
+        let (path, query) = self.path_and_query();
+        text::quoted(path, TARGET_MAX, out);
+        if let Some(query) = query {
+            out.push(b'?');
+            text::quoted(query, TARGET_MAX, out);
+        }
+        out.push(b' ');
+        out.extend_from_slice(self.protocol().as_bytes());
+        out.extend_from_slice(b"\" ");
+        text::number(self.sent.status.as_u16(), out);
+        out.push(b' ');
+        text::number(self.sent.body_bytes, out);
+        for quoted in [self.referer(), self.user_agent().map(Cow::Borrowed)] {
+            out.extend_from_slice(b" \"");
+            text::quoted(quoted.as_deref().unwrap_or(b"-"), TEXT_MAX, out);
+            out.push(b'"');
+        }
+        self.combined_pairs(out);
+        out.push(b'\n');
+    }
+
+    fn combined_pairs(&self, out: &mut Vec<u8>) {
+        let outcome = self.outcome;
+        let host = self.head.fields.get(name::HOST);
+        let pairs: [(&str, Option<&[u8]>); 11] = [
+            ("result", Some(outcome.result.as_str().as_bytes())),
+            ("tier", Some(outcome.source.as_str().as_bytes())),
+            ("reason", self.reason().map(str::as_bytes)),
+            ("detail", outcome.detail.as_deref().map(str::as_bytes)),
+            ("error", self.error().map(str::as_bytes)),
+            ("site", Some(self.site.as_bytes())),
+            ("route", Some(self.route.as_bytes())),
+            ("host", host),
+            ("upstream", outcome.upstream.as_deref().map(str::as_bytes)),
+            ("endpoint", outcome.endpoint.as_deref().map(str::as_bytes)),
+            ("request_id", outcome.request_id.as_deref().map(str::as_bytes)),
+        ];
+        for (key, value) in pairs {
+            out.push(b' ');
+            out.extend_from_slice(key.as_bytes());
+            out.push(b'=');
+            text::word(value.unwrap_or_default(), out);
+        }
+        for (key, duration) in [(" upstream_ms=", outcome.timing.first_byte), (" wait_ms=", outcome.timing.waited)] {
+            out.extend_from_slice(key.as_bytes());
+            match duration {
+                Some(duration) => text::milliseconds(text::nanoseconds(duration), out),
+                None => out.push(b'-'),
+            }
+        }
+        out.extend_from_slice(b" duration_ms=");
+        text::milliseconds(self.sent.duration_ns, out);
+    }
+
+    fn json(&self, stamp: &mut Stamp, out: &mut Vec<u8>) {
+        let outcome = self.outcome;
+        let mut line = Object::begin(out);
+        line.plain("timestamp", |out| stamp.rfc3339(self.wall_ms, out));
+        line.plain("client", |out| text::address(self.client(), out));
+        line.text("method", self.head.method.as_str().as_bytes(), TEXT_MAX);
+        line.token("scheme", self.peer.scheme.as_str());
+        line.text_or_null("host", self.head.fields.get(name::HOST));
+        let (path, query) = self.path_and_query();
+        line.text("path", path, TARGET_MAX);
+        if let Some(query) = query {
+            line.text("query", query, TARGET_MAX);
+        }
+        line.token("protocol", self.protocol());
+        line.number("status", self.sent.status.as_u16());
+        line.number("bytes", self.sent.body_bytes);
+        line.value("duration_ms", |out| text::milliseconds(self.sent.duration_ns, out));
+        line.token("result", outcome.result.as_str());
+        line.token("tier", outcome.source.as_str());
+        self.json_cache(&mut line);
+        line.text("site", self.site.as_bytes(), TEXT_MAX);
+        line.text("route", self.route.as_bytes(), TEXT_MAX);
+        line.text("listener", self.peer.listener.as_bytes(), TEXT_MAX);
+        self.json_upstream(&mut line);
+        line.text_or_null("request_id", outcome.request_id.as_deref().map(str::as_bytes));
+        if let Some(trace) = self.trace_id() {
+            line.text("trace_id", trace, TEXT_MAX);
+        }
+        line.text_or_null("referer", self.referer().as_deref());
+        line.text_or_null("user_agent", self.user_agent());
+        line.end();
+    }
+
+    fn json_cache(&self, line: &mut Object<'_>) {
+        let outcome = self.outcome;
+        line.text_or_null("reason", self.reason().map(str::as_bytes));
+        line.text_or_null("detail", outcome.detail.as_deref().map(str::as_bytes));
+        line.text_or_null("error", self.error().map(str::as_bytes));
+        line.boolean("stored", outcome.stored);
+        line.boolean("collapsed", outcome.collapsed);
+        if let Some(age) = outcome.age_ms {
+            line.number("age_ms", age);
+        }
+        if let Some(ttl) = outcome.ttl_ms {
+            line.number("ttl_ms", ttl);
+        }
+    }
+
+    fn json_upstream(&self, line: &mut Object<'_>) {
+        let outcome = self.outcome;
+        line.text_or_null("upstream", outcome.upstream.as_deref().map(str::as_bytes));
+        line.text_or_null("endpoint", outcome.endpoint.as_deref().map(str::as_bytes));
+        if let Some(status) = outcome.forward_status {
+            line.number("upstream_status", status);
+        }
+        line.milliseconds_or_null("connect_ms", outcome.timing.connect);
+        line.milliseconds_or_null("upstream_ms", outcome.timing.first_byte);
+        line.milliseconds_or_null("wait_ms", outcome.timing.waited);
+    }
+
+    /// Elastic Common Schema; what it has no field for goes under `tiercel.`.
+    fn ecs(&self, stamp: &mut Stamp, out: &mut Vec<u8>) {
+        let outcome = self.outcome;
+        let mut line = Object::begin(out);
+        line.plain("@timestamp", |out| stamp.rfc3339(self.wall_ms, out));
+        line.token("ecs.version", "8.17.0");
+        line.token("event.dataset", "tiercel.access");
+        line.token("event.kind", "event");
+        line.number("event.duration", self.sent.duration_ns);
+        line.plain("client.ip", |out| text::address(self.client(), out));
+        line.text("http.request.method", self.head.method.as_str().as_bytes(), TEXT_MAX);
+        if let Some(id) = outcome.request_id.as_deref() {
+            line.text("http.request.id", id.as_bytes(), TEXT_MAX);
+        }
+        if let Some(referer) = self.referer() {
+            line.text("http.request.referrer", &referer, TEXT_MAX);
+        }
+        line.number("http.response.status_code", self.sent.status.as_u16());
+        line.number("http.response.body.bytes", self.sent.body_bytes);
+        line.token("http.version", if self.head.minor_version == 0 { "1.0" } else { "1.1" });
+        line.token("url.scheme", self.peer.scheme.as_str());
+        if let Some(host) = self.head.fields.get(name::HOST) {
+            line.text("url.domain", without_port(host), TEXT_MAX);
+        }
+        let (path, query) = self.path_and_query();
+        line.text("url.path", path, TARGET_MAX);
+        if let Some(query) = query {
+            line.text("url.query", query, TARGET_MAX);
+        }
+        if let Some(agent) = self.user_agent() {
+            line.text("user_agent.original", agent, TEXT_MAX);
+        }
+        if let Some(trace) = self.trace_id() {
+            line.text("trace.id", trace, TEXT_MAX);
+        }
+        self.ecs_tiercel(&mut line);
+        line.end();
+    }
+
+    fn ecs_tiercel(&self, line: &mut Object<'_>) {
+        let outcome = self.outcome;
+        line.token("tiercel.result", outcome.result.as_str());
+        line.token("tiercel.tier", outcome.source.as_str());
+        line.text_or_null("tiercel.reason", self.reason().map(str::as_bytes));
+        line.text_or_null("tiercel.detail", outcome.detail.as_deref().map(str::as_bytes));
+        line.text_or_null("tiercel.error", self.error().map(str::as_bytes));
+        line.boolean("tiercel.stored", outcome.stored);
+        line.boolean("tiercel.collapsed", outcome.collapsed);
+        line.text("tiercel.site", self.site.as_bytes(), TEXT_MAX);
+        line.text("tiercel.route", self.route.as_bytes(), TEXT_MAX);
+        line.text("tiercel.listener", self.peer.listener.as_bytes(), TEXT_MAX);
+        line.text_or_null("tiercel.upstream", outcome.upstream.as_deref().map(str::as_bytes));
+        line.text_or_null("tiercel.endpoint", outcome.endpoint.as_deref().map(str::as_bytes));
+        line.milliseconds_or_null("tiercel.upstream_ms", outcome.timing.first_byte);
+        line.milliseconds_or_null("tiercel.wait_ms", outcome.timing.waited);
+    }
+
+    fn client(&self) -> std::net::IpAddr {
+        self.outcome.client.unwrap_or_else(|| self.peer.client.ip())
+    }
+
+    const fn protocol(&self) -> &'static str {
+        match self.head.minor_version {
+            0 => "HTTP/1.0",
+            _ => "HTTP/1.1",
+        }
+    }
+
+    /// Why the answer was not stored; else why the request went forward.
+    fn reason(&self) -> Option<&'static str> {
+        let outcome = self.outcome;
+        outcome.not_stored.map(NotStored::as_str).or_else(|| outcome.forward.map(Forward::as_str))
+    }
+
+    /// How the answer broke off; else why we made it up.
+    fn error(&self) -> Option<&'static str> {
+        self.sent.aborted.map(aborted).or(self.outcome.error)
+    }
+
+    /// The query only where it may be logged. Of an absolute target the authority is left out: it may hold a password.
+    fn path_and_query(&self) -> (&[u8], Option<&[u8]>) {
+        let (before, query) = split_query(&self.head.target);
+        let path = match find(before, b"://") {
+            Some(at) if !before.starts_with(b"/") => {
+                let rest = &before[at + 3..];
+                rest.iter().position(|byte| *byte == b'/').map_or(&b"/"[..], |slash| &rest[slash..])
+            }
+            None if !before.starts_with(b"/") => after_userinfo(before),
+            _ => before,
+        };
+        (path, query.filter(|_| self.outcome.log_query))
+    }
+
+    /// Without query and password.
+    fn referer(&self) -> Option<Cow<'_, [u8]>> {
+        let value = self.head.fields.get(name::REFERER)?;
+        let value = if self.outcome.log_query { value } else { split_query(value).0 };
+        let Some(authority) = find(value, b"://").map(|at| at + 3) else { return Some(value.into()) };
+        let end = value[authority..].iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).map_or(value.len(), |at| authority + at);
+        let host = after_userinfo(&value[authority..end]);
+        if host.len() == end - authority {
+            return Some(value.into());
+        }
+        Some([&value[..authority], host, &value[end..]].concat().into())
+    }
+
+    fn user_agent(&self) -> Option<&[u8]> {
+        self.head.fields.get(name::USER_AGENT)
+    }
+
+    /// The trace id of a traceparent field: 32 hexadecimal digits.
+    fn trace_id(&self) -> Option<&[u8]> {
+        let value = self.head.fields.get(name::TRACEPARENT)?;
+        let id = value.get(3..35)?;
+        (value[2] == b'-' && value.get(35) == Some(&b'-') && id.iter().all(u8::is_ascii_hexdigit)).then_some(id)
+    }
+}
+
+const fn aborted(error: BodyError) -> &'static str {
+    match error {
+        BodyError::Truncated => "body_truncated",
+        BodyError::Timeout => "body_timeout",
+        BodyError::Reset => "body_reset",
+        BodyError::Malformed => "body_malformed",
+        BodyError::Detached => "reader_detached",
+        BodyError::ClientLeft => "client_left",
+        BodyError::TooLarge => "body_too_large",
+    }
+}
+
+fn split_query(url: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match memchr::memchr(b'?', url) {
+        Some(at) => (&url[..at], Some(&url[at + 1..])),
+        None => (url, None),
+    }
+}
+
+fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
+    memchr::memmem::find(text, wanted)
+}
+
+fn after_userinfo(authority: &[u8]) -> &[u8] {
+    memchr::memrchr(b'@', authority).map_or(authority, |at| &authority[at + 1..])
+}
+
+fn without_port(host: &[u8]) -> &[u8] {
+    match memchr::memrchr(b':', host) {
+        Some(at) if host[at + 1..].iter().all(u8::is_ascii_digit) => &host[..at],
+        _ => host,
+    }
+}

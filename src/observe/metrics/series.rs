@@ -1,0 +1,165 @@
+//! Names, kinds, labels and help texts of all series: the one place that declares them.
+
+use prometheus::core::Desc;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// What a series is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// The declaration of a series. Label values come from enums and configured names, never from requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Series {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+/// Upper bounds of the buckets of every histogram of seconds, in nanoseconds.
+pub(super) const BUCKETS_NS: [u64; 14] = [
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    100_000_000,
+    250_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    10_000_000_000,
+];
+
+const VALID: &str = "declared names and labels are valid, and each is registered once";
+
+impl Series {
+    pub(super) fn desc(&self) -> Desc {
+        let labels = self.labels.iter().map(|label| (*label).to_owned()).collect();
+        Desc::new(self.name.to_owned(), self.help.to_owned(), labels, Default::default()).expect(VALID)
+    }
+
+    pub(super) fn counters(&self, registry: &Registry) -> IntCounterVec {
+        let series = IntCounterVec::new(Opts::new(self.name, self.help), self.labels).expect(VALID);
+        registry.register(Box::new(series.clone())).expect(VALID);
+        series
+    }
+
+    pub(super) fn gauges(&self, registry: &Registry) -> IntGaugeVec {
+        let series = IntGaugeVec::new(Opts::new(self.name, self.help), self.labels).expect(VALID);
+        registry.register(Box::new(series.clone())).expect(VALID);
+        series
+    }
+
+    pub(super) fn histograms(&self, registry: &Registry) -> HistogramVec {
+        let buckets = BUCKETS_NS.iter().map(|ns| *ns as f64 / 1e9).collect();
+        let series = HistogramVec::new(HistogramOpts::new(self.name, self.help).buckets(buckets), self.labels).expect(VALID);
+        registry.register(Box::new(series.clone())).expect(VALID);
+        series
+    }
+}
+
+macro_rules! series {
+    ($($constant:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(pub(super) const $constant: Series =
+            Series { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)*
+        /// Every series of this program; `process_*` comes from the prometheus crate.
+        pub const SERIES: &[Series] = &[$($constant),*];
+    };
+}
+
+series! {
+    REQUESTS = Counter "tiercel_requests_total" ["site", "route", "result", "tier", "code"]
+        "Requests answered, by cache result, by where the bytes came from, and by class of status.";
+    RESPONSE_BYTES = Counter "tiercel_response_bytes_total" ["site", "route", "result", "tier"]
+        "Bytes of response bodies written to clients.";
+    REQUEST_SECONDS = Histogram "tiercel_request_duration_seconds" ["site", "route", "result"]
+        "From the first byte of a request to the last byte of its answer.";
+    NOT_STORED = Counter "tiercel_cache_not_stored_total" ["reason"]
+        "Responses that were not stored, by reason; the reason is the detail in Cache-Status.";
+    STORES = Counter "tiercel_cache_stores_total" ["tier", "outcome"]
+        "Responses offered to a tier: stored, or rejected by it.";
+    STORED_BYTES = Counter "tiercel_cache_written_bytes_total" ["tier"]
+        "Bytes of the responses that were stored, heads and bookkeeping included.";
+    TIER_BYTES = Gauge "tiercel_tier_stored_bytes" ["tier"]
+        "Bytes that a tier holds, all in.";
+    TIER_LIMIT = Gauge "tiercel_tier_limit_bytes" ["tier"]
+        "Bytes that a tier may hold.";
+    TIER_RESPONSES = Gauge "tiercel_tier_stored_responses" ["tier"]
+        "Stored responses that a tier holds.";
+    EVICTIONS = Counter "tiercel_cache_evictions_total" ["tier", "reason"]
+        "Stored responses that left a tier: for size, expired, replaced, or purged.";
+    STALE_SERVED = Counter "tiercel_cache_stale_served_total" ["reason"]
+        "Answers from stale stored responses, by what allowed it.";
+    REFRESHES = Counter "tiercel_cache_refresh_total" ["outcome"]
+        "Revalidations in the background, by outcome.";
+    LEADERS = Counter "tiercel_coalesce_leaders_total" []
+        "Flights led: fetches that other requests could join.";
+    FOLLOWERS = Counter "tiercel_coalesce_followers_total" ["outcome"]
+        "Requests that joined a flight, by how following ended.";
+    WAIT_SECONDS = Histogram "tiercel_coalesce_wait_seconds" []
+        "How long followers waited for the head of the response.";
+    IN_FLIGHT = Gauge "tiercel_coalesce_in_flight" []
+        "Flights under way.";
+    WAITING = Gauge "tiercel_coalesce_waiting" []
+        "Followers that wait for a head.";
+    FILL_BYTES = Gauge "tiercel_fill_bytes" []
+        "Bytes held by fills in flight and by bodies that readers pin.";
+    FILL_LIMIT = Gauge "tiercel_fill_limit_bytes" []
+        "Bytes that fills in flight and pinned bodies may hold; past it new fills are not stored.";
+    MARKERS = Gauge "tiercel_markers" []
+        "Keys whose requests do not line up because their responses could not be stored.";
+    PURGES = Counter "tiercel_purge_requests_total" ["kind", "mode"]
+        "Selectors purged, by kind and mode.";
+    UNSAFE_INVALIDATIONS = Counter "tiercel_unsafe_invalidations_total" []
+        "Invalidations by unsafe methods and Cache-Group-Invalidation.";
+    JOURNAL_ENTRIES = Gauge "tiercel_journal_entries" []
+        "Selectors that the journal of invalidations holds exactly.";
+    JOURNAL_FOLDED = Counter "tiercel_journal_folded_total" []
+        "Selectors folded into the fixed table because the journal was full; each may invalidate too much.";
+    UPSTREAM_REQUESTS = Counter "tiercel_upstream_requests_total" ["upstream", "code"]
+        "Responses of upstreams, by class of status.";
+    UPSTREAM_ERRORS = Counter "tiercel_upstream_errors_total" ["upstream", "error"]
+        "Requests to upstreams that brought no response, by error (tokens of RFC 9209).";
+    UPSTREAM_SECONDS = Histogram "tiercel_upstream_seconds" ["upstream", "phase"]
+        "Time to connect (phase connect, new connections only) and from the request sent to the response head (first_byte).";
+    UPSTREAM_RETRIES = Counter "tiercel_upstream_retries_total" ["upstream", "reason"]
+        "Requests sent once more on a fresh connection, by why the first attempt failed.";
+    UPSTREAM_CONNECTIONS = Gauge "tiercel_upstream_connections" ["upstream", "state"]
+        "Connections to upstreams, active or idle.";
+    CONNECTIONS = Gauge "tiercel_connections" []
+        "Connections of clients.";
+    REFUSED = Counter "tiercel_refused_total" ["reason", "code"]
+        "Requests refused before they were handled, by reason and class of status.";
+    BOUND_REACHED = Counter "tiercel_bound_reached_total" ["bound"]
+        "How often a named bound was reached.";
+    ACCESS_LOG_LOST = Counter "tiercel_access_log_lost_total" ["reason"]
+        "Lines of the access log that were lost: the queue was full, or writing failed.";
+    PANICS = Counter "tiercel_panics_total" []
+        "Panics; each ended one request or task. More than none is a bug.";
+    RELOAD_SUCCESS = Gauge "tiercel_config_last_reload_success" []
+        "Whether the last load of the configuration succeeded; while 0, the one before stays in use.";
+    RELOAD_TIMESTAMP = Gauge "tiercel_config_last_reload_timestamp_seconds" []
+        "When the configuration in use was loaded, as Unix time; 0 before the first load.";
+    CONFIG_HASH = Gauge "tiercel_config_hash_info" ["hash"]
+        "Hash of the configuration in use; always 1.";
+    BUILD_INFO = Gauge "tiercel_build_info" ["version"]
+        "Version of this build; always 1.";
+}
