@@ -49,8 +49,11 @@ const NOT_IN_304: [&str; 6] = ["content-type", "content-encoding", "content-lang
 /// Last-Modified stays only where there is no ETag to guide the client's update.
 pub fn not_modified_fields(stored: &Fields) -> Fields {
     let mut fields = stored.clone();
-    let has_tag = stored.has(name::ETAG);
-    fields.retain(|field, _| !NOT_IN_304.iter().any(|left_out| left_out.as_bytes() == field) && !(has_tag && field == b"last-modified"));
+    let is_left_out = |field: &[u8]| NOT_IN_304.iter().any(|metadata| metadata.as_bytes() == field);
+    fields.retain(|field, _| !is_left_out(field));
+    if stored.has(name::ETAG) {
+        fields.remove(name::LAST_MODIFIED);
+    }
     fields
 }
 
@@ -123,4 +126,57 @@ fn modification_date(stored: &Fields, now_wall_ms: i64) -> Option<i64> {
         return last_modified(stored, now_wall_ms);
     }
     date::parse(stored.get(name::DATE)?, now_wall_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reuse::testing::{Asked, NOW, fields};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn answer(asked: &[(&str, &str)], stored: &[(&str, &str)]) -> Precondition {
+        let stored = fields(stored);
+        evaluate(Asked::get(asked).request(), Response { status: StatusCode::OK, fields: &stored }, NOW.wall_ms)
+    }
+
+    #[test]
+    fn members_are_read_to_their_closing_quote() {
+        let members = |list: &'static str| entity_tags(list.as_bytes()).map(|tag| tag.escape_ascii().to_string()).collect::<Vec<_>>();
+        assert_eq!(members(" , \"a\", W/\"b,c\" ,,d ,\"\""), [r#"\"a\""#, r#"W/\"b,c\""#, "d", r#"\"\""#]);
+        assert_eq!(members("\"open, \"b\""), [r#"\"open, \""#, r#"b\""#], "a tag may hold spaces and commas here");
+        assert_eq!(members("W/, \"a"), ["W/", r#"\"a"#]);
+        assert_eq!(members(""), [""; 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn lists_of_tags_are_read_back(tags in prop::collection::vec("(W/)?\"[!#-~]{0,8}\"", 0..6), glue in prop::sample::select(vec![",", ", ", " ,\t", ",,"])) {
+            let list = tags.join(glue);
+            let read: Vec<_> = entity_tags(list.as_bytes()).map(|tag| String::from_utf8_lossy(tag).into_owned()).collect();
+            prop_assert_eq!(read, tags);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(list in prop::collection::vec(any::<u8>(), 0..40)) {
+            let members: Vec<_> = entity_tags(&list).collect();
+            prop_assert!(members.iter().map(|member| member.len()).sum::<usize>() <= list.len());
+            prop_assert!(members.iter().all(|member| !member.is_empty()));
+        }
+
+        #[test]
+        fn a_listed_tag_is_not_modified_wherever_it_stands(before in prop::collection::vec("\"[b-z,]{0,5}\"", 0..4), weak in any::<bool>()) {
+            let stored = [("etag", if weak { "W/\"a\"" } else { "\"a\"" })];
+            let without = before.join(", ");
+            let with = format!("{without}, \"a\"");
+            prop_assert_eq!(answer(&[("if-none-match", &with)], &stored), Precondition::NotModified);
+            prop_assert_eq!(answer(&[("if-none-match", &without)], &stored), Precondition::Holds);
+            prop_assert_eq!(answer(&[("if-match", &with)], &stored), if weak { Precondition::Failed } else { Precondition::Holds });
+        }
+
+        #[test]
+        fn strong_matches_are_weak_matches(a in "(W/)?\"[ab]{0,2}\"", b in "(W/)?\"[ab]{0,2}\"") {
+            prop_assert!(!strong_match(a.as_bytes(), b.as_bytes()) || weak_match(a.as_bytes(), b.as_bytes()));
+            prop_assert_eq!(weak_match(a.as_bytes(), b.as_bytes()), a.trim_start_matches("W/") == b.trim_start_matches("W/"));
+        }
+    }
 }

@@ -180,8 +180,8 @@ mod tests {
 
     fn ranges(selection: Selection, length: u64) -> Vec<Range<u64>> {
         match selection {
-            Selection::Whole => vec![0..length],
-            Selection::One(range) => vec![range],
+            Selection::Whole => std::iter::once(0..length).collect(),
+            Selection::One(range) => std::iter::once(range).collect(),
             Selection::Many(ranges) => ranges,
             Selection::Unsatisfiable => Vec::new(),
         }

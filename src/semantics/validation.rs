@@ -33,7 +33,8 @@ pub fn strip_conditions(fields: &mut Fields) {
 /// Both are sent, for the sake of old intermediaries (§4.3.1). The entity tag goes as it came, weak or malformed too;
 /// Last-Modified byte for byte, since some origins compare it so, and only if it is a date.
 pub fn add_conditions(fields: &mut Fields, stored: Response<'_>, facts: &Facts) -> bool {
-    let by_tag = facts.etag.as_ref().is_some_and(|tag| fields.set(name::IF_NONE_MATCH, tag).is_ok());
+    let tag = facts.etag.as_ref().filter(|tag| !tag.is_empty());
+    let by_tag = tag.is_some_and(|tag| fields.set(name::IF_NONE_MATCH, tag).is_ok());
     let modified = facts.last_modified_ms.and(stored.fields.get(name::LAST_MODIFIED));
     let by_date = modified.is_some_and(|date| fields.set(name::IF_MODIFIED_SINCE, date).is_ok());
     by_tag || by_date
@@ -110,4 +111,52 @@ pub fn head_fits(head: Response<'_>, stored: Response<'_>, stored_facts: &Facts)
 pub fn changes_representation(before: &Fields, after: &Fields) -> bool {
     let no_transform = |fields| ResponseDirectives::parse(fields).no_transform;
     REPRESENTATION.iter().any(|field| before.joined(*field) != after.joined(*field)) || (no_transform(after) && !no_transform(before))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reuse::testing::{facts, fields};
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_empty_or_unwritable_entity_tag_is_no_validator() {
+        let stored = fields(&[]);
+        for tag in [&b""[..], b"\"a\r\nx: y\""] {
+            let facts = Facts { etag: Some(tag.into()), ..facts("") };
+            let mut request = Fields::new();
+            assert!(!add_conditions(&mut request, Response { status: StatusCode::OK, fields: &stored }, &facts));
+            assert!(request.is_empty());
+        }
+    }
+
+    fn sections() -> impl Strategy<Value = Fields> {
+        let names = prop::sample::select(vec!["a", "b", "cache-control", "etag", "date", "age", "content-length", "connection", "x-hop"]);
+        prop::collection::vec((names, "[a-z]{0,3}"), 0..8).prop_map(|lines| {
+            let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            fields(&lines)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn each_field_of_an_update_is_wholly_old_or_wholly_new(stored in sections(), newer in sections()) {
+            let updated = update(&stored, &newer);
+            for (field, _) in stored.iter().chain(newer.iter()).chain(updated.iter()) {
+                let values = |fields: &Fields| fields.values(field).map(<[u8]>::to_vec).collect::<Vec<_>>();
+                let result = values(&updated);
+                let dropped_date = field == "date" && result.is_empty();
+                prop_assert!(result == values(&stored) || result == values(&newer) || dropped_date, "{field}");
+                if matches!(field, "content-length" | "age") {
+                    prop_assert_eq!(result, values(&stored));
+                }
+            }
+        }
+
+        #[test]
+        fn the_same_update_twice_is_the_same(stored in sections(), newer in sections()) {
+            let once = update(&stored, &newer);
+            prop_assert_eq!(update(&once, &newer), once);
+        }
+    }
 }
