@@ -1,5 +1,7 @@
 //! What the cache did, as a member of Cache-Status (RFC 9211).
 
+use super::fields::is_token_byte;
+
 /// `fwd` (RFC 9211 §2.2): why the request went forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Forward {
@@ -45,10 +47,178 @@ pub struct CacheStatus<'a> {
 }
 
 impl CacheStatus<'_> {
-    /// Appends `name; hit; ttl=30; detail=MEMORY` to `out`. `name` is a configured token, `detail` a token, `key` is
-    /// written as a string with anything outside ASCII and `"` `\` escaped or replaced.
+    /// Appends `name; hit; ttl=30; detail=MEMORY` to `out`, without allocating. `name` and `detail` are written as
+    /// tokens where they are, else as strings; in a string, `"` and `\` are escaped and what is not printable ASCII
+    /// is percent-encoded.
+    ///
+    /// `hit` and `fwd` exclude each other: `fwd` wins (§2.1). What has a meaning only with `fwd` is left out without it
+    /// (§2.3, §2.5, §2.6).
     pub fn write(&self, name: &str, out: &mut impl Extend<u8>) {
-        let _ = (name, out);
-        todo!()
+        write_item(name, out);
+        match self.forward {
+            Some(forward) => self.write_forward(forward, out),
+            None if self.hit => write_bytes(b"; hit", out),
+            None => {}
+        }
+        if let Some(ttl) = self.ttl {
+            write_bytes(b"; ttl=", out);
+            write_bytes(itoa::Buffer::new().format(ttl.clamp(-INTEGER_MAX, INTEGER_MAX)).as_bytes(), out);
+        }
+        if self.forward.is_some() && self.stored {
+            write_bytes(b"; stored", out);
+        }
+        if self.forward.is_some() && self.collapsed {
+            write_bytes(b"; collapsed", out);
+        }
+        if let Some(key) = self.key {
+            write_bytes(b"; key=", out);
+            write_string(key, out);
+        }
+        if let Some(detail) = self.detail {
+            write_bytes(b"; detail=", out);
+            write_item(detail, out);
+        }
+    }
+
+    fn write_forward(&self, forward: Forward, out: &mut impl Extend<u8>) {
+        write_bytes(b"; fwd=", out);
+        write_bytes(forward.as_str().as_bytes(), out);
+        if let Some(status) = self.forward_status {
+            write_bytes(b"; fwd-status=", out);
+            write_bytes(itoa::Buffer::new().format(status).as_bytes(), out);
+        }
+    }
+}
+
+/// Largest Integer of structured fields (RFC 9651 §3.3.1).
+const INTEGER_MAX: i64 = 999_999_999_999_999;
+
+/// A Token where the text is one, else a String (RFC 9651 §3.3.3, §3.3.4).
+fn write_item(text: &str, out: &mut impl Extend<u8>) {
+    if is_token(text.as_bytes()) { write_bytes(text.as_bytes(), out) } else { write_string(text, out) }
+}
+
+fn is_token(text: &[u8]) -> bool {
+    let starts = matches!(text.first(), Some(b'*' | b'a'..=b'z' | b'A'..=b'Z'));
+    starts && text.iter().all(|byte| is_token_byte(*byte) || matches!(byte, b':' | b'/'))
+}
+
+fn write_string(text: &str, out: &mut impl Extend<u8>) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    write_bytes(b"\"", out);
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' => write_bytes(&[b'\\', byte], out),
+            b' '..=b'~' => write_bytes(&[byte], out),
+            _ => write_bytes(&[b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]], out),
+        }
+    }
+    write_bytes(b"\"", out);
+}
+
+fn write_bytes(bytes: &[u8], out: &mut impl Extend<u8>) {
+    out.extend(bytes.iter().copied());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn written(status: CacheStatus<'_>) -> String {
+        let mut out = Vec::new();
+        status.write("tiercel", &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn members_read_as_in_the_standard() {
+        let hit = CacheStatus { hit: true, ttl: Some(30), detail: Some("MEMORY"), ..CacheStatus::default() };
+        let forward = |forward| CacheStatus { forward: Some(forward), ..CacheStatus::default() };
+        let cases = [
+            (CacheStatus::default(), "tiercel"),
+            (hit, "tiercel; hit; ttl=30; detail=MEMORY"),
+            (CacheStatus { ttl: Some(-7), ..hit }, "tiercel; hit; ttl=-7; detail=MEMORY"),
+            (CacheStatus { stored: true, ..forward(Forward::UriMiss) }, "tiercel; fwd=uri-miss; stored"),
+            (CacheStatus { collapsed: true, ..forward(Forward::VaryMiss) }, "tiercel; fwd=vary-miss; collapsed"),
+            (
+                CacheStatus { forward_status: Some(304), ttl: Some(60), stored: true, ..forward(Forward::Stale) },
+                "tiercel; fwd=stale; fwd-status=304; ttl=60; stored",
+            ),
+            (
+                CacheStatus { detail: Some("SET-COOKIE"), key: Some("http://shop.example/a?b"), ..forward(Forward::Bypass) },
+                "tiercel; fwd=bypass; key=\"http://shop.example/a?b\"; detail=SET-COOKIE",
+            ),
+        ];
+        for (status, want) in cases {
+            assert_eq!(written(status), want);
+        }
+    }
+
+    #[test]
+    fn every_reason_to_go_forward_is_a_token_of_the_standard() {
+        use Forward::{Bypass, Method, Miss, Partial, Request, Stale, UriMiss, VaryMiss};
+        let all = [Bypass, Method, UriMiss, VaryMiss, Miss, Request, Stale, Partial];
+        let tokens: Vec<_> =
+            all.into_iter().map(|reason| written(CacheStatus { forward: Some(reason), ..CacheStatus::default() })).collect();
+        let want = ["bypass", "method", "uri-miss", "vary-miss", "miss", "request", "stale", "partial"];
+        assert_eq!(tokens, want.map(|token| format!("tiercel; fwd={token}")));
+    }
+
+    #[test]
+    fn parameters_without_meaning_are_left_out() {
+        let hit = CacheStatus { hit: true, forward_status: Some(200), stored: true, collapsed: true, ..CacheStatus::default() };
+        assert_eq!(written(hit), "tiercel; hit");
+        assert_eq!(written(CacheStatus { hit: true, forward: Some(Forward::Stale), ..CacheStatus::default() }), "tiercel; fwd=stale");
+    }
+
+    #[test]
+    fn what_is_no_token_is_written_as_a_string() {
+        let detail = |text| written(CacheStatus { detail: Some(text), ..CacheStatus::default() });
+        assert_eq!(detail("logged in"), "tiercel; detail=\"logged in\"");
+        assert_eq!(detail("9lives"), "tiercel; detail=\"9lives\"");
+        assert_eq!(detail(""), "tiercel; detail=\"\"");
+        let mut out = Vec::new();
+        CacheStatus::default().write("cache 3", &mut out);
+        assert_eq!(out, b"\"cache 3\"");
+    }
+
+    #[test]
+    fn a_ttl_beyond_the_integers_of_structured_fields_is_clamped() {
+        let ttl = |ttl| written(CacheStatus { ttl: Some(ttl), ..CacheStatus::default() });
+        assert_eq!(ttl(i64::MAX), "tiercel; ttl=999999999999999");
+        assert_eq!(ttl(i64::MIN), "tiercel; ttl=-999999999999999");
+    }
+
+    #[test]
+    fn a_key_is_escaped() {
+        let key = CacheStatus { key: Some("http://a/\"b\\\nx-lang=é"), ..CacheStatus::default() };
+        assert_eq!(written(key), r#"tiercel; key="http://a/\"b\\%0Ax-lang=%C3%A9""#);
+    }
+
+    /// Reads a string of structured fields (RFC 9651 §4.2.5) to its end.
+    fn read_string(text: &str) -> Option<String> {
+        let mut bytes = text.strip_prefix('"')?.bytes();
+        let mut read = String::new();
+        loop {
+            match bytes.next()? {
+                b'\\' => read.push(char::from(bytes.next().filter(|byte| matches!(byte, b'"' | b'\\'))?)),
+                b'"' => return bytes.next().is_none().then_some(read),
+                byte @ b' '..=b'~' => read.push(char::from(byte)),
+                _ => return None,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_key_is_one_string_of_structured_fields(key in "\\PC*|[\\x00-\\x7f]*") {
+            let line = written(CacheStatus { key: Some(&key), ..CacheStatus::default() });
+            let read = read_string(line.strip_prefix("tiercel; key=").unwrap());
+            prop_assert!(read.is_some(), "{}", line);
+            if key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+                prop_assert_eq!(read.unwrap(), key);
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Byte ranges (RFC 9110 §14) from complete representations.
 
-use super::{Request, Response};
+use super::{Method, Request, Response, StatusCode, date, fields, name, precondition};
 use std::ops::Range;
 
 /// What a Range field asks of a representation of known length.
@@ -20,15 +20,29 @@ pub enum Selection {
 pub const MAX_RANGES: usize = 16;
 
 /// Evaluates Range and If-Range for a 200 response with `length` bytes.
+///
+/// An empty representation is always sent whole, as §14.2 allows: no Content-Range can describe a part of it.
 pub fn select(request: Request<'_>, response: Response<'_>, length: u64, now_wall_ms: i64) -> Selection {
-    let _ = (request, response, length, now_wall_ms);
-    todo!()
+    if response.status != StatusCode::OK || length == 0 {
+        return Selection::Whole;
+    }
+    let Some(specs) = requested(request) else { return Selection::Whole };
+    if !if_range_holds(request, response, now_wall_ms) {
+        return Selection::Whole;
+    }
+    let mut ranges = coalesce(specs.into_iter().filter_map(|spec| spec.resolve(length)));
+    match ranges.len() {
+        0 => Selection::Unsatisfiable,
+        1 => Selection::One(ranges.remove(0)),
+        _ => Selection::Many(ranges),
+    }
 }
 
 /// The first byte that a Range field asks for where that is known without the length: to decide whether waiting pays.
+///
+/// `None` also for a suffix anywhere in the set. If-Range is not looked at.
 pub fn first_byte(request: Request<'_>) -> Option<u64> {
-    let _ = request;
-    todo!()
+    requested(request)?.into_iter().map(Spec::first).min().flatten()
 }
 
 /// `bytes 0-4/10`.
@@ -39,4 +53,241 @@ pub fn content_range(range: &Range<u64>, length: u64) -> String {
 /// `bytes */10`, for a 416.
 pub fn unsatisfied_range(length: u64) -> String {
     format!("bytes */{length}")
+}
+
+/// A range-spec of §14.1.1 in bytes. Numbers saturate (§14.1.2): no representation reaches that far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spec {
+    /// From the first to the last byte, inclusive.
+    Bounded(u64, u64),
+    From(u64),
+    /// The last bytes, this many.
+    Suffix(u64),
+}
+
+impl Spec {
+    /// Not for other-range, which bytes do not have, nor for a last position before the first.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let dash = text.iter().position(|byte| *byte == b'-')?;
+        let (first, last) = (&text[..dash], &text[dash + 1..]);
+        match (first.is_empty(), last.is_empty()) {
+            (true, _) => Some(Self::Suffix(number(last)?)),
+            (false, true) => Some(Self::From(number(first)?)),
+            (false, false) => {
+                let (first, last) = (number(first)?, number(last)?);
+                (first <= last).then_some(Self::Bounded(first, last))
+            }
+        }
+    }
+
+    /// The bytes of a representation of this length, or `None` where not satisfiable. Never empty, never past the end.
+    fn resolve(self, length: u64) -> Option<Range<u64>> {
+        let range = match self {
+            Self::Bounded(first, last) => first..last.saturating_add(1).min(length),
+            Self::From(first) => first..length,
+            Self::Suffix(count) => length.saturating_sub(count)..length,
+        };
+        (range.start < range.end).then_some(range)
+    }
+
+    fn first(self) -> Option<u64> {
+        match self {
+            Self::Bounded(first, _) | Self::From(first) => Some(first),
+            Self::Suffix(_) => None,
+        }
+    }
+}
+
+/// The range set of a GET with one well-formed Range field in bytes; `None` where it is to be ignored (§14.2).
+fn requested(request: Request<'_>) -> Option<Vec<Spec>> {
+    if *request.method != Method::GET {
+        return None;
+    }
+    let mut values = request.fields.values(name::RANGE);
+    let (value, repeated) = (values.next()?, values.next().is_some());
+    let equals = value.iter().position(|byte| *byte == b'=')?;
+    if repeated || !value[..equals].eq_ignore_ascii_case(b"bytes") {
+        return None;
+    }
+    let mut specs = Vec::new();
+    for member in value[equals + 1..].split(|byte| *byte == b',').map(fields::trim).filter(|member| !member.is_empty()) {
+        if specs.len() == MAX_RANGES {
+            return None;
+        }
+        specs.push(Spec::parse(member)?);
+    }
+    (!specs.is_empty()).then_some(specs)
+}
+
+/// 1*DIGIT, saturating.
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0u64, |sum, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        Some(sum.saturating_mul(10).saturating_add(digit))
+    })
+}
+
+/// §13.1.5. True where there is no If-Range. A date has to be the Last-Modified, and that a strong validator.
+fn if_range_holds(request: Request<'_>, response: Response<'_>, now_wall_ms: i64) -> bool {
+    let mut values = request.fields.values(name::IF_RANGE);
+    let Some(condition) = values.next() else { return true };
+    if values.next().is_some() {
+        return false;
+    }
+    // A quote within the first three bytes tells a tag from a date.
+    if condition.iter().take(3).any(|byte| *byte == b'"') {
+        return response.fields.get(name::ETAG).is_some_and(|tag| precondition::strong_match(condition, tag));
+    }
+    let date_in = |field| response.fields.get(field).and_then(|value| date::parse(value, now_wall_ms));
+    match (date::parse(condition, now_wall_ms), date_in(name::LAST_MODIFIED), date_in(name::DATE)) {
+        (Some(condition), Some(modified), Some(date)) => condition == modified && precondition::is_strong_date(modified, date),
+        _ => false,
+    }
+}
+
+/// Merges ranges that overlap or touch (§15.3.7.2); each merged one stands where the first of its parts was asked for.
+fn coalesce(asked: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for mut range in asked {
+        let mut at = ranges.len();
+        // From the back, so that `at` ends up at the first that is touched. At most MAX_RANGES each time.
+        for index in (0..ranges.len()).rev() {
+            let other = &ranges[index];
+            if range.start <= other.end && other.start <= range.end {
+                range = range.start.min(other.start)..range.end.max(other.end);
+                ranges.remove(index);
+                at = index;
+            }
+        }
+        ranges.insert(at, range);
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reuse::testing::{Asked, NOW, fields};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn selected(range: &str, length: u64) -> Selection {
+        let (asked, stored) = (Asked::get(&[("range", range)]), fields(&[]));
+        select(asked.request(), Response { status: StatusCode::OK, fields: &stored }, length, NOW.wall_ms)
+    }
+
+    fn ranges(selection: Selection, length: u64) -> Vec<Range<u64>> {
+        match selection {
+            Selection::Whole => std::iter::once(0..length).collect(),
+            Selection::One(range) => std::iter::once(range).collect(),
+            Selection::Many(ranges) => ranges,
+            Selection::Unsatisfiable => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn merged_ranges_stand_where_the_first_was_asked_for() {
+        assert_eq!(selected("bytes=50-59,0-9,60-69", 100), Selection::Many(vec![50..70, 0..10]));
+        assert_eq!(selected("bytes=0-9,50-59,5-54", 100), Selection::One(0..60));
+        assert_eq!(selected("bytes=80-89,0-9,50-59,5-54", 100), Selection::Many(vec![80..90, 0..60]));
+        assert_eq!(selected("bytes=3-4,3-4,3-4", 100), Selection::One(3..5));
+    }
+
+    #[test]
+    fn a_field_that_is_repeated_or_asks_for_too_much_is_ignored() {
+        let many = |count: u64| (0..count).map(|n| format!("{}-{}", n * 3, n * 3)).collect::<Vec<_>>().join(",");
+        assert!(matches!(selected(&format!("bytes={}", many(16)), 1000), Selection::Many(all) if all.len() == MAX_RANGES));
+        assert_eq!(selected(&format!("bytes={}", many(17)), 1000), Selection::Whole);
+        let twice = Asked::get(&[("range", "bytes=0-1"), ("range", "bytes=2-3")]);
+        let stored = fields(&[]);
+        assert_eq!(select(twice.request(), Response { status: StatusCode::OK, fields: &stored }, 10, NOW.wall_ms), Selection::Whole);
+    }
+
+    #[test]
+    fn the_first_byte_is_known_unless_a_suffix_is_asked_for() {
+        let first = |range| first_byte(Asked::get(&[("range", range)]).request());
+        assert_eq!(first("bytes=7-"), Some(7));
+        assert_eq!(first("bytes=70-80, 5-6"), Some(5));
+        assert_eq!(first("bytes=-5"), None);
+        assert_eq!(first("bytes=7-8,-5"), None);
+        assert_eq!(first("lines=7-8"), None);
+        assert_eq!(first_byte(Asked::get(&[]).request()), None);
+    }
+
+    #[test]
+    fn content_range_has_the_last_byte_inclusive() {
+        assert_eq!(content_range(&(0..5), 10), "bytes 0-4/10");
+        assert_eq!(unsatisfied_range(10), "bytes */10");
+    }
+
+    fn specs() -> impl Strategy<Value = Vec<String>> {
+        let one = prop_oneof![
+            (0u64..120, 0u64..60).prop_map(|(first, more)| format!("{first}-{}", first + more)),
+            (0u64..120).prop_map(|first| format!("{first}-")),
+            (0u64..120).prop_map(|count| format!("-{count}")),
+        ];
+        prop::collection::vec(one, 1..=MAX_RANGES)
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(value in "[ -~]{0,40}", length in any::<u64>()) {
+            for range in ranges(selected(&value, length), length) {
+                prop_assert!(range.start <= range.end && range.end <= length);
+            }
+        }
+
+        #[test]
+        fn hostile_numbers_stay_within_the_length(
+            range in "bytes=([0-9]{0,25}-[0-9]{0,25},){0,3}[0-9]{0,25}-[0-9]{0,25}", length in any::<u64>(),
+        ) {
+            let asked = Asked::get(&[("range", &range)]);
+            let selection = selected(&range, length);
+            if selection != Selection::Whole {
+                for range in ranges(selection, length) {
+                    prop_assert!(range.start < range.end && range.end <= length);
+                    prop_assert!(first_byte(asked.request()).is_none_or(|first| first <= range.start));
+                }
+            }
+        }
+
+        #[test]
+        fn the_bytes_sent_are_those_asked_for_once(specs in specs(), length in 1u64..150) {
+            let selection = selected(&format!("bytes={}", specs.join(", ")), length);
+            let mut sent = vec![0u32; length as usize];
+            for range in ranges(selection, length) {
+                sent[range.start as usize..range.end as usize].iter_mut().for_each(|byte| *byte += 1);
+            }
+            let mut asked = vec![0u32; length as usize];
+            for spec in &specs {
+                if let Selection::One(range) = selected(&format!("bytes={spec}"), length) {
+                    asked[range.start as usize..range.end as usize].fill(1);
+                }
+            }
+            prop_assert_eq!(sent, asked);
+        }
+
+        #[test]
+        fn parts_in_turn_make_the_whole(cuts in prop::collection::btree_set(1u64..200, 0..15), body in prop::collection::vec(any::<u8>(), 200)) {
+            let edges: Vec<u64> = [0].into_iter().chain(cuts).chain([200]).collect();
+            let mut whole = Vec::new();
+            for pair in edges.windows(2) {
+                let Selection::One(range) = selected(&format!("bytes={}-{}", pair[0], pair[1] - 1), 200) else { panic!("{pair:?}") };
+                prop_assert_eq!(content_range(&range, 200), format!("bytes {}-{}/200", pair[0], pair[1] - 1));
+                whole.extend_from_slice(&body[range.start as usize..range.end as usize]);
+            }
+            prop_assert_eq!(whole, body);
+        }
+
+        #[test]
+        fn merged_ranges_neither_overlap_nor_touch(specs in specs(), length in 1u64..150) {
+            if let Selection::Many(mut ranges) = selected(&format!("bytes={}", specs.join(",")), length) {
+                prop_assert!(ranges.len() > 1);
+                ranges.sort_by_key(|range| range.start);
+                prop_assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{:?}", ranges);
+            }
+        }
+    }
 }
