@@ -94,24 +94,24 @@ fn only_the_first_publication_counts() {
 
 #[test]
 fn a_flight_that_cannot_be_used_has_left_the_table_when_its_followers_are_woken() {
-    struct Rejoins(Table, parking_lot::Mutex<Vec<Join<String, u32>>>);
+    struct Rejoins(Table, std::sync::Mutex<Vec<Join<String, u32>>>);
     impl Wake for Rejoins {
         fn wake(self: Arc<Self>) {
             let joined = join(&self.0, "a");
-            self.1.lock().push(joined);
+            self.1.lock().unwrap().push(joined);
         }
     }
     for published in [Published::Alone, Published::LeadAnew, Published::Failed("dns_error".into())] {
         let table = table(10);
         let leader = lead(&table, "a");
         let mut followers = [(); 3].map(|()| follow(&table, "a"));
-        let rejoins = Arc::new(Rejoins(Arc::clone(&table), parking_lot::Mutex::default()));
+        let rejoins = Arc::new(Rejoins(Arc::clone(&table), std::sync::Mutex::default()));
         let waker = Waker::from(Arc::clone(&rejoins));
         for follower in &mut followers {
             assert!(std::pin::pin!(follower.wait()).poll(&mut Context::from_waker(&waker)).is_pending());
         }
         leader.publish(published);
-        let joined = rejoins.1.lock();
+        let joined = rejoins.1.lock().unwrap();
         assert_eq!(joined.len(), 3);
         assert_eq!(joined.iter().filter(|join| matches!(join, Join::Lead(_))).count(), 1);
     }

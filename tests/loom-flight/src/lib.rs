@@ -25,7 +25,8 @@ pub mod body {
 }
 
 pub mod semantics {
-    pub type Fields = ();
+    #[derive(Debug, Clone)]
+    pub struct Fields;
     pub mod key {
         pub type CacheKeyText = std::sync::Arc<str>;
     }

@@ -40,7 +40,7 @@ fn read(buffer: &Buffer, mut cursor: Cursor) -> (usize, Option<BodyError>) {
         match block_on(poll_fn(|context| buffer.poll_read(&mut cursor, Instant::now(), context.waker()))) {
             Read::Data(data) => bytes += data.len(),
             Read::Failed(error) => return (bytes, Some(error)),
-            Read::Trailers(()) | Read::End => return (bytes, None),
+            Read::Trailers(_) | Read::End => return (bytes, None),
         }
     }
 }
@@ -83,6 +83,25 @@ fn writer_and_reader_wake_each_other_under_back_pressure() {
         buffer.finish(None).unwrap();
         assert_eq!(reader.join().unwrap(), (10_000, None));
         assert_eq!(budget.used(), 0);
+    });
+}
+
+#[test]
+fn the_writer_goes_on_when_a_reader_has_made_room_and_does_not_come_back() {
+    loom::model(|| {
+        let (_, buffer) = buffer(0);
+        let mut cursor = open(&buffer).unwrap();
+        assert!(push(&buffer));
+        let reader = thread::spawn({
+            let buffer = Arc::clone(&buffer);
+            move || {
+                let read = block_on(poll_fn(|context| buffer.poll_read(&mut cursor, Instant::now(), context.waker())));
+                assert!(matches!(read, Read::Data(_)));
+                cursor
+            }
+        });
+        assert!(push(&buffer));
+        reader.join().unwrap();
     });
 }
 
