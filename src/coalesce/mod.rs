@@ -2,7 +2,15 @@
 //!
 //! [`flight`] is the table of fetches under way and knows nothing of HTTP; [`fill`] the body that one
 //! writer fills and any number of readers follow; [`marker`] remembers keys for which lining up is pointless.
+//!
+//! Everything waits for events, nothing polls: [`wake`] holds the wakers, and no waker is invoked while a lock is
+//! held. [`flight`], [`buffer`], [`budget`] and [`wake`] take locks and atomics from [`sync`] alone, so that
+//! `tests/loom-flight` can run them under every interleaving.
 
+pub mod budget;
+mod buffer;
 pub mod fill;
 pub mod flight;
 pub mod marker;
+mod sync;
+mod wake;
