@@ -5,7 +5,7 @@ mod tags;
 mod variants;
 mod vary_memory;
 
-pub use stored_response::{StoredHead, StoredResponse};
+pub use stored_response::{StoredHead, StoredResponse, subject};
 pub use tags::{TAG_FIELDS, Tags};
 pub use variants::{Insertion, Variants};
 pub use vary_memory::VaryMemory;

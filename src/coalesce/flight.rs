@@ -62,11 +62,24 @@ pub enum Published<H> {
     /// Nobody else may use it: go on alone, all at once.
     Alone,
     /// It failed in a way that does not depend on the request.
-    Failed(Arc<str>),
+    Failed(Arc<Failure>),
     /// It failed after the request was sent: one follower may lead anew, once.
     LeadAnew,
     /// The leader died without a word.
     Died,
+}
+
+/// What failed, told to all who waited; the table passes it on unread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Status for those who have nothing stale to serve.
+    pub status: u16,
+    /// Error token for Proxy-Status (RFC 9209 §2.3).
+    pub token: &'static str,
+    /// For logs.
+    pub text: Arc<str>,
+    /// Whether a stale response may stand in (RFC 5861 §4).
+    pub stale_may_be_served: bool,
 }
 
 impl<H> Clone for Published<H> {
@@ -74,7 +87,7 @@ impl<H> Clone for Published<H> {
         match self {
             Self::Head(head) => Self::Head(Arc::clone(head)),
             Self::Alone => Self::Alone,
-            Self::Failed(token) => Self::Failed(Arc::clone(token)),
+            Self::Failed(failure) => Self::Failed(Arc::clone(failure)),
             Self::LeadAnew => Self::LeadAnew,
             Self::Died => Self::Died,
         }
@@ -126,6 +139,13 @@ impl<H, S> FlightTable<H, S> {
         let stamp = Arc::new(stamp());
         shard.insert(key.clone(), Entry { flight: Arc::clone(&flight), stamp: Arc::clone(&stamp) });
         Join::Lead(Leader { table: Arc::clone(self), key, flight, stamp })
+    }
+
+    /// Joins a flight under way, if there is one that `may_join` allows; never leads.
+    pub fn follow(&self, key: &FlightKey, may_join: impl FnOnce(&S) -> bool) -> Option<Follower<H>> {
+        let shard = self.shard(key).lock();
+        let entry = shard.get(key).filter(|entry| may_join(&entry.stamp))?;
+        entry.flight.enter(true).then(|| Follower::of(&entry.flight, true))
     }
 
     /// Flights under way and followers waiting, for metrics.

@@ -213,8 +213,6 @@ pub struct Route {
     pub host: UpstreamHost,
     /// Request cookies that neither key nor upstream see; a trailing `*` matches a prefix.
     pub strip_cookies: Vec<String>,
-    /// Accept-Encoding asked of the origin.
-    pub accept_encoding: AcceptEncoding,
     /// PURGE is allowed from these networks; empty: 405.
     pub purge_from: Vec<IpNet>,
     /// Surrogate key fields that are passed on to clients.
@@ -312,15 +310,6 @@ pub enum UpstreamHost {
     /// The endpoint's.
     Upstream,
     Literal(String),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AcceptEncoding {
-    /// `gzip` where the client takes it, else `identity`.
-    Normalise,
-    Identity,
-    /// As the client sent it.
-    Forward,
 }
 
 #[derive(Debug, Clone)]

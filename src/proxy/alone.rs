@@ -2,7 +2,7 @@
 
 use super::admit::Past;
 use super::exchange::{Arrival, Exchange};
-use super::fill::{Candidate, Failure, FlightBody, FlightHead, is_origin_error, pump};
+use super::fill::{Candidate, Failure, FlightHead, is_origin_error, pump};
 use super::store::{self, Began};
 use super::{Proxy, answer, deliver, forward, purge, revalidate};
 use crate::clock;
@@ -103,14 +103,7 @@ fn judge(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, mut inbound: crate::upstr
     };
     let (writer, fill) = Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
     let reader = fill.reader(0, None);
-    let flight = Arc::new(FlightHead {
-        sure: proxy.memory.is_sure_to_admit(inbound.length.unwrap_or(0)),
-        head: Arc::clone(&head),
-        body: FlightBody::Filling(fill.clone()),
-        had_age: inbound.fields.has(name::AGE),
-        forward_status: inbound.status.as_u16(),
-        endpoint: Arc::clone(&inbound.endpoint),
-    });
+    let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound));
     if reason == Reason::Marked && head.facts.lifetime(exchange.policy()).ms > 0 {
         proxy.markers.clear(super::fill::marker_key(exchange, Some(&head.secondary)));
         proxy.markers.clear(exchange.key.hash());

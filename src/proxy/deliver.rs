@@ -43,6 +43,17 @@ fn from_store(arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, result: Cache
     compose(&asked, &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
 }
 
+/// What another request's fetch stored while this one was on its way.
+pub fn filled(exchange: &Exchange, stored: &Arc<StoredResponse>, now: Now) -> Response {
+    let mut outcome = exchange.outcome();
+    outcome.result = CacheResult::Hit;
+    outcome.source = Source::Memory;
+    let age_ms = stored.head.facts.age_ms(now);
+    outcome.age_ms = Some(age_ms);
+    outcome.ttl_ms = Some(ttl_ms(exchange, &stored.head, age_ms));
+    compose(&asked(exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
+}
+
 /// A stored response that the origin just confirmed.
 pub fn revalidated(exchange: &Exchange, stored: &Arc<StoredResponse>, endpoint: &Arc<str>, why: Forward, now: Now) -> Response {
     let mut outcome = exchange.outcome();

@@ -44,7 +44,7 @@ impl Proxy {
             admit::Way::Local(_) => "answered by configuration".to_owned(),
             admit::Way::Purge => "purge".to_owned(),
         };
-        let (found, decision) = match lookup::find(self, arrival, now) {
+        let (found, decision) = match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
             Found::Nothing => (Value::Null, "fetch: nothing is stored for this key (uri-miss)".to_owned()),
             Found::OtherVariants => (Value::Null, "fetch: other variants are stored, none that this request selects (vary-miss)".to_owned()),
             Found::Stored { response, reuse, validity } => (self.explain_stored(arrival, &response, validity, now), decision(reuse)),

@@ -5,12 +5,14 @@
 
 use super::exchange::{Arrival, Exchange};
 use super::store::{self, Began};
+use super::lookup::{self, Found};
 use super::{Proxy, alone, answer, deliver, forward, revalidate};
 use crate::body::{BodyStream, Chunk};
-use crate::cache::{StoredHead, StoredResponse, subject};
+use crate::cache::{StoredHead, StoredResponse, Tags, subject};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader, FillWriter, Unstored};
-use crate::coalesce::flight::{FlightKey, Join, Leader, Published};
+use crate::coalesce::flight::{FlightKey, Follower, Join, Leader, Published};
+pub use crate::coalesce::flight::Failure;
 use crate::invalidation::Stamp;
 use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
 use crate::observe::metrics::{Bound, FollowOutcome};
@@ -74,6 +76,20 @@ pub struct FlightHead {
     pub endpoint: Arc<str>,
 }
 
+impl FlightHead {
+    /// A head whose body is on its way.
+    pub fn filling(proxy: &Proxy, head: &Arc<StoredHead>, fill: &Fill, inbound: &Inbound) -> Self {
+        Self {
+            sure: fill.unstored().is_none() && proxy.memory.is_sure_to_admit(inbound.length.unwrap_or(0)),
+            head: Arc::clone(head),
+            body: FlightBody::Filling(fill.clone()),
+            had_age: inbound.fields.has(name::AGE),
+            forward_status: inbound.status.as_u16(),
+            endpoint: Arc::clone(&inbound.endpoint),
+        }
+    }
+}
+
 /// Bytes of a flight.
 pub enum FlightBody {
     Filling(Fill),
@@ -90,16 +106,6 @@ pub enum Led {
     Failed(Failure),
     /// What was to be confirmed is gone: ask again, without it.
     StartOver,
-}
-
-/// A failure that can be told to many.
-#[derive(Debug, Clone)]
-pub struct Failure {
-    pub status: u16,
-    /// RFC 9209 token.
-    pub token: &'static str,
-    pub text: Arc<str>,
-    pub stale_may_be_served: bool,
 }
 
 impl From<&FetchError> for Failure {
@@ -120,79 +126,152 @@ pub fn start(
     debug_assert!(matches!(body, RequestBody::Empty), "requests with a body go past the cache");
     let interim = (arrival.head.minor_version > 0).then(|| interim.sender());
     let exchange = Arc::new(arrival.own());
-    Handled::Later(Box::pin(from_upstream(Arc::clone(proxy), exchange, interim, why, candidate)))
+    let errand = Errand { proxy: Arc::clone(proxy), exchange, interim, why, candidate, regrouped: None, anew: false };
+    Handled::Later(Box::pin(from_upstream(errand)))
 }
 
 /// Rounds around the flight table: regrouping by Vary, a leader that died, leading anew. More would be a loop of ours.
 const ROUNDS: usize = 6;
 
-async fn from_upstream(proxy: Arc<Proxy>, exchange: Arc<Exchange>, interim: Option<InterimSender>, why: Forward, mut candidate: Candidate) -> Response {
-    let (mut regrouped, mut anew) = (None, false);
-    for _ in 0..ROUNDS {
-        if let Some(reason) = goes_alone(&proxy, &exchange, candidate.as_ref()) {
-            return alone::fetch(&proxy, &exchange, interim, why, candidate, reason).await;
+/// A request on its way around the flight table.
+struct Errand {
+    proxy: Arc<Proxy>,
+    exchange: Arc<Exchange>,
+    interim: Option<InterimSender>,
+    why: Forward,
+    candidate: Candidate,
+    /// The secondary key of the response that it could not use because of Vary.
+    regrouped: Option<SecondaryKey>,
+    /// A flight that it followed failed: if it leads now, failures are shared.
+    anew: bool,
+}
+
+/// What a round came to: the answer, or another round.
+type Round = std::ops::ControlFlow<Response>;
+
+async fn from_upstream(mut errand: Errand) -> Response {
+    for round in 0..ROUNDS {
+        // A flight may have come and gone since the last look: what it stored answers.
+        if round > 0
+            && let Some(response) = errand.look_again()
+        {
+            return response;
         }
-        let secondary = regrouped.clone().or_else(|| secondary_known(&proxy, &exchange, candidate.as_ref()));
-        let mut follower = match join(&proxy, &exchange, secondary, interim.as_ref()) {
+        if let Some(reason) = goes_alone(&errand.proxy, &errand.exchange, errand.candidate.as_ref()) {
+            return errand.alone(reason).await;
+        }
+        if let Round::Break(response) = errand.round().await {
+            return response;
+        }
+    }
+    errand.alone(alone::Reason::NotShared).await
+}
+
+impl Errand {
+    async fn round(&mut self) -> Round {
+        let secondary = self.regrouped.clone().or_else(|| secondary_known(&self.proxy, &self.exchange, self.candidate.as_ref()));
+        if self.exchange.method == Method::HEAD {
+            // HEAD may follow but never leads.
+            return match follow_only(&self.proxy, &self.exchange, secondary, self.interim.as_ref()) {
+                Some(follower) => self.follow(follower).await,
+                None => Round::Break(self.alone(alone::Reason::Head).await),
+            };
+        }
+        match join(&self.proxy, &self.exchange, secondary, self.interim.as_ref()) {
             Join::Full => {
-                proxy.metrics.bound(Bound::Waiting);
-                proxy.metrics.followed(FollowOutcome::Full, Duration::ZERO);
-                return answer::failed(&proxy, &exchange, &too_many_waiting(), why, candidate.as_ref());
+                self.proxy.metrics.bound(Bound::Waiting);
+                self.proxy.metrics.followed(FollowOutcome::Full, Duration::ZERO);
+                Round::Break(self.failed(&too_many_waiting()))
             }
-            Join::Lead(leader) if exchange.method == Method::HEAD => {
-                drop(leader); // HEAD may follow but never leads
-                return alone::fetch(&proxy, &exchange, interim, why, candidate, alone::Reason::Head).await;
-            }
-            Join::Lead(leader) => {
-                let (tell, told) = oneshot::channel();
-                tokio::spawn(lead(Arc::clone(&proxy), Arc::clone(&exchange), leader, Some(tell), candidate.clone(), anew));
-                match told.await {
-                    Ok(Led::Shared(head, reader)) => return deliver::led(&exchange, &head, reader, why),
-                    Ok(Led::Direct(inbound, reason)) => return deliver::direct(&exchange, *inbound, why, Some(reason)),
-                    Ok(Led::Failed(failure)) => return answer::failed(&proxy, &exchange, &failure, why, candidate.as_ref()),
-                    Ok(Led::StartOver) => candidate = None,
-                    Err(_) => return answer::failed(&proxy, &exchange, &died(), why, candidate.as_ref()),
+            Join::Follow(follower) => self.follow(follower).await,
+            // Another flight may have stored between our look and our joining.
+            Join::Lead(leader) => match self.look_again() {
+                Some(response) => {
+                    drop(leader);
+                    Round::Break(response)
                 }
-                continue;
+                None => self.lead(leader).await,
+            },
+        }
+    }
+
+    async fn lead(&mut self, leader: Leader<FlightHead, Departure>) -> Round {
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(lead(Arc::clone(&self.proxy), Arc::clone(&self.exchange), leader, Some(tell), self.candidate.clone(), self.anew));
+        Round::Break(match told.await {
+            Ok(Led::Shared(head, reader)) => deliver::led(&self.exchange, &head, reader, self.why),
+            Ok(Led::Direct(inbound, reason)) => deliver::direct(&self.exchange, *inbound, self.why, Some(reason)),
+            Ok(Led::Failed(failure)) => self.failed(&failure),
+            Ok(Led::StartOver) => {
+                self.candidate = None;
+                return Round::Continue(());
             }
-            Join::Follow(follower) => follower,
-        };
+            Err(_) => self.failed(&died()),
+        })
+    }
+
+    async fn follow(&mut self, mut follower: Follower<FlightHead>) -> Round {
         let published = follower.wait().await;
         let waited = follower.waited();
+        let followed = |outcome| self.proxy.metrics.followed(outcome, waited);
         match published {
-            Published::Head(head) => match follow(&proxy, &exchange, &head) {
-                Follow::Use => {
-                    if let Some(response) = deliver::followed(&exchange, &head, waited, why) {
-                        proxy.metrics.followed(FollowOutcome::Served, waited);
-                        return response;
+            Published::Head(head) => match follow(&self.proxy, &self.exchange, &head) {
+                Follow::Use => match deliver::followed(&self.exchange, &head, waited, self.why) {
+                    Some(response) => {
+                        followed(FollowOutcome::Served);
+                        return Round::Break(response);
                     }
-                    return alone::fetch(&proxy, &exchange, interim, why, candidate, alone::Reason::RangeAhead).await;
-                }
+                    None => return Round::Break(self.alone(alone::Reason::RangeAhead).await),
+                },
                 Follow::Regroup(secondary) => {
-                    proxy.metrics.followed(FollowOutcome::Regrouped, waited);
-                    regrouped = Some(secondary);
+                    followed(FollowOutcome::Regrouped);
+                    self.regrouped = Some(secondary);
                 }
-                Follow::Invalid => {} // purged since: whoever asks now leads anew
+                Follow::Invalid => self.candidate = None, // purged since: whoever asks now leads anew
                 Follow::Alone => {
-                    proxy.metrics.followed(FollowOutcome::Alone, waited);
-                    return alone::fetch(&proxy, &exchange, interim, why, candidate, alone::Reason::NotShared).await;
+                    followed(FollowOutcome::Alone);
+                    return Round::Break(self.alone(alone::Reason::NotShared).await);
                 }
             },
             Published::Alone => {
-                proxy.metrics.followed(FollowOutcome::Alone, waited);
-                return alone::fetch(&proxy, &exchange, interim, why, candidate, alone::Reason::NotShared).await;
+                followed(FollowOutcome::Alone);
+                return Round::Break(self.alone(alone::Reason::NotShared).await);
             }
             Published::Failed(failure) => {
-                proxy.metrics.followed(FollowOutcome::Failed, waited);
-                return answer::failed(&proxy, &exchange, &failure, why, candidate.as_ref());
+                followed(FollowOutcome::Failed);
+                return Round::Break(self.failed(&failure));
             }
             Published::LeadAnew | Published::Died => {
-                proxy.metrics.followed(FollowOutcome::LedAnew, waited);
-                anew = true;
+                followed(FollowOutcome::LedAnew);
+                self.anew = true;
+            }
+        }
+        Round::Continue(())
+    }
+
+    /// What the tiers hold by now, if it answers at once.
+    fn look_again(&mut self) -> Option<Response> {
+        let (now, exchange) = (clock::now(), &self.exchange);
+        let found = lookup::find(&self.proxy, exchange.request(), &exchange.key, exchange.policy(), now);
+        let Found::Stored { response, reuse, validity } = found else { return None };
+        match reuse {
+            Reuse::Fresh { .. } => Some(deliver::filled(exchange, &response, now)),
+            Reuse::Unusable(_) => None,
+            _ => {
+                self.candidate = Some((response, validity));
+                None
             }
         }
     }
-    alone::fetch(&proxy, &exchange, interim, why, candidate, alone::Reason::NotShared).await
+
+    async fn alone(&mut self, reason: alone::Reason) -> Response {
+        let (interim, candidate) = (self.interim.take(), self.candidate.take());
+        alone::fetch(&self.proxy, &self.exchange, interim, self.why, candidate, reason).await
+    }
+
+    fn failed(&self, failure: &Failure) -> Response {
+        answer::failed(&self.proxy, &self.exchange, failure, self.why, self.candidate.as_ref())
+    }
 }
 
 fn too_many_waiting() -> Failure {
@@ -232,24 +311,33 @@ fn secondary_known(proxy: &Proxy, exchange: &Exchange, candidate: Option<&(Arc<S
     Some(proxy.vary_memory.get(exchange.key.hash())?.secondary_key(&exchange.fields, exchange.policy()))
 }
 
-fn join(proxy: &Proxy, exchange: &Exchange, secondary: Option<SecondaryKey>, interim: Option<&InterimSender>) -> Join<FlightHead, Departure> {
+fn flight_key(exchange: &Exchange, secondary: Option<SecondaryKey>) -> FlightKey {
     // No Vary and an empty secondary key are the same flight.
-    let key = FlightKey { key: Arc::clone(exchange.key.text()), secondary: secondary.filter(|secondary| !secondary.0.is_empty()) };
-    let may_join = |departure: &Departure| {
-        let tags = Default::default();
-        let subject = subject(&exchange.key, &exchange.routed.site, &tags);
-        let joins = proxy.journal.joinable(&subject, &departure.stamp);
-        if joins {
-            departure.interims.add(interim.cloned());
-        }
-        joins
-    };
+    FlightKey { key: Arc::clone(exchange.key.text()), secondary: secondary.filter(|secondary| !secondary.0.is_empty()) }
+}
+
+/// Whether a request that comes now may join a flight that began then: not if something was purged in between.
+fn may_join(proxy: &Proxy, exchange: &Exchange, departure: &Departure, interim: Option<&InterimSender>) -> bool {
+    let tags = Tags::default();
+    let subject = subject(&exchange.key, &exchange.routed.site, &tags);
+    let joins = proxy.journal.joinable(subject.url, subject.url_text, subject.authority, subject.site, &departure.stamp);
+    if joins {
+        departure.interims.add(interim.cloned());
+    }
+    joins
+}
+
+fn join(proxy: &Proxy, exchange: &Exchange, secondary: Option<SecondaryKey>, interim: Option<&InterimSender>) -> Join<FlightHead, Departure> {
     let depart = || {
         let departure = Departure::new(proxy.journal.stamp());
         departure.interims.add(interim.cloned());
         departure
     };
-    proxy.flights.join(key, may_join, depart)
+    proxy.flights.join(flight_key(exchange, secondary), |departure| may_join(proxy, exchange, departure, interim), depart)
+}
+
+fn follow_only(proxy: &Proxy, exchange: &Exchange, secondary: Option<SecondaryKey>, interim: Option<&InterimSender>) -> Option<Follower<FlightHead>> {
+    proxy.flights.follow(&flight_key(exchange, secondary), |departure| may_join(proxy, exchange, departure, interim))
 }
 
 enum Follow {
@@ -393,8 +481,7 @@ impl Duty {
                     sure: true,
                     endpoint: Arc::clone(&inbound.endpoint),
                 });
-                self.publish(Arc::clone(&head), shareable, received.mono_ms);
-                self.tell(Led::Shared(head, None));
+                self.publish(head, shareable, received.mono_ms, None);
             }
             Err(revalidate::Gone) => {
                 self.leader.publish(Published::LeadAnew);
@@ -403,36 +490,45 @@ impl Duty {
         }
     }
 
-    fn publish(&self, head: Arc<FlightHead>, shareable: bool, now_mono_ms: u64) {
+    fn publish(&mut self, head: Arc<FlightHead>, shareable: bool, now_mono_ms: u64, reader: Option<FillReader>) {
         self.proxy.vary_memory.remember(self.exchange.key.hash(), &head.head.facts.vary);
         if shareable {
             self.proxy.markers.clear(marker_key(&self.exchange, Some(&head.head.secondary)));
             self.proxy.markers.clear(self.exchange.key.hash());
-            self.leader.publish(Published::Head(head));
+            self.leader.publish(Published::Head(Arc::clone(&head)));
         } else {
             self.mark(Some(&head.head.secondary), now_mono_ms);
             self.leader.publish(Published::Alone);
         }
+        self.tell(Led::Shared(head, reader));
     }
 
     async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, now_mono_ms: u64) {
-        let settings = &self.exchange.routed.settings.fill;
+        let settings = &Arc::clone(&self.exchange.routed.settings).fill;
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, inbound.length, self.exchange.policy().max_object_bytes);
-        let reader = self.client.is_some().then(|| fill.reader(0, None)).flatten();
+        let is_refresh = self.client.is_none();
+        let reader = if is_refresh { None } else { fill.reader(0, None) };
+        let ticket = fill.ticket();
         let body = inbound.body.take();
-        let flight = Arc::new(FlightHead {
-            sure: self.proxy.memory.is_sure_to_admit(inbound.length.unwrap_or(0)),
-            head: Arc::clone(&head),
-            body: FlightBody::Filling(fill.clone()),
-            had_age: inbound.fields.has(name::AGE),
-            forward_status: inbound.status.as_u16(),
-            endpoint: Arc::clone(&inbound.endpoint),
-        });
-        let shareable = is_shareable(&self.exchange, &head, clock::now());
-        self.publish(Arc::clone(&flight), shareable, now_mono_ms);
-        self.tell(Led::Shared(flight, reader));
-        let retire = || self.leader.retire();
-        if pump(body, writer, &fill, retire).await
+        let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound));
+        let shareable = is_shareable(&self.exchange, &head, clock::now()) && fill.unstored().is_none();
+        self.publish(flight, shareable, now_mono_ms, reader);
+        let leader = &self.leader;
+        // While followers take their readers the fill is wanted; a refresh is wanted to its end.
+        let wanted = async move {
+            if is_refresh {
+                std::future::pending::<()>().await;
+            }
+            leader.deserted().await;
+            drop(ticket);
+            std::future::pending::<()>().await;
+        };
+        let whole = tokio::select! {
+            biased;
+            whole = pump(body, writer, &fill, || leader.retire()) => whole,
+            () = wanted => unreachable!("it pends for ever"),
+        };
+        if whole
             && let Some(complete) = fill.complete()
         {
             let wanted = self.leader.followers();
@@ -459,13 +555,18 @@ pub fn is_origin_error(inbound: &Inbound) -> bool {
     matches!(inbound.status.as_u16(), 500 | 502 | 503 | 504)
 }
 
-/// Resolves when neither the client that led nor any follower is there.
+/// Resolves when neither the client that led nor any follower is there, and nobody can join any more.
 async fn deserted(client: &mut Option<oneshot::Sender<Led>>, leader: &Leader<FlightHead, Departure>) {
     match client {
         Some(client) => client.closed().await,
         None => return std::future::pending().await, // a refresh has nobody and goes on all the same
     }
-    leader.deserted().await;
+    loop {
+        leader.deserted().await;
+        if leader.retire_if_deserted() {
+            return;
+        }
+    }
 }
 
 /// Moves the body from the upstream to whoever reads; true if it is whole. `on_unstored` is called once when it stops

@@ -3,7 +3,7 @@
 use super::deliver::edit;
 use super::exchange::Exchange;
 use crate::cache::StoredResponse;
-use crate::config::settings::{AcceptEncoding, UpstreamHost};
+use crate::config::settings::UpstreamHost;
 use crate::listener::{InterimSender, RequestBody};
 use crate::route;
 use crate::semantics::{Fields, Method, Name, hop, name, validation, vary};
@@ -64,7 +64,9 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     if upgrade && let Some(protocol) = protocol {
         set(&mut fields, name::UPGRADE, &protocol);
     }
-    accept_encoding(exchange, &mut fields);
+    if let Some(asked) = vary::asked_encoding(&exchange.fields, exchange.policy()) {
+        set(&mut fields, name::ACCEPT_ENCODING, asked.as_bytes());
+    }
     edit(&mut fields, &route.request_edits);
     let target = route::rewrite(&exchange.target, &route.rewrite);
     let host = match &route.host {
@@ -118,14 +120,3 @@ fn append(fields: &mut Fields, name: Name, member: &str) {
     };
     set(fields, name, &value);
 }
-
-/// What codings the origin is asked for. A response may be shared only if all who share it would have asked the same.
-fn accept_encoding(exchange: &Exchange, fields: &mut Fields) {
-    let wanted = match exchange.routed.route.accept_encoding {
-        AcceptEncoding::Forward => return,
-        AcceptEncoding::Identity => "identity",
-        AcceptEncoding::Normalise => vary::normalised_accept_encoding(&exchange.fields),
-    };
-    set(fields, name::ACCEPT_ENCODING, wanted.as_bytes());
-}
-

@@ -1,9 +1,9 @@
 //! Cache key -> variant -> stored response, and what the rules make of it now.
 
 use super::Proxy;
-use super::exchange::Arrival;
 use crate::cache::StoredResponse;
-use crate::semantics::Now;
+use crate::semantics::policy::CachePolicy;
+use crate::semantics::{CacheKey, Now, Request};
 use crate::semantics::reuse::{Reuse, Validity, reuse};
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ pub enum Found {
     Nothing,
 }
 
-/// Finds the stored response that this request selects; one read of the tier.
-pub fn find(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Found {
-    let Some(variants) = proxy.memory.get(arrival.key.hash()).filter(|variants| variants.key == arrival.key) else {
+/// Finds the stored response that a request selects; one read of the tier.
+pub fn find(proxy: &Proxy, request: Request<'_>, key: &CacheKey, policy: &CachePolicy, now: Now) -> Found {
+    let Some(variants) = proxy.memory.get(key.hash()).filter(|variants| variants.key == *key) else {
         return Found::Nothing;
     };
-    let Some(response) = variants.select(&arrival.fields, arrival.policy()) else { return Found::OtherVariants };
+    let Some(response) = variants.select(request.fields, policy) else { return Found::OtherVariants };
     let validity = response.head.check(&proxy.journal);
-    let reuse = reuse(arrival.request(), &response.head.facts, arrival.policy(), validity, now);
+    let reuse = reuse(request, &response.head.facts, policy, validity, now);
     Found::Stored { response: Arc::clone(response), reuse, validity }
 }

@@ -79,7 +79,7 @@ impl Handler for Proxy {
             Way::Past(why) => return alone::past_the_cache(self, arrival, body, interim, why),
             Way::Cache => {}
         }
-        match lookup::find(self, &arrival, now) {
+        match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
             Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
                 Handled::Ready(deliver::fresh(&arrival, &response, age_ms, ttl_ms, now))
             }

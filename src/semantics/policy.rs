@@ -37,6 +37,8 @@ pub struct CachePolicy {
     pub heuristic_with_cookie: bool,
     /// Fields of Vary that the operator declares irrelevant, in any letter case; widens the RFC, warned about.
     pub vary_ignore: Vec<String>,
+    /// `accept_encoding`: what codings the origin is asked for, and so what Vary: Accept-Encoding selects on.
+    pub accept_encoding: AcceptEncoding,
     /// `cache.max_variants`: per key.
     pub max_variants: usize,
 }
@@ -98,6 +100,17 @@ pub enum SetCookie {
     Strip,
 }
 
+/// What codings the origin is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AcceptEncoding {
+    /// `gzip` where the client takes it, else `identity`.
+    #[default]
+    Normalise,
+    Identity,
+    /// As the client sent it.
+    Forward,
+}
+
 /// What a client's Cache-Control does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClientDirectives {
@@ -121,11 +134,12 @@ impl Default for CachePolicy {
             keep_stale_ms: 3_600_000,
             set_cookie: SetCookie::default(),
             client_directives: ClientDirectives::default(),
-            max_object_bytes: 64 << 20,
+            max_object_bytes: 32 << 20,
             range_whole_max_bytes: 16 << 20,
             collapse: true,
             heuristic_with_cookie: false,
             vary_ignore: Vec::new(),
+            accept_encoding: AcceptEncoding::default(),
             max_variants: 64,
         }
     }

@@ -5,8 +5,9 @@
 //! a weight differs, the values differ.
 
 use super::fields::{is_token_byte, list, trim};
-use super::policy::CachePolicy;
+use super::policy::{AcceptEncoding, CachePolicy};
 use super::{Fields, Name, name};
+use std::cell::RefCell;
 use std::cmp::Reverse;
 
 /// A response that varies on more fields than this counts as `*`: each costs time on every lookup.
@@ -64,12 +65,33 @@ impl Vary {
         };
         for name in names {
             let name: &str = name;
-            if !policy.vary_ignore.iter().any(|ignored| ignored.eq_ignore_ascii_case(name)) {
+            if name == "accept-encoding"
+                && let Some(asked) = asked_encoding(request, policy)
+            {
+                // The origin sees only what we make of it, so that alone selects.
+                out.extend_from_slice(b"accept-encoding:");
+                out.extend_from_slice(asked.as_bytes());
+                out.push(b'\n');
+            } else if !policy.vary_ignore.iter().any(|ignored| ignored.eq_ignore_ascii_case(name)) {
                 // Neither names nor values hold a line feed, and names no colon: lines cannot be confused.
                 out.extend_from_slice(name.as_bytes());
                 write_value(name, request, out);
                 out.push(b'\n');
             }
+        }
+    }
+
+    /// Whether this request selects the response with that secondary key; allocates nothing in the long run.
+    pub fn matches(&self, request: &Fields, secondary: &SecondaryKey, policy: &CachePolicy) -> bool {
+        thread_local!(static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        match self {
+            Self::Nothing => secondary.0.is_empty(),
+            Self::Star => false,
+            Self::Fields(_) => SCRATCH.with_borrow_mut(|scratch| {
+                scratch.clear();
+                self.write_secondary_key(request, policy, scratch);
+                **scratch == *secondary.0
+            }),
         }
     }
 
@@ -85,6 +107,29 @@ impl Vary {
             Self::Fields(names) => names.iter().map(|name| size_of::<Box<str>>() + name.len()).sum(),
         }
     }
+}
+
+/// The Accept-Encoding that goes to the origin where the policy decides it; `None`: as the client sent it.
+///
+/// `gzip` where the client accepts it (RFC 9110 §12.5.3: listed or `*`, weight above zero), else `identity`.
+pub fn asked_encoding(request: &Fields, policy: &CachePolicy) -> Option<&'static str> {
+    match policy.accept_encoding {
+        AcceptEncoding::Forward => None,
+        AcceptEncoding::Identity => Some("identity"),
+        AcceptEncoding::Normalise => Some(if accepts_gzip(request) { "gzip" } else { "identity" }),
+    }
+}
+
+fn accepts_gzip(request: &Fields) -> bool {
+    let (mut any, mut gzip) = (None, None);
+    for (Reverse(weight), name) in request.values(name::ACCEPT_ENCODING).flat_map(list).map(weighted) {
+        match &name[..] {
+            b"gzip" | b"x-gzip" => gzip = gzip.max(Some(weight)),
+            b"*" => any = Some(weight),
+            _ => {}
+        }
+    }
+    gzip.or(any).is_some_and(|weight| weight > 0)
 }
 
 /// Values selected by Vary, compared byte for byte. Empty for a response without Vary.
