@@ -250,7 +250,9 @@ mod tests {
         }
 
         #[test]
-        fn no_date_like_text_panics(text in "[A-Za-z]{3,9},? ?[0-9 ]{2}[- ][A-Za-z]{3}[- ][0-9]{2,4} [0-9:.]{7,8} ?[A-Z0-9]{3,4}", now in any::<i64>()) {
+        fn no_date_like_text_panics(
+            text in "[A-Za-z]{3,9},? ?[0-9 ]{2}[- ][A-Za-z]{3}[- ][0-9]{2,4} [0-9:.]{7,8} ?[A-Z0-9]{3,4}", now in any::<i64>()
+        ) {
             let _ = parse(text.as_bytes(), now);
         }
     }

@@ -38,7 +38,7 @@ pub struct Facts {
 }
 
 // One of these is held per stored response.
-const _: () = assert!(size_of::<Facts>() <= 208);
+const _: () = assert!(size_of::<Facts>() <= 192);
 
 impl Facts {
     /// The facts of a response whose head came at `response_time` to a request sent at `request_time`.

@@ -6,9 +6,9 @@
 
 use super::vary::write_value;
 use super::{Fields, name};
+use core::net::Ipv6Addr;
 use std::borrow::Cow;
 use std::fmt;
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 /// Longest target and longest Host that are read at all; listeners have far lower limits.
@@ -343,19 +343,22 @@ fn push_ipv6(text: &mut Vec<u8>, address: &[u8]) -> Result<(), TargetError> {
 }
 
 fn push_name(text: &mut Vec<u8>, name: &[u8]) -> Result<(), TargetError> {
-    let mut at = 0;
-    while let Some(byte) = name.get(at) {
-        let (byte, length) = match byte {
-            b'%' => (decode(&name[at..]).filter(|byte| is_unreserved(*byte)).ok_or(TargetError::HostMalformed)?, 3),
-            byte => (*byte, 1),
-        };
-        if !is_unreserved(byte) && !is_sub_delimiter(byte) {
-            return Err(TargetError::HostMalformed);
-        }
-        text.push(byte.to_ascii_lowercase());
-        at += length;
+    let start = text.len();
+    let plain = name.iter().take_while(|byte| is_name_byte(**byte)).count();
+    text.extend_from_slice(&name[..plain]);
+    let mut rest = &name[plain..];
+    while let [first, after @ ..] = rest {
+        let byte = if *first == b'%' { decode(rest).filter(|byte| is_unreserved(*byte)) } else { Some(*first) };
+        text.push(byte.filter(|byte| is_name_byte(*byte)).ok_or(TargetError::HostMalformed)?);
+        rest = if *first == b'%' { &rest[3..] } else { after };
     }
+    text[start..].make_ascii_lowercase();
     Ok(())
+}
+
+/// Bytes of a reg-name or IPv4 address without percent-encoding (RFC 3986 §3.2.2).
+const fn is_name_byte(byte: u8) -> bool {
+    is_unreserved(byte) || is_sub_delimiter(byte)
 }
 
 fn push_port(text: &mut Vec<u8>, scheme: Scheme, digits: &[u8]) -> Result<(), TargetError> {
@@ -369,7 +372,8 @@ fn push_port(text: &mut Vec<u8>, scheme: Scheme, digits: &[u8]) -> Result<(), Ta
         Scheme::Https => 443,
     };
     if port != default {
-        text.extend_from_slice(format!(":{port}").as_bytes());
+        text.push(b':');
+        text.extend_from_slice(itoa::Buffer::new().format(port).as_bytes());
     }
     Ok(())
 }
@@ -735,23 +739,26 @@ mod tests {
     proptest! {
         #[test]
         fn a_normalised_target_is_normal(
-            raw in "(/|/\\.|\\.\\.|%2e|%2E|%41|%[0-9a-f]{2}|%|;|[a-c]|\\?|\"|\\[|\\||\\\\|&|=|\\+){0,12}", authority in "[a-zA-Z0-9.-]{1,8}(:[0-9]{0,5})?"
+            raw in r#"(/|/\.|\.\.|%2e|%2E|%41|%[0-9a-f]{2}|%|;|[a-c]|\?|"|\[|\||\\|&|=|\+){0,12}"#,
+            authority in "[a-zA-Z0-9.-]{1,8}(:[0-9]{0,5})?", lenient in any::<bool>()
         ) {
-            for lenient in [false, true] {
-                if let Ok(target) = Target::parse(Scheme::Http, format!("/{raw}").as_bytes(), &host(authority.as_bytes()), lenient) {
-                    let again = Target::parse(Scheme::Http, target.path_and_query().as_bytes(), &host(target.authority().as_bytes()), lenient);
-                    prop_assert_eq!(again, Ok(target.clone()));
-                    prop_assert_eq!(Target::from_url(target.as_str()), Ok(target.clone()));
-                    prop_assert_eq!(Target::parse(Scheme::Http, target.as_str().as_bytes(), &host(target.authority().as_bytes()), lenient), Ok(target.clone()));
-                    prop_assert_eq!(target.with_path_and_query(target.path(), target.query()), Ok(target.clone()));
-                    let dots = target.path().split('/').any(|segment| segment == "." || segment == "..");
-                    prop_assert!(!dots && target.path().starts_with('/') && target.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
-                }
+            let parse = |raw: &str, authority: &str| Target::parse(Scheme::Http, raw.as_bytes(), &host(authority.as_bytes()), lenient);
+            if let Ok(target) = parse(&format!("/{raw}"), &authority) {
+                let normal = Ok(target.clone());
+                prop_assert_eq!(&parse(target.path_and_query(), target.authority()), &normal);
+                prop_assert_eq!(&parse(target.as_str(), target.authority()), &normal);
+                prop_assert_eq!(&Target::from_url(target.as_str()), &normal);
+                prop_assert_eq!(&target.with_path_and_query(target.path(), target.query()), &normal);
+                let dots = target.path().split('/').any(|segment| segment == "." || segment == "..");
+                prop_assert!(!dots && target.path().starts_with('/') && target.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
             }
         }
 
         #[test]
-        fn no_bytes_panic(raw in proptest::collection::vec(any::<u8>(), 0..40), authority in proptest::collection::vec(any::<u8>(), 0..20), lenient in any::<bool>()) {
+        fn no_bytes_panic(
+            raw in proptest::collection::vec(any::<u8>(), 0..40), authority in proptest::collection::vec(any::<u8>(), 0..20),
+            lenient in any::<bool>()
+        ) {
             let mut fields = Fields::new();
             let _ = fields.append(name::HOST, &authority);
             let _ = Target::parse(Scheme::Http, &raw, &fields, lenient);

@@ -330,7 +330,9 @@ mod tests {
         }
 
         #[test]
-        fn no_vary_panics_or_forges_a_line(vary in "[ -~]{0,30}", name in "[a-z]{1,3}", value in proptest::collection::vec(any::<u8>(), 0..30)) {
+        fn no_vary_panics_or_forges_a_line(
+            vary in "[ -~]{0,30}", name in "[a-z]{1,3}", value in proptest::collection::vec(any::<u8>(), 0..30)
+        ) {
             let mut request = Fields::new();
             let _ = request.push(&name, &value);
             let key = Vary::parse(&fields(&[("vary", &vary), ("vary", &name)])).secondary_key(&request, &CachePolicy::default());
