@@ -115,7 +115,7 @@ where
         }
     }
 
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) {
         let last = loop {
             match self.request().await {
                 Next::Request => {}
@@ -292,14 +292,11 @@ where
     /// Reads until the head under way is whole.
     async fn read_head(&mut self) -> Result<HeadExtent, Next> {
         self.in_a_row = 0;
-        let began_idle = self.buffer.is_empty();
+        self.began = clock::nanos();
         let mut deadline = None;
-        if !began_idle {
-            self.began = clock::nanos();
-        }
         let mut trimmed = false;
         loop {
-            let idle = self.buffer.is_empty();
+            let idle = self.is_idle();
             match poll_fn(|context| self.poll_head(context, &mut deadline)).await {
                 Filled::More if idle => (self.began, deadline) = (clock::nanos(), None),
                 Filled::More => {}
@@ -325,7 +322,7 @@ where
         if self.eof {
             return Poll::Ready(Filled::End);
         }
-        let idle = self.buffer.is_empty();
+        let idle = self.is_idle();
         if idle && self.alarms.draining() {
             return Poll::Ready(Filled::End);
         }
@@ -342,6 +339,11 @@ where
         self.alarms.poll_deadline(context, at).map(|()| Filled::Expired)
     }
 
+    /// Nothing of a request is there. Some clients send an empty line behind a body (RFC 9112 §2.2).
+    fn is_idle(&self) -> bool {
+        matches!(&self.buffer[..], b"" | b"\r\n")
+    }
+
     fn trim_after(&self) -> std::time::Duration {
         TRIM_AFTER.min(self.limits.idle_timeout)
     }
@@ -349,6 +351,7 @@ where
     /// Gives memory back while nothing is under way.
     fn trim(&mut self) {
         self.buffer = BytesMut::new();
+        self.scan = HeadScan::default();
         self.out = Vec::new();
         self.head.fields = Fields::new();
         self.head.target = Vec::new();
@@ -365,7 +368,7 @@ where
         }
     }
 
-    async fn end(mut self, last: Next) {
+    async fn end(&mut self, last: Next) {
         let tls = self.peer.scheme == Scheme::Https;
         match last {
             Next::Linger => self.linger().await,

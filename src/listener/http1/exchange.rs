@@ -33,7 +33,7 @@ const CLIENT_LEFT: Refusal = Refusal { status: 499, reason: "client-left" };
 
 /// What happened first while the handler was at work.
 enum Event {
-    Response(Response),
+    Response(Box<Response>),
     Interim(Interim),
     /// The body is wanted, and the client waits to be told.
     Continue,
@@ -80,7 +80,7 @@ where
     ) -> Result<Response, Next> {
         loop {
             let written = match poll_fn(|context| self.poll_event(context, &mut future, interims, intake)).await {
-                Event::Response(response) => return Ok(response),
+                Event::Response(response) => return Ok(*response),
                 Event::Interim(interim) => self.write_interim(&interim).await,
                 Event::Continue => self.write_continue(intake).await,
                 Event::Refused(refusal) => return Err(self.refuse(refusal).await),
@@ -108,7 +108,7 @@ where
             None | Some(Poll::Ready(Ok(()))) => {}
         }
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-            Ok(Poll::Ready(response)) => return Poll::Ready(Event::Response(response)),
+            Ok(Poll::Ready(response)) => return Poll::Ready(Event::Response(Box::new(response))),
             Ok(Poll::Pending) => {}
             Err(_) => return Poll::Ready(Event::Refused(PANIC)),
         }

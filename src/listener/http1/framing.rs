@@ -427,8 +427,11 @@ pub(super) mod tests {
         assert_eq!(planned(1, &[body, ("expect", "tea")]).unwrap_err().status, 417);
     }
 
-    /// The whole of what `bytes` decode to when they come in pieces of `step`: body, trailers, bytes taken.
-    fn decoded(bytes: &[u8], step: usize) -> Result<Option<(Vec<u8>, Vec<u8>, usize)>, ChunkError> {
+    /// Body, trailer lines, bytes taken.
+    type Decoded = (Vec<u8>, Vec<u8>, usize);
+
+    /// The whole of what `bytes` decode to when they come in pieces of `step`.
+    fn decoded(bytes: &[u8], step: usize) -> Result<Option<Decoded>, ChunkError> {
         let (mut chunked, mut body, mut at) = (Chunked::new(1000, 3), Vec::new(), 0);
         while at < bytes.len() && !chunked.is_done() {
             let end = bytes.len().min(at.saturating_add(step.max(1)));

@@ -8,7 +8,7 @@ use crate::config::settings::Limits;
 use crate::listener::{Refusal, RequestHead};
 use crate::semantics::fields::{FieldError, is_token_byte};
 use http::Method;
-use memchr::memchr;
+use memchr::{memchr, memchr_iter};
 use std::mem::MaybeUninit;
 
 /// Room in a request line besides the target: the longest method that is read, the version, spaces.
@@ -155,11 +155,15 @@ fn refusal(error: httparse::Error, bytes: &[u8]) -> Refusal {
     match error {
         httparse::Error::HeaderName => bad("field-name"),
         httparse::Error::HeaderValue => bad("field-value"),
-        httparse::Error::NewLine => bad("bare-cr"),
+        httparse::Error::NewLine if has_bare_cr(bytes) => bad("bare-cr"),
         httparse::Error::TooManyHeaders => Refusal { status: 431, reason: "header-count" },
         httparse::Error::Version if names_a_version(bytes) => Refusal { status: 505, reason: "version" },
         _ => bad("request-line"),
     }
+}
+
+fn has_bare_cr(bytes: &[u8]) -> bool {
+    memchr_iter(b'\r', bytes).any(|at| bytes.get(at + 1) != Some(&b'\n'))
 }
 
 /// Whether the request line is well formed and its version is one that is not spoken here (RFC 9112 §2.3).

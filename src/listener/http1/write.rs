@@ -298,7 +298,7 @@ impl Data {
             Self::One(bytes) => slices.push(IoSlice::new(bytes)),
             Self::Many { segments, index, offset, left } => {
                 let (mut offset, mut left) = (*offset, *left);
-                for segment in segments[*index..].iter() {
+                for segment in &segments[*index..] {
                     if left == 0 || slices.len() == SLICES {
                         break;
                     }

@@ -143,6 +143,11 @@ impl Client {
         std::mem::take(&mut self.buffer)
     }
 
+    /// Drops what was read and not looked at.
+    pub fn forget(&mut self) {
+        self.buffer.clear();
+    }
+
     /// Whether the connection ends now without another byte, and how.
     pub async fn ended(&mut self) -> Ended {
         if !self.buffer.is_empty() {
