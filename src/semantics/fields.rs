@@ -156,6 +156,18 @@ const TABLE: [u8; SLOTS] = {
     table
 };
 
+/// Length of the longest well known name.
+const LONGEST: usize = {
+    let (mut longest, mut i) = (0, 0);
+    while i < NAMES.len() {
+        if NAMES[i].len() > longest {
+            longest = NAMES[i].len();
+        }
+        i += 1;
+    }
+    longest
+};
+
 impl Name {
     /// The name with this lower-case text, if it is a well known one.
     pub fn lookup(lower: &[u8]) -> Option<Self> {
@@ -172,6 +184,15 @@ impl Name {
         }
     }
 
+    /// The name with this text in any letter case, if it is a well known one.
+    pub fn lookup_any_case(text: &[u8]) -> Option<Self> {
+        let mut lower = [0; LONGEST];
+        let lower = lower.get_mut(..text.len())?;
+        lower.copy_from_slice(text);
+        lower.make_ascii_lowercase();
+        Self::lookup(lower)
+    }
+
     /// The text of the name, in lower case.
     pub const fn as_str(self) -> &'static str {
         NAMES[self.0 as usize]
@@ -184,31 +205,38 @@ impl fmt::Debug for Name {
     }
 }
 
-/// What a field can be looked up by: a [`Name`], or text in any letter case.
+/// What a field can be looked up by: a [`Name`], or text in any letter case. Neither allocates.
 pub trait FieldName: Copy {
-    /// The number and text of the name; the number is `None` for one that is not well known.
-    fn resolve(self) -> (Option<Name>, LowerName);
+    /// The number of the name; `None` for one that is not well known.
+    fn number(self) -> Option<Name>;
+    /// The text of the name, in any letter case.
+    fn text(&self) -> &str;
 }
 
-/// A lower-cased name, borrowed where it was lower case already.
-pub type LowerName = std::borrow::Cow<'static, str>;
-
 impl FieldName for Name {
-    fn resolve(self) -> (Option<Name>, LowerName) {
-        (Some(self), LowerName::Borrowed(self.as_str()))
+    fn number(self) -> Option<Name> {
+        Some(self)
+    }
+    fn text(&self) -> &str {
+        self.as_str()
     }
 }
 
 impl FieldName for &str {
-    fn resolve(self) -> (Option<Name>, LowerName) {
-        let lower = self.to_ascii_lowercase();
-        (Name::lookup(lower.as_bytes()), LowerName::Owned(lower))
+    fn number(self) -> Option<Name> {
+        Name::lookup_any_case(self.as_bytes())
+    }
+    fn text(&self) -> &str {
+        self
     }
 }
 
 impl FieldName for &String {
-    fn resolve(self) -> (Option<Name>, LowerName) {
-        self.as_str().resolve()
+    fn number(self) -> Option<Name> {
+        self.as_str().number()
+    }
+    fn text(&self) -> &str {
+        self
     }
 }
 
@@ -243,10 +271,6 @@ impl Line {
     }
     fn value_range(self) -> std::ops::Range<usize> {
         self.value_start()..self.value_start() + self.value_length as usize
-    }
-    /// Past the CR LF that ends the line.
-    fn end(self) -> usize {
-        self.value_start() + self.value_length as usize + 2
     }
 }
 
@@ -295,15 +319,8 @@ impl Fields {
 
     /// Appends a line. The name is lower-cased, white space around the value is dropped.
     pub fn push(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
-        let (name, value) = (name.as_ref(), trim(value.as_ref()));
-        if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|b| is_token_byte(*b)) {
-            return Err(FieldError::Name);
-        }
-        if !value.iter().all(|b| is_value_byte(*b)) {
-            return Err(FieldError::Value);
-        }
-        let start = u32::try_from(self.block.len()).map_err(|_| FieldError::Size)?;
-        u32::try_from(self.block.len() + name.len() + value.len() + 4).map_err(|_| FieldError::Size)?;
+        let name = name.as_ref();
+        let (start, value) = self.checked(name, value.as_ref())?;
         self.block.extend_from_slice(name);
         self.block[start as usize..].make_ascii_lowercase();
         let number = Name::lookup(&self.block[start as usize..]).map_or(UNKNOWN, |name| name.0);
@@ -313,15 +330,25 @@ impl Fields {
 
     /// Appends a line with a well known name.
     pub fn append(&mut self, name: Name, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
-        let value = trim(value.as_ref());
+        let text = name.as_str().as_bytes();
+        let (start, value) = self.checked(text, value.as_ref())?;
+        self.block.extend_from_slice(text);
+        self.finish_line(start, text.len() as u16, name.0, value);
+        Ok(())
+    }
+
+    /// Where the next line begins, and its value trimmed, if the line may be taken.
+    fn checked<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(u32, &'v [u8]), FieldError> {
+        if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|b| is_token_byte(*b)) {
+            return Err(FieldError::Name);
+        }
+        let value = trim(value);
         if !value.iter().all(|b| is_value_byte(*b)) {
             return Err(FieldError::Value);
         }
-        let start = u32::try_from(self.block.len()).map_err(|_| FieldError::Size)?;
-        u32::try_from(self.block.len() + value.len() + 64).map_err(|_| FieldError::Size)?;
-        self.block.extend_from_slice(name.as_str().as_bytes());
-        self.finish_line(start, name.as_str().len() as u16, name.0, value);
-        Ok(())
+        let start = self.block.len();
+        u32::try_from(start + name.len() + value.len() + 4).map_err(|_| FieldError::Size)?;
+        Ok((start as u32, value))
     }
 
     fn finish_line(&mut self, start: u32, name_length: u16, number: u8, value: &[u8]) {
@@ -334,39 +361,40 @@ impl Fields {
         }
     }
 
-    /// Replaces all lines of this name by one.
+    /// Replaces all lines of this name by one. On an error nothing has changed.
     pub fn set(&mut self, name: impl FieldName, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
+        self.checked(name.text().as_bytes(), value.as_ref())?;
         self.remove(name);
-        self.push(name.resolve().1.as_bytes(), value)
+        self.push(name.text(), value)
     }
 
     /// Removes all lines of this name; says whether there were any.
     pub fn remove(&mut self, name: impl FieldName) -> bool {
-        let (number, text) = name.resolve();
-        if let Some(number) = number
-            && self.present & (1 << number.0) == 0
-        {
-            return false;
-        }
-        self.retain(|line, _| line != text.as_bytes())
+        self.contains(name) && self.retain(|line, _| !line.eq_ignore_ascii_case(name.text().as_bytes()))
     }
 
-    /// Keeps the lines for which `keep(name, value)` is true; says whether any went.
+    /// Keeps the lines for which `keep(name, value)` is true, asking once for each in order; says whether any went.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) -> bool {
-        if self.iter().all(|(name, value)| keep(name.as_bytes(), value)) {
-            return false;
-        }
+        let before = self.lines.len();
+        *self = self.copy_if(|_, name, value| keep(name, value));
+        self.lines.len() != before
+    }
+
+    /// A copy with the lines for which `keep(number, name, value)` is true, asked once for each in order. The number is
+    /// `None` for a name that is not well known.
+    #[must_use]
+    pub fn copy_if(&self, mut keep: impl FnMut(Option<Name>, &[u8], &[u8]) -> bool) -> Self {
         let mut kept = Self::with_capacity(self.block.len(), self.lines.len());
         for line in &self.lines {
             let (name, value) = (&self.block[line.name_range()], &self.block[line.value_range()]);
-            if keep(name, value) {
+            let number = (line.number != UNKNOWN).then_some(Name(line.number));
+            if keep(number, name, value) {
                 let start = kept.block.len() as u32;
                 kept.block.extend_from_slice(name);
                 kept.finish_line(start, line.name_length, line.number, value);
             }
         }
-        *self = kept;
-        true
+        kept
     }
 
     /// Whether any line has this name.
@@ -399,16 +427,17 @@ impl Fields {
 
     /// The values of all lines of this name, in order.
     pub fn values(&self, name: impl FieldName) -> impl Iterator<Item = &[u8]> {
-        let (number, text) = name.resolve();
+        let number = name.number();
         let nothing = number.is_some_and(|n| !self.has(n));
         let lines = if nothing { &[][..] } else { &self.lines[..] };
-        lines
-            .iter()
-            .filter(move |line| match number {
-                Some(number) => line.number == number.0,
-                None => line.number == UNKNOWN && self.block[line.name_range()] == *text.as_bytes(),
-            })
-            .map(|line| &self.block[line.value_range()])
+        lines.iter().filter(move |line| self.has_name(**line, name, number)).map(|line| &self.block[line.value_range()])
+    }
+
+    fn has_name(&self, line: Line, name: impl FieldName, number: Option<Name>) -> bool {
+        match number {
+            Some(number) => line.number == number.0,
+            None => line.number == UNKNOWN && self.block[line.name_range()].eq_ignore_ascii_case(name.text().as_bytes()),
+        }
     }
 
     /// All lines of this name as one list, joined with `", "` (RFC 9110 §5.3); `None` where absent.
@@ -479,15 +508,21 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
 }
 
 /// The members of a comma-separated list, trimmed, empty ones skipped, commas in quoted strings kept
-/// (RFC 9110 §5.6.1).
+/// (RFC 9110 §5.6.1). A quoted string that never ends is none: from its member on every comma parts.
 pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = Some(value);
+    let (mut rest, mut quotes) = (Some(value), true);
     std::iter::from_fn(move || {
         loop {
             let value = rest?;
-            let (member, after) = split_member(value);
-            rest = after;
-            let member = trim(member);
+            let mut comma = if quotes { unquoted_comma(value) } else { Ok(plain_comma(value)) };
+            if let Err(Unterminated) = comma {
+                // Once and for all: to look for quotes again in each member would take quadratic time.
+                quotes = false;
+                comma = Ok(plain_comma(value));
+            }
+            let at = comma.ok().flatten();
+            rest = at.map(|at| &value[at + 1..]);
+            let member = trim(&value[..at.unwrap_or(value.len())]);
             if !member.is_empty() {
                 return Some(member);
             }
@@ -495,18 +530,25 @@ pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-fn split_member(value: &[u8]) -> (&[u8], Option<&[u8]>) {
+/// A quoted string goes on to the end of the value.
+struct Unterminated;
+
+fn plain_comma(value: &[u8]) -> Option<usize> {
+    value.iter().position(|byte| *byte == b',')
+}
+
+fn unquoted_comma(value: &[u8]) -> Result<Option<usize>, Unterminated> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in value.iter().enumerate() {
         match byte {
             _ if escaped => escaped = false,
             b'\\' if quoted => escaped = true,
             b'"' => quoted = !quoted,
-            b',' if !quoted => return (&value[..at], Some(&value[at + 1..])),
+            b',' if !quoted => return Ok(Some(at)),
             _ => {}
         }
     }
-    (value, None)
+    if quoted { Err(Unterminated) } else { Ok(None) }
 }
 
 #[cfg(test)]
@@ -564,6 +606,37 @@ mod tests {
     fn lists_keep_commas_in_quoted_strings() {
         let members: Vec<_> = list(br#" a, , "b, \" c" ,d"#).collect();
         assert_eq!(members, [&b"a"[..], br#""b, \" c""#, b"d"]);
+        let open: Vec<_> = list(br#""a,b", c="d, e,"f"#).collect();
+        assert_eq!(open, [&br#""a,b""#[..], br#"c="d, e,"f"#]);
+        let open: Vec<_> = list(br#"x, a="b, no-store, c"#).collect();
+        assert_eq!(open, [&b"x"[..], br#"a="b"#, b"no-store", b"c"]);
+    }
+
+    #[test]
+    fn a_value_that_is_refused_leaves_the_old_one() {
+        let mut fields = Fields::new();
+        fields.push("x-a", "1").unwrap();
+        fields.push("age", "1").unwrap();
+        assert_eq!(fields.set("X-A", "a\nb"), Err(FieldError::Value));
+        assert_eq!(fields.set("not a token", "a"), Err(FieldError::Name));
+        assert_eq!(fields.set(name::AGE, "\0"), Err(FieldError::Value));
+        assert_eq!(fields.wire(), b"x-a: 1\r\nage: 1\r\n");
+        fields.set("X-A", "2").unwrap();
+        fields.set("x-b", "3").unwrap();
+        assert_eq!(fields.wire(), b"age: 1\r\nx-a: 2\r\nx-b: 3\r\n");
+        assert!(!fields.remove("x-c") && fields.remove("X-B") && fields.remove(name::AGE));
+        assert!(!fields.has(name::AGE) && fields.contains("x-A"));
+    }
+
+    #[test]
+    fn a_copy_keeps_numbers_and_order() {
+        let mut fields = Fields::new();
+        for (name, value) in [("age", "1"), ("x", "2"), ("date", "3")] {
+            fields.push(name, value).unwrap();
+        }
+        let copy = fields.copy_if(|number, _, _| number != Some(name::AGE));
+        assert_eq!(copy.wire(), b"x: 2\r\ndate: 3\r\n");
+        assert!(copy.has(name::DATE) && !copy.has(name::AGE) && copy.get_named("X") == Some(b"2"));
     }
 
     proptest! {

@@ -1,9 +1,10 @@
 //! Freshness lifetime and current age (RFC 9111 §4.2), and the facts of a response that the rules need.
 
-use super::cache_control::ResponseDirectives;
+use super::cache_control::{ResponseDirectives, delta_seconds};
+use super::fields::{Fields, Name, list, name};
 use super::policy::CachePolicy;
 use super::vary::Vary;
-use super::{Now, Request, Response, StatusCode};
+use super::{Now, Request, Response, StatusCode, date};
 
 /// What the rules need of a response, parsed once when it is received or updated.
 ///
@@ -11,7 +12,6 @@ use super::{Now, Request, Response, StatusCode};
 /// takes effect on stored responses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
-    pub status: StatusCode,
     pub directives: ResponseDirectives,
     /// When the request that brought the response was sent.
     pub request_time: Now,
@@ -27,31 +27,137 @@ pub struct Facts {
     /// Entity tag as it came, quotes and `W/` included.
     pub etag: Option<Box<[u8]>>,
     pub vary: Vary,
+    pub status: StatusCode,
     /// The request carried Authorization.
     pub authorized: bool,
     /// The request carried Cookie.
     pub cookie: bool,
-    /// The response carries Set-Cookie.
+    /// The response carries a Set-Cookie that others would get: one that neither `private="set-cookie"` nor
+    /// `no-cache="set-cookie"` keeps from them.
     pub set_cookie: bool,
 }
 
+// One of these is held per stored response.
+const _: () = assert!(size_of::<Facts>() <= 208);
+
 impl Facts {
+    /// The facts of a response whose head came at `response_time` to a request sent at `request_time`.
+    ///
+    /// A field that must be single and has lines that differ counts as unreadable.
     pub fn new(request: Request<'_>, response: Response<'_>, request_time: Now, response_time: Now) -> Self {
-        let _ = (request, response, request_time, response_time);
-        todo!()
+        let fields = response.fields;
+        let directives = ResponseDirectives::parse(fields);
+        let received_ms = response_time.wall_ms;
+        let read_date = |field| single(fields, field).and_then(|value| date::parse(value, received_ms));
+        let date_ms = read_date(name::DATE).unwrap_or(received_ms);
+        let hidden = directives.private_fields.names("set-cookie") || directives.no_cache_fields.names("set-cookie");
+        Self {
+            request_time,
+            response_time,
+            date_ms,
+            initial_age_ms: initial_age_ms(age_value_ms(fields), date_ms, request_time, response_time),
+            expires_ms: fields.has(name::EXPIRES).then(|| read_date(name::EXPIRES)),
+            last_modified_ms: read_date(name::LAST_MODIFIED),
+            etag: single(fields, name::ETAG).filter(|tag| !tag.is_empty()).map(Box::from),
+            vary: Vary::parse(fields),
+            status: response.status,
+            authorized: request.fields.has(name::AUTHORIZATION),
+            cookie: request.fields.has(name::COOKIE),
+            set_cookie: fields.has(name::SET_COOKIE) && !hidden,
+            directives,
+        }
     }
 
     /// Current age in milliseconds, rounded down nowhere (§4.2.3).
     pub fn age_ms(&self, now: Now) -> u64 {
-        let _ = now;
-        todo!()
+        self.initial_age_ms.saturating_add(now.mono_ms.saturating_sub(self.response_time.mono_ms))
     }
 
     /// Time this response may be served without contacting the origin, counted from its generation.
+    ///
+    /// The first of: override by policy, `s-maxage`, `max-age`, `Expires` minus `Date` (§4.2.1), default by policy,
+    /// heuristic (§4.2.2). An explicit zero beats everything below it.
     pub fn lifetime(&self, policy: &CachePolicy) -> Lifetime {
-        let _ = policy;
-        todo!()
+        if let Some(ms) = policy.override_ms(self.status) {
+            return Lifetime { ms, source: LifetimeSource::PolicyOverride };
+        }
+        if let Some(lifetime) = self.explicit_lifetime() {
+            return lifetime;
+        }
+        if let Some(ms) = policy.default_ms(self.status) {
+            return Lifetime { ms, source: LifetimeSource::PolicyDefault };
+        }
+        match self.heuristic_ms(policy) {
+            Some(ms) => Lifetime { ms, source: LifetimeSource::Heuristic },
+            None => Lifetime { ms: 0, source: LifetimeSource::None },
+        }
     }
+
+    /// The lifetime that the origin named, where it did (§4.2.1).
+    pub fn explicit_lifetime(&self) -> Option<Lifetime> {
+        let directives = &self.directives;
+        if let Some(seconds) = directives.s_maxage {
+            return Some(Lifetime { ms: u64::from(seconds) * 1000, source: LifetimeSource::SMaxage });
+        }
+        if let Some(seconds) = directives.max_age {
+            return Some(Lifetime { ms: u64::from(seconds) * 1000, source: LifetimeSource::MaxAge });
+        }
+        self.expires_ms.map(|expires| {
+            let ms = expires.map_or(0, |expires_ms| expires_ms.saturating_sub(self.date_ms).max(0).unsigned_abs());
+            Lifetime { ms, source: LifetimeSource::Expires }
+        })
+    }
+
+    /// Whether the response can be revalidated: it has an entity tag or a readable Last-Modified (RFC 9110 §8.8).
+    pub const fn has_validator(&self) -> bool {
+        self.etag.is_some() || self.last_modified_ms.is_some()
+    }
+
+    /// Bytes of memory on the heap.
+    pub fn memory(&self) -> usize {
+        let directives = self.directives.no_cache_fields.memory() + self.directives.private_fields.memory();
+        directives + self.vary.memory() + self.etag.as_ref().map_or(0, |tag| tag.len())
+    }
+
+    /// A tenth of the time since Last-Modified (§4.2.2), for statuses that allow it or with `public`. Not where the
+    /// response may be one user's (Set-Cookie, Cookie, Authorization): the origin did not say that it may be shared.
+    fn heuristic_ms(&self, policy: &CachePolicy) -> Option<u64> {
+        let personal = self.set_cookie || self.authorized || (self.cookie && !policy.heuristic_with_cookie);
+        let allowed = self.directives.public || is_heuristically_cacheable(self.status);
+        if !policy.heuristic || personal || !allowed {
+            return None;
+        }
+        let since_ms = self.date_ms.saturating_sub(self.last_modified_ms?);
+        u64::try_from(since_ms / 10).ok().map(|ms| ms.min(policy.heuristic_max_ms))
+    }
+}
+
+/// Statuses that may be reused with a heuristic lifetime (RFC 9110 §15.1); 206 not yet.
+pub fn is_heuristically_cacheable(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
+}
+
+/// corrected_initial_age (§4.2.3).
+fn initial_age_ms(age_value_ms: u64, date_ms: i64, request_time: Now, response_time: Now) -> u64 {
+    // HTTP dates have whole seconds, so the apparent age has too: with milliseconds, a response of this very second
+    // would be up to 999 ms old on arrival and `max-age=1` would hold half a second.
+    let received_seconds = response_time.wall_ms.div_euclid(1000);
+    let apparent_ms = received_seconds.saturating_sub(date_ms.div_euclid(1000)).saturating_mul(1000).max(0).unsigned_abs();
+    let delay_ms = response_time.mono_ms.saturating_sub(request_time.mono_ms);
+    apparent_ms.max(age_value_ms.saturating_add(delay_ms))
+}
+
+/// Age in milliseconds: its first list member over all lines; zero where that is no number (§5.1).
+fn age_value_ms(fields: &Fields) -> u64 {
+    let first = fields.values(name::AGE).flat_map(list).next();
+    first.and_then(delta_seconds).map_or(0, |seconds| u64::from(seconds) * 1000)
+}
+
+/// The value of a field whose lines all say the same.
+fn single(fields: &Fields, field: Name) -> Option<&[u8]> {
+    let mut values = fields.values(field);
+    let first = values.next()?;
+    values.all(|value| value == first).then_some(first)
 }
 
 /// A freshness lifetime and where it came from.
@@ -90,5 +196,48 @@ impl LifetimeSource {
     /// Whether the origin named it.
     pub const fn is_explicit(self) -> bool {
         matches!(self, Self::SMaxage | Self::MaxAge | Self::Expires)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::semantics::key::{Scheme, Target};
+    use http::Method;
+    use proptest::prelude::*;
+
+    fn facts(lines: &[(&str, &str)], sent: Now, received: Now) -> Facts {
+        let mut host = Fields::new();
+        host.append(name::HOST, "a").unwrap();
+        let target = Target::parse(Scheme::Http, b"/", &host, false).unwrap();
+        let mut fields = Fields::new();
+        for (name, value) in lines {
+            fields.push(name, value).unwrap();
+        }
+        let request = Request { method: &Method::GET, target: &target, fields: &host };
+        Facts::new(request, Response { status: StatusCode::OK, fields: &fields }, sent, received)
+    }
+
+    proptest! {
+        #[test]
+        fn age_never_goes_back_nor_panics(
+            age in "[0-9a-z, -]{0,12}", date in any::<i64>(), sent in any::<i64>(), delay in any::<u64>(), after in any::<u64>()
+        ) {
+            let sent = Now { wall_ms: sent, mono_ms: sent.unsigned_abs() };
+            let received = sent.plus_ms(delay);
+            let date = date::format(date);
+            let facts = facts(&[("age", &age), ("date", std::str::from_utf8(&date).unwrap())], sent, received);
+            let (now, later) = (received.plus_ms(after / 2), received.plus_ms(after));
+            prop_assert!(facts.age_ms(received) <= facts.age_ms(now) && facts.age_ms(now) <= facts.age_ms(later));
+            prop_assert!(facts.age_ms(received) >= received.mono_ms - sent.mono_ms);
+        }
+
+        #[test]
+        fn no_expires_panics(expires in "[ -~]{0,35}", date in any::<i64>(), received in any::<i64>()) {
+            let date = date::format(date);
+            let now = Now { wall_ms: received, mono_ms: 0 };
+            let facts = facts(&[("expires", &expires), ("date", std::str::from_utf8(&date).unwrap())], now, now);
+            prop_assert_eq!(facts.lifetime(&CachePolicy::default()).source, LifetimeSource::Expires);
+        }
     }
 }

@@ -1,12 +1,102 @@
 //! Fields that belong to one connection (RFC 9110 §7.6.1).
 
-use super::Fields;
+use super::fields::list;
+use super::{Fields, Name, name};
+
+/// Fields of one connection by definition.
+///
+/// Proxy-Authenticate and Proxy-Authentication-Info are not among them: they are meant for the next client outward,
+/// and a gateway passes them on (RFC 9110 §11.7).
+const OF_CONNECTION: [Name; 7] =
+    [name::CONNECTION, name::KEEP_ALIVE, name::PROXY_CONNECTION, name::TE, name::TRAILER, name::TRANSFER_ENCODING, name::UPGRADE];
+
+/// Fields that a Connection option cannot remove: RFC 9110 §7.6.1 forbids to list fields meant for all recipients, and
+/// without these a message would mean something else, be framed or stored otherwise, or lose its loop protection.
+const PROTECTED: [Name; 18] = [
+    name::AUTHORIZATION,
+    name::CACHE_CONTROL,
+    name::CDN_CACHE_CONTROL,
+    name::CDN_LOOP,
+    name::CONTENT_ENCODING,
+    name::CONTENT_LENGTH,
+    name::CONTENT_RANGE,
+    name::CONTENT_TYPE,
+    name::COOKIE,
+    name::DATE,
+    name::ETAG,
+    name::EXPIRES,
+    name::HOST,
+    name::LAST_MODIFIED,
+    name::LOCATION,
+    name::SET_COOKIE,
+    name::VARY,
+    name::VIA,
+];
 
 /// Removes Connection, every field it names, and those that belong to one connection by definition: Keep-Alive,
-/// Proxy-Connection, TE, Trailer, Transfer-Encoding, Upgrade, Proxy-Authenticate is kept (it is end to end for us as
-/// reverse proxy... see RFC 9110 §11.7), Proxy-Authentication-Info likewise. A Connection option never removes
-/// Cache-Control, Host, Content-Length, Content-Type, Date, ETag, Set-Cookie, Authorization or Vary.
+/// Proxy-Connection, TE, Trailer, Transfer-Encoding, Upgrade.
+///
+/// A Connection option never removes Cache-Control, Host, Content-Length, Content-Type, Date, ETag, Set-Cookie,
+/// Authorization, Vary and a few more that say what a message is.
 pub fn strip(fields: &mut Fields) {
-    let _ = fields;
-    todo!()
+    if OF_CONNECTION.iter().any(|name| fields.has(*name)) {
+        let kept = {
+            let of_connection = of_connection(fields);
+            fields.copy_if(|number, name, _| !of_connection(number, name))
+        };
+        *fields = kept;
+    }
+}
+
+/// A test for the fields that [`strip`] removes from this section.
+pub fn of_connection(fields: &Fields) -> impl Fn(Option<Name>, &[u8]) -> bool {
+    let options: Vec<&[u8]> = fields.values(name::CONNECTION).flat_map(list).collect();
+    move |number, name| match number {
+        Some(number) if OF_CONNECTION.contains(&number) => true,
+        Some(number) if PROTECTED.contains(&number) => false,
+        _ => options.iter().any(|option| option.eq_ignore_ascii_case(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_the_connection_go_and_others_stay() {
+        let mut fields = Fields::new();
+        for (name, value) in [
+            ("Connection", "a, Keep-Alive"),
+            ("connection", ",, B"),
+            ("Keep-Alive", "timeout=5"),
+            ("Proxy-Connection", "close"),
+            ("TE", "trailers"),
+            ("Trailer", "x"),
+            ("Transfer-Encoding", "chunked"),
+            ("Upgrade", "h2c"),
+            ("A", "1"),
+            ("b", "2"),
+            ("C", "3"),
+            ("Proxy-Authenticate", "Basic"),
+        ] {
+            fields.push(name, value).unwrap();
+        }
+        strip(&mut fields);
+        assert_eq!(fields.wire(), b"c: 3\r\nproxy-authenticate: Basic\r\n");
+        let before = fields.clone();
+        strip(&mut fields);
+        assert_eq!(fields, before);
+    }
+
+    #[test]
+    fn connection_cannot_remove_what_the_message_is() {
+        let mut fields = Fields::new();
+        let options: Vec<_> = PROTECTED.iter().map(|name| name.as_str()).collect();
+        fields.append(name::CONNECTION, options.join(",")).unwrap();
+        for name in PROTECTED {
+            fields.append(name, "x").unwrap();
+        }
+        strip(&mut fields);
+        assert_eq!(fields.len(), PROTECTED.len());
+    }
 }

@@ -35,10 +35,26 @@ pub struct CachePolicy {
     pub collapse: bool,
     /// `cache.cookies_heuristic`: whether requests with Cookie may get heuristic freshness (false by default).
     pub heuristic_with_cookie: bool,
-    /// `cache.ignored_vary`... fields of Vary that the operator declares irrelevant; widens the RFC, warned about.
+    /// Fields of Vary that the operator declares irrelevant, in any letter case; widens the RFC, warned about.
     pub vary_ignore: Vec<String>,
     /// `cache.max_variants`: per key.
     pub max_variants: usize,
+}
+
+impl CachePolicy {
+    /// The lifetime in milliseconds that replaces what the origin says, first match wins.
+    pub fn override_ms(&self, status: StatusCode) -> Option<u64> {
+        first_match(&self.ttl_override, status)
+    }
+
+    /// The lifetime in milliseconds for a response that names none, first match wins.
+    pub fn default_ms(&self, status: StatusCode) -> Option<u64> {
+        first_match(&self.ttl_default, status)
+    }
+}
+
+fn first_match(rules: &[TtlRule], status: StatusCode) -> Option<u64> {
+    rules.iter().find(|rule| rule.statuses.contains(status)).map(|rule| rule.lifetime_ms)
 }
 
 /// A lifetime for responses with certain statuses.
@@ -111,6 +127,27 @@ impl Default for CachePolicy {
             heuristic_with_cookie: false,
             vary_ignore: Vec::new(),
             max_variants: 64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_rule_that_matches_a_status_wins() {
+        let rule = |statuses, lifetime_ms| TtlRule { statuses, lifetime_ms };
+        let policy = CachePolicy {
+            ttl_override: vec![rule(Statuses::One(404), 1), rule(Statuses::Class(4), 2), rule(Statuses::Usual, 3)],
+            ttl_default: vec![rule(Statuses::Class(5), 4)],
+            ..CachePolicy::default()
+        };
+        for (status, over, default) in
+            [(404, Some(1), None), (410, Some(2), None), (200, Some(3), None), (302, None, None), (503, None, Some(4))]
+        {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!((policy.override_ms(status), policy.default_ms(status)), (over, default), "{status}");
         }
     }
 }

@@ -1,8 +1,10 @@
 //! May this response be stored (RFC 9111 §3), and what is left out (§3.1)?
 
-use super::freshness::Facts;
-use super::policy::CachePolicy;
-use super::{Fields, Request, Response};
+use super::cache_control::RequestDirectives;
+use super::fields::trim;
+use super::freshness::{Facts, LifetimeSource, is_heuristically_cacheable};
+use super::policy::{CachePolicy, SetCookie};
+use super::{Fields, Method, Name, Request, Response, StatusCode, date, hop, name};
 
 /// The answer to "may this be stored".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,20 +126,195 @@ impl NotStored {
                 | Self::HeadTooLarge
                 | Self::TooManyKeys
                 | Self::Authorization
+                | Self::DeceptionGuard
         )
     }
 }
 
+/// A response head with more bytes of fields than this is not stored ([`NotStored::HeadTooLarge`]).
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// A request head with more bytes than this may be why an error came back ([`NotStored::PoisonGuard`]).
+const ODD_HEAD_BYTES: usize = 16 << 10;
+
 /// May this response to this request be stored? `facts` are of the same response.
 pub fn may_store(request: Request<'_>, response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Storage {
-    let _ = (request, response, facts, policy);
-    todo!()
+    of_request(request, policy)
+        .or_else(|| of_directives(facts))
+        .or_else(|| of_status(request, facts))
+        .or_else(|| of_sharing(facts, policy))
+        .or_else(|| of_size(response, policy))
+        .or_else(|| of_guards(request, response, facts, policy))
+        .or_else(|| of_freshness(facts, policy))
+        .map_or(Storage::Stored, Storage::Not)
 }
 
-/// The fields of a response that are kept: without those of one connection (§3.1, RFC 9110 §7.6.1), without Age
-/// (kept in the facts), without those named by private="..."; without Set-Cookie under [`super::policy::SetCookie::Strip`];
-/// with Date, added where the origin sent none (RFC 9110 §6.6.1).
+fn of_request(request: Request<'_>, policy: &CachePolicy) -> Option<NotStored> {
+    if !policy.enabled {
+        return Some(NotStored::Disabled);
+    }
+    if *request.method != Method::GET {
+        return Some(NotStored::Method);
+    }
+    // §5.2.1.5; the one request directive, with only-if-cached, that is not advisory.
+    if request.fields.has(name::CACHE_CONTROL) && RequestDirectives::parse(request.fields).no_store {
+        return Some(NotStored::RequestNoStore);
+    }
+    // Neither is part of the key, and an origin that heeds them answers something else than this GET.
+    let other_request = has_body(request.fields) || METHOD_OVERRIDES.iter().any(|field| request.fields.has(*field));
+    other_request.then_some(NotStored::PoisonGuard)
+}
+
+/// no-store, private, must-understand (§5.2.2.3, §5.2.2.5, §5.2.2.7).
+fn of_directives(facts: &Facts) -> Option<NotStored> {
+    let directives = &facts.directives;
+    if directives.must_understand && !is_understood(facts.status) {
+        return Some(if directives.no_store { NotStored::NoStore } else { NotStored::Status });
+    }
+    if directives.no_store && !directives.must_understand {
+        return Some(NotStored::NoStore);
+    }
+    directives.private.then_some(NotStored::Private)
+}
+
+/// Final statuses only, and none that answers a condition or range that is not part of the key.
+fn of_status(request: Request<'_>, facts: &Facts) -> Option<NotStored> {
+    let conditional = CONDITIONS.iter().any(|field| request.fields.has(*field));
+    match facts.status.as_u16() {
+        ..200 | 304 => Some(NotStored::Status),
+        206 => Some(NotStored::Partial),
+        412 if conditional => Some(NotStored::PoisonGuard),
+        416 if request.fields.has(name::RANGE) => Some(NotStored::PoisonGuard),
+        _ => None,
+    }
+}
+
+/// Whether others may get it at all.
+fn of_sharing(facts: &Facts, policy: &CachePolicy) -> Option<NotStored> {
+    if facts.vary.is_star() {
+        return Some(NotStored::VaryStar);
+    }
+    if facts.set_cookie && policy.set_cookie == SetCookie::Bypass {
+        return Some(NotStored::SetCookie);
+    }
+    let directives = &facts.directives;
+    let shareable = directives.public || directives.must_revalidate || directives.s_maxage.is_some(); // §3.5
+    (facts.authorized && !shareable).then_some(NotStored::Authorization)
+}
+
+fn of_size(response: Response<'_>, policy: &CachePolicy) -> Option<NotStored> {
+    if response.fields.wire().len() > HEAD_BYTES_MAX {
+        return Some(NotStored::HeadTooLarge);
+    }
+    let declared: Option<u64> = response.fields.text(name::CONTENT_LENGTH).and_then(|text| text.parse().ok());
+    declared.is_some_and(|bytes| bytes > policy.max_object_bytes).then_some(NotStored::TooLarge)
+}
+
+/// Responses that an attacker may have provoked for others to get.
+fn of_guards(request: Request<'_>, response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Option<NotStored> {
+    if blames_request(facts.status) && (is_odd(request) || !is_named(facts.lifetime(policy).source)) {
+        return Some(NotStored::PoisonGuard);
+    }
+    let deceptive = facts.explicit_lifetime().is_none() && looks_static(request.target.path()) && is_dynamic(response.fields);
+    deceptive.then_some(NotStored::DeceptionGuard)
+}
+
+/// §3: explicit freshness makes any final status storable, `public` and heuristic statuses any that can be reused; and
+/// what could never be reused is not kept.
+fn of_freshness(facts: &Facts, policy: &CachePolicy) -> Option<NotStored> {
+    let lifetime = facts.lifetime(policy);
+    if !is_named(lifetime.source) && !facts.directives.public && !is_heuristically_cacheable(facts.status) {
+        return Some(NotStored::Status);
+    }
+    // Windows of the policy do not count: they would keep every max-age=0 page for the rare failing origin.
+    let directives = &facts.directives;
+    let strict = directives.no_cache || directives.must_revalidate || directives.proxy_revalidate;
+    let window = if strict { None } else { directives.stale_while_revalidate.max(directives.stale_if_error) };
+    let usable_ms = lifetime.ms.saturating_add(u64::from(window.unwrap_or(0)) * 1000);
+    let reusable = !directives.no_cache && usable_ms > facts.initial_age_ms;
+    (!reusable && !facts.has_validator()).then_some(NotStored::NoFreshness)
+}
+
+/// Whether somebody, origin or operator, named the lifetime.
+const fn is_named(source: LifetimeSource) -> bool {
+    !matches!(source, LifetimeSource::Heuristic | LifetimeSource::None)
+}
+
+/// Final statuses whose caching requirements are known here, for must-understand (§5.2.2.3).
+fn is_understood(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200..=205 | 300..=303 | 307 | 308 | 400..=417 | 421 | 422 | 426 | 428 | 429 | 431 | 451 | 500..=505 | 511)
+}
+
+/// Errors that blame the form of the request, which the cache key does not hold.
+fn blames_request(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 405 | 406 | 411 | 413 | 414 | 415 | 417 | 421 | 426 | 428 | 431 | 501)
+}
+
+const METHOD_OVERRIDES: [Name; 3] = [name::X_HTTP_METHOD_OVERRIDE, name::X_METHOD_OVERRIDE, name::X_HTTP_METHOD];
+
+const CONDITIONS: [Name; 5] = [name::IF_MATCH, name::IF_NONE_MATCH, name::IF_MODIFIED_SINCE, name::IF_UNMODIFIED_SINCE, name::IF_RANGE];
+
+fn has_body(fields: &Fields) -> bool {
+    let empty = |value: &[u8]| !value.is_empty() && value.iter().all(|digit| *digit == b'0');
+    fields.has(name::TRANSFER_ENCODING) || fields.values(name::CONTENT_LENGTH).any(|value| !empty(value))
+}
+
+fn is_odd(request: Request<'_>) -> bool {
+    let head_bytes = request.target.as_str().len() + request.fields.wire().len();
+    head_bytes > ODD_HEAD_BYTES
+        || request.fields.iter().any(|(_, value)| value.iter().any(|byte| !matches!(byte, b' '..=b'~')))
+        || request.target.query().is_some_and(has_odd_bytes)
+}
+
+/// Bytes that RFC 3986 has no place for, and encoded control bytes.
+fn has_odd_bytes(query: &str) -> bool {
+    let odd = |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}');
+    query.bytes().any(|byte| odd(&byte)) || query.as_bytes().windows(3).any(|code| matches!(code, [b'%', b'0' | b'1', _] | b"%7F"))
+}
+
+/// Path extensions that caches like to take for static (cache deception).
+const STATIC_EXTENSIONS: [&str; 34] = [
+    "7z", "avi", "avif", "bmp", "bz2", "css", "csv", "doc", "docx", "eot", "gif", "gz", "ico", "jpeg", "jpg", "js", "mjs", "mp3", "mp4",
+    "otf", "pdf", "png", "svg", "swf", "tar", "tif", "tiff", "ttf", "txt", "webm", "webp", "woff", "woff2", "zip",
+];
+
+/// Whether the path ends, as a whole or before a delimiter that some origins cut at, in a static-looking extension.
+fn looks_static(path: &str) -> bool {
+    let segment = path.rsplit('/').next().unwrap_or(path);
+    let cut = segment.split([';', '%', '!', '$', ',']).next().unwrap_or(segment);
+    [segment, cut].iter().any(|name| name.rsplit_once('.').is_some_and(|(_, end)| is_static_extension(end)))
+}
+
+fn is_static_extension(text: &str) -> bool {
+    STATIC_EXTENSIONS.iter().any(|extension| extension.eq_ignore_ascii_case(text))
+}
+
+/// A page or an API answer, going by its media type.
+fn is_dynamic(fields: &Fields) -> bool {
+    let media_type = fields.get(name::CONTENT_TYPE).and_then(|value| value.split(|byte| *byte == b';').next());
+    let is = |text: &str| media_type.is_some_and(|media_type| trim(media_type).eq_ignore_ascii_case(text.as_bytes()));
+    ["text/html", "application/xhtml+xml", "application/json"].into_iter().any(is)
+}
+
+/// The fields of a response that are kept: without those of one connection (§3.1, RFC 9110 §7.6.1) or proxy, without
+/// Age (kept in the facts), without those named by private="..."; with Set-Cookie only under [`SetCookie::Store`]; with
+/// Date, the time of receipt, where the origin sent none that can be read (RFC 9110 §6.6.1).
 pub fn stored_fields(response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Fields {
-    let _ = (response, facts, policy);
-    todo!()
+    let of_connection = hop::of_connection(response.fields);
+    let private = &facts.directives.private_fields;
+    let dated = response.fields.get(name::DATE).and_then(|value| date::parse(value, facts.response_time.wall_ms)) == Some(facts.date_ms);
+    let mut fields = response.fields.copy_if(|number, name, _| {
+        let left_out = match number {
+            Some(name::AGE | name::PROXY_AUTHENTICATE | name::PROXY_AUTHENTICATION_INFO | name::PROXY_AUTHORIZATION) => true,
+            Some(name::SET_COOKIE) if policy.set_cookie != SetCookie::Store => true,
+            Some(name::DATE) if !dated => true,
+            _ => of_connection(number, name),
+        };
+        !left_out && !private.iter().any(|field| field.as_bytes() == name)
+    });
+    if !fields.has(name::DATE) {
+        fields.append(name::DATE, date::format(facts.date_ms)).expect("a date is a field value and a head is far below 4 GiB");
+    }
+    fields.shrink();
+    fields
 }

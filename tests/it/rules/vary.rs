@@ -1,1 +1,84 @@
-//! vary
+//! Secondary keys: RFC 9111 §4.1, RFC 9110 §12.5.5.
+
+use super::freshness::fields;
+use tiercel::semantics::policy::CachePolicy;
+use tiercel::semantics::vary::Vary;
+
+#[test]
+fn vary_is_one_list_over_all_its_lines() {
+    for (section, lines, want) in [
+        ("9110 12.5.5 none", &[][..], Some(&[][..])),
+        ("9110 5.6.1 empty", &[""], Some(&[])),
+        ("9110 5.6.1 empty members", &[", ,"], Some(&[])),
+        ("9110 5.1 case-insensitive", &["Foo, BAR"], Some(&["bar", "foo"])),
+        ("9110 5.3 several lines", &["foo", "bar, foo"], Some(&["bar", "foo"])),
+        ("4.1 star", &["*"], None),
+        ("4.1 star twice", &["*, *"], None),
+        ("4.1 star after an empty member", &[", *"], None),
+        ("4.1 star on a second line", &["", "*"], None),
+        ("4.1 star after a name", &["Foo, *"], None),
+        ("4.1 star before a name", &["*, Foo"], None),
+        ("no field name: nothing known", &["foo bar"], None),
+        ("no field name: quoted", &["\"*\""], None),
+    ] {
+        let lines: Vec<_> = lines.iter().map(|line| ("Vary", *line)).collect();
+        let vary = Vary::parse(&fields(&lines));
+        let names = match &vary {
+            Vary::Nothing => Some(vec![]),
+            Vary::Fields(names) => Some(names.iter().map(|name| &**name).collect()),
+            Vary::Star => None,
+        };
+        assert_eq!(names.as_deref(), want, "{section}");
+        assert_eq!(vary.is_star(), want.is_none(), "{section}");
+    }
+}
+
+#[test]
+fn fields_match_that_mean_the_same() {
+    type Lines<'a> = &'a [(&'a str, &'a str)];
+    let row = |section: &'static str, names: &'static str, a: Lines<'static>, b: Lines<'static>, same: bool| (section, names, a, b, same);
+    for (section, names, a, b, same) in [
+        row("4.1 equal", "foo", &[("Foo", "1")], &[("Foo", "1")], true),
+        row("4.1 different", "foo", &[("Foo", "1")], &[("Foo", "2")], false),
+        row("4.1 absent in both", "foo, bar", &[("Foo", "1")], &[("Foo", "1")], true),
+        row("4.1 absent in one", "foo", &[("Foo", "1")], &[], false),
+        row("4.1 absent is not empty", "foo", &[("Foo", "")], &[], false),
+        row("4.1 others do not matter", "foo", &[("Foo", "1"), ("Cookie", "a")], &[("Foo", "1"), ("Cookie", "b")], true),
+        row("4.1 order of fields", "foo, bar", &[("Foo", "1"), ("Bar", "2")], &[("Bar", "2"), ("Foo", "1")], true),
+        row("4.1 field by field", "foo, bar", &[("Foo", "1"), ("Bar", "23")], &[("Foo", "12"), ("Bar", "3")], false),
+        row("4.1 combining lines", "foo", &[("Foo", "1, 2")], &[("Foo", "1"), ("Foo", "2")], true),
+        row("4.1 white space", "foo", &[("Foo", "1,2")], &[("Foo", " 1 ,  2 ")], true),
+        row("4.1 order within a field may matter", "foo", &[("Foo", "1,2")], &[("Foo", "2,1")], false),
+        row("4.1 case may matter", "foo", &[("Foo", "a")], &[("Foo", "A")], false),
+        row("4.1 quoted strings", "foo", &[("Foo", "\"1,2\"")], &[("Foo", "\"1, 2\"")], false),
+        row("9110 12.5.4 case", "accept-language", &[("Accept-Language", "en-US")], &[("Accept-Language", "EN-us")], true),
+        row("9110 12.5.4 space", "accept-language", &[("Accept-Language", "en,de;q=0.5")], &[("Accept-Language", "en , de ; q=0.5")], true),
+        row("9110 12.5.4 order", "accept-language", &[("Accept-Language", "en, de")], &[("Accept-Language", "de, en")], true),
+        row("9110 12.4.2 q=1", "accept-language", &[("Accept-Language", "en")], &[("Accept-Language", "en;q=1.0")], true),
+        row(
+            "9110 12.4.2 weights",
+            "accept-language",
+            &[("Accept-Language", "en, de;q=0.5")],
+            &[("Accept-Language", "en;q=0.5, de")],
+            false,
+        ),
+        row("9110 12.4.2 other weight", "accept-language", &[("Accept-Language", "de;q=0.5")], &[("Accept-Language", "de;q=0.6")], false),
+        row("9110 12.5.3 order and case", "accept-encoding", &[("Accept-Encoding", "gzip, BR")], &[("Accept-Encoding", "br,gzip")], true),
+        row("9110 12.5.3 refused", "accept-encoding", &[("Accept-Encoding", "gzip;q=0")], &[("Accept-Encoding", "gzip")], false),
+        row("9110 12.5.3 empty is identity", "accept-encoding", &[("Accept-Encoding", "")], &[], false),
+        row("6265 cookies are bytes", "cookie", &[("Cookie", "a=1, 2")], &[("Cookie", "a=1,2")], false),
+    ] {
+        let vary = Vary::parse(&fields(&[("Vary", names)]));
+        let key = |lines| vary.secondary_key(&fields(lines), &CachePolicy::default());
+        assert_eq!(key(a) == key(b), same, "{section}");
+    }
+}
+
+#[test]
+fn responses_with_other_vary_do_not_share_keys() {
+    let request = fields(&[("Foo", "1"), ("Bar", "1")]);
+    let key = |names| Vary::parse(&fields(&[("Vary", names)])).secondary_key(&request, &CachePolicy::default());
+    assert_ne!(key("foo"), key("bar"));
+    assert_ne!(key("foo"), key("foo, bar"));
+    assert_eq!(key("bar, foo"), key("foo, bar"));
+}
