@@ -300,6 +300,7 @@ async fn what_two_parsers_could_read_differently_is_refused_and_the_connection_c
         client.finish_sending().await;
         let answer = client.answer(false).await.unwrap_or_else(|| panic!("{row}: no answer"));
         assert_eq!((answer.status, answer.field("connection")), (status, Some("close")), "{row}: {}", answer.head);
+        assert!(answer.field("date").is_some_and(|date| date.ends_with(" GMT")), "{row}: {}", answer.head);
         assert_eq!(client.ended().await, Ended::Closed, "{row}");
         let told = server.told(|told| told.ended == 1).await;
         assert_eq!(told.refused, [Refusal { status, reason }], "{row}");
@@ -633,14 +634,18 @@ async fn a_large_upload_arrives_whole_through_a_slow_reader() {
 }
 
 #[tokio::test]
-async fn a_body_cut_short_is_an_error_and_is_answered() {
-    for framing in ["Content-Length: 10\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhel"] {
+async fn a_request_cut_short_is_an_error_and_is_answered() {
+    for (rest, reason) in [
+        ("Content-Length: 10\r\n\r\nhello", "body-truncated"),
+        ("Transfer-Encoding: chunked\r\n\r\n5\r\nhel", "body-truncated"),
+        ("Content-Len", "head-truncated"),
+    ] {
         let server = echo_server().await;
         let mut client = server.client().await;
-        client.send(format!("POST / HTTP/1.1\r\n{framing}")).await;
+        client.send(format!("POST / HTTP/1.1\r\n{rest}")).await;
         client.finish_sending().await;
         assert_eq!(client.answer(false).await.unwrap().status, 400);
-        assert_eq!(server.told(|told| told.ended == 1).await.refused, [Refusal { status: 400, reason: "body-truncated" }]);
+        assert_eq!(server.told(|told| told.ended == 1).await.refused, [Refusal { status: 400, reason }]);
     }
 }
 

@@ -361,7 +361,8 @@ where
     pub async fn refuse(&mut self, refusal: Refusal) -> Next {
         self.handler.refused(&self.peer, refusal);
         self.out.clear();
-        write::refusal(&mut self.out, refusal, self.head_is_whole && self.head.method == Method::HEAD);
+        let to_head = self.head_is_whole && self.head.method == Method::HEAD;
+        write::refusal(&mut self.out, refusal, to_head, clock::now().wall_ms);
         match self.write_out().await {
             Ok(()) => Next::Linger,
             Err(_) => Next::Close,
