@@ -1,17 +1,60 @@
 //! HTTP/1 to clients: a connection of our own on httparse.
+//!
+//! Pure parts, without socket or clock: [`parse`] (bytes to a request head), [`framing`] (where a request ends, what it
+//! asks of the connection), [`write`](mod@write) (an answer to bytes). The driver that moves bytes between them and a
+//! socket: `connection` (the loop and the fast path: read, parse, handle, one write), `exchange` (everything that
+//! waits: handlers that answer later, request bodies, streamed answers, tunnels), `intake` (a request body on its way
+//! to its reader), `alarms` (one timer and the drain signal per connection).
+//!
+//! `docs/http1.md` lists what is refused and what is normalised, row by row.
+//!
+//! Invariants: a connection is used again only if the request before was read to its very end; an answer never ends
+//! cleanly unless its body did; answers leave in the order of their requests.
 
-use super::{Handler, Peer};
+mod alarms;
+mod connection;
+mod exchange;
+pub mod framing;
+mod intake;
+pub mod parse;
+pub mod write;
+
+use super::{Handler, Peer, Refusal};
 use crate::config::settings::Limits;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+/// Room that a read finds at least, and what a connection holds between its requests.
+const READ_BYTES: usize = 4096;
+/// Room for reading a request body.
+const BODY_READ_BYTES: usize = 32 * 1024;
+/// Bytes of later requests that are taken from the socket while one is answered.
+const PIPELINE_BYTES: usize = 16 * 1024;
+/// Bytes of a request body that nobody reads, taken in so that the connection may be used again.
+const UNREAD_BODY_BYTES: u64 = 256 * 1024;
+/// How long that may take.
+const UNREAD_BODY_TIME: Duration = Duration::from_secs(1);
+/// How long, and for how many bytes, a closing connection listens so that its last answer is not lost to a reset
+/// (RFC 9112 §9.6).
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 256 * 1024;
+/// A connection that waits this long for its next request gives its buffers back.
+const TRIM_AFTER: Duration = Duration::from_secs(1);
+/// Answers in a row, without waiting for the socket, after which others get their turn.
+const ANSWERS_IN_A_ROW: u32 = 32;
+
 /// Serves one connection until it ends. Returns when the client left, a limit was reached, or `drain` turned true and
-/// the request under way is answered.
+/// the request under way is answered. A tunnel (101) goes on until one side ends it or the future is dropped.
 pub async fn serve<S, H>(stream: S, peer: Peer, limits: Arc<Limits>, handler: Arc<H>, drain: tokio::sync::watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Handler,
 {
-    let _ = (stream, peer, limits, handler, drain);
-    todo!()
+    connection::Connection::new(stream, peer, limits, handler, drain).run().await;
+}
+
+/// A request that cannot be understood in one way only.
+const fn bad(reason: &'static str) -> Refusal {
+    Refusal { status: 400, reason }
 }

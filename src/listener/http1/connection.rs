@@ -1,0 +1,405 @@
+//! The driver: reads heads, asks the handler, and writes what is at hand in one go. Whatever must wait for more than
+//! the socket is in `exchange`, boxed, so that an idle connection is small.
+
+use super::alarms::Alarms;
+use super::framing::RequestPlan;
+use super::intake::Intake;
+use super::parse::{HeadExtent, HeadScan};
+use super::write::{self, Frame, Framing};
+use super::{ANSWERS_IN_A_ROW, LINGER_BYTES, LINGER_TIME, READ_BYTES, TRIM_AFTER, bad, framing, parse};
+use crate::body::{BodyError, BodyStream, ResponseBody, Tunnel};
+use crate::clock;
+use crate::config::settings::Limits;
+use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestHead, Response, Sent};
+use crate::proxy::outcome::Outcome;
+use crate::semantics::key::Scheme;
+use crate::semantics::{Fields, StatusCode, name};
+use bytes::{Buf, BytesMut};
+use http::Method;
+use std::any::Any;
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+/// What comes after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Request,
+    /// The end was agreed on.
+    Close,
+    /// We end it; the client may still be sending.
+    Linger,
+    /// The last answer did not end as it should; `reset` where only a reset shows that (delimited by close).
+    Abort {
+        reset: bool,
+    },
+}
+
+/// What waiting for more of a head came to.
+enum Filled {
+    More,
+    End,
+    Expired,
+}
+
+/// An answer on its way.
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub outcome: Outcome,
+    pub framing: Framing,
+    pub frame: Frame,
+    pub source: Source,
+    /// The client wants further requests answered, and so do we.
+    pub persist: bool,
+}
+
+/// Where the body of an answer comes from, beyond what the frame holds.
+pub(super) enum Source {
+    None,
+    Stream(Pin<Box<dyn BodyStream>>),
+    Tunnel(Box<dyn Tunnel>),
+}
+
+/// One client connection.
+pub(super) struct Connection<S, H> {
+    pub io: S,
+    pub peer: Peer,
+    pub limits: Arc<Limits>,
+    pub handler: Arc<H>,
+    pub alarms: Alarms,
+    /// Bytes read and not used yet.
+    pub buffer: BytesMut,
+    scan: HeadScan,
+    pub head: RequestHead,
+    /// Whether `head` is that of the request under way.
+    head_is_whole: bool,
+    /// Bytes to be written.
+    pub out: Vec<u8>,
+    /// The client sends no more.
+    pub eof: bool,
+    /// Requests so far.
+    served: u64,
+    in_a_row: u32,
+    /// When the first byte of the request under way was there, boot-time nanoseconds.
+    pub began: u64,
+}
+
+impl<S, H> Connection<S, H>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
+    pub fn new(io: S, peer: Peer, limits: Arc<Limits>, handler: Arc<H>, drain: tokio::sync::watch::Receiver<bool>) -> Self {
+        Self {
+            io,
+            peer,
+            limits,
+            handler,
+            alarms: Alarms::new(drain),
+            buffer: BytesMut::new(),
+            scan: HeadScan::default(),
+            head: RequestHead { method: Method::GET, target: Vec::new(), minor_version: 1, fields: Fields::new() },
+            head_is_whole: false,
+            out: Vec::new(),
+            eof: false,
+            served: 0,
+            in_a_row: 0,
+            began: 0,
+        }
+    }
+
+    pub async fn run(&mut self) {
+        let last = loop {
+            match self.request().await {
+                Next::Request => {}
+                last => break last,
+            }
+        };
+        Box::pin(self.end(last)).await;
+    }
+
+    /// One request, from its first byte to the last of its answer.
+    async fn request(&mut self) -> Next {
+        self.head_is_whole = false;
+        let extent = match self.scan.scan(&self.buffer, &self.limits) {
+            Ok(Some(extent)) => {
+                self.began = clock::nanos();
+                extent
+            }
+            Ok(None) => match self.read_head().await {
+                Ok(extent) => extent,
+                Err(next) => return next,
+            },
+            Err(refusal) => return Box::pin(self.refuse(refusal)).await,
+        };
+        let plan = match self.take_head(extent) {
+            Ok(plan) => plan,
+            Err(refusal) => return Box::pin(self.refuse(refusal)).await,
+        };
+        self.served += 1;
+        let next = self.dispatch(plan).await;
+        self.in_a_row += 1;
+        if self.in_a_row >= ANSWERS_IN_A_ROW {
+            self.in_a_row = 0;
+            tokio::task::yield_now().await;
+        }
+        next
+    }
+
+    fn take_head(&mut self, extent: HeadExtent) -> Result<RequestPlan, Refusal> {
+        let bytes = &self.buffer[extent.start..extent.end];
+        parse::parse(bytes, extent.field_lines, &self.limits, &mut self.head)?;
+        self.head_is_whole = true;
+        self.buffer.advance(extent.end);
+        self.scan = HeadScan::default();
+        framing::plan(&mut self.head, &self.limits)
+    }
+
+    async fn dispatch(&mut self, plan: RequestPlan) -> Next {
+        let (body, intake) = Intake::open(plan.body, self.limits.body_bytes, self.limits.header_count, plan.expect);
+        let mut interim = InterimSlot::default();
+        let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle(&self.peer, &self.head, body, &mut interim)));
+        let interims = interim.take();
+        match handled {
+            Ok(Handled::Ready(response)) if intake.is_none() && interims.is_none() => self.answer_at_once(response, plan).await,
+            Ok(handled) => Box::pin(self.exchange(handled, interims, intake, plan)).await,
+            Err(_) => Box::pin(self.refuse(PANIC)).await,
+        }
+    }
+
+    /// The fast path: all bytes of the answer are at hand, and the socket takes them.
+    async fn answer_at_once(&mut self, response: Response, plan: RequestPlan) -> Next {
+        let mut answer = self.begin_answer(response, plan, None);
+        if matches!(answer.source, Source::None) {
+            match poll_fn(|context| Poll::Ready(self.poll_write(context, &mut answer.frame))).await {
+                Poll::Ready(Ok(())) => return self.finish(answer, plan),
+                Poll::Ready(Err(_)) => return self.finish_aborted(answer, BodyError::ClientLeft),
+                Poll::Pending => {}
+            }
+        }
+        Box::pin(self.answer(answer, None, plan)).await
+    }
+
+    /// Frames the answer: its head, and a body that is at hand, stand ready to be written.
+    pub fn begin_answer(&mut self, response: Response, plan: RequestPlan, intake: Option<&Intake>) -> Answer {
+        let Response { status, fields, body, close, outcome } = response;
+        let (to_head, minor) = (self.head.method == Method::HEAD, self.head.minor_version);
+        let framing = write::framing(status, to_head, minor, &body);
+        let unread =
+            intake.is_some_and(|intake| !intake.is_done() && (intake.expects || intake.is_gone() && intake.is_too_long_to_discard()));
+        let last = self.served >= self.limits.requests_per_connection || self.alarms.draining();
+        let persist = !close && plan.persist && !unread && !last && framing != Framing::UntilClose;
+        let connection = match (&body, persist, minor) {
+            (ResponseBody::Tunnel(_), ..) => write::Connection::Upgrade,
+            (_, false, _) => write::Connection::Close,
+            (_, true, 0) => write::Connection::KeepAlive,
+            (_, true, _) => write::Connection::Silent,
+        };
+        self.out.clear();
+        write::head(&mut self.out, status, &fields, framing, connection);
+        let (body, source) = match (body, framing) {
+            (ResponseBody::Tunnel(tunnel), _) => (ResponseBody::Empty, Source::Tunnel(tunnel)),
+            (_, Framing::Bare | Framing::HeadOnly(_)) => (ResponseBody::Empty, Source::None),
+            (ResponseBody::Stream { stream, .. }, _) => (ResponseBody::Empty, Source::Stream(stream)),
+            (body, _) => (body, Source::None),
+        };
+        Answer { status, outcome, framing, frame: Frame::with_body(&mut self.out, body), source, persist }
+    }
+
+    /// The last byte of an answer went out, and its request was read to the end.
+    fn finish(&mut self, answer: Answer, plan: RequestPlan) -> Next {
+        self.report(&answer, None);
+        self.after(&answer, plan)
+    }
+
+    pub fn after(&self, answer: &Answer, plan: RequestPlan) -> Next {
+        // What follows a request to upgrade that was declined may be of the other protocol: not read as HTTP.
+        let early = !self.buffer.is_empty() && self.head.fields.has(name::UPGRADE);
+        if answer.persist && !early {
+            Next::Request
+        } else if !plan.persist && self.buffer.is_empty() {
+            Next::Close
+        } else {
+            Next::Linger
+        }
+    }
+
+    pub fn finish_aborted(&mut self, answer: Answer, error: BodyError) -> Next {
+        self.report(&answer, Some(error));
+        Next::Abort { reset: answer.framing == Framing::UntilClose }
+    }
+
+    pub fn report(&self, answer: &Answer, aborted: Option<BodyError>) {
+        let sent = Sent {
+            status: answer.status,
+            body_bytes: answer.frame.body_written(),
+            duration_ns: clock::nanos().saturating_sub(self.began),
+            aborted,
+        };
+        self.handler.finished(&self.peer, &self.head, &answer.outcome, &sent);
+    }
+
+    /// Writes what the frame holds; ready when all of it is out.
+    pub fn poll_write(&mut self, context: &mut Context<'_>, frame: &mut Frame) -> Poll<io::Result<()>> {
+        while !frame.is_written(&self.out) {
+            let slices = frame.slices(&self.out);
+            let written = match &slices[..] {
+                [one] => ready!(Pin::new(&mut self.io).poll_write(context, one)),
+                many => ready!(Pin::new(&mut self.io).poll_write_vectored(context, many)),
+            }?;
+            drop(slices);
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            frame.advance(&self.out, written);
+        }
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    /// Reads into the buffer, which gets `room` where it is nearly full. 0: the client sends no more.
+    pub fn poll_read(&mut self, context: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        if self.buffer.capacity() == 0 {
+            return self.poll_first_read(context);
+        }
+        if self.buffer.capacity() - self.buffer.len() < READ_BYTES / 4 {
+            self.buffer.reserve(room);
+        }
+        let read = ready!(pin!(self.io.read_buf(&mut self.buffer)).poll(context))?;
+        self.eof |= read == 0;
+        Poll::Ready(Ok(read))
+    }
+
+    /// A connection that waits holds no buffer: it gets one when there is something to put in.
+    fn poll_first_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut room = [const { MaybeUninit::<u8>::uninit() }; READ_BYTES];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut self.io).poll_read(context, &mut read))?;
+        self.eof |= read.filled().is_empty();
+        if !self.eof {
+            self.buffer.reserve(READ_BYTES);
+            self.buffer.extend_from_slice(read.filled());
+        }
+        Poll::Ready(Ok(read.filled().len()))
+    }
+
+    /// Reads until the head under way is whole.
+    async fn read_head(&mut self) -> Result<HeadExtent, Next> {
+        self.in_a_row = 0;
+        self.began = clock::nanos();
+        let mut deadline = None;
+        let mut trimmed = false;
+        loop {
+            let idle = self.is_idle();
+            match poll_fn(|context| self.poll_head(context, &mut deadline)).await {
+                Filled::More if idle => (self.began, deadline) = (clock::nanos(), None),
+                Filled::More => {}
+                Filled::Expired if !idle => return Err(Box::pin(self.refuse(HEADER_TIMEOUT)).await),
+                Filled::Expired if !trimmed => {
+                    trimmed = true;
+                    self.trim();
+                    deadline = deadline.map(|at: Instant| at - self.trim_after() + self.limits.idle_timeout);
+                    continue;
+                }
+                Filled::End if !idle && self.eof => return Err(Box::pin(self.refuse(bad("head-truncated"))).await),
+                Filled::Expired | Filled::End => return Err(Next::Close),
+            }
+            match self.scan.scan(&self.buffer, &self.limits) {
+                Ok(Some(extent)) => return Ok(extent),
+                Ok(None) => {}
+                Err(refusal) => return Err(Box::pin(self.refuse(refusal)).await),
+            }
+        }
+    }
+
+    fn poll_head(&mut self, context: &mut Context<'_>, deadline: &mut Option<Instant>) -> Poll<Filled> {
+        if self.eof {
+            return Poll::Ready(Filled::End);
+        }
+        let idle = self.is_idle();
+        if idle && self.alarms.draining() {
+            return Poll::Ready(Filled::End);
+        }
+        match self.poll_read(context, READ_BYTES) {
+            Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Filled::End),
+            Poll::Ready(Ok(_)) => return Poll::Ready(Filled::More),
+            Poll::Pending => {}
+        }
+        if idle && self.alarms.poll_drain(context).is_ready() {
+            return Poll::Ready(Filled::End);
+        }
+        let wait = if idle { self.trim_after() } else { self.limits.header_timeout };
+        let at = *deadline.get_or_insert_with(|| Instant::now() + wait);
+        self.alarms.poll_deadline(context, at).map(|()| Filled::Expired)
+    }
+
+    /// Nothing of a request is there. Some clients send an empty line behind a body (RFC 9112 §2.2).
+    fn is_idle(&self) -> bool {
+        matches!(&self.buffer[..], b"" | b"\r\n")
+    }
+
+    fn trim_after(&self) -> std::time::Duration {
+        TRIM_AFTER.min(self.limits.idle_timeout)
+    }
+
+    /// Gives memory back while nothing is under way.
+    fn trim(&mut self) {
+        self.buffer = BytesMut::new();
+        self.scan = HeadScan::default();
+        self.out = Vec::new();
+        self.head.fields = Fields::new();
+        self.head.target = Vec::new();
+    }
+
+    /// Answers a request by ourselves, and closes: where one request was not understood, the next cannot be found.
+    pub async fn refuse(&mut self, refusal: Refusal) -> Next {
+        self.handler.refused(&self.peer, refusal);
+        self.out.clear();
+        let to_head = self.head_is_whole && self.head.method == Method::HEAD;
+        write::refusal(&mut self.out, refusal, to_head, clock::now().wall_ms);
+        match self.write_out().await {
+            Ok(()) => Next::Linger,
+            Err(_) => Next::Close,
+        }
+    }
+
+    async fn end(&mut self, last: Next) {
+        let tls = self.peer.scheme == Scheme::Https;
+        match last {
+            Next::Linger => self.linger().await,
+            // Closing a plain socket says the same as shutting it down; TLS has a close of its own.
+            Next::Close if tls => _ = tokio::time::timeout(LINGER_TIME, self.io.shutdown()).await,
+            Next::Abort { reset: true } => {
+                if let Some(socket) = (&mut self.io as &mut dyn Any).downcast_mut::<TcpStream>() {
+                    _ = socket.set_zero_linger();
+                }
+            }
+            Next::Request | Next::Close | Next::Abort { .. } => {}
+        }
+    }
+
+    /// Says that we are done and listens until the client is too: unread bytes at close would become a reset, which can
+    /// destroy an answer that the client has not read (RFC 9112 §9.6).
+    async fn linger(&mut self) {
+        let listen = async {
+            self.io.shutdown().await?;
+            let mut heard = 0;
+            while heard < LINGER_BYTES && !self.eof {
+                self.buffer.clear();
+                heard += poll_fn(|context| self.poll_read(context, READ_BYTES)).await?;
+            }
+            io::Result::Ok(())
+        };
+        _ = tokio::time::timeout(LINGER_TIME, listen).await;
+    }
+}
+
+/// A handler that panicked: its request fails, nothing else.
+pub(super) const PANIC: Refusal = Refusal { status: 500, reason: "panic" };
+const HEADER_TIMEOUT: Refusal = Refusal { status: 408, reason: "header-timeout" };
