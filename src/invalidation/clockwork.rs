@@ -13,26 +13,34 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// State with a count of its changes, and for each kind the count at which it last moved.
 #[derive(Debug)]
 pub struct Clockwork<T> {
-    state: RwLock<T>,
+    state: RwLock<State<T>>,
+    /// As in the state, for those who hold no lock.
     count: AtomicU64,
     moved: [AtomicU64; Kind::ALL.len()],
 }
 
+#[derive(Debug)]
+struct State<T> {
+    /// Counted here, not by reading the atomic back: loom then sees every order of the loads and stores that matter.
+    changes: u64,
+    value: T,
+}
+
 impl<T> Clockwork<T> {
-    pub fn new(state: T) -> Self {
-        Self { state: RwLock::new(state), count: AtomicU64::default(), moved: Default::default() }
+    pub fn new(value: T) -> Self {
+        Self { state: RwLock::new(State { changes: 0, value }), count: AtomicU64::default(), moved: Default::default() }
     }
 
     /// Changes the state; the closure names the kinds that moved. When this returns every later check sees it.
     pub fn change<R>(&self, make: impl FnOnce(&mut T, &mut Kinds) -> R) -> R {
         let mut state = self.state.write();
         let mut moved = Kinds::default();
-        let made = make(&mut state, &mut moved);
-        let next = self.count.load(Ordering::Relaxed) + 1;
+        let made = make(&mut state.value, &mut moved);
+        state.changes += 1;
         for kind in Kind::ALL.into_iter().filter(|&kind| moved.contains(kind)) {
-            self.moved[kind as usize].store(next, Ordering::Release);
+            self.moved[kind as usize].store(state.changes, Ordering::Release);
         }
-        self.count.store(next, Ordering::Release);
+        self.count.store(state.changes, Ordering::Release);
         made
     }
 
@@ -44,12 +52,12 @@ impl<T> Clockwork<T> {
     /// Looks up only kinds that moved after change `since`; 0, nothing found, without a lock if none did.
     pub fn look(&self, since: u64, find: impl FnOnce(&T, Kinds) -> u64) -> u64 {
         let moved = self.moved_since(since);
-        if moved.is_empty() { 0 } else { find(&self.state.read(), moved) }
+        if moved.is_empty() { 0 } else { find(&self.state.read().value, moved) }
     }
 
     /// Reads the state as a whole.
     pub fn read<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        read(&self.state.read())
+        read(&self.state.read().value)
     }
 
     fn moved_since(&self, since: u64) -> Kinds {

@@ -82,8 +82,7 @@ impl Slot {
     fn absorb(&mut self, other: &Self) {
         if other.soft != Mark::default() {
             let first = self.soft == Mark::default();
-            self.soft_since_mono_ms =
-                if first { other.soft_since_mono_ms } else { self.soft_since_mono_ms.min(other.soft_since_mono_ms) };
+            self.soft_since_mono_ms = if first { other.soft_since_mono_ms } else { self.soft_since_mono_ms.min(other.soft_since_mono_ms) };
         }
         self.hard.raise(other.hard);
         self.soft.raise(other.soft);

@@ -205,10 +205,7 @@ impl World {
             keys_per_response: 256,
             key_bytes: 1024,
         };
-        let faults = LedgerFaults {
-            soft_overwrites_hard: fault == Fault::SoftOverwritesHard,
-            fold_forgets: fault == Fault::FoldForgets,
-        };
+        let faults = LedgerFaults { soft_overwrites_hard: fault == Fault::SoftOverwritesHard, fold_forgets: fault == Fault::FoldForgets };
         Self {
             fault,
             exact,
@@ -359,7 +356,11 @@ impl World {
             _ => self.journal.check(&promoted.facts.subject(), &promoted.stamp, &promoted.checked),
         };
         self.agree(&promoted.facts, validity, "in the lower tier")?;
-        if validity == Validity::Purged { self.lower[resource] = None } else { self.memory[resource] = Some(promoted) }
+        if validity == Validity::Purged {
+            self.lower[resource] = None;
+        } else {
+            self.memory[resource] = Some(promoted);
+        }
         Ok(())
     }
 

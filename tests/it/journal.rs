@@ -309,13 +309,25 @@ fn refused_entries_change_nothing() {
 
 #[derive(Debug, Clone)]
 enum Op {
-    Issue { selector: Selector, mode: Mode },
+    Issue {
+        selector: Selector,
+        mode: Mode,
+    },
     /// The oldest purge of ours that is not in the stream yet gets there.
     Append,
-    Foreign { selector: Selector, mode: Mode, new_epoch: bool },
+    Foreign {
+        selector: Selector,
+        mode: Mode,
+        new_epoch: bool,
+    },
     /// The node reads on; or first reads something that it must refuse.
-    Deliver { again: bool, skip: bool },
-    Fetch { red: bool },
+    Deliver {
+        again: bool,
+        skip: bool,
+    },
+    Fetch {
+        red: bool,
+    },
     Hit(prop::sample::Index),
 }
 
@@ -456,14 +468,14 @@ fn no_thread_finds_a_response_usable_after_its_purge_returned() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !ended.load(Ordering::Acquire) {
-                    let seen = returned.load(Ordering::Acquire);
                     let stamp = journal.stamp();
+                    // Read after the stamp: at most this many purges had returned when the fetch began.
+                    let seen = returned.load(Ordering::Acquire);
                     let checked = CheckedUpTo::default();
-                    // Ours is one of the fetches that began when at most this many purges had been made.
                     loop {
                         let now = returned.load(Ordering::Acquire);
                         let validity = journal.check(&subject(&keys, &[]), &stamp, &checked);
-                        // One purge may have been applied, but not have returned, before the stamp was taken.
+                        // One purge more may have been applied, but not have returned, when the stamp was taken.
                         let caught_late = now > seen + 1 && validity != Validity::Purged;
                         if now > seen + 1 || ended.load(Ordering::Acquire) {
                             late.fetch_add(u64::from(caught_late), Ordering::Relaxed);

@@ -113,24 +113,20 @@ fn no_check_that_starts_after_a_purge_returned_finds_it_usable() {
 fn purges_of_both_classes_do_not_hide_each_other() {
     explore(|| {
         let journal = Journal::new();
-        let stored = Arc::new(CheckedUpTo::default());
-        let newer = Arc::new(CheckedUpTo::default());
-        journal.purge(1, Kind::Url);
-        let purger = thread::spawn({
-            let journal = journal.clone();
-            move || journal.purge(0, Kind::Key)
-        });
+        let checked = Arc::new(CheckedUpTo::default());
         let writer = thread::spawn({
             let journal = journal.clone();
             move || journal.purge(1, Kind::Url)
         });
-        // One is older than the purge only, the other than the write only.
-        journal.usable([0, 2], &stored);
-        journal.usable([1, 1], &newer);
-        purger.join().unwrap();
+        let checker = thread::spawn({
+            let (journal, checked) = (journal.clone(), checked.clone());
+            move || journal.usable([1, 0], &checked)
+        });
+        // Newer than this purge, older than the write.
+        journal.purge(0, Kind::Key);
+        checker.join().unwrap();
         writer.join().unwrap();
-        assert!(!journal.usable([0, 2], &stored));
-        assert!(!journal.usable([1, 1], &newer));
+        assert!(!journal.usable([1, 0], &checked));
     });
 }
 
@@ -138,13 +134,17 @@ fn purges_of_both_classes_do_not_hide_each_other() {
 fn two_purges_at_once_are_both_found() {
     explore(|| {
         let journal = Journal::new();
-        let checked = CheckedUpTo::default();
+        let checked = Arc::new(CheckedUpTo::default());
         let purgers = [Kind::Key, Kind::Site].map(|kind| {
             let journal = journal.clone();
             thread::spawn(move || journal.purge(0, kind))
         });
-        // Older than whichever comes second.
-        journal.usable([1, 0], &checked);
+        // Older than whichever comes second. In a thread of its own: loom explores more orders so.
+        let checker = thread::spawn({
+            let (journal, checked) = (journal.clone(), checked.clone());
+            move || journal.usable([1, 0], &checked)
+        });
+        checker.join().unwrap();
         for purger in purgers {
             purger.join().unwrap();
         }
