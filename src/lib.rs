@@ -14,5 +14,6 @@ pub mod proxy;
 pub mod route;
 pub mod semantics;
 pub mod server;
+pub mod sync;
 pub mod tier;
 pub mod upstream;

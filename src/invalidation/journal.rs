@@ -1,63 +1,215 @@
-//! The map of invalidations: two positions per selector, folding when full (DESIGN section 6).
+//! The journal as this node has applied it: stamps, checks, purges (DESIGN section 6).
 
-use super::{Mode, Receipt, Selector, Stamp, Subject};
-use crate::config::settings::Purge;
+use super::clockwork::{CheckedUpTo, Clockwork};
+use super::entry::{Entry, Purge, PurgeId, Refused};
+use super::kind::{Kind, Kinds};
+use super::ledger::{Aim, Ledger, Limits, validity_of};
+use super::receipt::{Receipts, rfc3339};
+use super::{Mark, Mode, Receipt, Selector, Stamp, Subject};
+use crate::config::settings;
 use crate::semantics::Now;
 use crate::semantics::reuse::Validity;
+use crate::sync::Mutex;
+use serde_json::json;
 
-/// What a stored response has been checked against; atomics, moved by max only.
-#[derive(Debug, Default)]
-pub struct CheckedUpTo {}
-
-/// The journal as this node has applied it.
+/// Two classes of entries with maps and folds of their own, so that a flood of writes cannot touch what operators
+/// purged. One per process; what it hands out is never compared with another's.
 #[derive(Debug)]
-pub struct Journal {}
+pub struct Journal {
+    purges: Clockwork<Ledger>,
+    unsafe_methods: Clockwork<Ledger>,
+    receipts: Mutex<Receipts>,
+}
 
 impl Journal {
-    pub fn new(settings: &Purge) -> Self {
-        let _ = settings;
-        todo!()
+    /// Each class keeps `map_capacity` selectors exactly and folds the older ones into `fold_slots` places.
+    pub fn new(settings: &settings::Purge) -> Self {
+        let limits = Limits { slots: settings.map_capacity, folds: settings.fold_slots, provisional: settings.receipts };
+        Self {
+            purges: Clockwork::new(Ledger::new(limits)),
+            unsafe_methods: Clockwork::new(Ledger::new(limits)),
+            receipts: Mutex::new(Receipts::new(settings.receipts)),
+        }
     }
 
     /// Positions applied now; taken before a request is sent upstream.
+    ///
+    /// Position and local sequence of a class are read together. The classes need not be: their entries are compared
+    /// with their own mark only.
     pub fn stamp(&self) -> Stamp {
-        todo!()
+        Stamp { purge: self.purges.read(Ledger::mark), unsafe_method: self.unsafe_methods.read(Ledger::mark) }
     }
 
-    /// Whether a response whose fetch began at `stamp` is usable now. Cheap where nothing new was applied since
-    /// `checked`: one load per selector kind at most, no lock.
+    /// Whether a response whose fetch began at `stamp` is usable now. Where nothing new was applied since `checked`:
+    /// five loads, no lock. Else the kinds that moved are looked up.
+    ///
+    /// `checked` belongs to this subject and stamp: a refreshed or promoted response gets a new one.
     pub fn check(&self, subject: &Subject<'_>, stamp: &Stamp, checked: &CheckedUpTo) -> Validity {
-        let _ = (subject, stamp, checked);
-        todo!()
+        // Read before the look-up: an entry applied meanwhile is found now or by the next check, never by neither.
+        let counts = [self.purges.count(), self.unsafe_methods.count()];
+        let severity = match checked.covers(counts) {
+            Some(remembered) => remembered,
+            None => checked.remember(counts, self.look(subject, stamp, checked.counts())),
+        };
+        validity_of(severity)
     }
 
     /// [`Journal::check`] without memory: for flights, 304s and insertions.
     pub fn validity(&self, subject: &Subject<'_>, stamp: &Stamp) -> Validity {
-        let _ = (subject, stamp);
-        todo!()
+        validity_of(self.look(subject, stamp, [0, 0]))
     }
 
-    /// Applies a purge here at once and remembers a receipt.
+    /// Whether a request may join a flight that began at `stamp`: no URL, prefix, host, site or everything entry is
+    /// newer. Keys and groups are not known before the head; then [`Journal::validity`] decides.
+    pub fn joinable(&self, url: u128, url_text: &str, authority: &str, site: &str, stamp: &Stamp) -> bool {
+        let subject = Subject { url, url_text, authority, site, keys: &[], groups: &[] };
+        self.validity(&subject, stamp) == Validity::Valid
+    }
+
+    /// The stamp of a conditional request for what was stored at `stored`, or `None` if that is hard-purged: then it is
+    /// no source of validators. On 304 the response gets this stamp and is valid by [`Journal::validity`] with the
+    /// [`super::selector::union`] of old and new keys and groups; purged by that, the 304 is discarded.
+    pub fn stamp_of_refresh(&self, subject: &Subject<'_>, stored: &Stamp) -> Option<Stamp> {
+        // In this order: an entry applied between the two is seen by the check.
+        let stamp = self.stamp();
+        (self.validity(subject, stored) != Validity::Purged).then_some(stamp)
+    }
+
+    /// Applies a purge here at once and remembers a receipt. This node being the journal, the purge has its place in the
+    /// order at once: nobody could see it provisional.
     pub fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Receipt {
-        let _ = (selectors, mode, actor, now);
-        todo!()
+        let purge = new_purge(selectors, mode, actor, now);
+        let position = self.purges.change(|ledger, moved| {
+            let position = ledger.mark().position.next(now.wall_ms);
+            ledger.put_in_order(position, None, purge.selectors.iter().map(Aim::from), mode, now.mono_ms, moved);
+            position
+        });
+        let receipt = Receipt::local(purge, position);
+        self.receipts.lock().keep(receipt.clone());
+        receipt
+    }
+
+    /// Applies an own purge provisionally, ahead of its place in the order, and returns it to be appended.
+    pub fn issue(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Purge {
+        let purge = new_purge(selectors, mode, actor, now);
+        self.purges.change(|ledger, moved| {
+            ledger.put_provisional(purge.id, purge.selectors.iter().map(Aim::from), mode, now.mono_ms, moved);
+        });
+        purge
+    }
+
+    /// Applies the next entry in order; an own purge's provisional form is dropped. `now` is when it arrived.
+    pub fn apply(&self, entry: &Entry, now: Now) -> Result<(), Refused> {
+        let Entry { position, purge, .. } = entry;
+        self.purges.change(|ledger, moved| {
+            entry.follows(ledger.mark().position)?;
+            ledger.put_in_order(*position, Some(purge.id), purge.selectors.iter().map(Aim::from), purge.mode, now.mono_ms, moved);
+            Ok(())
+        })
     }
 
     /// A receipt by purge id.
     pub fn receipt(&self, id: &str) -> Option<Receipt> {
-        let _ = id;
-        todo!()
+        self.receipts.lock().find(id)
     }
 
-    /// Invalidates URLs for an unsafe method: the cheaper class.
+    /// Invalidates URLs for an unsafe method (RFC 9111 section 4.4): the cheaper class.
     pub fn invalidate_unsafe(&self, urls: &[u128], now: Now) {
-        let _ = (urls, now);
-        todo!()
+        self.write(Kind::Url, urls, now);
     }
 
-    /// The last entry that matches, for `explain`: selector kind, mode, position, when.
+    /// Invalidates cache groups, by [`super::selector::group_hash`], for `Cache-Group-Invalidation` (RFC 9875 section 3):
+    /// the cheaper class too.
+    pub fn invalidate_groups(&self, groups: &[u128], now: Now) {
+        self.write(Kind::Group, groups, now);
+    }
+
+    /// Selectors kept exactly, and how many have folded since the start; of both classes.
+    pub fn usage(&self) -> (usize, u64) {
+        let purges = self.purges.read(Ledger::usage);
+        let unsafe_methods = self.unsafe_methods.read(Ledger::usage);
+        (purges.0 + unsafe_methods.0, purges.1 + unsafe_methods.1)
+    }
+
+    /// The last entry that matches, for `explain`: `class`, `kind`, `mode`, `position` and `at` (both null while it is
+    /// provisional), `folded` if it may have been meant for something else.
     pub fn last_match(&self, subject: &Subject<'_>) -> Option<serde_json::Value> {
-        let _ = subject;
-        todo!()
+        let purge = self.purges.read(|ledger| Match::last(ledger, "purge", subject));
+        let unsafe_method = self.unsafe_methods.read(|ledger| Match::last(ledger, "unsafe_method", subject));
+        // Both journals begin their positions with the time.
+        let last = purge.into_iter().chain(unsafe_method).max_by_key(Match::when)?;
+        Some(last.json())
+    }
+
+    fn look(&self, subject: &Subject<'_>, stamp: &Stamp, since: [u64; 2]) -> u64 {
+        let purged = self.purges.look(since[0], |ledger, kinds| ledger.find(subject, &stamp.purge, kinds));
+        let written = self.unsafe_methods.look(since[1], |ledger, kinds| ledger.find(subject, &stamp.unsafe_method, kinds));
+        purged.max(written)
+    }
+
+    fn write(&self, kind: Kind, hashes: &[u128], now: Now) {
+        if hashes.is_empty() {
+            return;
+        }
+        self.unsafe_methods.change(|ledger, moved| {
+            let position = ledger.mark().position.next(now.wall_ms);
+            let aims = hashes.iter().map(|&hash| Aim::Hash(kind, hash));
+            ledger.put_in_order(position, None, aims, Mode::Hard, now.mono_ms, moved);
+        });
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_faults(settings: &settings::Purge, faults: super::model::LedgerFaults) -> Self {
+        let journal = Self::new(settings);
+        journal.purges.change(|ledger, _| ledger.faults = faults);
+        journal.unsafe_methods.change(|ledger, _| ledger.faults = faults);
+        journal
+    }
+}
+
+fn new_purge(selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Purge {
+    Purge { id: PurgeId::random(), selectors, mode, issued_at: rfc3339(now.wall_ms), actor: actor.to_owned() }
+}
+
+/// An entry that matches a subject.
+#[derive(Debug, Clone, Copy)]
+struct Match {
+    class: &'static str,
+    kind: Kind,
+    mode: Mode,
+    mark: Mark,
+    folded: bool,
+}
+
+impl Match {
+    fn last(ledger: &Ledger, class: &'static str, subject: &Subject<'_>) -> Option<Self> {
+        let mut last: Option<Self> = None;
+        ledger.each_match(subject, Kinds::ALL, |kind, slot, folded| {
+            for (mode, mark) in [(Mode::Soft, slot.soft), (Mode::Hard, slot.hard)] {
+                let found = Self { class, kind, mode, mark, folded };
+                if mark != Mark::default() && last.is_none_or(|last| found.when() >= last.when()) {
+                    last = Some(found);
+                }
+            }
+        });
+        last
+    }
+
+    /// Provisional entries are later than all in order.
+    const fn when(&self) -> (u64, super::Position) {
+        (self.mark.local, self.mark.position)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let in_order = self.mark.local == 0;
+        let wall_ms = i64::try_from(self.mark.position.ms).unwrap_or(i64::MAX);
+        json!({
+            "class": self.class,
+            "kind": self.kind.as_str(),
+            "mode": self.mode.as_str(),
+            "position": in_order.then_some(self.mark.position),
+            "at": in_order.then(|| rfc3339(wall_ms)),
+            "folded": self.folded,
+        })
     }
 }

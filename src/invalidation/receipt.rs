@@ -1,6 +1,7 @@
 //! What a purge did and where, kept for a while (`GET /v1/purge/<id>`).
 
-use super::{Mode, Position, Selector};
+use super::{Mode, Position, Purge, Selector};
+use std::collections::{HashMap, VecDeque};
 
 /// The answer to a purge.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -18,4 +19,119 @@ pub struct Receipt {
     /// `local`: this node has no fleet.
     pub acknowledged: &'static str,
     pub complete: bool,
+}
+
+impl Receipt {
+    /// Of a purge that is complete when it is applied here.
+    pub(super) fn local(purge: Purge, position: Position) -> Self {
+        let Purge { id, selectors, mode, issued_at, actor } = purge;
+        Self { id: id.to_string(), mode, selectors, position, issued_at, actor, acknowledged: "local", complete: true }
+    }
+}
+
+/// The last receipts, by purge id.
+#[derive(Debug)]
+pub(super) struct Receipts {
+    limit: usize,
+    by_id: HashMap<String, Receipt>,
+    oldest_first: VecDeque<String>,
+}
+
+impl Receipts {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, by_id: HashMap::new(), oldest_first: VecDeque::new() }
+    }
+
+    pub(super) fn keep(&mut self, receipt: Receipt) {
+        self.oldest_first.push_back(receipt.id.clone());
+        self.by_id.insert(receipt.id.clone(), receipt);
+        while self.oldest_first.len() > self.limit {
+            if let Some(oldest) = self.oldest_first.pop_front() {
+                self.by_id.remove(&oldest);
+            }
+        }
+    }
+
+    pub(super) fn find(&self, id: &str) -> Option<Receipt> {
+        self.by_id.get(id).cloned()
+    }
+}
+
+/// `2026-11-21T22:11:06.123Z` (RFC 3339 section 5.6); times outside the years 1970 to 9999 are moved to their edge.
+pub(super) fn rfc3339(wall_ms: i64) -> String {
+    const END_OF_9999_MS: i64 = 253_402_300_799_999;
+    let ms = wall_ms.clamp(0, END_OF_9999_MS);
+    let (days, of_day) = (ms / 86_400_000, ms % 86_400_000);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second, millis) = (of_day / 3_600_000, of_day / 60_000 % 60, of_day / 1000 % 60, of_day % 1000);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+/// Year, month and day of a day since 1970. Counts in years that begin with March, so that the leap day is the last.
+fn civil(days_since_1970: i64) -> (i64, i64, i64) {
+    const DAYS_OF_400_YEARS: i64 = 146_097;
+    const DAYS_FROM_MARCH_OF_YEAR_0: i64 = 719_468;
+    let days = days_since_1970 + DAYS_FROM_MARCH_OF_YEAR_0;
+    let (era, of_era) = (days / DAYS_OF_400_YEARS, days % DAYS_OF_400_YEARS);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::invalidation::PurgeId;
+    use proptest::prelude::*;
+
+    #[test]
+    fn times_are_rfc_3339_in_utc() {
+        let rows = [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (-5, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199_999, "2024-02-29T23:59:59.999Z"),
+            (1_709_251_200_000, "2024-03-01T00:00:00.000Z"),
+            (1_795_299_066_123, "2026-11-21T22:11:06.123Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (i64::MAX, "9999-12-31T23:59:59.999Z"),
+        ];
+        for (wall_ms, expected) in rows {
+            assert_eq!(rfc3339(wall_ms), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn texts_of_times_are_ordered_as_the_times(a in 0..253_402_300_799_999_i64, b in 0..253_402_300_799_999_i64) {
+            prop_assert_eq!(a.cmp(&b), rfc3339(a).cmp(&rfc3339(b)));
+        }
+    }
+
+    #[test]
+    fn oldest_receipts_go_beyond_the_limit() {
+        let mut receipts = Receipts::new(2);
+        let ids: Vec<String> = (0..3)
+            .map(|_| {
+                let purge = Purge {
+                    id: PurgeId::random(),
+                    selectors: vec![Selector::Everything],
+                    mode: Mode::Soft,
+                    issued_at: rfc3339(0),
+                    actor: "test".into(),
+                };
+                let receipt = Receipt::local(purge, Position::default());
+                let id = receipt.id.clone();
+                receipts.keep(receipt);
+                id
+            })
+            .collect();
+        assert!(receipts.find(&ids[0]).is_none());
+        assert_eq!(receipts.find(&ids[1]).unwrap().id, ids[1]);
+        assert_eq!(receipts.find(&ids[2]).unwrap().id, ids[2]);
+        assert_eq!(receipts.by_id.len(), 2);
+    }
 }

@@ -1,5 +1,6 @@
 //! What an entry of the journal matches.
 
+use super::Kind;
 use crate::semantics::key::hash128;
 
 /// Hard: gone. Soft: stale.
@@ -8,6 +9,16 @@ use crate::semantics::key::hash128;
 pub enum Mode {
     Hard,
     Soft,
+}
+
+impl Mode {
+    /// As in metrics, receipts and `explain`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hard => "hard",
+            Self::Soft => "soft",
+        }
+    }
 }
 
 /// What to invalidate. Texts are normalised by whoever makes the selector.
@@ -30,6 +41,20 @@ pub enum Selector {
     /// Name of a site.
     Site(String),
     Everything,
+}
+
+impl Selector {
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Url(_) => Kind::Url,
+            Self::Key(_) => Kind::Key,
+            Self::Group { .. } => Kind::Group,
+            Self::Prefix(_) => Kind::Prefix,
+            Self::Host(_) => Kind::Host,
+            Self::Site(_) => Kind::Site,
+            Self::Everything => Kind::Everything,
+        }
+    }
 }
 
 /// A stored response, or one being fetched, as the journal sees it.
@@ -57,4 +82,29 @@ pub fn key_hash(key: &str) -> u128 {
 /// Hash of a cache group of an origin.
 pub fn group_hash(origin: &str, group: &str) -> u128 {
     hash128([origin.as_bytes(), b"\n", group.as_bytes()].concat().as_slice())
+}
+
+/// Keys (or groups) of a response updated by a 304: what an entry newer than its stamp is matched against. The new
+/// ones first; the caller's bound on keys of a response holds for the union too.
+pub fn union(old: &[u128], new: &[u128]) -> Box<[u128]> {
+    let added = old.iter().filter(|key| !new.contains(key));
+    new.iter().chain(added).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn union_has_each_key_once() {
+        assert_eq!(*union(&[1, 2, 3], &[3, 4]), [3, 4, 1, 2]);
+        assert_eq!(*union(&[], &[5]), [5]);
+        assert_eq!(*union(&[5], &[]), [5]);
+    }
+
+    #[test]
+    fn groups_of_different_origins_differ() {
+        assert_ne!(group_hash("http://a.test", "g"), group_hash("http://b.test", "g"));
+        assert_ne!(group_hash("http://a.test", "g"), group_hash("https://a.test", "g"));
+    }
 }
