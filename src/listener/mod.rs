@@ -61,7 +61,7 @@ pub struct Response {
 /// Fields of an answer: a stored block as it is and what this answer adds, or a section of its own.
 #[derive(Debug)]
 pub enum ResponseFields {
-    Stored { stored: Arc<crate::cache::StoredResponse>, extra: ExtraLines },
+    Stored { stored: Arc<crate::cache::StoredHead>, extra: ExtraLines },
     Own(Fields),
 }
 

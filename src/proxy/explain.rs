@@ -3,7 +3,6 @@
 use super::exchange::Arrival;
 use super::lookup::{self, Found};
 use super::{Proxy, admit};
-use super::ExplainRequest;
 use crate::cache::StoredResponse;
 use crate::clock;
 use crate::listener::{Peer, RequestBody, RequestHead};
@@ -13,17 +12,17 @@ use serde_json::{Value, json};
 
 impl Proxy {
     /// The decision record for a request as if it came from loopback now.
-    pub fn explain(&self, request: &ExplainRequest) -> Result<Value, String> {
-        let (scheme, rest) = request.url.split_once("://").ok_or("the URL needs a scheme: http://host/path")?;
+    pub fn explain(&self, url: &str, method: &str, headers: &[(String, String)]) -> Result<Value, String> {
+        let (scheme, rest) = url.split_once("://").ok_or("the URL needs a scheme: http://host/path")?;
         let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(authority_end);
         let mut fields = Fields::new();
         fields.push("host", authority).map_err(|error| format!("host: {error}"))?;
-        for (name, value) in &request.headers {
+        for (name, value) in headers {
             fields.push(name, value).map_err(|error| format!("field `{name}`: {error}"))?;
         }
         let head = RequestHead {
-            method: request.method.parse().map_err(|_| format!("`{}` is not a method", request.method))?,
+            method: method.parse().map_err(|_| format!("`{method}` is not a method"))?,
             target: if path.starts_with('/') { path.into() } else { format!("/{path}").into_bytes() },
             minor_version: 1,
             fields,

@@ -186,20 +186,3 @@ const VARY_MEMORY_KEYS: u64 = 50_000;
 
 /// What goes at once when the process holds too much.
 const SHED_SHARE: f64 = 0.10;
-
-/// A request to be explained, not made.
-#[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExplainRequest {
-    /// Absolute: `http://shop.example/path`.
-    pub url: String,
-    #[serde(default = "get")]
-    pub method: String,
-    /// Request fields as name and value.
-    #[serde(default)]
-    pub headers: Vec<(String, String)>,
-}
-
-fn get() -> String {
-    "GET".into()
-}

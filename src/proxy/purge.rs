@@ -77,7 +77,7 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
     }
     let groups: Vec<u128> = named_groups(&inbound.fields, exchange.target.origin());
     if !groups.is_empty() {
-        proxy.journal.invalidate_unsafe_groups(&groups, now);
+        proxy.journal.invalidate_groups(&groups, now);
         proxy.metrics.unsafe_invalidation();
     }
 }
@@ -95,7 +95,7 @@ impl Proxy {
     /// Invalidates, counts and writes the audit line.
     pub fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> crate::invalidation::Receipt {
         for selector in &selectors {
-            self.metrics.purged(selector.kind(), mode.as_str());
+            self.metrics.purged(selector.kind().as_str(), mode.as_str());
         }
         let receipt = self.journal.purge(selectors, mode, actor, now);
         tracing::info!(id = receipt.id, mode = mode.as_str(), actor, selectors = receipt.selectors.len(), "purge");

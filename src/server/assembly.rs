@@ -76,7 +76,11 @@ impl Server {
         let serve = |socket: Option<Vec<std::net::TcpListener>>, token, metrics_only| -> Result<Option<SocketAddr>> {
             let Some(socket) = socket.and_then(|mut sockets| sockets.pop()) else { return Ok(None) };
             let address = socket.local_addr()?;
-            admin::serve(socket, Arc::clone(&control), token, metrics_only, admin_stop.subscribe())?;
+            let mut stop = admin_stop.subscribe();
+            let stopped = async move {
+                let _ = stop.wait_for(|stop| *stop).await; // an error means that the server is gone
+            };
+            admin::serve(socket, Arc::clone(&control), token, metrics_only, stopped)?;
             Ok(Some(address))
         };
         let admin = serve(admin_socket, settings.admin.token.clone(), false)?;

@@ -2,11 +2,10 @@
 
 use super::assembly::State;
 use super::background::resident_bytes;
-use crate::admin::Control;
+use crate::admin::{Control, ExplainRequest};
 use crate::clock;
 use crate::config;
 use crate::invalidation::{Mode, Receipt, Selector};
-use crate::proxy::ExplainRequest;
 use crate::semantics::Target;
 use serde_json::{Value, json};
 use std::pin::Pin;
@@ -40,7 +39,7 @@ impl Control for Controller {
     }
 
     fn explain(&self, request: ExplainRequest) -> Result<Value, String> {
-        self.state.proxy.explain(&request)
+        self.state.proxy.explain(&request.url, &request.method, &request.headers)
     }
 
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {

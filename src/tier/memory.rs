@@ -128,7 +128,7 @@ impl<V: Held> MemoryTier<V> {
                 break;
             }
             shed += u64::from(value.weight());
-            self.cache.invalidate(&key);
+            self.cache.invalidate(&*key);
         }
         self.cache.run_pending_tasks();
         shed
