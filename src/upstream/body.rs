@@ -20,8 +20,15 @@ use tokio::time::{Instant, Sleep};
 /// pace is the client's. Trailers of requests end here (RFC 9110 §6.5.1 allows it).
 #[derive(Default)]
 pub(super) struct Upload {
-    source: Option<(Pin<Box<dyn BodyStream>>, Arc<Progress>)>,
+    /// `None` once there is no more to come.
+    source: Option<Source>,
+    /// Bytes to come, where that is known.
     length: Option<u64>,
+}
+
+struct Source {
+    stream: Pin<Box<dyn BodyStream>>,
+    progress: Arc<Progress>,
 }
 
 /// How far a request body has got, for those who wait for the answer.
@@ -67,10 +74,10 @@ impl Upload {
     /// Takes a request's body; `Progress` where there is anything to wait for.
     pub(super) fn new(body: RequestBody) -> (Self, Option<Arc<Progress>>) {
         match body {
-            RequestBody::Empty => (Self::default(), None),
+            RequestBody::Empty | RequestBody::Stream { length: Some(0), .. } => (Self::default(), None),
             RequestBody::Stream { length, stream } => {
                 let progress = Arc::new(Progress(Mutex::new(Stage::Origin(Instant::now()))));
-                (Self { source: Some((stream, progress.clone())), length }, Some(progress))
+                (Self { source: Some(Source { stream, progress: progress.clone() }), length }, Some(progress))
             }
         }
     }
@@ -79,7 +86,7 @@ impl Upload {
     pub(super) fn into_request_body(self) -> RequestBody {
         match self.source {
             None => RequestBody::Empty,
-            Some((stream, _)) => RequestBody::Stream { length: self.length, stream },
+            Some(Source { stream, .. }) => RequestBody::Stream { length: self.length, stream },
         }
     }
 }
@@ -88,8 +95,9 @@ impl Body for Upload {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some((stream, progress)) = &mut self.source else { return Poll::Ready(None) };
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self { source, length } = self.get_mut();
+        let Some(Source { stream, progress }) = source else { return Poll::Ready(None) };
         let chunk = match stream.as_mut().poll_chunk(context) {
             Poll::Ready(chunk) => chunk,
             Poll::Pending => {
@@ -97,22 +105,26 @@ impl Body for Upload {
                 return Poll::Pending;
             }
         };
-        match chunk {
-            Some(Ok(Chunk::Data(data))) => {
-                progress.set(Stage::Origin(Instant::now()));
-                Poll::Ready(Some(Ok(Frame::data(data))))
+        let now = Instant::now();
+        let (stage, left, frame) = match (chunk, *length) {
+            (Some(Ok(Chunk::Data(data))), length) => {
+                let left = length.map(|length| length.saturating_sub(data.len() as u64));
+                // hyper does not ask again after the last byte that was announced.
+                let stage = if left == Some(0) { Stage::Done(now) } else { Stage::Origin(now) };
+                (stage, left, Some(Ok(Frame::data(data))))
             }
-            Some(Ok(Chunk::Trailers(_))) | None => {
-                progress.set(Stage::Done(Instant::now()));
-                self.source = None;
-                Poll::Ready(None)
+            (Some(Ok(Chunk::Trailers(_))) | None, Some(1..)) => {
+                (Stage::Failed(BodyError::Truncated), None, Some(Err(BodyError::Truncated)))
             }
-            Some(Err(error)) => {
-                progress.set(Stage::Failed(error));
-                self.source = None;
-                Poll::Ready(Some(Err(error)))
-            }
+            (Some(Ok(Chunk::Trailers(_))) | None, _) => (Stage::Done(now), None, None),
+            (Some(Err(error)), _) => (Stage::Failed(error), None, Some(Err(error))),
+        };
+        progress.set(stage);
+        *length = left;
+        if !matches!(stage, Stage::Origin(_)) {
+            *source = None;
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -341,7 +341,10 @@ mod tests {
     fn an_upgrade_keeps_its_protocol_and_names_it_in_connection() {
         for with in [&[("upgrade", "websocket"), ("b", "2")][..], &[("connection", "upgrade, b"), ("upgrade", "websocket"), ("b", "2")]] {
             let sent = outbound(&request(with, RequestBody::Empty), true, "o").unwrap();
-            assert_eq!((&sent["upgrade"], &sent["connection"]), (&HeaderValue::from_static("websocket"), &HeaderValue::from_static("upgrade")));
+            assert_eq!(
+                (&sent["upgrade"], &sent["connection"]),
+                (&HeaderValue::from_static("websocket"), &HeaderValue::from_static("upgrade"))
+            );
             assert_eq!(sent.contains_key("b"), with.len() == 2);
         }
     }

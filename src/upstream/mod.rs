@@ -1,8 +1,9 @@
 //! Requests to upstreams: an own pool on hyper's connection API.
 //!
-//! [`Upstream::send`] is the way in; [`send`](send) tells the story of one request. Names become addresses in `resolve`, `balance`
-//! chooses among endpoints, `pool` keeps each one's connections under its cap, `connect` makes them, `wire` is their
-//! socket, `body` streams both ways, and `convert` is the only place that knows `http::HeaderMap` and our `Fields`.
+//! [`Upstream::send`] is the way in; `send` tells the story of one request. Names become addresses in `resolve`,
+//! `balance` chooses among endpoints, `pool` keeps each one's connections under its cap, `connect` makes them, `wire` is
+//! their socket, `body` streams both ways, and `convert` is the only place that knows both `http::HeaderMap` and our
+//! `Fields`.
 //!
 //! Deliberately not here: active health checks, breakers, HTTP/2 and TLS towards upstreams. Redirects are never
 //! followed. Nothing is sent before the first request, names are not even looked up.

@@ -212,7 +212,8 @@ mod tests {
 
     #[test]
     fn hosts_file_is_read_as_others_read_it() {
-        let text = "# comment\n127.0.0.1 localhost Lo\n::1\tlocalhost # app\n10.0.0.1 app app.example\n10.0.0.1 app\nnot-an-address app\n10.0.0.2";
+        let text =
+            "# comment\n127.0.0.1 localhost Lo\n::1\tlocalhost # app\n10.0.0.1 app app.example\n10.0.0.1 app\nnot-an-address app\n10.0.0.2";
         assert_eq!(in_hosts_file(text, "localhost"), Some(vec![address("127.0.0.1"), address("::1")]));
         assert_eq!(in_hosts_file(text, "LO"), Some(vec![address("127.0.0.1")]));
         assert_eq!(in_hosts_file(text, "app."), Some(vec![address("10.0.0.1")]));

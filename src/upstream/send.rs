@@ -105,10 +105,7 @@ impl Failed {
 
 /// Idempotent (RFC 9110 §9.2.2), without a body that sending it would use up.
 fn is_repeatable(request: &Outbound) -> bool {
-    let idempotent = matches!(
-        request.method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    );
+    let idempotent = matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE);
     idempotent && matches!(request.body, RequestBody::Empty) && !request.upgrade
 }
 
@@ -222,6 +219,7 @@ impl Attempt<'_> {
         let limit = self.upstream.settings.first_byte_timeout;
         match head_in_time(answer, sent.began, limit, sent.upload.as_deref()).await {
             None => Err((FetchError::ResponseTimeout, None)),
+            Some(Ok(_)) if sent.connection.link().wire.flooded() => Err((flooded(), None)),
             Some(Ok(response)) => Ok(response),
             Some(Err(mut error)) => {
                 let unsent = error.take_message().map(http::Request::into_body);
@@ -300,10 +298,14 @@ async fn head_in_time(
     }
 }
 
+fn flooded() -> FetchError {
+    FetchError::Malformed("too many interim responses".to_owned())
+}
+
 /// Why there was no head, from what hyper says and what it does not.
 fn classify(error: &hyper::Error, link: &Link) -> FetchError {
     if link.wire.flooded() {
-        return FetchError::Malformed("too many interim responses".to_owned());
+        return flooded();
     }
     if let Some(error) = find::<BodyError>(error) {
         return FetchError::RequestBody(*error);

@@ -80,10 +80,7 @@ impl Wire {
 pub(super) struct Socket(Arc<Wire>);
 
 impl Socket {
-    fn write_with(
-        &self,
-        write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn write_with(&self, write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if self.0.write_failed.load(Ordering::Acquire) {
             return Poll::Pending;
         }
