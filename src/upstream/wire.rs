@@ -144,3 +144,57 @@ impl Drop for Socket {
         drop(stream);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::SockRef;
+    use std::future::poll_fn;
+    use std::io::Write;
+    use std::time::Duration;
+    use tokio::io::AsyncReadExt;
+
+    /// Our end, and the peer's.
+    async fn pair() -> (Arc<Wire>, Socket, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (wire, socket) = Wire::new(stream);
+        (wire, socket, listener.accept().unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn what_came_before_a_failed_write_is_read_and_then_no_end_is_orderly() {
+        let (wire, mut socket, mut peer) = pair().await;
+        peer.write_all(b"early answer").unwrap();
+        SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        poll_fn(|context| {
+            let written = Pin::new(&mut socket).poll_write(context, b"request body");
+            assert!(!matches!(written, Poll::Ready(Err(_))));
+            if written.is_ready() {
+                context.waker().wake_by_ref(); // the reset is not here yet
+            }
+            if wire.write_failed.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"early answer");
+        let end = socket.read(&mut answer).await.map_err(|error| error.kind());
+        assert_eq!(end, Err(io::ErrorKind::ConnectionReset));
+        assert!(wire.answered());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_closed_or_spoke_is_not_quiet() {
+        let (wire, socket, mut peer) = pair().await;
+        assert!(wire.is_quiet());
+        peer.write_all(b"x").unwrap();
+        assert!(!wire.is_quiet());
+        let (other, _socket, peer) = pair().await;
+        drop(peer);
+        assert!(!other.is_quiet());
+        drop(socket);
+        assert!(!wire.is_quiet());
+    }
+}
