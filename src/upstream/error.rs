@@ -29,6 +29,9 @@ pub enum FetchError {
     RequestBody(crate::body::BodyError),
     #[error("the request took longer than allowed in all")]
     TotalTimeout,
+    /// Nothing was sent.
+    #[error("the request cannot be sent: {0}")]
+    InvalidRequest(&'static str),
 }
 
 /// Whose fault it is.
@@ -61,7 +64,7 @@ impl FetchError {
             Self::Reset => "connection_terminated",
             Self::Malformed(_) => "http_protocol_error",
             Self::HeadTooLarge => "http_response_header_section_size",
-            Self::RequestBody(_) => "http_request_error",
+            Self::RequestBody(_) | Self::InvalidRequest(_) => "http_request_error",
         }
     }
 
@@ -70,14 +73,14 @@ impl FetchError {
         match self {
             Self::ConnectTimeout | Self::ResponseTimeout | Self::TotalTimeout => 504,
             Self::QueueTimeout | Self::QueueFull => 503,
-            Self::RequestBody(_) => 400,
+            Self::RequestBody(_) | Self::InvalidRequest(_) => 400,
             _ => 502,
         }
     }
 
     pub const fn fault(&self) -> Fault {
         match self {
-            Self::RequestBody(_) => Fault::Client,
+            Self::RequestBody(_) | Self::InvalidRequest(_) => Fault::Client,
             Self::QueueTimeout | Self::QueueFull => Fault::Us,
             _ => Fault::Upstream,
         }
@@ -92,7 +95,7 @@ impl FetchError {
 
     /// RFC 5861 §4: whether a stale response may stand in.
     pub const fn stale_may_be_served(&self) -> bool {
-        !matches!(self, Self::RequestBody(_))
+        !matches!(self, Self::RequestBody(_) | Self::InvalidRequest(_))
     }
 
     /// Whether the cause lies before anything of the request was answered and does not depend on the request, so that

@@ -1,17 +1,36 @@
 //! Requests to upstreams: an own pool on hyper's connection API.
+//!
+//! [`Upstream::send`] is the way in; `send` tells the story of one request. Names become addresses in `resolve`,
+//! `balance` chooses among endpoints, `pool` keeps each one's connections under its cap, `connect` makes them, `wire` is
+//! their socket, `body` streams both ways, and `convert` is the only place that knows both `http::HeaderMap` and our
+//! `Fields`.
+//!
+//! Deliberately not here: active health checks, breakers, HTTP/2 and TLS towards upstreams. Redirects are never
+//! followed. Nothing is sent before the first request, names are not even looked up.
 
+pub mod balance;
+mod body;
+mod connect;
+mod convert;
 pub mod error;
+mod pool;
+mod resolve;
+mod send;
+mod wire;
 
 pub use error::FetchError;
 
 use crate::body::BodyStream;
+use crate::clock;
 use crate::config::settings;
 use crate::listener::{InterimSender, RequestBody};
 use crate::observe::metrics::Metrics;
 use crate::semantics::{Fields, StatusCode};
 use http::Method;
+use smallvec::SmallVec;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A request ready to go: fields without those of a connection; Host included in `fields`.
@@ -19,7 +38,7 @@ pub struct Outbound {
     pub method: Method,
     /// Path and query as they go into the request line.
     pub path_and_query: String,
-    /// Host field; `None`: the endpoint's own authority.
+    /// Host field; `None`: the endpoint's own authority. What `fields` say of it is not used.
     pub host: Option<String>,
     pub fields: Fields,
     pub body: RequestBody,
@@ -46,22 +65,114 @@ pub struct Inbound {
     pub first_byte: Duration,
 }
 
+/// How long an endpoint that could not be connected to is passed over while another is left.
+const EJECTION: Duration = Duration::from_secs(5);
+
 /// One upstream: its endpoints, their connections, counters.
 pub struct Upstream {
     pub settings: Arc<settings::Upstream>,
+    endpoints: Box<[Endpoint]>,
+    /// Grows by one per choice of an endpoint.
+    turn: AtomicUsize,
+    metrics: Arc<Metrics>,
+}
+
+/// One address of an upstream, as configured.
+struct Endpoint {
+    /// `host:port`: Host where none is given, and the endpoint's name in logs.
+    authority: Arc<str>,
+    port: u16,
+    host: Arc<resolve::Host>,
+    pool: Arc<pool::Pool>,
+    /// Grows by one per connection, to share them among the addresses of a name.
+    turn: AtomicUsize,
+    /// Boot-time nanoseconds until which it is passed over; 0: it is not.
+    ejected_until: AtomicU64,
+}
+
+/// Connections of an upstream now, all endpoints and workers together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Open ones, idle ones included.
+    pub open: usize,
+    pub idle: usize,
+    /// Requests in line for one.
+    pub waiting: usize,
 }
 
 impl Upstream {
     /// `workers`: how many cores keep idle connections of their own.
     pub fn new(settings: Arc<settings::Upstream>, workers: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        let _ = (workers, metrics);
-        Arc::new(Self { settings })
+        let endpoint = |endpoint: &settings::Endpoint| Endpoint {
+            authority: authority(&endpoint.host, endpoint.port).into(),
+            port: endpoint.port,
+            host: resolve::Host::new(&endpoint.host),
+            pool: pool::Pool::new(settings.clone(), workers, metrics.clone()),
+            turn: AtomicUsize::new(0),
+            ejected_until: AtomicU64::new(0),
+        };
+        let endpoints = settings.endpoints.iter().map(endpoint).collect();
+        Arc::new(Self { endpoints, turn: AtomicUsize::new(0), metrics, settings })
     }
 
     /// Sends a request and waits for the head of the answer, by the upstream's timeouts, with a retry on a fresh
     /// connection where that is safe.
+    ///
+    /// 101 comes with a `tunnel`, and with Upgrade in its fields; Connection is left to whoever sends it on. Dropping
+    /// the future closes the connection that it was using.
     pub async fn send(self: &Arc<Self>, request: Outbound) -> Result<Inbound, FetchError> {
-        let _ = request;
-        todo!()
+        if self.endpoints.is_empty() {
+            return Err(FetchError::Dns);
+        }
+        send::send(self, request).await
+    }
+
+    /// Connections and waiting requests now.
+    pub fn usage(&self) -> Usage {
+        self.endpoints.iter().fold(Usage::default(), |sum, endpoint| {
+            let (open, idle, waiting) = endpoint.pool.counts();
+            Usage { open: sum.open + open, idle: sum.idle + idle, waiting: sum.waiting + waiting }
+        })
+    }
+
+    /// Index of the endpoint for the next attempt; there is at least one.
+    fn pick(&self, avoid: Option<usize>) -> usize {
+        if self.endpoints.len() == 1 {
+            return 0;
+        }
+        let now = clock::nanos();
+        let candidate = |endpoint: &Endpoint| balance::Candidate {
+            load: endpoint.pool.load(),
+            ejected: endpoint.ejected_until.load(Ordering::Relaxed) > now,
+        };
+        let candidates: SmallVec<[balance::Candidate; 8]> = self.endpoints.iter().map(candidate).collect();
+        balance::pick(self.settings.balance, &candidates, self.turn.fetch_add(1, Ordering::Relaxed), avoid)
+    }
+}
+
+impl Endpoint {
+    /// Passive ejection: an endpoint that could not be connected to is passed over for a while.
+    fn note_connect(&self, connected: bool) {
+        let until = if connected { 0 } else { clock::nanos() + EJECTION.as_nanos() as u64 };
+        self.ejected_until.store(until, Ordering::Relaxed);
+    }
+}
+
+/// `host:port` as in Host; an IPv6 address in brackets (RFC 3986 §3.2.2), the default port left out (RFC 9110 §4.2.3).
+fn authority(host: &str, port: u16) -> String {
+    let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+    if port == 80 { host } else { format!("{host}:{port}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::authority;
+
+    #[test]
+    fn authorities_are_written_as_in_host() {
+        assert_eq!(authority("origin.example", 80), "origin.example");
+        assert_eq!(authority("origin.example", 8080), "origin.example:8080");
+        assert_eq!(authority("::1", 8080), "[::1]:8080");
+        assert_eq!(authority("[::1]", 80), "[::1]");
     }
 }
