@@ -57,11 +57,6 @@ impl Report {
         self.origins.retain(|known, _| !known.strip_prefix(path).is_some_and(|rest| rest.starts_with('[')));
     }
 
-    /// Whether anything was written at this path.
-    pub fn is_written(&self, path: &str) -> bool {
-        self.origins.contains_key(path)
-    }
-
     /// Directory against which a file name written at this path is resolved: its file's, or the current one.
     pub fn directory(&self, path: &str) -> PathBuf {
         match self.origin(path) {

@@ -82,11 +82,6 @@ impl Shape {
         target.and_then(|name| self.root["$defs"].get(name)).unwrap_or(node)
     }
 
-    /// Name of the type that a node refers to.
-    pub fn type_name(node: &Value) -> Option<&str> {
-        node.get("$ref").and_then(Value::as_str).and_then(|reference| reference.strip_prefix("#/$defs/"))
-    }
-
     /// The node one step further; `None` where the schema knows nothing there.
     pub fn child<'a>(&'a self, node: &'a Value, step: &Step) -> Option<&'a Value> {
         let node = self.follow(node);

@@ -153,6 +153,9 @@ fn remedy(found: &Value, node: &Value, words: &[&str]) -> String {
         },
         Value::String(_) if shape.takes(node, "array") => format!("write [{}]", shown(found)),
         Value::Number(_) | Value::Bool(_) if shape.takes(node, "string") => format!("write \"{found}\""),
+        Value::String(_) | Value::Number(_) if shape.keys(node).is_some_and(|keys| keys.contains(&"default")) => {
+            format!("write {{ default = {} }}", shown(found))
+        }
         Value::Object(_) if shape.takes(node, "array") => "write a list of tables".into(),
         _ => String::new(),
     }
