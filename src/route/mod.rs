@@ -1,1 +1,136 @@
-//! route
+//! Host and path to site and route: a pure matcher built from the settings, and what routes do to requests.
+//!
+//! A plain match (host, path, method) allocates nothing. Start reading at [`Router::find`].
+
+mod cookies;
+mod rewrite;
+#[cfg(test)]
+mod tests;
+
+pub use cookies::{cookie_pairs, strip_cookies};
+pub use rewrite::{redirect_location, rewrite};
+
+use crate::config::settings::{BypassRule, PathMatch, Route, RouteMatch, Site, ValueMatch};
+use crate::semantics::{Fields, Method, Target};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+type Hosts = HashMap<Box<str>, usize, foldhash::fast::RandomState>;
+
+/// A site and one of its routes, with their indices in the settings.
+pub type Found<'r> = (&'r Arc<Site>, &'r Arc<Route>, usize, usize);
+
+/// The sites by host.
+#[derive(Debug)]
+pub struct Router {
+    sites: Vec<Arc<Site>>,
+    exact: Hosts,
+    /// By what follows `*.`.
+    suffixes: Hosts,
+    default: Option<usize>,
+}
+
+impl Router {
+    /// Of two sites with the same host the first wins; `config` refuses that before.
+    pub fn new(sites: &[Arc<Site>]) -> Self {
+        let mut router = Self { sites: sites.to_vec(), exact: Hosts::default(), suffixes: Hosts::default(), default: None };
+        for (index, site) in sites.iter().enumerate() {
+            if site.hosts.is_empty() {
+                router.default.get_or_insert(index);
+            }
+            for host in &site.hosts {
+                let (hosts, name) = match host.strip_prefix("*.") {
+                    Some(suffix) => (&mut router.suffixes, suffix),
+                    None => (&mut router.exact, host.as_str()),
+                };
+                hosts.entry(without_root_dot(name).into()).or_insert(index);
+            }
+        }
+        router
+    }
+
+    /// The site of the target's host and the first of its routes whose conditions all hold. `None`: no site has this host.
+    pub fn find(&self, target: &Target, method: &Method, fields: &Fields) -> Option<Found<'_>> {
+        let site_index = self.site(target.host())?;
+        let site = &self.sites[site_index];
+        let (route_index, route) = site.routes.iter().enumerate().find(|(_, route)| matches(&route.matcher, target, method, fields))?;
+        Some((site, route, site_index, route_index))
+    }
+
+    /// The route of a URL alone, as a plain GET would take it: for purges and other things that are no requests.
+    pub fn route_only(&self, target: &Target) -> Option<Found<'_>> {
+        self.find(target, &Method::GET, &Fields::new())
+    }
+
+    /// Index of the site of a host (lower case, no port): exact, then the longest `*.suffix`, then the default.
+    pub fn site(&self, host: &str) -> Option<usize> {
+        let host = without_root_dot(host);
+        let exact = self.exact.get(host).copied();
+        exact.or_else(|| self.by_suffix(host)).or(self.default)
+    }
+
+    fn by_suffix(&self, host: &str) -> Option<usize> {
+        if self.suffixes.is_empty() {
+            return None;
+        }
+        host.bytes().enumerate().filter(|(at, byte)| *byte == b'.' && *at > 0).find_map(|(at, _)| self.suffixes.get(&host[at + 1..]).copied())
+    }
+
+    pub fn sites(&self) -> &[Arc<Site>] {
+        &self.sites
+    }
+}
+
+/// `shop.example.` and `shop.example` are one name.
+fn without_root_dot(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+/// Whether all conditions hold.
+pub fn matches(condition: &RouteMatch, target: &Target, method: &Method, fields: &Fields) -> bool {
+    path_matches(&condition.path, target.path())
+        && (condition.methods.is_empty() || condition.methods.contains(method))
+        && condition.headers.iter().all(|(name, value)| holds(value, field_values(fields, name)))
+        && condition.query.iter().all(|(name, value)| holds(value, query_values(target.query(), name)))
+}
+
+fn path_matches(condition: &PathMatch, path: &str) -> bool {
+    match condition {
+        PathMatch::Any => true,
+        PathMatch::Prefix(prefix) => path.starts_with(prefix.as_str()),
+        PathMatch::Exact(exact) => path == exact,
+        PathMatch::Pattern(pattern) => pattern.is_match(path),
+    }
+}
+
+/// Whether one of the values fulfils the condition, or none is there where none may be.
+fn holds<'v>(condition: &ValueMatch, mut values: impl Iterator<Item = &'v [u8]>) -> bool {
+    match condition {
+        ValueMatch::Present => values.next().is_some(),
+        ValueMatch::Absent => values.next().is_none(),
+        ValueMatch::Equals(text) => values.any(|value| value == text.as_bytes()),
+        ValueMatch::Prefix(prefix) => values.any(|value| value.starts_with(prefix.as_bytes())),
+        ValueMatch::Pattern(pattern) => values.any(|value| std::str::from_utf8(value).is_ok_and(|value| pattern.is_match(value))),
+    }
+}
+
+/// Values of the lines of a lower-case name, without allocating for one that is not well known.
+fn field_values<'f>(fields: &'f Fields, name: &'f str) -> impl Iterator<Item = &'f [u8]> {
+    fields.iter().filter(move |(line, _)| *line == name).map(|(_, value)| value)
+}
+
+/// Values of a query parameter as they stand in the URL; a parameter without `=` has an empty one.
+fn query_values<'q>(query: Option<&'q str>, name: &'q str) -> impl Iterator<Item = &'q [u8]> {
+    query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).filter_map(move |pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value.as_bytes())
+    })
+}
+
+/// The first bypass rule that holds for a request.
+pub fn bypass<'a>(route: &'a Route, target: &Target, method: &Method, fields: &Fields) -> Option<&'a BypassRule> {
+    route.bypass.iter().find(|rule| {
+        let cookies = || rule.cookies.is_empty() || cookies::any(fields, &rule.cookies);
+        matches(&rule.condition, target, method, fields) && cookies()
+    })
+}

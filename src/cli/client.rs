@@ -1,0 +1,245 @@
+//! A small HTTP/1.1 client for the admin API and `get`: one request, one connection.
+
+use super::{Failure, print};
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use clap::Args;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// Longest answer of the admin API that is read.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// For connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the whole exchange with the admin API; purges that wait for a fleet answer within seconds.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where a token is looked for that is given by no file.
+const TOKEN_VARIABLE: &str = "TIERCEL_ADMIN_TOKEN";
+
+/// How to reach the admin API.
+#[derive(Debug, Clone, Args)]
+pub struct AdminOptions {
+    /// The admin listener
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9180")]
+    pub admin: String,
+    /// File with the admin token [default: the variable TIERCEL_ADMIN_TOKEN]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Print the answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl AdminOptions {
+    /// Posts to the API and prints its answer, in JSON or as an indented list.
+    pub fn post_and_print(&self, path: &str, body: &Value) -> Result<(), Failure> {
+        let answer = self.post(path, body)?;
+        match self.json {
+            true => print(&format!("{answer:#}\n")),
+            false => print(&readable(&answer)),
+        }
+    }
+
+    /// Posts to the API; an answer that is not 2xx is an error with the API's own words.
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let base = Authority::parse(&self.admin).map_err(|error| Failure::Usage(format!("--admin: {error:#}")))?;
+        let mut request = Request::post(path).header(header::HOST, &base.text).header(header::CONTENT_TYPE, "application/json");
+        if let Some(token) = self.token()? {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(Full::new(Bytes::from(body.to_string()))).context("the request cannot be made")?;
+        let (status, bytes) = block_on(async {
+            let exchange = async {
+                let answer = send(&base, request).await?;
+                let status = answer.status();
+                let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+                Ok((status, body.map_err(|error| anyhow!("the answer ended early: {error}"))?.to_bytes()))
+            };
+            tokio::time::timeout(ADMIN_TIMEOUT, exchange).await.map_err(|_| anyhow!("no answer from {} within {ADMIN_TIMEOUT:?}", self.admin))?
+        })?;
+        Ok(read_answer(status, &bytes)?)
+    }
+
+    fn token(&self) -> Result<Option<String>, Failure> {
+        let Some(file) = &self.token_file else { return Ok(std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty())) };
+        let text = std::fs::read_to_string(file).map_err(|error| Failure::Usage(format!("--token-file {}: {error}", file.display())))?;
+        Ok(Some(text.trim().to_owned()))
+    }
+}
+
+fn read_answer(status: StatusCode, bytes: &[u8]) -> anyhow::Result<Value> {
+    let text = String::from_utf8_lossy(bytes);
+    if !status.is_success() {
+        let said = serde_json::from_slice::<Value>(bytes).ok();
+        let said = said.as_ref().and_then(|answer| answer.get("error").and_then(Value::as_str)).unwrap_or(text.trim());
+        let hint = if status == StatusCode::UNAUTHORIZED { format!(" (give --token-file or set {TOKEN_VARIABLE})") } else { String::new() };
+        bail!("the server answered {status}: {said}{hint}");
+    }
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(bytes).with_context(|| format!("the server's answer is not JSON: {text}"))
+}
+
+/// Host and port of an `http://` URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authority {
+    /// As it goes into Host.
+    pub text: String,
+    host: String,
+    port: u16,
+}
+
+impl Authority {
+    /// Reads `http://host:port`; a path may follow and is not looked at. A URL without scheme is taken as http.
+    pub fn parse(url: &str) -> anyhow::Result<Self> {
+        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let uri: Uri = url.parse().with_context(|| format!("\"{url}\" is not a URL"))?;
+        if uri.scheme_str() != Some("http") {
+            bail!("\"{url}\": only http:// URLs are taken");
+        }
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| anyhow!("\"{url}\" names no host"))?;
+        let port = uri.port_u16().unwrap_or(80);
+        let text = if uri.port_u16().is_some_and(|port| port != 80) { format!("{host}:{port}") } else { host.to_owned() };
+        Ok(Self { text, host: host.trim_start_matches('[').trim_end_matches(']').to_owned(), port })
+    }
+}
+
+/// A runtime for one command.
+pub fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(future)
+}
+
+/// Connects, sends, and returns the head; the body is still to be read.
+pub async fn send(to: &Authority, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
+    let connecting = TcpStream::connect((to.host.as_str(), to.port));
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| anyhow!("no connection within {CONNECT_TIMEOUT:?}"));
+    let stream = stream.and_then(|connected| Ok(connected?)).with_context(|| format!("cannot connect to {}", to.text))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("cannot speak HTTP")?;
+    // Ends with the exchange; its errors also reach the request or the body.
+    tokio::spawn(connection);
+    sender.send_request(request).await.with_context(|| format!("no answer from {}", to.text))
+}
+
+/// A request field as `-H` takes it: `name: value`.
+pub fn header_argument(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("write \"name: value\"")?;
+    let (name, value) = (name.trim(), value.trim());
+    header::HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("\"{name}\" is not a field name"))?;
+    header::HeaderValue::from_str(value).map_err(|_| format!("{value:?} is not a field value"))?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// A method as `--method` takes it.
+pub fn method_argument(text: &str) -> Result<Method, String> {
+    Method::from_bytes(text.as_bytes()).map_err(|_| format!("\"{text}\" is not a method"))
+}
+
+/// The fields of an answer, one line each.
+pub fn print_fields(fields: &HeaderMap) -> String {
+    fields.iter().map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()).escape_debug())).collect()
+}
+
+/// A JSON tree as indented lines.
+pub fn readable(tree: &Value) -> String {
+    let mut text = String::new();
+    write_readable(tree, 0, &mut text);
+    text
+}
+
+fn write_readable(value: &Value, depth: usize, text: &mut String) {
+    let indent = "  ".repeat(depth);
+    match value {
+        Value::Object(table) => {
+            let width = table.iter().filter(|(_, value)| is_flat(value)).map(|(key, _)| key.chars().count()).max().unwrap_or(0);
+            for (key, value) in table {
+                match is_flat(value) {
+                    true => text.push_str(&format!("{indent}{key:width$}  {}\n", flat(value))),
+                    false => {
+                        text.push_str(&format!("{indent}{key}\n"));
+                        write_readable(value, depth + 1, text);
+                    }
+                }
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                match is_flat(item) {
+                    true => text.push_str(&format!("{indent}- {}\n", flat(item))),
+                    false => {
+                        text.push_str(&format!("{indent}-\n"));
+                        write_readable(item, depth + 1, text);
+                    }
+                }
+            }
+        }
+        value => text.push_str(&format!("{indent}{}\n", flat(value))),
+    }
+}
+
+fn is_flat(value: &Value) -> bool {
+    match value {
+        Value::Object(table) => table.is_empty(),
+        Value::Array(items) => items.iter().all(|item| !item.is_object() && !item.is_array()),
+        _ => true,
+    }
+}
+
+/// On one line; control characters never reach the terminal.
+fn flat(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::Bool(true) => "yes".into(),
+        Value::Bool(false) => "no".into(),
+        Value::String(text) => text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect(),
+        Value::Array(items) if items.is_empty() => "none".into(),
+        Value::Array(items) => items.iter().map(flat).collect::<Vec<_>>().join(", "),
+        Value::Object(_) => "none".into(),
+        Value::Number(number) => number.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn authorities_are_read_from_urls() {
+        let read = |url: &str| Authority::parse(url).map(|to| (to.text, to.host, to.port)).ok();
+        assert_eq!(read("http://127.0.0.1:9180"), Some(("127.0.0.1:9180".into(), "127.0.0.1".into(), 9180)));
+        assert_eq!(read("shop.example/a?b"), Some(("shop.example".into(), "shop.example".into(), 80)));
+        assert_eq!(read("http://[::1]:81/"), Some(("[::1]:81".into(), "::1".into(), 81)));
+        assert_eq!(read("https://a"), None);
+        assert_eq!(read("http://"), None);
+    }
+
+    #[test]
+    fn trees_are_printed_as_lines() {
+        let tree = json!({"key": "a\u{1b}[0m", "list": [1, true], "inner": {"none": null}, "steps": [{"a": 1}]});
+        assert_eq!(readable(&tree), "inner\n  none  -\nkey   a\\u{1b}[0m\nlist  1, yes\nsteps\n  -\n    a  1\n");
+    }
+
+    #[test]
+    fn answers_that_refuse_say_why() {
+        let refused = read_answer(StatusCode::UNAUTHORIZED, br#"{"error":"no token"}"#).unwrap_err().to_string();
+        assert!(refused.contains("401") && refused.contains("no token") && refused.contains("--token-file"), "{refused}");
+        assert!(read_answer(StatusCode::OK, b"<html>").is_err());
+        assert_eq!(read_answer(StatusCode::NO_CONTENT, b"").unwrap(), Value::Null);
+    }
+
+    #[test]
+    fn header_arguments_are_checked() {
+        assert_eq!(header_argument("Accept: text/html"), Ok(("Accept".into(), "text/html".into())));
+        assert!(header_argument("no colon").is_err());
+        assert!(header_argument("a b: c").is_err());
+        assert!(header_argument("a: b\nc").is_err());
+    }
+}

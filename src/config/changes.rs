@@ -1,0 +1,63 @@
+//! What a reload changes, and what it cannot.
+
+use super::print::effective;
+use super::problem::{Place, Problem, Problems};
+use super::settings::Settings;
+use super::shape::join;
+use serde_json::Value;
+
+/// Keys whose values are built into the running process.
+const FIXED: &[&str] = &[
+    "server.workers",
+    "server.runtime",
+    "memory.limit",
+    "memory.policy",
+    "memory.stored_share",
+    "memory.fill_share",
+    "purge.receipts",
+    "purge.map_capacity",
+    "purge.fold_slots",
+    "fill.marker_count",
+    "log.access.queue",
+];
+
+/// The keys that differ, in order; or, where some of them cannot change while the process runs, those.
+pub fn changes(old: &Settings, new: &Settings) -> Result<Vec<String>, Problems> {
+    let (before, after) = (effective(old), effective(new));
+    let mut changed = Vec::new();
+    differing("", &before, &after, &mut changed);
+    let secret = |settings: &Settings| settings.admin.token.clone();
+    if secret(old) != secret(new) {
+        changed.push("admin.token".into());
+    }
+    changed.sort();
+    changed.dedup();
+    let refused: Vec<Problem> = changed.iter().filter(|path| FIXED.contains(&path.as_str())).map(|path| refusal(path, &before, &after)).collect();
+    if refused.is_empty() { Ok(changed) } else { Err(Problems::new(refused)) }
+}
+
+fn refusal(path: &str, before: &Value, after: &Value) -> Problem {
+    let pointer = format!("/{}", path.replace('.', "/"));
+    let show = |tree: &Value| tree.pointer(&pointer).map_or_else(String::new, Value::to_string);
+    Problem {
+        path: path.to_owned(),
+        place: Place::Nowhere,
+        what: "cannot change while the process runs".into(),
+        found: format!("{}, running with {}", show(after), show(before)),
+        allowed: show(before),
+        remedy: "set it back, or restart".into(),
+    }
+}
+
+fn differing(path: &str, before: &Value, after: &Value, changed: &mut Vec<String>) {
+    match (before, after) {
+        (Value::Object(old), Value::Object(new)) => {
+            for key in old.keys().chain(new.keys().filter(|key| !old.contains_key(*key))) {
+                let (old, new) = (old.get(key).unwrap_or(&Value::Null), new.get(key).unwrap_or(&Value::Null));
+                differing(&join(path, key), old, new, changed);
+            }
+        }
+        (old, new) if old != new => changed.push(path.to_owned()),
+        _ => {}
+    }
+}

@@ -1,0 +1,310 @@
+//! Settings as a file would have to say them: for `config print`, for comparing, for the hash.
+//!
+//! Whatever is printed can be loaded again (secrets aside) and gives the same settings.
+
+use super::settings::*;
+use super::units::{print_duration, print_share, print_size};
+use crate::semantics::key::{KeyPolicy, hash128};
+use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// What stands for a secret.
+const MASK: &str = "***";
+
+/// Everything in effect, defaults included, secrets masked.
+pub fn effective(settings: &Settings) -> Value {
+    let s = settings;
+    json!({
+        "server": {
+            "name": s.server.name,
+            "workers": s.server.workers,
+            "runtime": match s.server.runtime { Runtime::PerCore => "per_core", Runtime::Shared => "shared" },
+            "drain_timeout": print_duration(s.server.drain_timeout),
+            "trusted_proxies": networks(&s.server.trusted_proxies),
+            "lenient_path": s.server.lenient_path,
+        },
+        "listeners": s.listeners.iter().map(|l| (l.name.clone(), json!({"address": l.address.to_string()}))).collect::<Map<_, _>>(),
+        "admin": admin(&s.admin),
+        "metrics": {"address": address(s.metrics.address)},
+        "memory": memory(&s.memory),
+        "limits": limits(&s.limits),
+        "fill": fill(&s.fill),
+        "upstreams": s.upstreams.iter().map(|u| (u.name.clone(), upstream(u))).collect::<Map<_, _>>(),
+        "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
+        "purge": purge(&s.purge),
+        "log": log(&s.log),
+    })
+}
+
+/// 32 hex digits over everything in effect, secrets included.
+pub fn hash(settings: &Settings) -> String {
+    let secret = settings.admin.token.as_ref().map_or("", Secret::expose);
+    format!("{:032x}", hash128(format!("{}\n{secret}", effective(settings)).as_bytes()))
+}
+
+fn ms(ms: u64) -> String {
+    print_duration(Duration::from_millis(ms))
+}
+
+fn address(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "off".to_owned(), |address| address.to_string())
+}
+
+fn networks(networks: &[IpNet]) -> Vec<String> {
+    networks.iter().map(ToString::to_string).collect()
+}
+
+fn admin(admin: &Admin) -> Value {
+    let mut table = json!({"address": address(admin.address)});
+    if admin.token.is_some() {
+        table["token"] = json!(MASK);
+    }
+    table
+}
+
+fn memory(m: &Memory) -> Value {
+    json!({
+        "limit": print_size(m.limit),
+        "policy": match m.policy { Eviction::TinyLfu => "tinylfu", Eviction::Lru => "lru" },
+        "stored_share": print_share(m.stored_share),
+        "fill_share": print_share(m.fill_share),
+        "pressure": print_share(m.pressure),
+    })
+}
+
+fn limits(l: &Limits) -> Value {
+    json!({
+        "connections": l.connections,
+        "requests_per_connection": l.requests_per_connection,
+        "header_bytes": print_size(l.header_bytes as u64),
+        "header_count": l.header_count,
+        "url_bytes": print_size(l.url_bytes as u64),
+        "body_bytes": print_size(l.body_bytes),
+        "header_timeout": print_duration(l.header_timeout),
+        "idle_timeout": print_duration(l.idle_timeout),
+        "body_timeout": print_duration(l.body_timeout),
+        "write_timeout": print_duration(l.write_timeout),
+        "waiting": l.waiting,
+    })
+}
+
+fn fill(f: &Fill) -> Value {
+    json!({
+        "lag": print_size(f.lag),
+        "stall": print_duration(f.stall),
+        "finish_rest": print_size(f.finish_rest),
+        "finish_share": print_share(f.finish_share),
+        "range_ahead": print_size(f.range_ahead),
+        "marker_first": print_duration(f.marker_first),
+        "marker_max": print_duration(f.marker_max),
+        "marker_count": f.marker_count,
+    })
+}
+
+fn upstream(u: &Upstream) -> Value {
+    json!({
+        "endpoints": u.endpoints.iter().map(|endpoint| endpoint.url.clone()).collect::<Vec<_>>(),
+        "balance": match u.balance { Balance::RoundRobin => "round_robin", Balance::LeastRequests => "least_requests" },
+        "connections": u.connections,
+        "queue": u.queue,
+        "queue_timeout": print_duration(u.queue_timeout),
+        "idle_connections": u.idle_connections,
+        "idle_timeout": print_duration(u.idle_timeout),
+        "connect_timeout": print_duration(u.connect_timeout),
+        "first_byte_timeout": print_duration(u.first_byte_timeout),
+        "read_timeout": print_duration(u.read_timeout),
+        "total_timeout": u.total_timeout.map_or_else(|| "off".to_owned(), print_duration),
+        "retries": u.retries,
+        "header_bytes": print_size(u.header_bytes as u64),
+        "header_count": u.header_count,
+    })
+}
+
+fn purge(p: &Purge) -> Value {
+    json!({
+        "receipts": p.receipts,
+        "selectors_per_call": p.selectors_per_call,
+        "map_capacity": p.map_capacity,
+        "fold_slots": p.fold_slots,
+        "unsafe_methods": p.unsafe_methods,
+        "keys_per_response": p.keys_per_response,
+        "key_bytes": print_size(p.key_bytes as u64),
+    })
+}
+
+fn log(log: &Log) -> Value {
+    let target = match &log.access.target {
+        LogTarget::Off => "off".to_owned(),
+        LogTarget::Stdout => "stdout".to_owned(),
+        LogTarget::File(path) => std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string(),
+    };
+    json!({
+        "level": log.level,
+        "format": match log.format { LogFormat::Text => "text", LogFormat::Json => "json" },
+        "access": {
+            "target": dollars(&target),
+            "format": match log.access.format { AccessFormat::Combined => "combined", AccessFormat::Json => "json", AccessFormat::Ecs => "ecs" },
+            "queue": log.access.queue,
+        },
+    })
+}
+
+fn print_site(site: &Site) -> Value {
+    json!({"hosts": site.hosts, "routes": site.routes.iter().map(|route| print_route(route)).collect::<Vec<_>>()})
+}
+
+fn print_route(route: &Route) -> Value {
+    let mut table = condition(&route.matcher);
+    let (action, value) = print_action(&route.action);
+    table.insert(action.into(), value);
+    let more = json!({
+        "name": route.name,
+        "cache": cache(&route.cache, &route.key, &route.rewrite),
+        "bypass": route.bypass.iter().map(bypass).collect::<Vec<_>>(),
+        "request_headers": edits(&route.request_edits),
+        "response_headers": edits(&route.response_edits),
+        "rewrite": route.rewrite.iter().map(rewrite).collect::<Vec<_>>(),
+        "host": match &route.host {
+            UpstreamHost::Preserve => "preserve",
+            UpstreamHost::Upstream => "upstream",
+            UpstreamHost::Literal(host) => host,
+        },
+        "strip_cookies": route.strip_cookies,
+        "accept_encoding": match route.accept_encoding {
+            AcceptEncoding::Normalise => "normalise",
+            AcceptEncoding::Identity => "identity",
+            AcceptEncoding::Forward => "forward",
+        },
+        "purge": {"allow": networks(&route.purge_from)},
+        "tags": {"forward": route.forward_tags},
+        "cache_status": route.cache_status,
+        "show_key": route.show_key,
+        "x_cache": route.x_cache,
+        "log": {"query": route.log_query},
+    });
+    table.extend(more.as_object().cloned().unwrap_or_default());
+    Value::Object(table)
+}
+
+fn print_action(action: &Action) -> (&'static str, Value) {
+    match action {
+        Action::Proxy(upstream) => ("upstream", json!(upstream.name)),
+        Action::Redirect { status, location } => ("redirect", json!({"status": status, "location": dollars(location)})),
+        Action::Respond { status, content_type, body } => {
+            let body = dollars(&String::from_utf8_lossy(body));
+            ("respond", json!({"status": status, "content_type": content_type, "body": body}))
+        }
+    }
+}
+
+fn condition(condition: &RouteMatch) -> Map<String, Value> {
+    let mut table = Map::new();
+    let (key, text) = match &condition.path {
+        PathMatch::Any => ("path", "/".to_owned()),
+        PathMatch::Prefix(prefix) => ("path", dollars(prefix)),
+        PathMatch::Exact(path) => ("exact", dollars(path)),
+        PathMatch::Pattern(pattern) => ("pattern", dollars(pattern.as_str())),
+    };
+    table.insert(key.into(), json!(text));
+    table.insert("methods".into(), condition.methods.iter().map(http::Method::as_str).collect());
+    let values = |list: &[(String, ValueMatch)]| Value::Object(list.iter().map(|(name, value)| (name.clone(), value_match(value))).collect());
+    table.insert("headers".into(), values(&condition.headers));
+    table.insert("query".into(), values(&condition.query));
+    table
+}
+
+fn value_match(value: &ValueMatch) -> Value {
+    match value {
+        ValueMatch::Present => json!({"present": true}),
+        ValueMatch::Absent => json!({"present": false}),
+        ValueMatch::Equals(text) => json!(dollars(text)),
+        ValueMatch::Prefix(text) => json!({"prefix": dollars(text)}),
+        ValueMatch::Pattern(pattern) => json!({"pattern": dollars(pattern.as_str())}),
+    }
+}
+
+fn bypass(rule: &BypassRule) -> Value {
+    let mut table = condition(&rule.condition);
+    table.insert("reason".into(), json!(rule.reason));
+    table.insert("cookies".into(), json!(rule.cookies));
+    Value::Object(table)
+}
+
+fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
+    let mut ttl = Map::new();
+    for (name, rules) in [("override", &policy.ttl_override), ("default", &policy.ttl_default)] {
+        if !rules.is_empty() {
+            ttl.insert(name.into(), Value::Object(rules.iter().map(ttl_rule).collect()));
+        }
+    }
+    // What a rewrite drops is ignored by its own account.
+    let is_dropped = |name: &&String| steps.iter().any(|step| matches!(step, Rewrite::DropQuery(names) if names.contains(name)));
+    let query_ignore: Vec<&String> = key.query_ignore.iter().filter(|name| !is_dropped(name)).collect();
+    json!({
+        "enabled": policy.enabled,
+        "ttl": ttl,
+        "heuristic": policy.heuristic,
+        "heuristic_max": ms(policy.heuristic_max_ms),
+        "heuristic_with_cookie": policy.heuristic_with_cookie,
+        "stale_while_revalidate": ms(policy.stale_while_revalidate_ms),
+        "stale_if_error": ms(policy.stale_if_error_ms),
+        "keep_stale": ms(policy.keep_stale_ms),
+        "set_cookie": match policy.set_cookie { SetCookie::Bypass => "bypass", SetCookie::Store => "store", SetCookie::Strip => "strip" },
+        "client_directives": match policy.client_directives { ClientDirectives::Ignore => "ignore", ClientDirectives::Honour => "honour" },
+        "max_object_size": print_size(policy.max_object_bytes),
+        "range_whole_max": print_size(policy.range_whole_max_bytes),
+        "collapse": policy.collapse,
+        "max_variants": policy.max_variants,
+        "vary_ignore": policy.vary_ignore,
+        "key": {
+            "query_sort": key.query_sort,
+            "query_allow": key.query_allow.clone().unwrap_or_else(|| vec!["*".into()]),
+            "query_ignore": query_ignore,
+            "headers": key.headers,
+            "cookies": key.cookies,
+        },
+    })
+}
+
+fn ttl_rule(rule: &TtlRule) -> (String, Value) {
+    let status = match rule.statuses {
+        Statuses::Usual => "default".to_owned(),
+        Statuses::One(status) => status.to_string(),
+        Statuses::Class(class) => format!("{class}xx"),
+    };
+    (status, json!(ms(rule.lifetime_ms)))
+}
+
+fn edits(edits: &[FieldEdit]) -> Value {
+    let (mut add, mut set, mut remove) = (Map::<String, Value>::new(), Map::new(), Vec::new());
+    for edit in edits {
+        match edit {
+            FieldEdit::Remove { name } => remove.push(json!(name)),
+            FieldEdit::Set { name, value } => drop(set.insert(name.clone(), json!(dollars(value)))),
+            FieldEdit::Add { name, value } => {
+                if let Some(values) = add.entry(name.clone()).or_insert_with(|| json!([])).as_array_mut() {
+                    values.push(json!(dollars(value)));
+                }
+            }
+        }
+    }
+    json!({"add": add, "set": set, "remove": remove})
+}
+
+fn rewrite(step: &Rewrite) -> Value {
+    match step {
+        Rewrite::StripPrefix(prefix) => json!({"strip_prefix": dollars(prefix)}),
+        Rewrite::AddPrefix(prefix) => json!({"add_prefix": dollars(prefix)}),
+        Rewrite::Replace { pattern, with } => json!({"pattern": dollars(pattern.as_str()), "with": dollars(with)}),
+        Rewrite::DropQuery(names) => json!({"drop_query": names}),
+        Rewrite::SetQuery { name, value } => json!({"set_query": {name.clone(): dollars(value)}}),
+    }
+}
+
+/// Text in which a dollar sign that would be read as a reference to the environment is doubled.
+fn dollars(text: &str) -> String {
+    text.replace("$$", "$$$$").replace("${", "$${")
+}

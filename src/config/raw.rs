@@ -1,0 +1,654 @@
+//! The configuration as it is written: every key optional, unknown keys refused, nothing defaulted.
+//!
+//! Quantities ([`Quantity`]) are kept as any scalar and read by `resolve`, so that a bare number
+//! gets a remedy and not just "wrong type". The JSON Schema is made from these types; their doc
+//! comments are its descriptions. Deliberately without `flatten` and untagged enums: both lose the
+//! path of an error.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// A value that `resolve` reads: a duration, a size, a share, or text with a meaning of its own.
+macro_rules! quantity {
+    ($(#[$meta:meta])* $name:ident, $schema:tt) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Value);
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    };
+}
+
+quantity!(
+    /// A length of time.
+    RawDuration, {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$", "examples": ["500ms", "10s", "5m", "1h", "7d"]}
+);
+quantity!(
+    /// A length of time or `off`.
+    RawDurationOrOff, {"type": "string", "pattern": "^(off|([0-9]+(ms|s|m|h|d))+)$", "examples": ["30s", "off"]}
+);
+quantity!(
+    /// A number of bytes.
+    RawSize, {"type": "string", "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)$", "examples": ["64KiB", "512MiB", "512MB"]}
+);
+quantity!(
+    /// A share.
+    RawShare, {"type": "string", "pattern": "^[0-9.]+%$", "examples": ["60%"]}
+);
+quantity!(
+    /// A number of bytes, a share of the cgroup's limit (or of the physical memory), or `auto`.
+    RawMemoryLimit, {"type": "string", "pattern": "^(auto|[0-9.]+%|[0-9]+ ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB))$", "examples": ["1GiB", "60%", "auto"]}
+);
+quantity!(
+    /// A number of threads or `auto`.
+    RawWorkers, {"oneOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 1024}]}
+);
+quantity!(
+    /// One lifetime for the usual statuses, or a table: status, class or `default` to lifetime.
+    RawTtl, {"oneOf": [
+        {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$"},
+        {"type": "object", "patternProperties": {"^([1-5][0-9][0-9]|[1-5]xx|default)$": {"type": "string"}}, "additionalProperties": false}
+    ]}
+);
+quantity!(
+    /// A text that must be equal, or a table with one of `present`, `equals`, `prefix`, `pattern`.
+    RawValueMatch, {"oneOf": [
+        {"type": "string"},
+        {"type": "object", "additionalProperties": false, "minProperties": 1, "maxProperties": 1, "properties": {
+            "present": {"type": "boolean"}, "equals": {"type": "string"}, "prefix": {"type": "string"}, "pattern": {"type": "string"}
+        }}
+    ]}
+);
+quantity!(
+    /// One field value, or several for as many lines.
+    RawFieldValues, {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+);
+
+/// The whole file.
+///
+/// The keys of routes may also stand here (defaults of all sites) and in a site (defaults of its
+/// routes). The inner value replaces the outer one; field edits, rewrites and bypass rules add up.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawConfig {
+    /// Further files, relative to this one; `*` and `?` match within a name. They are merged over this file, in order of names.
+    pub include: Option<Vec<String>>,
+    pub server: RawServer,
+    /// Listening sockets for clients, by name.
+    pub listeners: BTreeMap<String, RawListener>,
+    pub admin: RawAdmin,
+    pub metrics: RawMetrics,
+    pub memory: RawMemory,
+    pub limits: RawLimits,
+    pub fill: RawFill,
+    /// Pools of endpoints, by name.
+    pub upstreams: BTreeMap<String, RawUpstream>,
+    /// Routed host spaces, by name.
+    pub sites: BTreeMap<String, RawSite>,
+    pub purge: RawPurge,
+    pub log: RawLog,
+    pub cache: RawCache,
+    /// Requests that go past the cache.
+    pub bypass: Vec<RawBypass>,
+    /// Edits of the request on its way to the upstream.
+    pub request_headers: RawEdits,
+    /// Edits of the response on its way to the client.
+    pub response_headers: RawEdits,
+    /// Steps that change path and query on the way to the upstream, in order.
+    pub rewrite: Vec<RawRewrite>,
+    /// Host towards the upstream: `preserve`, `upstream`, or a literal host.
+    pub host: Option<String>,
+    /// Request cookies that neither cache key nor upstream see; a trailing `*` matches a prefix.
+    pub strip_cookies: Option<Vec<String>>,
+    pub accept_encoding: Option<RawAcceptEncoding>,
+    pub tags: RawTags,
+    /// Send Cache-Status (RFC 9211).
+    pub cache_status: Option<bool>,
+    /// Show the cache key in Cache-Status.
+    pub show_key: Option<bool>,
+    /// Send `X-Cache: HIT` or `MISS`.
+    pub x_cache: Option<bool>,
+}
+
+/// The process.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawServer {
+    /// Name in Via, Cache-Status and CDN-Loop: a token.
+    pub name: Option<String>,
+    /// Worker threads; `auto`: one per core.
+    pub workers: Option<RawWorkers>,
+    pub runtime: Option<RawRuntime>,
+    /// How long SIGTERM waits for requests under way.
+    pub drain_timeout: Option<RawDuration>,
+    /// Networks whose X-Forwarded-*, Forwarded and X-Request-Id are believed.
+    pub trusted_proxies: Option<Vec<String>>,
+    /// Keep encoded slashes and the like in paths instead of refusing them.
+    pub lenient_path: Option<bool>,
+}
+
+/// How workers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawRuntime {
+    PerCore,
+    Shared,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawListener {
+    /// Address and port; port 0 takes a free one.
+    pub address: Option<String>,
+}
+
+/// The admin listener: API, metrics, probes.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawAdmin {
+    /// Address and port, or `off`.
+    pub address: Option<String>,
+    /// Bearer token; needed where the address is not loopback.
+    pub token: Option<String>,
+    /// File that holds the token; read again on reload.
+    pub token_file: Option<String>,
+}
+
+/// The read-only listener: metrics and probes.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawMetrics {
+    /// Address and port, or `off`.
+    pub address: Option<String>,
+}
+
+/// The memory of the process and its parts.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawMemory {
+    /// What the process may hold, all in. `auto`: the smaller of 1GiB and 60% of what is there.
+    pub limit: Option<RawMemoryLimit>,
+    pub policy: Option<RawEviction>,
+    /// Share for stored responses.
+    pub stored_share: Option<RawShare>,
+    /// Share for fills in flight and pinned bodies.
+    pub fill_share: Option<RawShare>,
+    /// Share at which new fills are not stored.
+    pub pressure: Option<RawShare>,
+}
+
+/// What goes first when memory is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawEviction {
+    TinyLfu,
+    Lru,
+}
+
+/// Bounds on what clients may send.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawLimits {
+    /// Client connections in the process.
+    pub connections: Option<u64>,
+    /// Requests on one connection before it is closed.
+    pub requests_per_connection: Option<u64>,
+    /// Request line and fields (431).
+    pub header_bytes: Option<RawSize>,
+    /// Field lines (431).
+    pub header_count: Option<u64>,
+    /// Request target (414).
+    pub url_bytes: Option<RawSize>,
+    /// Request body (413).
+    pub body_bytes: Option<RawSize>,
+    /// From the first byte of a request head to its end (408).
+    pub header_timeout: Option<RawDuration>,
+    /// Between requests on a kept connection.
+    pub idle_timeout: Option<RawDuration>,
+    /// Between two reads of a request body (408).
+    pub body_timeout: Option<RawDuration>,
+    /// Between two writes that make progress.
+    pub write_timeout: Option<RawDuration>,
+    /// Requests that wait for another's response head, in the process.
+    pub waiting: Option<u64>,
+}
+
+/// Fetches under way that are shared and stored.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawFill {
+    /// Bytes by which the furthest reader of a response that is not stored may lead the slowest.
+    pub lag: Option<RawSize>,
+    /// How long, in sum, a slow reader may hold others up.
+    pub stall: Option<RawDuration>,
+    /// A fill without readers goes on if at most this much is missing...
+    pub finish_rest: Option<RawSize>,
+    /// ...or at least this share is there.
+    pub finish_share: Option<RawShare>,
+    /// A range that begins more than this beyond what has arrived is fetched by itself.
+    pub range_ahead: Option<RawSize>,
+    /// First and longest time for which requests for an unshareable response do not line up.
+    pub marker_first: Option<RawDuration>,
+    pub marker_max: Option<RawDuration>,
+    /// How many of those are remembered.
+    pub marker_count: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawUpstream {
+    /// `http://host:port`, one or more.
+    pub endpoints: Option<Vec<String>>,
+    pub balance: Option<RawBalance>,
+    /// Connections per endpoint.
+    pub connections: Option<u64>,
+    /// Requests that may wait for a connection, per endpoint.
+    pub queue: Option<u64>,
+    pub queue_timeout: Option<RawDuration>,
+    /// Idle connections kept, per endpoint.
+    pub idle_connections: Option<u64>,
+    pub idle_timeout: Option<RawDuration>,
+    pub connect_timeout: Option<RawDuration>,
+    /// From the request sent to the head of the response.
+    pub first_byte_timeout: Option<RawDuration>,
+    /// Between two reads of the body.
+    pub read_timeout: Option<RawDuration>,
+    /// For the whole exchange.
+    pub total_timeout: Option<RawDurationOrOff>,
+    /// Further attempts of an idempotent request to which nothing came back.
+    pub retries: Option<u64>,
+    /// Response head.
+    pub header_bytes: Option<RawSize>,
+    /// Field lines of a response head.
+    pub header_count: Option<u64>,
+}
+
+/// How endpoints take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawBalance {
+    RoundRobin,
+    LeastRequests,
+}
+
+/// A routed host space.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawSite {
+    /// `shop.example.com`, `*.example.com`; none: the default site, for every other host.
+    pub hosts: Option<Vec<String>>,
+    /// Where routes go that name no upstream of their own.
+    pub upstream: Option<String>,
+    /// In order; the first that matches wins. One that matches everything is added at the end.
+    pub routes: Vec<RawRoute>,
+    pub cache: RawCache,
+    /// Requests that go past the cache.
+    pub bypass: Vec<RawBypass>,
+    /// Edits of the request on its way to the upstream.
+    pub request_headers: RawEdits,
+    /// Edits of the response on its way to the client.
+    pub response_headers: RawEdits,
+    /// Steps that change path and query on the way to the upstream, in order.
+    pub rewrite: Vec<RawRewrite>,
+    /// Host towards the upstream: `preserve`, `upstream`, or a literal host.
+    pub host: Option<String>,
+    /// Request cookies that neither cache key nor upstream see; a trailing `*` matches a prefix.
+    pub strip_cookies: Option<Vec<String>>,
+    pub accept_encoding: Option<RawAcceptEncoding>,
+    pub tags: RawTags,
+    /// Send Cache-Status (RFC 9211).
+    pub cache_status: Option<bool>,
+    /// Show the cache key in Cache-Status.
+    pub show_key: Option<bool>,
+    /// Send `X-Cache: HIT` or `MISS`.
+    pub x_cache: Option<bool>,
+    pub purge: RawRoutePurge,
+    pub log: RawRouteLog,
+}
+
+/// What happens to requests that match.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRoute {
+    /// Name in logs and metrics; derived from the path where absent.
+    pub name: Option<String>,
+    /// The path begins so.
+    pub path: Option<String>,
+    /// The path is this.
+    pub exact: Option<String>,
+    /// A regular expression is found in the path; `^` and `$` anchor it.
+    pub pattern: Option<String>,
+    /// Any of these methods.
+    pub methods: Option<Vec<String>>,
+    /// Request fields, all of them.
+    pub headers: BTreeMap<String, RawValueMatch>,
+    /// Query parameters, all of them, compared as they stand in the URL.
+    pub query: BTreeMap<String, RawValueMatch>,
+    /// Name of an upstream.
+    pub upstream: Option<String>,
+    /// Answer with a redirect.
+    pub redirect: Option<RawRedirect>,
+    /// Answer with this.
+    pub respond: Option<RawRespond>,
+    pub cache: RawCache,
+    /// Requests that go past the cache.
+    pub bypass: Vec<RawBypass>,
+    /// Edits of the request on its way to the upstream.
+    pub request_headers: RawEdits,
+    /// Edits of the response on its way to the client.
+    pub response_headers: RawEdits,
+    /// Steps that change path and query on the way to the upstream, in order.
+    pub rewrite: Vec<RawRewrite>,
+    /// Host towards the upstream: `preserve`, `upstream`, or a literal host.
+    pub host: Option<String>,
+    /// Request cookies that neither cache key nor upstream see; a trailing `*` matches a prefix.
+    pub strip_cookies: Option<Vec<String>>,
+    pub accept_encoding: Option<RawAcceptEncoding>,
+    pub tags: RawTags,
+    /// Send Cache-Status (RFC 9211).
+    pub cache_status: Option<bool>,
+    /// Show the cache key in Cache-Status.
+    pub show_key: Option<bool>,
+    /// Send `X-Cache: HIT` or `MISS`.
+    pub x_cache: Option<bool>,
+    pub purge: RawRoutePurge,
+    pub log: RawRouteLog,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRedirect {
+    /// 301, 302, 303, 307 or 308.
+    pub status: Option<u16>,
+    /// Where to; may hold `{host}`, `{path}` and `{query}` (with its question mark).
+    pub location: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRespond {
+    /// 200 to 599.
+    pub status: Option<u16>,
+    pub content_type: Option<String>,
+    pub body: Option<String>,
+    /// File that holds the body; read again on reload.
+    pub body_file: Option<String>,
+}
+
+/// What the cache may do.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawCache {
+    pub enabled: Option<bool>,
+    pub ttl: RawTtls,
+    /// A tenth of the time since Last-Modified where the response says nothing (RFC 9111 §4.2.2).
+    pub heuristic: Option<bool>,
+    /// Upper bound of a heuristic lifetime.
+    pub heuristic_max: Option<RawDuration>,
+    /// Heuristic lifetimes for requests with cookies, too.
+    pub heuristic_with_cookie: Option<bool>,
+    /// How long a stale response is used while it is refreshed, where it says nothing (RFC 5861 §3).
+    pub stale_while_revalidate: Option<RawDuration>,
+    /// How long a stale response is used when the upstream fails, where it says nothing (RFC 5861 §4).
+    pub stale_if_error: Option<RawDuration>,
+    /// How long a stale response with a validator is kept to be revalidated.
+    pub keep_stale: Option<RawDuration>,
+    pub set_cookie: Option<RawSetCookie>,
+    /// What Cache-Control of clients does, only-if-cached and no-store aside.
+    pub client_directives: Option<RawClientDirectives>,
+    /// Longer bodies are not stored.
+    pub max_object_size: Option<RawSize>,
+    /// A range of something up to this size fetches the whole.
+    pub range_whole_max: Option<RawSize>,
+    /// One fetch for all who ask at the same time.
+    pub collapse: Option<bool>,
+    /// Responses per URL that differ by Vary.
+    pub max_variants: Option<u64>,
+    /// Fields of Vary that do not matter here.
+    pub vary_ignore: Option<Vec<String>>,
+    pub key: RawKey,
+}
+
+/// Freshness lifetimes.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawTtls {
+    /// Instead of what the origin says; never lifts no-store or private.
+    #[serde(rename = "override")]
+    pub replace: Option<RawTtl>,
+    /// Where the origin says nothing.
+    pub default: Option<RawTtl>,
+}
+
+/// Parts of the cache key besides scheme, host, path and query.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawKey {
+    /// Sort query parameters by name.
+    pub query_sort: Option<bool>,
+    /// Only these parameters count; a trailing `*` matches a prefix, `*` alone all.
+    pub query_allow: Option<Vec<String>>,
+    /// These parameters do not count; a trailing `*` matches a prefix.
+    pub query_ignore: Option<Vec<String>>,
+    /// Request fields whose values count.
+    pub headers: Option<Vec<String>>,
+    /// Cookies whose values count.
+    pub cookies: Option<Vec<String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawSetCookie {
+    /// A response with Set-Cookie is not stored.
+    Bypass,
+    /// It is stored and replayed as it is.
+    Store,
+    /// It is stored without the field.
+    Strip,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawClientDirectives {
+    Ignore,
+    Honour,
+}
+
+/// Which requests go past the cache: all conditions given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawBypass {
+    /// A token for Cache-Status, log and metrics.
+    pub reason: Option<String>,
+    /// The path begins so.
+    pub path: Option<String>,
+    /// The path is this.
+    pub exact: Option<String>,
+    /// A regular expression is found in the path.
+    pub pattern: Option<String>,
+    /// Any of these methods.
+    pub methods: Option<Vec<String>>,
+    /// Request fields, all of them.
+    pub headers: BTreeMap<String, RawValueMatch>,
+    /// Query parameters, all of them.
+    pub query: BTreeMap<String, RawValueMatch>,
+    /// Any of these cookies; a trailing `*` matches a prefix.
+    pub cookies: Option<Vec<String>>,
+}
+
+/// Edits of a field section: removals first, then `set`, then `add`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawEdits {
+    /// One more line.
+    pub add: BTreeMap<String, RawFieldValues>,
+    /// One line instead of all.
+    pub set: BTreeMap<String, String>,
+    pub remove: Vec<String>,
+}
+
+/// One step; exactly one of its forms.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRewrite {
+    pub strip_prefix: Option<String>,
+    pub add_prefix: Option<String>,
+    /// A regular expression, replaced everywhere in the path by `with`.
+    pub pattern: Option<String>,
+    /// `$1` and `${name}` stand for groups of the pattern (write `$${name}`: `${` reads the environment).
+    pub with: Option<String>,
+    /// Query parameters that neither upstream nor cache key see; a trailing `*` matches a prefix.
+    pub drop_query: Option<Vec<String>>,
+    /// Query parameters to set.
+    pub set_query: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawAcceptEncoding {
+    /// `gzip` where the client takes it, else `identity`.
+    Normalise,
+    Identity,
+    /// As the client sent it.
+    Forward,
+}
+
+/// Surrogate keys.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawTags {
+    /// Fields with surrogate keys that clients (a CDN in front) get to see.
+    pub forward: Option<Vec<String>>,
+}
+
+/// The PURGE method.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRoutePurge {
+    /// Networks from which PURGE is taken; none: 405.
+    pub allow: Option<Vec<String>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRouteLog {
+    /// Log query strings.
+    pub query: Option<bool>,
+}
+
+/// Invalidation.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawPurge {
+    /// Networks from which PURGE is taken; none: 405.
+    pub allow: Option<Vec<String>>,
+    /// Receipts remembered.
+    pub receipts: Option<u64>,
+    /// Selectors in one call.
+    pub selectors_per_call: Option<u64>,
+    /// Selectors kept exactly before they fold.
+    pub map_capacity: Option<u64>,
+    /// Slots into which older ones fold.
+    pub fold_slots: Option<u64>,
+    /// POST, PUT, DELETE and the like invalidate their URL (RFC 9111 §4.4).
+    pub unsafe_methods: Option<bool>,
+    /// Surrogate keys of one response; a response with more is not stored.
+    pub keys_per_response: Option<u64>,
+    /// Length of one surrogate key.
+    pub key_bytes: Option<RawSize>,
+}
+
+/// Logs.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawLog {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,tiercel::upstream=debug`.
+    pub level: Option<String>,
+    pub format: Option<RawLogFormat>,
+    /// Log query strings.
+    pub query: Option<bool>,
+    pub access: RawAccessLog,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawLogFormat {
+    Text,
+    Json,
+}
+
+/// One line per request.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawAccessLog {
+    /// `off`, `stdout`, or a file.
+    pub target: Option<String>,
+    pub format: Option<RawAccessFormat>,
+    /// Lines that may wait to be written; more are dropped and counted.
+    pub queue: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawAccessFormat {
+    Combined,
+    Json,
+    Ecs,
+}
+
+/// The keys that configuration, site and route share, seen alike.
+#[derive(Debug, Clone, Copy)]
+pub struct RouteKeys<'a> {
+    pub cache: &'a RawCache,
+    pub bypass: &'a [RawBypass],
+    pub request_headers: &'a RawEdits,
+    pub response_headers: &'a RawEdits,
+    pub rewrite: &'a [RawRewrite],
+    pub host: Option<&'a str>,
+    pub strip_cookies: Option<&'a [String]>,
+    pub accept_encoding: Option<RawAcceptEncoding>,
+    pub forward_tags: Option<&'a [String]>,
+    pub cache_status: Option<bool>,
+    pub show_key: Option<bool>,
+    pub x_cache: Option<bool>,
+    pub purge_allow: Option<&'a [String]>,
+    pub log_query: Option<bool>,
+}
+
+macro_rules! route_keys {
+    ($($owner:ident),*) => {$(
+        impl $owner {
+            /// The keys that are shared with the other levels.
+            pub fn route_keys(&self) -> RouteKeys<'_> {
+                RouteKeys {
+                    cache: &self.cache,
+                    bypass: &self.bypass,
+                    request_headers: &self.request_headers,
+                    response_headers: &self.response_headers,
+                    rewrite: &self.rewrite,
+                    host: self.host.as_deref(),
+                    strip_cookies: self.strip_cookies.as_deref(),
+                    accept_encoding: self.accept_encoding,
+                    forward_tags: self.tags.forward.as_deref(),
+                    cache_status: self.cache_status,
+                    show_key: self.show_key,
+                    x_cache: self.x_cache,
+                    purge_allow: self.purge.allow.as_deref(),
+                    log_query: self.log.query,
+                }
+            }
+        }
+    )*};
+}
+
+route_keys!(RawConfig, RawSite, RawRoute);

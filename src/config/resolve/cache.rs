@@ -1,0 +1,154 @@
+//! Cache policy and cache key: each level changes what the levels around it have set.
+
+use super::matching;
+use super::table::Table;
+use crate::config::raw::{RawCache, RawClientDirectives, RawKey, RawSetCookie, RawTtl};
+use crate::config::report::{Report, shown};
+use crate::config::shape::join;
+use crate::config::units;
+use crate::semantics::fields::is_token_byte;
+use crate::semantics::key::KeyPolicy;
+use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
+use std::time::Duration;
+
+const STATUS_ALLOWED: &str = r#"a status "200", a class "4xx", or "default""#;
+
+/// Applies a `cache` table to the policy of the level around it.
+pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key: &mut KeyPolicy, report: &mut Report) {
+    warn_of_widening(at, raw, report);
+    let ttl = join(at, "ttl");
+    if let Some(lifetimes) = &raw.ttl.replace {
+        policy.ttl_override = ttl_rules(&join(&ttl, "override"), lifetimes, report);
+    }
+    if let Some(lifetimes) = &raw.ttl.default {
+        policy.ttl_default = ttl_rules(&join(&ttl, "default"), lifetimes, report);
+    }
+    policy.enabled = raw.enabled.unwrap_or(policy.enabled);
+    policy.heuristic = raw.heuristic.unwrap_or(policy.heuristic);
+    policy.heuristic_with_cookie = raw.heuristic_with_cookie.unwrap_or(policy.heuristic_with_cookie);
+    policy.collapse = raw.collapse.unwrap_or(policy.collapse);
+    policy.set_cookie = match raw.set_cookie {
+        None => policy.set_cookie,
+        Some(RawSetCookie::Bypass) => SetCookie::Bypass,
+        Some(RawSetCookie::Store) => SetCookie::Store,
+        Some(RawSetCookie::Strip) => SetCookie::Strip,
+    };
+    policy.client_directives = match raw.client_directives {
+        None => policy.client_directives,
+        Some(RawClientDirectives::Ignore) => ClientDirectives::Ignore,
+        Some(RawClientDirectives::Honour) => ClientDirectives::Honour,
+    };
+    if let Some(fields) = &raw.vary_ignore {
+        policy.vary_ignore = field_names(&join(at, "vary_ignore"), fields, report);
+    }
+    quantities(at, raw, policy, report);
+    apply_key(&join(at, "key"), &raw.key, key, report);
+}
+
+fn quantities(at: &str, raw: &RawCache, policy: &mut CachePolicy, report: &mut Report) {
+    let mut t = Table::new(report, at);
+    let durations = [
+        ("heuristic_max", &raw.heuristic_max, &mut policy.heuristic_max_ms),
+        ("stale_while_revalidate", &raw.stale_while_revalidate, &mut policy.stale_while_revalidate_ms),
+        ("stale_if_error", &raw.stale_if_error, &mut policy.stale_if_error_ms),
+        ("keep_stale", &raw.keep_stale, &mut policy.keep_stale_ms),
+    ];
+    for (key, raw, ms) in durations {
+        *ms = t.duration(key, raw.as_ref(), Duration::from_millis(*ms)).as_millis() as u64;
+    }
+    policy.max_object_bytes = t.size("max_object_size", raw.max_object_size.as_ref(), policy.max_object_bytes, 0..=u64::MAX);
+    policy.range_whole_max_bytes = t.size("range_whole_max", raw.range_whole_max.as_ref(), policy.range_whole_max_bytes, 0..=u64::MAX);
+    if policy.range_whole_max_bytes > policy.max_object_bytes {
+        if raw.range_whole_max.is_some() && raw.max_object_size.is_some() {
+            let found = format!("\"{}\"", units::print_size(policy.range_whole_max_bytes));
+            let most = units::print_size(policy.max_object_bytes);
+            t.wrong_text("range_whole_max", "larger than max_object_size", found, &format!("at most \"{most}\""), "lower it: what is not stored is not fetched whole for a range");
+        }
+        policy.range_whole_max_bytes = policy.max_object_bytes;
+    }
+    policy.max_variants = t.count("max_variants", raw.max_variants, policy.max_variants as u64, 1..=65_536) as usize;
+}
+
+/// What an operator may want, and should have heard once.
+fn warn_of_widening(at: &str, raw: &RawCache, report: &mut Report) {
+    if raw.ttl.replace.is_some() {
+        report.warn(&join(&join(at, "ttl"), "override"), "replaces the freshness that the origin declares (RFC 9111 section 4.2)");
+    }
+    if raw.vary_ignore.as_ref().is_some_and(|fields| !fields.is_empty()) {
+        report.warn(&join(at, "vary_ignore"), "responses are reused although Vary forbids it (RFC 9111 section 4.1)");
+    }
+    if matches!(raw.set_cookie, Some(RawSetCookie::Store)) {
+        report.warn(&join(at, "set_cookie"), "cookies of one client are replayed to others (RFC 9111 section 7.3)");
+    }
+    if matches!(raw.set_cookie, Some(RawSetCookie::Strip)) {
+        report.warn(&join(at, "set_cookie"), "responses that set cookies are stored and reused without them (RFC 9111 section 7.3)");
+    }
+    if raw.heuristic_with_cookie == Some(true) {
+        report.warn(&join(at, "heuristic_with_cookie"), "responses to requests with cookies are stored without the origin's word (RFC 9111 section 4.2.2)");
+    }
+}
+
+/// A lifetime, or a table of them: single statuses before classes before `default`, whatever their order.
+fn ttl_rules(at: &str, raw: &RawTtl, report: &mut Report) -> Vec<TtlRule> {
+    let Some(table) = raw.0.as_object() else {
+        let (parent, key) = at.rsplit_once('.').unwrap_or(("", at));
+        let lifetime = Table::new(report, parent).quantity(key, &raw.0, units::duration, units::DURATION_ALLOWED);
+        return lifetime.map(|lifetime| TtlRule { statuses: Statuses::Usual, lifetime_ms: lifetime.as_millis() as u64 }).into_iter().collect();
+    };
+    let rule = |(status, lifetime): (&String, &serde_json::Value)| {
+        let statuses = statuses(status);
+        if statuses.is_none() {
+            let remedy = if status.len() == 3 && status.starts_with(|c| ('1'..='5').contains(&c)) { format!("write \"{}xx\"", &status[..1]) } else { String::new() };
+            report.problem(&join(at, status), "not a status", format!("\"{status}\" = {}", shown(lifetime)), STATUS_ALLOWED, remedy);
+        }
+        let lifetime = Table::new(report, at).quantity(status, lifetime, units::duration, units::DURATION_ALLOWED)?;
+        Some(TtlRule { statuses: statuses?, lifetime_ms: lifetime.as_millis() as u64 })
+    };
+    let mut rules: Vec<TtlRule> = table.iter().filter_map(rule).collect();
+    rules.sort_by_key(|rule| match rule.statuses {
+        Statuses::One(status) => (0, status),
+        Statuses::Class(class) => (1, u16::from(class)),
+        Statuses::Usual => (2, 0),
+    });
+    rules
+}
+
+fn statuses(text: &str) -> Option<Statuses> {
+    if text == "default" {
+        return Some(Statuses::Usual);
+    }
+    if let Some(class) = text.strip_suffix("xx") {
+        return class.parse().ok().filter(|class| (1..=5).contains(class)).map(Statuses::Class);
+    }
+    text.parse().ok().filter(|status| (100..=599).contains(status)).map(Statuses::One)
+}
+
+fn apply_key(at: &str, raw: &RawKey, key: &mut KeyPolicy, report: &mut Report) {
+    if raw.query_allow.is_some() && raw.query_ignore.as_ref().is_some_and(|names| !names.is_empty()) && raw.query_allow.as_deref() != Some(&["*".to_owned()]) {
+        let what = "query_allow and query_ignore contradict each other";
+        report.problem(&join(at, "query_ignore"), what, "", "one of the two", "remove query_ignore: what query_allow does not name does not count");
+    }
+    key.query_sort = raw.query_sort.unwrap_or(key.query_sort);
+    if let Some(names) = &raw.query_allow {
+        key.query_allow = (!names.iter().any(|name| name == "*")).then(|| names.clone());
+    }
+    if let Some(names) = &raw.query_ignore {
+        key.query_ignore = names.clone();
+    }
+    if let Some(names) = &raw.headers {
+        key.headers = field_names(&join(at, "headers"), names, report);
+    }
+    if let Some(names) = &raw.cookies {
+        key.cookies = matching::cookies(&join(at, "cookies"), names, report);
+    }
+}
+
+/// Field names in lower case.
+pub fn field_names(at: &str, names: &[String], report: &mut Report) -> Vec<String> {
+    for (index, name) in names.iter().enumerate() {
+        if name.is_empty() || !name.bytes().all(is_token_byte) {
+            report.problem(&format!("{at}[{index}]"), "not a field name", format!("\"{name}\""), "letters, digits and -", "write for example \"accept-language\"");
+        }
+    }
+    names.iter().map(|name| name.to_ascii_lowercase()).collect()
+}

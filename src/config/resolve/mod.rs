@@ -1,0 +1,307 @@
+//! Raw into settings. The only place that knows defaults, and the only one that may look at both.
+
+mod cache;
+mod fields;
+mod matching;
+mod net;
+mod site;
+mod table;
+
+use super::machine;
+use super::raw::*;
+use super::report::Report;
+use super::settings::*;
+use super::shape::join;
+use super::units;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use table::Table;
+
+/// What `limit = "auto"` takes at most, and the share of what is there that it leaves alone.
+const MEMORY_AUTO_MAX: u64 = 1 << 30;
+const MEMORY_AUTO_SHARE: f64 = 0.60;
+/// Less is not enough for the process itself.
+const MEMORY_MIN: u64 = 16 << 20;
+/// Most worker threads.
+const WORKERS_MAX: u64 = 1024;
+/// Longest token or other secret.
+const SECRET_BYTES_MAX: usize = 4096;
+/// Bytes of a name that becomes a label.
+const NAME_BYTES_MAX: usize = 64;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Resolves everything; problems go into the report, and what has one is replaced by its default.
+pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
+    let upstreams = net::upstreams(&raw.upstreams, report);
+    let settings = Settings {
+        server: server(&raw.server, report),
+        listeners: listeners(&raw.listeners, report),
+        admin: admin(&raw.admin, report),
+        metrics: Metrics { address: net::address_or_off("metrics.address", raw.metrics.address.as_deref(), None, report) },
+        memory: memory(&raw.memory, report),
+        limits: limits(&raw.limits, report),
+        fill: fill(&raw.fill, report),
+        sites: site::sites(raw, &upstreams, report),
+        upstreams,
+        purge: purge(&raw.purge, report),
+        log: log(&raw.log, report),
+        hash: String::new(),
+        warnings: Vec::new(),
+    };
+    check_addresses(&settings, report);
+    settings
+}
+
+fn server(raw: &RawServer, report: &mut Report) -> Server {
+    let name = raw.name.clone().unwrap_or_else(|| "tiercel".into());
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(crate::semantics::fields::is_token_byte) {
+        report.problem("server.name", "not a token", format!("\"{name}\""), "1 to 64 letters, digits and -._~!#$%&'*+^`|", "write a short name without spaces");
+    }
+    let mut table = Table::new(report, "server");
+    Server {
+        workers: workers(raw.workers.as_ref(), &mut table),
+        drain_timeout: table.duration("drain_timeout", raw.drain_timeout.as_ref(), secs(30)),
+        runtime: match raw.runtime {
+            None | Some(RawRuntime::PerCore) => Runtime::PerCore,
+            Some(RawRuntime::Shared) => Runtime::Shared,
+        },
+        trusted_proxies: net::networks("server.trusted_proxies", raw.trusted_proxies.as_deref().unwrap_or_default(), report),
+        lenient_path: raw.lenient_path.unwrap_or(false),
+        name,
+    }
+}
+
+fn workers(raw: Option<&RawWorkers>, table: &mut Table<'_>) -> usize {
+    let Some(RawWorkers(value)) = raw else { return machine::cores() };
+    match value.as_u64() {
+        Some(count) if (1..=WORKERS_MAX).contains(&count) => count as usize,
+        None if value == "auto" => machine::cores(),
+        _ => {
+            table.wrong("workers", "not a number of threads", value, "1 to 1024, or \"auto\"", "write \"auto\" for one per core");
+            1
+        }
+    }
+}
+
+fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Listener> {
+    if raw.is_empty() {
+        return vec![Listener { name: "http".into(), address: SocketAddr::from(([127, 0, 0, 1], 8080)) }];
+    }
+    let listener = |(name, raw): (&String, &RawListener)| {
+        let path = join("listeners", name);
+        label(&path, name, report);
+        let Some(address) = raw.address.as_deref() else {
+            report.problem(&path, "a listener without an address", "", net::ADDRESS_ALLOWED, "write address = \"127.0.0.1:8080\"");
+            return None;
+        };
+        Some(Listener { name: name.clone(), address: net::address(&join(&path, "address"), address, report)? })
+    };
+    raw.iter().filter_map(listener).collect()
+}
+
+fn admin(raw: &RawAdmin, report: &mut Report) -> Admin {
+    let default = Some(SocketAddr::from(([127, 0, 0, 1], 9180)));
+    let address = net::address_or_off("admin.address", raw.address.as_deref(), default, report);
+    let token = secret("admin.token", raw.token.as_deref(), raw.token_file.as_deref(), report);
+    let is_open = address.is_some_and(|address| !address.ip().is_loopback());
+    if is_open && raw.token.is_none() && raw.token_file.is_none() {
+        report.problem(
+            "admin.address",
+            "an admin listener that others can reach needs a token",
+            raw.address.clone().unwrap_or_default(),
+            "a loopback address, or any address with admin.token_file",
+            "write token_file = \"/run/secrets/tiercel-admin\" beside it, or address = \"127.0.0.1:9180\"; for metrics alone use [metrics] address",
+        );
+    }
+    Admin { address, token }
+}
+
+/// A secret given as it is or by file; white space at the end of a file is not part of it.
+fn secret(path: &str, literal: Option<&str>, file: Option<&str>, report: &mut Report) -> Option<Secret> {
+    let file_path = format!("{path}_file");
+    let text = match (literal, file) {
+        (Some(_), Some(file)) => {
+            let remedy = format!("remove one of {path} and {file_path}");
+            report.problem(&file_path, "a secret given twice", format!("\"{file}\""), "one of the two", remedy);
+            return None;
+        }
+        (Some(literal), None) => literal.to_owned(),
+        (None, Some(file)) => match std::fs::read_to_string(report.directory(&file_path).join(file)) {
+            Ok(text) => text.trim_end().to_owned(),
+            Err(error) => {
+                report.problem(&file_path, format!("cannot be read: {error}"), format!("\"{file}\""), "a readable file", "create it, or correct the name");
+                return None;
+            }
+        },
+        (None, None) => return None,
+    };
+    let is_plain = text.bytes().all(|b| b.is_ascii_graphic());
+    if text.is_empty() || text.len() > SECRET_BYTES_MAX || !is_plain {
+        let at = if file.is_some() { file_path.as_str() } else { path };
+        report.problem(at, "not usable as a token", "***", "1 to 4096 visible ASCII characters without spaces", "make a new one, for example with: openssl rand -hex 32");
+        return None;
+    }
+    Some(Secret::new(text))
+}
+
+fn memory(raw: &RawMemory, report: &mut Report) -> Memory {
+    let mut table = Table::new(report, "memory");
+    let stored_share = table.share("stored_share", raw.stored_share.as_ref(), 0.60);
+    let fill_share = table.share("fill_share", raw.fill_share.as_ref(), 0.25);
+    let pressure = table.share("pressure", raw.pressure.as_ref(), 0.95);
+    let limit = memory_limit(raw.limit.as_ref(), &mut table);
+    if stored_share + fill_share > 1.0 {
+        let found = format!("{} and {}", units::print_share(stored_share), units::print_share(fill_share));
+        table.wrong_text("fill_share", "stored_share and fill_share are more than the whole", found, "together at most 100%", "lower one of them");
+    }
+    let policy = match raw.policy {
+        None | Some(RawEviction::TinyLfu) => Eviction::TinyLfu,
+        Some(RawEviction::Lru) => Eviction::Lru,
+    };
+    Memory { limit, policy, stored_share, fill_share, pressure }
+}
+
+fn memory_limit(raw: Option<&RawMemoryLimit>, table: &mut Table<'_>) -> u64 {
+    let share_of = |share: f64| (machine::memory() as f64 * share) as u64;
+    let automatic = share_of(MEMORY_AUTO_SHARE).min(MEMORY_AUTO_MAX);
+    let Some(RawMemoryLimit(value)) = raw else { return automatic };
+    let allowed = r#"a size such as "1GiB", a share such as "60%", or "auto"; at least "16MiB""#;
+    let limit = match value.as_str() {
+        Some("auto") => automatic,
+        Some(text) if text.trim_end().ends_with('%') => table.quantity("limit", value, units::share, allowed).map_or(automatic, share_of),
+        _ => table.quantity("limit", value, units::size, allowed).unwrap_or(automatic),
+    };
+    if limit < MEMORY_MIN {
+        table.wrong("limit", "too little to run in", value, allowed, "give more");
+    }
+    limit
+}
+
+fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
+    let mut t = Table::new(report, "limits");
+    Limits {
+        connections: t.count("connections", raw.connections, 16_384, 1..=10_000_000) as usize,
+        requests_per_connection: t.count("requests_per_connection", raw.requests_per_connection, 100_000, 1..=u64::MAX),
+        header_bytes: t.size("header_bytes", raw.header_bytes.as_ref(), 32 * KIB, 512..=16 * MIB) as usize,
+        header_count: t.count("header_count", raw.header_count, 128, 1..=10_000) as usize,
+        url_bytes: t.size("url_bytes", raw.url_bytes.as_ref(), 8 * KIB, 64..=MIB) as usize,
+        body_bytes: t.size("body_bytes", raw.body_bytes.as_ref(), 4 * GIB, 0..=u64::MAX),
+        header_timeout: t.timeout("header_timeout", raw.header_timeout.as_ref(), secs(10)),
+        idle_timeout: t.timeout("idle_timeout", raw.idle_timeout.as_ref(), secs(75)),
+        body_timeout: t.timeout("body_timeout", raw.body_timeout.as_ref(), secs(30)),
+        write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), secs(30)),
+        waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
+    }
+}
+
+fn fill(raw: &RawFill, report: &mut Report) -> Fill {
+    let mut t = Table::new(report, "fill");
+    let fill = Fill {
+        lag: t.size("lag", raw.lag.as_ref(), 4 * MIB, 64 * KIB..=GIB),
+        stall: t.duration("stall", raw.stall.as_ref(), secs(2)),
+        finish_rest: t.size("finish_rest", raw.finish_rest.as_ref(), MIB, 0..=u64::MAX),
+        finish_share: t.share("finish_share", raw.finish_share.as_ref(), 0.5),
+        range_ahead: t.size("range_ahead", raw.range_ahead.as_ref(), 4 * MIB, 0..=u64::MAX),
+        marker_first: t.timeout("marker_first", raw.marker_first.as_ref(), secs(2)),
+        marker_max: t.timeout("marker_max", raw.marker_max.as_ref(), secs(120)),
+        marker_count: t.count("marker_count", raw.marker_count, 16_384, 1..=10_000_000) as usize,
+    };
+    if fill.marker_first > fill.marker_max {
+        let found = format!("{} and {}", units::print_duration(fill.marker_first), units::print_duration(fill.marker_max));
+        t.wrong_text("marker_max", "marker_first is longer than marker_max", found, "marker_first at most marker_max", "raise marker_max");
+    }
+    fill
+}
+
+fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
+    if raw.unsafe_methods == Some(false) {
+        report.warn("purge.unsafe_methods", "POST, PUT and DELETE invalidate nothing, against RFC 9111 section 4.4");
+    }
+    let mut t = Table::new(report, "purge");
+    Purge {
+        receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
+        selectors_per_call: t.count("selectors_per_call", raw.selectors_per_call, 100, 1..=100_000) as usize,
+        map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
+        fold_slots: t.count("fold_slots", raw.fold_slots, 16_384, 16..=100_000_000) as usize,
+        unsafe_methods: raw.unsafe_methods.unwrap_or(true),
+        keys_per_response: t.count("keys_per_response", raw.keys_per_response, 256, 1..=65_536) as usize,
+        key_bytes: t.size("key_bytes", raw.key_bytes.as_ref(), KIB, 1..=64 * KIB) as usize,
+    }
+}
+
+fn log(raw: &RawLog, report: &mut Report) -> Log {
+    let level = raw.level.clone().unwrap_or_else(|| "info".into());
+    if level.trim().is_empty() || tracing_subscriber::EnvFilter::builder().parse(&level).is_err() || !is_filter(&level) {
+        let words = ["error", "warn", "info", "debug", "trace"];
+        let near = super::problem::nearest(&level, words);
+        let remedy = near.map_or_else(|| "write \"info\"".into(), |word| format!("did you mean \"{word}\"?"));
+        report.problem("log.level", "not a log level", format!("\"{level}\""), "error, warn, info, debug, trace, or target=level, separated by commas", remedy);
+    }
+    let target = match raw.access.target.as_deref() {
+        Some("off") => LogTarget::Off,
+        None | Some("stdout") => LogTarget::Stdout,
+        Some("") => {
+            report.problem("log.access.target", "no target", "\"\"", "\"off\", \"stdout\", or a file name", "write \"off\"");
+            LogTarget::Off
+        }
+        Some(file) => LogTarget::File(report.directory("log.access.target").join(PathBuf::from(file))),
+    };
+    let mut table = Table::new(report, "log.access");
+    Log {
+        level,
+        format: match raw.format {
+            None | Some(RawLogFormat::Text) => LogFormat::Text,
+            Some(RawLogFormat::Json) => LogFormat::Json,
+        },
+        access: AccessLog {
+            target,
+            format: match raw.access.format {
+                None | Some(RawAccessFormat::Combined) => AccessFormat::Combined,
+                Some(RawAccessFormat::Json) => AccessFormat::Json,
+                Some(RawAccessFormat::Ecs) => AccessFormat::Ecs,
+            },
+            queue: table.count("queue", raw.access.queue, 8192, 1..=10_000_000) as usize,
+        },
+    }
+}
+
+/// A single word is a level: the filter's own parser would take any word for the name of a target.
+fn is_filter(text: &str) -> bool {
+    let is_level = |word: &str| ["error", "warn", "info", "debug", "trace", "off"].contains(&word.trim().to_ascii_lowercase().as_str());
+    text.split(',').all(|directive| directive.rsplit_once('=').map_or_else(|| is_level(directive), |(_, level)| is_level(level)))
+}
+
+/// A name that appears in logs, metrics and paths.
+fn label(path: &str, name: &str, report: &mut Report) {
+    let is_plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !is_plain {
+        report.problem(path, "not a name", format!("\"{name}\""), "1 to 64 letters, digits, '-', '_' and '.'", "choose another name");
+    }
+}
+
+/// No two listeners may want the same socket; an unspecified address covers every other with its port.
+fn check_addresses(settings: &Settings, report: &mut Report) {
+    let mut taken: Vec<(String, SocketAddr)> = Vec::new();
+    let clients = settings.listeners.iter().map(|listener| (join(&join("listeners", &listener.name), "address"), listener.address));
+    let own = [("admin.address", settings.admin.address), ("metrics.address", settings.metrics.address)];
+    for (path, address) in clients.chain(own.into_iter().filter_map(|(path, address)| Some((path.to_owned(), address?)))) {
+        let covers = |other: &SocketAddr| {
+            let wide = address.ip().is_unspecified() || other.ip().is_unspecified();
+            address.port() != 0 && address.port() == other.port() && (wide || address.ip() == other.ip())
+        };
+        if let Some((other, _)) = taken.iter().find(|(_, other)| covers(other)) {
+            let what = format!("the same address as {other}");
+            report.problem(&path, what, format!("\"{address}\""), "an address of its own", "choose another port");
+        }
+        taken.push((path, address));
+    }
+}
