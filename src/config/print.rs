@@ -5,7 +5,7 @@
 use super::settings::*;
 use super::units::{print_duration, print_share, print_size};
 use crate::semantics::key::{KeyPolicy, hash128};
-use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
+use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
@@ -173,7 +173,7 @@ fn print_route(route: &Route) -> Value {
             UpstreamHost::Literal(host) => host,
         },
         "strip_cookies": route.strip_cookies,
-        "accept_encoding": match route.accept_encoding {
+        "accept_encoding": match route.cache.accept_encoding {
             AcceptEncoding::Normalise => "normalise",
             AcceptEncoding::Identity => "identity",
             AcceptEncoding::Forward => "forward",

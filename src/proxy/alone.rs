@@ -39,9 +39,12 @@ pub fn past_the_cache(proxy: &Arc<Proxy>, arrival: Arrival<'_>, body: RequestBod
 async fn pass(proxy: &Proxy, exchange: &Exchange, body: RequestBody, interim: Option<InterimSender>, why: Past) -> Response {
     let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
     let upgrade = matches!(why, Past::Upgrade);
-    let request = forward::request(exchange, forward::Kind::AsItCame { body, upgrade }, interim);
     let forward = if matches!(why, Past::Method) { Forward::Method } else { Forward::Bypass };
-    match upstream.send(request).await {
+    let sent = match forward::request(exchange, forward::Kind::AsItCame { body, upgrade }, interim) {
+        Ok(request) => upstream.send(request).await,
+        Err(error) => Err(error),
+    };
+    match sent {
         Err(error) => answer::failed(proxy, exchange, &Failure::from(&error), forward, None),
         Ok(inbound) => {
             // Who wrote reads its write: what is invalid is invalid before the head goes out (RFC 9111 §4.4).
@@ -63,7 +66,11 @@ pub async fn fetch(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, interim: Option
             Some((stored, _)) => forward::Kind::Whole(Some(stored)),
             None => forward::Kind::AsItCame { body: RequestBody::Empty, upgrade: false },
         };
-        let inbound = match upstream.send(forward::request(exchange, kind, interim.clone())).await {
+        let sent = match forward::request(exchange, kind, interim.clone()) {
+            Ok(request) => upstream.send(request).await,
+            Err(error) => Err(error),
+        };
+        let inbound = match sent {
             Ok(inbound) => inbound,
             Err(error) => return answer::failed(proxy, exchange, &Failure::from(&error), why, candidate.as_ref()),
         };

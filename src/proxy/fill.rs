@@ -406,7 +406,10 @@ impl Duty {
     async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, FetchError>> {
         let upstream = self.exchange.routed.upstream.clone()?;
         let (sender, mut interims) = mpsc::channel(16);
-        let request = forward::request(&self.exchange, forward::Kind::Whole(confirming), Some(sender));
+        let request = match forward::request(&self.exchange, forward::Kind::Whole(confirming), Some(sender)) {
+            Ok(request) => request,
+            Err(error) => return Some(Err(error)),
+        };
         let mut sending = Box::pin(upstream.send(request));
         loop {
             tokio::select! {

@@ -7,7 +7,7 @@ use crate::config::settings::UpstreamHost;
 use crate::listener::{InterimSender, RequestBody};
 use crate::route;
 use crate::semantics::{Fields, Method, Name, hop, name, validation, vary};
-use crate::upstream::Outbound;
+use crate::upstream::{FetchError, Outbound};
 use std::sync::Arc;
 
 /// What is asked of the origin.
@@ -36,7 +36,8 @@ const FORWARDING: [Name; 9] = [
 const OVERRIDES: [Name; 5] =
     [name::X_ORIGINAL_URL, name::X_REWRITE_URL, name::X_HTTP_METHOD_OVERRIDE, name::X_HTTP_METHOD, name::X_METHOD_OVERRIDE];
 
-pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSender>) -> Outbound {
+/// An error where the route's rewriting made a target that is ambiguous: it must not go on.
+pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSender>) -> Result<Outbound, FetchError> {
     let route = &exchange.routed.route;
     let mut fields = exchange.fields.clone();
     let protocol = fields.get(name::UPGRADE).map(<[u8]>::to_vec);
@@ -68,14 +69,14 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
         set(&mut fields, name::ACCEPT_ENCODING, asked.as_bytes());
     }
     edit(&mut fields, &route.request_edits);
-    let target = route::rewrite(&exchange.target, &route.rewrite);
+    let target = route::rewrite(&exchange.target, &route.rewrite).map_err(|_| FetchError::InvalidRequest("rewriting made an ambiguous path"))?;
     let host = match &route.host {
         UpstreamHost::Preserve => Some(exchange.target.authority().to_owned()),
         UpstreamHost::Upstream => None,
         UpstreamHost::Literal(host) => Some(host.clone()),
     };
     fields.remove(name::HOST);
-    Outbound { method, path_and_query: target.path_and_query().to_owned(), host, fields, body, upgrade, interim, worker: exchange.peer.worker }
+    Ok(Outbound { method, path_and_query: target.path_and_query().to_owned(), host, fields, body, upgrade, interim, worker: exchange.peer.worker })
 }
 
 fn drop_overrides(fields: &mut Fields) {

@@ -40,7 +40,6 @@ use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use admit::Way;
 use arc_swap::ArcSwap;
-use exchange::Exchange;
 use fill::{Departure, FlightHead};
 use lookup::Found;
 use outcome::Outcome;

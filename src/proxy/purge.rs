@@ -5,6 +5,7 @@ use super::{Proxy, admit, answer};
 use crate::invalidation::{Mode, Selector};
 use crate::listener::Response;
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
+use crate::semantics::key::KeyPolicy;
 use crate::semantics::{CacheKey, Fields, Method, Now, Target, fields, invalidation, name};
 use crate::upstream::Inbound;
 
@@ -102,11 +103,13 @@ impl Proxy {
         receipt
     }
 
-    /// The key of a GET for this URL by the rules of its route; `None` where no site has it or the route does not cache.
-    pub fn key_of(&self, target: &Target) -> Option<CacheKey> {
-        let live = self.live.load();
-        let routed = live.route(target, &Method::GET, &Fields::new())?;
-        Some(CacheKey::new(target, &Fields::new(), &routed.route.key))
+    /// The key of a GET for this URL by the rules of its route; as it stands where no site has its host.
+    pub fn key_of(&self, target: &Target) -> CacheKey {
+        let (live, nothing) = (self.live.load(), Fields::new());
+        match live.route(target, &Method::GET, &nothing) {
+            Some(routed) => CacheKey::new(target, &nothing, &routed.route.key),
+            None => CacheKey::new(target, &nothing, &KeyPolicy::default()),
+        }
     }
 
     fn url_hash(&self, target: &Target) -> Option<u128> {

@@ -111,8 +111,10 @@ impl Server {
         }
         self.admin_stop.send_replace(true);
         let workers = state.doors.lock().workers.take();
+        if let Some(workers) = workers {
+            workers.end();
+        }
         state.proxy.access_log.close();
-        drop(workers); // the process ends now, or the test goes on without them
         left == 0
     }
 }

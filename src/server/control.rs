@@ -6,6 +6,7 @@ use crate::admin::{Control, ExplainRequest};
 use crate::clock;
 use crate::config;
 use crate::invalidation::{Mode, Receipt, Selector};
+use crate::observe::metrics::Bound;
 use crate::semantics::Target;
 use serde_json::{Value, json};
 use std::pin::Pin;
@@ -28,14 +29,16 @@ impl Control for Controller {
 
     fn normalise_url(&self, url: &str) -> Result<String, String> {
         let target = Target::from_url(url).map_err(|error| format!("`{url}`: {error}"))?;
-        let key = self.state.proxy.key_of(&target).ok_or_else(|| format!("`{url}`: no site is configured for this host"))?;
-        Ok(crate::proxy::url_text(&key).to_owned())
+        Ok(crate::proxy::url_text(&self.state.proxy.key_of(&target)).to_owned())
     }
 
     fn stored_here(&self, url: &str) -> bool {
-        let proxy = &self.state.proxy;
-        let key = Target::from_url(url).ok().and_then(|target| proxy.key_of(&target));
-        key.is_some_and(|key| proxy.memory.get(key.hash()).is_some_and(|set| set.key == key))
+        // A purge by URL knows no scheme.
+        ["http", "https"].iter().any(|scheme| {
+            let Ok(target) = Target::from_url(&format!("{scheme}://{url}")) else { return false };
+            let key = self.state.proxy.key_of(&target);
+            self.state.proxy.memory.get(key.hash()).is_some_and(|set| set.key == key)
+        })
     }
 
     fn explain(&self, request: ExplainRequest) -> Result<Value, String> {
@@ -80,6 +83,10 @@ impl Control for Controller {
             "journal": {"applied": proxy.journal.stamp().purge.position},
             "ready": self.ready().is_ok(),
         })
+    }
+
+    fn connections_full(&self) {
+        self.state.proxy.metrics.bound(Bound::AdminConnections);
     }
 
     fn selectors_per_call(&self) -> usize {

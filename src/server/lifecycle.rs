@@ -2,6 +2,7 @@
 
 use super::Server;
 use crate::config::{Settings, Sources};
+use crate::observe::log::LogHandle;
 use anyhow::{Context, Result};
 use std::io::Write;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -9,9 +10,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// `tiercel run`: serves until SIGTERM or SIGINT, then drains; a second one ends at once. SIGHUP reloads, SIGUSR1
 /// reopens log files.
 pub fn run(sources: Sources, settings: Settings) -> Result<()> {
+    let log = crate::observe::log::init(&settings.log)?;
     let server = Server::start(sources, settings)?;
     announce(&server);
-    wait(&server)?;
+    wait(&server, Some(&log))?;
     tracing::info!("draining");
     std::thread::Builder::new().name("second-signal".into()).spawn(second_signal)?;
     let clean = server.drain();
@@ -32,7 +34,7 @@ pub fn announce(server: &Server) {
 }
 
 /// Serves signals until one says to end.
-pub fn wait(server: &Server) -> Result<()> {
+pub fn wait(server: &Server, log: Option<&LogHandle>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listen = |kind| signal(kind).context("cannot listen for signals");
@@ -46,7 +48,10 @@ pub fn wait(server: &Server) -> Result<()> {
                 _ = reopen.recv() => server.state.proxy.access_log.reopen(),
                 _ = hangup.recv() => {
                     let state = std::sync::Arc::clone(&server.state);
-                    let _ = tokio::task::spawn_blocking(move || state.reload()).await; // logged and counted there
+                    // Refusals are logged and counted there.
+                    if let (Ok(Ok(settings)), Some(log)) = (tokio::task::spawn_blocking(move || state.reload()).await, log) {
+                        log.set_level(&settings.log);
+                    }
                 }
             }
         }

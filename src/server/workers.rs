@@ -15,6 +15,8 @@ pub enum Command {
     Listen { socket: TcpListener, doorway: Arc<Doorway>, stop: watch::Receiver<bool> },
     /// Serve a connection that another worker accepted.
     Serve { stream: TcpStream, doorway: Arc<Doorway> },
+    /// End: whatever connections are left are cut.
+    End,
 }
 
 /// The threads that serve connections.
@@ -131,7 +133,9 @@ impl Workers {
     pub fn end(self) {
         match self.kind {
             Kind::PerCore(threads) => {
-                drop(self.shared); // closes the command queues once the doorways are gone
+                for worker in &self.shared.commands {
+                    let _ = worker.send(Command::End); // it may have ended
+                }
                 for thread in threads {
                     let _ = thread.join(); // a panic there was reported already
                 }
@@ -150,6 +154,7 @@ async fn obey(worker: usize, mut commands: mpsc::UnboundedReceiver<Command>, sha
         match command {
             Command::Listen { socket, doorway, stop } => accept::spawn(worker, socket, doorway, shared, stop),
             Command::Serve { stream, doorway } => accept::serve_std(worker, stream, &doorway, &shared),
+            Command::End => return,
         }
     }
 }

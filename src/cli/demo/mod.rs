@@ -7,9 +7,10 @@ use crate::server::Server;
 use anyhow::Result;
 use std::net::SocketAddr;
 
-/// Where the parts of the demo listen; port 0 picks a free one.
+/// Serves a built-in sample origin with Tiercel in front of it and the admin listener beside it; prints the
+/// addresses and things to try; stops on Ctrl-C. Port 0 takes a free one.
 #[derive(Debug, Clone, clap::Args)]
-pub struct DemoOptions {
+pub struct Options {
     /// Address of the proxy.
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
@@ -22,7 +23,7 @@ pub struct DemoOptions {
 }
 
 /// Runs until Ctrl-C or SIGTERM.
-pub fn run(options: DemoOptions) -> Result<()> {
+pub fn run(options: Options) -> Result<()> {
     let origin = origin::start(options.origin)?;
     let sources = Sources {
         flags: serde_json::json!({
@@ -38,12 +39,12 @@ pub fn run(options: DemoOptions) -> Result<()> {
         ..Sources::default()
     };
     let settings = config::load(&sources).map_err(|problems| anyhow::anyhow!("{problems}"))?;
-    crate::observe::log::init(&settings.log)?;
+    let log = crate::observe::log::init(&settings.log)?;
     let server = Server::start(sources, settings)?;
     let proxy = server.listeners().first().map_or(options.listen, |(_, address)| *address);
     let admin = server.admin.unwrap_or(options.admin);
     print!("{}", welcome(proxy, admin, origin));
-    crate::server::wait(&server)?;
+    crate::server::wait(&server, Some(&log))?;
     server.drain();
     Ok(())
 }

@@ -8,7 +8,7 @@ use crate::config::report::Report;
 use crate::config::settings::*;
 use crate::config::shape::join;
 use crate::semantics::key::KeyPolicy;
-use crate::semantics::policy::CachePolicy;
+use crate::semantics::policy::{AcceptEncoding, CachePolicy};
 use bytes::Bytes;
 use ipnet::IpNet;
 use std::collections::HashMap;
@@ -29,7 +29,6 @@ struct Base {
     rewrite: Vec<Rewrite>,
     host: UpstreamHost,
     strip_cookies: Vec<String>,
-    accept_encoding: AcceptEncoding,
     purge_from: Vec<IpNet>,
     forward_tags: Vec<String>,
     cache_status: bool,
@@ -49,7 +48,6 @@ impl Default for Base {
             rewrite: Vec::new(),
             host: UpstreamHost::Preserve,
             strip_cookies: Vec::new(),
-            accept_encoding: AcceptEncoding::Normalise,
             purge_from: Vec::new(),
             forward_tags: Vec::new(),
             cache_status: true,
@@ -84,8 +82,8 @@ impl Base {
         if let Some(names) = raw.forward_tags {
             base.forward_tags = cache::field_names(&format!("{}.forward", join(at, "tags")), names, report);
         }
-        base.accept_encoding = match raw.accept_encoding {
-            None => base.accept_encoding,
+        base.cache.accept_encoding = match raw.accept_encoding {
+            None => base.cache.accept_encoding,
             Some(RawAcceptEncoding::Normalise) => AcceptEncoding::Normalise,
             Some(RawAcceptEncoding::Identity) => AcceptEncoding::Identity,
             Some(RawAcceptEncoding::Forward) => AcceptEncoding::Forward,
@@ -117,7 +115,6 @@ impl Base {
             rewrite: self.rewrite,
             host: self.host,
             strip_cookies: self.strip_cookies,
-            accept_encoding: self.accept_encoding,
             purge_from: self.purge_from,
             forward_tags: self.forward_tags,
             cache_status: self.cache_status,
