@@ -50,7 +50,9 @@ pub fn wait(server: &Server, log: Option<&LogHandle>) -> Result<()> {
                     let state = std::sync::Arc::clone(&server.state);
                     // Refusals are logged and counted there.
                     if let (Ok(Ok(settings)), Some(log)) = (tokio::task::spawn_blocking(move || state.reload()).await, log) {
-                        log.set_level(&settings.log);
+                        if let Err(error) = log.set_level(&settings.log) {
+                            tracing::warn!(%error, "log level not changed");
+                        }
                     }
                 }
             }
