@@ -15,7 +15,11 @@ const FOUND_MAX: usize = 80;
 /// Where a value was written.
 #[derive(Debug, Clone)]
 pub enum Origin {
-    File { file: usize, key: Option<Range<usize>>, value: Range<usize> },
+    File {
+        file: usize,
+        key: Option<Range<usize>>,
+        value: Range<usize>,
+    },
     /// A file whose format gives no positions.
     FileOnly(usize),
     Environment(String),
@@ -47,6 +51,11 @@ impl Report {
         self.files.len() - 1
     }
 
+    /// A byte of a file.
+    pub fn byte(&self, file: usize, at: usize) -> Option<u8> {
+        self.files[file].1.as_bytes().get(at).copied()
+    }
+
     /// A later source has set this path.
     pub fn set_origin(&mut self, path: String, origin: Origin) {
         self.origins.insert(path, origin);
@@ -60,7 +69,9 @@ impl Report {
     /// Directory against which a file name written at this path is resolved: its file's, or the current one.
     pub fn directory(&self, path: &str) -> PathBuf {
         match self.origin(path) {
-            Some((Origin::File { file, .. } | Origin::FileOnly(file), _)) => self.files[*file].0.parent().map_or_else(PathBuf::new, Path::to_owned),
+            Some((Origin::File { file, .. } | Origin::FileOnly(file), _)) => {
+                self.files[*file].0.parent().map_or_else(PathBuf::new, Path::to_owned)
+            }
             _ => PathBuf::new(),
         }
     }
@@ -107,16 +118,31 @@ impl Report {
     }
 
     /// Says that the value at `path` is wrong.
-    pub fn problem(&mut self, path: &str, what: impl Into<String>, found: impl Into<String>, allowed: impl Into<String>, remedy: impl Into<String>) {
+    pub fn problem(
+        &mut self,
+        path: &str,
+        what: impl Into<String>,
+        found: impl Into<String>,
+        allowed: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         let place = self.place(path, Part::Value);
-        self.push(Problem { path: path.into(), place, what: what.into(), found: found.into(), allowed: allowed.into(), remedy: remedy.into() });
+        self.push(Problem {
+            path: path.into(),
+            place,
+            what: what.into(),
+            found: found.into(),
+            allowed: allowed.into(),
+            remedy: remedy.into(),
+        });
     }
 
     /// Takes a problem unless its value is known to be wrong already.
     pub fn push(&mut self, mut problem: Problem) {
-        let known = self.removed.iter().any(|removed| {
-            problem.path.strip_prefix(removed.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        });
+        let known = self
+            .removed
+            .iter()
+            .any(|removed| problem.path.strip_prefix(removed.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])));
         if known || self.problems.len() >= PROBLEMS_MAX {
             return;
         }
@@ -135,7 +161,12 @@ impl Report {
         self.warnings.push(format!("{path}: {text}"));
     }
 
-    /// The problems, if there are any.
+    /// The problems so far, where there is no going on.
+    pub fn into_problems(self) -> Problems {
+        Problems::new(self.problems)
+    }
+
+    /// The warnings, or the problems, if there are any.
     pub fn finish(self) -> Result<Vec<String>, Problems> {
         if self.problems.is_empty() { Ok(self.warnings) } else { Err(Problems::new(self.problems)) }
     }
