@@ -137,12 +137,19 @@ impl Report {
         });
     }
 
-    /// Takes a problem unless its value is known to be wrong already.
+    /// Says that the name, the last key of `path`, is wrong, whatever its value.
+    pub fn wrong_name(&mut self, path: &str, what: &str, name: &str, allowed: &str, remedy: &str) {
+        let (place, found) = (self.place(path, Part::Key), format!("\"{name}\""));
+        self.push(Problem { path: path.into(), place, what: what.into(), found, allowed: allowed.into(), remedy: remedy.into() });
+    }
+
+    /// Takes a problem unless it follows from one that is known: of a value that was taken out, or of the table that lacks it now.
     pub fn push(&mut self, mut problem: Problem) {
-        let known = self
-            .removed
-            .iter()
-            .any(|removed| problem.path.strip_prefix(removed.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])));
+        let path = problem.path.as_str();
+        let known = self.removed.iter().any(|removed| {
+            let is_inside = path.strip_prefix(removed.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+            is_inside || removed.rsplit_once('.').is_some_and(|(table, _)| table == path)
+        });
         if known || self.problems.len() >= PROBLEMS_MAX {
             return;
         }

@@ -123,6 +123,13 @@ fn types_are_not_guessed() {
 }
 
 #[test]
+fn what_follows_from_a_problem_is_not_another_problem() {
+    refused("[upstreams.app]\nendpoint = ['http://a']\n", 2, 1, "upstreams.app.endpoint", "unknown key", "\"endpoints\"");
+    refused("[upstreams.app]\nendpoints = 'http://a'\n", 2, 13, "upstreams.app.endpoints", "wrong type", "[\"http://a\"]");
+    refused_after("[listeners.http]\nport = 80\n", 2, 1, "listeners.http.port", "unknown key", "");
+}
+
+#[test]
 fn words_are_checked() {
     refused_after("[server]\nruntime = \"percore\"\n", 2, 11, "server.runtime", "not one of the words", "did you mean \"per_core\"?");
     refused_after("[cache]\nset_cookie = \"keep\"\n", 2, 14, "cache.set_cookie", "not one of the words", "");
@@ -262,7 +269,7 @@ fn routes_are_checked() {
     refused("redirect = { location = '/{file}' }", 25, "redirect.location", "not a location", "");
     refused("respond = { status = 99 }", 22, "respond.status", "not a status", "");
     refused("respond = { body_file = 'none.txt' }", 25, "respond.body_file", "cannot be read", "");
-    refused("cache.ttl.default = { '20x' = '1s' }", 31, "cache.ttl.default.20x", "not a status", "\"2xx\"");
+    refused("cache.ttl.default = { '20x' = '1s' }", 23, "cache.ttl.default.20x", "not a status", "\"2xx\"");
     refused("bypass = [{ reason = 'logged in', cookies = ['s'] }]", 22, "bypass[0].reason", "not a token", "");
     refused("bypass = [{ reason = 'r' }]", 11, "bypass[0]", "without a condition", "cache.enabled");
     refused("rewrite = [{ strip_prefix = '/a', add_prefix = '/b' }]", 12, "rewrite[0]", "not one step", "one table per step");

@@ -3,7 +3,7 @@
 use super::matching;
 use super::table::Table;
 use crate::config::raw::{RawCache, RawClientDirectives, RawKey, RawSetCookie, RawTtl};
-use crate::config::report::{Report, shown};
+use crate::config::report::Report;
 use crate::config::shape::join;
 use crate::config::units;
 use crate::semantics::fields::is_token_byte;
@@ -115,7 +115,7 @@ fn ttl_rules(at: &str, raw: &RawTtl, report: &mut Report) -> Vec<TtlRule> {
             } else {
                 String::new()
             };
-            report.problem(&join(at, status), "not a status", format!("\"{status}\" = {}", shown(lifetime)), STATUS_ALLOWED, remedy);
+            report.wrong_name(&join(at, status), "not a status", status, STATUS_ALLOWED, &remedy);
         }
         let lifetime = Table::new(report, at).quantity(status, lifetime, units::duration, units::DURATION_ALLOWED)?;
         Some(TtlRule { statuses: statuses?, lifetime_ms: lifetime.as_millis() as u64 })

@@ -62,27 +62,16 @@ impl Edits {
 fn field_name(path: &str, name: &str, is_request: bool, report: &mut Report) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     if lower.is_empty() || !lower.bytes().all(is_token_byte) {
-        report.problem(path, "not a field name", format!("\"{name}\""), "letters, digits and -", "write for example \"x-frame-options\"");
+        report.wrong_name(path, "not a field name", name, "letters, digits and -", "write for example \"x-frame-options\"");
         return None;
     }
     if is_request && lower == "host" {
-        report.problem(
-            path,
-            "Host is not for editing",
-            format!("\"{name}\""),
-            "",
-            "write host = \"preserve\", \"upstream\" or a literal host",
-        );
+        report.wrong_name(path, "Host is not for editing", name, "", "write host = \"preserve\", \"upstream\" or a literal host");
         return None;
     }
     if FRAMING.contains(&lower.as_str()) {
-        report.problem(
-            path,
-            "a field that frames messages is not for editing",
-            format!("\"{name}\""),
-            format!("any but {}", FRAMING.join(", ")),
-            "remove it",
-        );
+        let allowed = format!("any but {}", FRAMING.join(", "));
+        report.wrong_name(path, "a field that frames messages is not for editing", name, &allowed, "remove it");
         return None;
     }
     Some(lower)

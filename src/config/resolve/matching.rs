@@ -163,7 +163,7 @@ fn values(path: &str, raw: &BTreeMap<String, RawValueMatch>, is_field: bool, rep
     let pair = |(name, raw): (&String, &RawValueMatch)| {
         let at = join(path, name);
         if is_field && (name.is_empty() || !name.bytes().all(is_token_byte)) {
-            report.problem(&at, "not a field name", format!("\"{name}\""), "letters, digits and -", "");
+            report.wrong_name(&at, "not a field name", name, "letters, digits and -", "write for example \"x-preview\"");
         }
         let name = if is_field { name.to_ascii_lowercase() } else { name.clone() };
         value(&at, &raw.0, report).map(|condition| (name, condition))
