@@ -61,7 +61,9 @@ impl AdminOptions {
                 let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
                 Ok((status, body.map_err(|error| anyhow!("the answer ended early: {error}"))?.to_bytes()))
             };
-            tokio::time::timeout(ADMIN_TIMEOUT, exchange).await.map_err(|_| anyhow!("no answer from {} within {ADMIN_TIMEOUT:?}", self.admin))?
+            tokio::time::timeout(ADMIN_TIMEOUT, exchange)
+                .await
+                .map_err(|_| anyhow!("no answer from {} within {ADMIN_TIMEOUT:?}", self.admin))?
         })?;
         Ok(read_answer(status, &bytes)?)
     }
@@ -198,7 +200,9 @@ fn flat(value: &Value) -> String {
         Value::Null => "-".into(),
         Value::Bool(true) => "yes".into(),
         Value::Bool(false) => "no".into(),
-        Value::String(text) => text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect(),
+        Value::String(text) => {
+            text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+        }
         Value::Array(items) if items.is_empty() => "none".into(),
         Value::Array(items) => items.iter().map(flat).collect::<Vec<_>>().join(", "),
         Value::Object(_) => "none".into(),

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Print everything in effect, defaults included, secrets masked; loads again as it is
-    Print(Options),
+    Print(Box<Options>),
     /// Print the JSON Schema of the configuration
     Schema,
 }

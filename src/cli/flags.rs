@@ -72,8 +72,10 @@ impl ConfigFlags {
                 tree.insert(section.into(), json!({ key: value }));
             }
         }
-        let server: Map<String, Value> =
-            [("workers", workers), ("name", self.name.clone().map(Value::from))].into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        let server: Map<String, Value> = [("workers", workers), ("name", self.name.clone().map(Value::from))]
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+            .collect();
         if !server.is_empty() {
             tree.insert("server".into(), Value::Object(server));
         }

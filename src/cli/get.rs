@@ -84,7 +84,12 @@ fn open_sink(output: Option<&Path>) -> anyhow::Result<Option<Box<dyn Write>>> {
     }
 }
 
-async fn exchange(proxy: &Authority, request: Request<Full<Bytes>>, sink: Option<&mut Box<dyn Write>>, timeout: Duration) -> anyhow::Result<Exchange> {
+async fn exchange(
+    proxy: &Authority,
+    request: Request<Full<Bytes>>,
+    sink: Option<&mut Box<dyn Write>>,
+    timeout: Duration,
+) -> anyhow::Result<Exchange> {
     let start = Instant::now();
     let answer = tokio::time::timeout(timeout, send(proxy, request)).await.map_err(|_| anyhow!("no answer within {timeout:?}"))??;
     let to_head = start.elapsed();
@@ -95,7 +100,9 @@ async fn exchange(proxy: &Authority, request: Request<Full<Bytes>>, sink: Option
 
 async fn read_body(mut body: Incoming, mut sink: Option<&mut Box<dyn Write>>, timeout: Duration) -> anyhow::Result<u64> {
     let mut length = 0;
-    while let Some(frame) = tokio::time::timeout(timeout, body.frame()).await.map_err(|_| anyhow!("the body stopped after {length} bytes"))? {
+    while let Some(frame) =
+        tokio::time::timeout(timeout, body.frame()).await.map_err(|_| anyhow!("the body stopped after {length} bytes"))?
+    {
         let frame = frame.with_context(|| format!("the body ended early, after {length} bytes"))?;
         if let Some(data) = frame.data_ref() {
             length += data.len() as u64;

@@ -39,6 +39,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve: from a file, from flags, or both
+    ///
+    /// Flags add to the file and override it. SIGTERM and Ctrl-C drain, SIGHUP reads the configuration again, SIGUSR1
+    /// reopens log files.
     Run(run::Options),
     /// Serve a built-in sample origin, to look around
     Demo(demo::Options),

@@ -94,7 +94,21 @@ mod tests {
 
     #[test]
     fn arguments_become_selectors() {
-        let all = parse(&["http://a/b", "--key", "k1", "--key", "k2", "--group", "http://a", "g", "--prefix", "http://a/c", "--soft", "--wait", "local"]);
+        let all = parse(&[
+            "http://a/b",
+            "--key",
+            "k1",
+            "--key",
+            "k2",
+            "--group",
+            "http://a",
+            "g",
+            "--prefix",
+            "http://a/c",
+            "--soft",
+            "--wait",
+            "local",
+        ]);
         let want = json!({
             "urls": ["http://a/b"], "tags": ["k1", "k2"], "groups": [{"origin": "http://a", "group": "g"}], "prefixes": ["http://a/c"],
             "hosts": [], "sites": [], "everything": false, "mode": "soft", "wait": "local",

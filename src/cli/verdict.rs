@@ -1,10 +1,8 @@
 //! Cache-Status (RFC 9211) in words.
 
-use crate::semantics::fields::{list, trim};
-
 /// One sentence per cache, nearest the origin first, as in the field.
 pub fn in_words(value: &[u8]) -> Vec<String> {
-    let members: Vec<String> = list(value).map(member_in_words).collect();
+    let members: Vec<String> = split(value, b',').filter(|member| !member.is_empty()).map(member_in_words).collect();
     if members.is_empty() { vec!["the answer has no Cache-Status".into()] } else { members }
 }
 
@@ -64,27 +62,32 @@ fn forwarded(reason: &str) -> String {
 
 /// Name and value of the item and its parameters; strings without their quotes.
 fn parameters(member: &[u8]) -> impl Iterator<Item = (String, String)> {
-    let mut rest = Some(member);
-    std::iter::from_fn(move || {
-        let text = rest?;
-        let end = end_of_part(text);
-        rest = text.get(end + 1..);
-        let part = trim(&text[..end]);
+    split(member, b';').map(|part| {
         let equals = part.iter().position(|byte| *byte == b'=' && part[0] != b'"').unwrap_or(part.len());
         let value = part.get(equals + 1..).unwrap_or_default();
-        Some((unquoted(&part[..equals]), unquoted(value)))
+        (unquoted(&part[..equals]), unquoted(value))
     })
 }
 
-/// Where the next `;` outside quotes is, or the end.
-fn end_of_part(text: &[u8]) -> usize {
+/// The parts between separators outside of quoted strings, trimmed.
+fn split(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let end = end_of_part(text, separator);
+        rest = text.get(end + 1..);
+        Some(text[..end].trim_ascii())
+    })
+}
+
+fn end_of_part(text: &[u8], separator: u8) -> usize {
     let (mut is_quoted, mut is_escaped) = (false, false);
     for (at, byte) in text.iter().enumerate() {
         match byte {
             _ if is_escaped => is_escaped = false,
             b'\\' if is_quoted => is_escaped = true,
             b'"' => is_quoted = !is_quoted,
-            b';' if !is_quoted => return at,
+            byte if *byte == separator && !is_quoted => return at,
             _ => {}
         }
     }
@@ -92,7 +95,7 @@ fn end_of_part(text: &[u8]) -> usize {
 }
 
 fn unquoted(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(trim(text));
+    let text = String::from_utf8_lossy(text.trim_ascii());
     let inner = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     let plain = inner.map_or_else(|| text.to_string(), |inner| inner.replace("\\\"", "\"").replace("\\\\", "\\"));
     plain.chars().map(|c| if c.is_control() { '?' } else { c }).collect()

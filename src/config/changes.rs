@@ -32,7 +32,8 @@ pub fn changes(old: &Settings, new: &Settings) -> Result<Vec<String>, Problems> 
     }
     changed.sort();
     changed.dedup();
-    let refused: Vec<Problem> = changed.iter().filter(|path| FIXED.contains(&path.as_str())).map(|path| refusal(path, &before, &after)).collect();
+    let refused: Vec<Problem> =
+        changed.iter().filter(|path| FIXED.contains(&path.as_str())).map(|path| refusal(path, &before, &after)).collect();
     if refused.is_empty() { Ok(changed) } else { Err(Problems::new(refused)) }
 }
 

@@ -18,10 +18,12 @@ const FILES_MAX: usize = 256;
 const INCLUDE_DEPTH_MAX: usize = 8;
 
 /// Reads a file and what it includes, in the order in which they are merged. Variables are filled in.
-pub fn read(path: &Path, environment: &HashMap<&str, &str>, report: &mut Report) -> Vec<Value> {
-    let mut reader = Reader { environment, report, layers: Vec::new(), open: Vec::new() };
+///
+/// `None` where one of them could not be read: what else is said about the rest would mislead.
+pub fn read(path: &Path, environment: &HashMap<&str, &str>, report: &mut Report) -> Option<Vec<Value>> {
+    let mut reader = Reader { environment, report, layers: Vec::new(), open: Vec::new(), is_whole: true };
     reader.file(path, None);
-    reader.layers
+    reader.is_whole.then_some(reader.layers)
 }
 
 struct Reader<'a> {
@@ -30,6 +32,8 @@ struct Reader<'a> {
     layers: Vec<Value>,
     /// Files whose includes are being read.
     open: Vec<PathBuf>,
+    /// Every file could be read.
+    is_whole: bool,
 }
 
 impl Reader<'_> {
@@ -46,15 +50,16 @@ impl Reader<'_> {
             Ok(text) => text,
             Err(error) => {
                 let remedy = "give a readable file that ends in .toml, .yaml, .yml or .json";
-                return self.report.push(problem(format!("cannot be read: {error}"), remedy));
+                return self.unreadable(problem(format!("cannot be read: {error}"), remedy));
             }
         };
         let identity = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if self.open.contains(&identity) {
-            return self.report.push(problem("includes itself".into(), "remove one of the includes"));
+            return self.unreadable(problem("includes itself".into(), "remove one of the includes"));
         }
         if self.open.len() > INCLUDE_DEPTH_MAX || self.layers.len() >= FILES_MAX {
-            return self.report.push(problem(format!("more than {FILES_MAX} files, or includes deeper than {INCLUDE_DEPTH_MAX}"), "include less"));
+            let what = format!("more than {FILES_MAX} files, or includes deeper than {INCLUDE_DEPTH_MAX}");
+            return self.unreadable(problem(what, "include less"));
         }
         let Some(mut tree) = self.parse(path, text) else { return };
         variables::fill(&mut tree, self.environment, self.report);
@@ -122,13 +127,24 @@ impl Reader<'_> {
 
     fn syntax(&mut self, path: &Path, place: Place, what: &str, allowed: &str) {
         let path = path.display().to_string();
-        self.report.push(Problem { path, place, what: what.into(), found: String::new(), allowed: allowed.into(), remedy: String::new() });
+        self.unreadable(Problem { path, place, what: what.into(), found: String::new(), allowed: allowed.into(), remedy: String::new() });
+    }
+
+    fn unreadable(&mut self, problem: Problem) {
+        self.is_whole = false;
+        self.report.push(problem);
     }
 
     fn includes(&mut self, path: &Path, patterns: Option<Value>) {
         let Some(patterns) = patterns else { return };
         let Some(patterns) = patterns.as_array().filter(|all| all.iter().all(Value::is_string)) else {
-            return self.report.problem("include", "wrong type", super::report::shown(&patterns), "a list of file names", r#"write ["conf.d/*.toml"]"#);
+            return self.report.problem(
+                "include",
+                "wrong type",
+                super::report::shown(&patterns),
+                "a list of file names",
+                r#"write ["conf.d/*.toml"]"#,
+            );
         };
         let directory = path.parent().unwrap_or(Path::new(""));
         let patterns: Vec<(Place, &str)> = patterns
@@ -210,12 +226,21 @@ fn toml_table(table: &DeTable<'_>, file: usize, steps: &mut Vec<Step>, report: &
     Value::Object(tree)
 }
 
-fn toml_value(key: Option<std::ops::Range<usize>>, value: &Spanned<DeValue<'_>>, file: usize, steps: &mut Vec<Step>, report: &mut Report) -> Value {
+fn toml_value(
+    key: Option<std::ops::Range<usize>>,
+    value: &Spanned<DeValue<'_>>,
+    file: usize,
+    steps: &mut Vec<Step>,
+    report: &mut Report,
+) -> Value {
     let path = Steps(steps).to_string();
     if value.get_ref().is_array() {
         report.forget_elements(&path);
     }
-    report.set_origin(path, Origin::File { file, key, value: value.span() });
+    let span = value.span();
+    let is_header = value.get_ref().is_table() && report.byte(file, span.start) != Some(b'{');
+    let value_span = key.clone().filter(|_| is_header).unwrap_or(span);
+    report.set_origin(path, Origin::File { file, key, value: value_span });
     match value.get_ref() {
         DeValue::String(text) => Value::String(text.to_string()),
         DeValue::Integer(number) => integer(number),
@@ -317,7 +342,7 @@ mod tests {
             for name in ["a.toml", "a.yaml", "a.json"] {
                 let mut report = Report::default();
                 let environment = HashMap::new();
-                let mut reader = Reader { environment: &environment, report: &mut report, layers: Vec::new(), open: Vec::new() };
+                let mut reader = Reader { environment: &environment, report: &mut report, layers: Vec::new(), open: Vec::new(), is_whole: true };
                 let _ = reader.parse(Path::new(name), text.clone());
             }
         }

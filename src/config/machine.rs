@@ -24,7 +24,8 @@ fn meminfo_total(text: &str) -> Option<u64> {
 /// The tightest limit on the way from our cgroup to the root: version 2, else version 1.
 fn cgroup_limit() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = |marker: &str| groups.lines().find_map(|line| line.split_once(marker).map(|(_, path)| path.trim_start_matches('/').to_owned()));
+    let path =
+        |marker: &str| groups.lines().find_map(|line| line.split_once(marker).map(|(_, path)| path.trim_start_matches('/').to_owned()));
     let unified = path("0::").and_then(|path| tightest(Path::new("/sys/fs/cgroup"), &path, "memory.max"));
     unified.or_else(|| tightest(Path::new("/sys/fs/cgroup/memory"), &path(":memory:")?, "memory.limit_in_bytes"))
 }

@@ -66,7 +66,8 @@ const FLAGS: &[(&str, &str)] = &[
 pub fn load(sources: &Sources) -> Result<Settings, Problems> {
     let mut report = Report::default();
     let environment: HashMap<&str, &str> = sources.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let mut layers = sources.file.as_deref().map_or_else(Vec::new, |file| files::read(file, &environment, &mut report));
+    let read = sources.file.as_deref().map_or(Some(Vec::new()), |file| files::read(file, &environment, &mut report));
+    let Some(mut layers) = read else { return Err(report.into_problems()) };
     let written = typing::merge(layers.clone(), &mut report);
     layers.push(variables::overrides(&sources.env, &written, &mut report));
     layers.push(flags(&sources.flags, &written, &mut report));

@@ -210,7 +210,8 @@ fn condition(condition: &RouteMatch) -> Map<String, Value> {
     };
     table.insert(key.into(), json!(text));
     table.insert("methods".into(), condition.methods.iter().map(http::Method::as_str).collect());
-    let values = |list: &[(String, ValueMatch)]| Value::Object(list.iter().map(|(name, value)| (name.clone(), value_match(value))).collect());
+    let values =
+        |list: &[(String, ValueMatch)]| Value::Object(list.iter().map(|(name, value)| (name.clone(), value_match(value))).collect());
     table.insert("headers".into(), values(&condition.headers));
     table.insert("query".into(), values(&condition.query));
     table

@@ -287,7 +287,7 @@ pub enum RawBalance {
 pub struct RawSite {
     /// `shop.example.com`, `*.example.com`; none: the default site, for every other host.
     pub hosts: Option<Vec<String>>,
-    /// Where routes go that name no upstream of their own.
+    /// Where routes go that name no upstream of their own. Not needed where there is one upstream, or one named `default`.
     pub upstream: Option<String>,
     /// In order; the first that matches wins. One that matches everything is added at the end.
     pub routes: Vec<RawRoute>,

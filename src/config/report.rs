@@ -15,7 +15,11 @@ const FOUND_MAX: usize = 80;
 /// Where a value was written.
 #[derive(Debug, Clone)]
 pub enum Origin {
-    File { file: usize, key: Option<Range<usize>>, value: Range<usize> },
+    File {
+        file: usize,
+        key: Option<Range<usize>>,
+        value: Range<usize>,
+    },
     /// A file whose format gives no positions.
     FileOnly(usize),
     Environment(String),
@@ -47,6 +51,11 @@ impl Report {
         self.files.len() - 1
     }
 
+    /// A byte of a file.
+    pub fn byte(&self, file: usize, at: usize) -> Option<u8> {
+        self.files[file].1.as_bytes().get(at).copied()
+    }
+
     /// A later source has set this path.
     pub fn set_origin(&mut self, path: String, origin: Origin) {
         self.origins.insert(path, origin);
@@ -60,7 +69,9 @@ impl Report {
     /// Directory against which a file name written at this path is resolved: its file's, or the current one.
     pub fn directory(&self, path: &str) -> PathBuf {
         match self.origin(path) {
-            Some((Origin::File { file, .. } | Origin::FileOnly(file), _)) => self.files[*file].0.parent().map_or_else(PathBuf::new, Path::to_owned),
+            Some((Origin::File { file, .. } | Origin::FileOnly(file), _)) => {
+                self.files[*file].0.parent().map_or_else(PathBuf::new, Path::to_owned)
+            }
             _ => PathBuf::new(),
         }
     }
@@ -107,15 +118,37 @@ impl Report {
     }
 
     /// Says that the value at `path` is wrong.
-    pub fn problem(&mut self, path: &str, what: impl Into<String>, found: impl Into<String>, allowed: impl Into<String>, remedy: impl Into<String>) {
+    pub fn problem(
+        &mut self,
+        path: &str,
+        what: impl Into<String>,
+        found: impl Into<String>,
+        allowed: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         let place = self.place(path, Part::Value);
-        self.push(Problem { path: path.into(), place, what: what.into(), found: found.into(), allowed: allowed.into(), remedy: remedy.into() });
+        self.push(Problem {
+            path: path.into(),
+            place,
+            what: what.into(),
+            found: found.into(),
+            allowed: allowed.into(),
+            remedy: remedy.into(),
+        });
     }
 
-    /// Takes a problem unless its value is known to be wrong already.
+    /// Says that the name, the last key of `path`, is wrong, whatever its value.
+    pub fn wrong_name(&mut self, path: &str, what: &str, name: &str, allowed: &str, remedy: &str) {
+        let (place, found) = (self.place(path, Part::Key), format!("\"{name}\""));
+        self.push(Problem { path: path.into(), place, what: what.into(), found, allowed: allowed.into(), remedy: remedy.into() });
+    }
+
+    /// Takes a problem unless it follows from one that is known: of a value that was taken out, or of the table that lacks it now.
     pub fn push(&mut self, mut problem: Problem) {
+        let path = problem.path.as_str();
         let known = self.removed.iter().any(|removed| {
-            problem.path.strip_prefix(removed.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            let is_inside = path.strip_prefix(removed.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+            is_inside || removed.rsplit_once('.').is_some_and(|(table, _)| table == path)
         });
         if known || self.problems.len() >= PROBLEMS_MAX {
             return;
@@ -135,7 +168,12 @@ impl Report {
         self.warnings.push(format!("{path}: {text}"));
     }
 
-    /// The problems, if there are any.
+    /// The problems so far, where there is no going on.
+    pub fn into_problems(self) -> Problems {
+        Problems::new(self.problems)
+    }
+
+    /// The warnings, or the problems, if there are any.
     pub fn finish(self) -> Result<Vec<String>, Problems> {
         if self.problems.is_empty() { Ok(self.warnings) } else { Err(Problems::new(self.problems)) }
     }

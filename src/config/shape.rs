@@ -238,7 +238,8 @@ mod tests {
 
     #[test]
     fn paths_quote_what_is_not_bare() {
-        let steps = [Step::Key("sites".into()), Step::Key("a.b".into()), Step::Key("routes".into()), Step::Index(2), Step::Key("path".into())];
+        let steps =
+            [Step::Key("sites".into()), Step::Key("a.b".into()), Step::Key("routes".into()), Step::Index(2), Step::Key("path".into())];
         assert_eq!(Steps(&steps).to_string(), "sites.\"a.b\".routes[2].path");
         assert_eq!(join("", "sites"), "sites");
     }

@@ -144,7 +144,9 @@ fn describe(steps: &[Step], tree: &Value, error: &str, report: &Report) -> Probl
 fn remedy(found: &Value, node: &Value, words: &[&str]) -> String {
     let shape = Shape::get();
     match found {
-        Value::String(text) if !words.is_empty() => nearest(text, words.iter().copied()).map(|word| format!("did you mean \"{word}\"?")).unwrap_or_default(),
+        Value::String(text) if !words.is_empty() => {
+            nearest(text, words.iter().copied()).map(|word| format!("did you mean \"{word}\"?")).unwrap_or_default()
+        }
         Value::String(text) if shape.takes(node, "integer") && text.parse::<u64>().is_ok() => format!("write {text} without quotes"),
         Value::String(text) if shape.takes(node, "boolean") => match text.as_str() {
             "yes" | "on" | "true" | "1" => "write true".into(),
@@ -206,7 +208,14 @@ mod tests {
         let problems = report.finish().unwrap_err();
         let mut paths: Vec<_> = problems.iter().map(|problem| problem.path.as_str()).collect();
         paths.sort_unstable();
-        let mut want = ["server.lenient_path", "server.nam", "limits.connections", "sites.\"a.b\".hosts[1]", "sites.\"a.b\".routes[0].cash", "sites.\"a.b\".routes[1]"];
+        let mut want = [
+            "server.lenient_path",
+            "server.nam",
+            "limits.connections",
+            "sites.\"a.b\".hosts[1]",
+            "sites.\"a.b\".routes[0].cash",
+            "sites.\"a.b\".routes[1]",
+        ];
         want.sort_unstable();
         assert_eq!(paths, want);
     }

@@ -68,7 +68,9 @@ fn unknown_duration_unit(number: u64, unit: &str) -> UnitError {
         "hr" | "hrs" | "hour" | "hours" | "h" => "h",
         "day" | "days" | "d" => "d",
         "msec" | "millis" | "milliseconds" | "ms" => "ms",
-        "w" | "week" | "weeks" => return UnitError { what: "not a unit of time", remedy: format!("write \"{}d\"", number.saturating_mul(7)) },
+        "w" | "week" | "weeks" => {
+            return UnitError { what: "not a unit of time", remedy: format!("write \"{}d\"", number.saturating_mul(7)) };
+        }
         _ => return UnitError { what: "not a unit of time", remedy: "the units are ms, s, m, h, d".into() },
     };
     UnitError { what: "not a unit of time", remedy: format!("write \"{number}{meant}\"") }
@@ -82,10 +84,16 @@ pub fn size(text: &str) -> Result<u64, UnitError> {
     };
     let unit = unit.trim_start();
     if unit.is_empty() {
-        return Err(UnitError { what: "a size needs a unit", remedy: format!("write \"{number}B\" if bytes are meant, or \"{number}MiB\"") });
+        return Err(UnitError {
+            what: "a size needs a unit",
+            remedy: format!("write \"{number}B\" if bytes are meant, or \"{number}MiB\""),
+        });
     }
     let Some((_, factor)) = SIZE_UNITS.iter().find(|(name, _)| *name == unit) else { return Err(unknown_size_unit(number, unit)) };
-    number.checked_mul(*factor).filter(|bytes| i64::try_from(*bytes).is_ok()).ok_or(UnitError { what: "a size beyond reason", remedy: "write less".into() })
+    number
+        .checked_mul(*factor)
+        .filter(|bytes| i64::try_from(*bytes).is_ok())
+        .ok_or(UnitError { what: "a size beyond reason", remedy: "write less".into() })
 }
 
 /// Other servers read `10m` as binary: say so instead of guessing.
@@ -145,7 +153,9 @@ mod tests {
 
     #[test]
     fn durations_have_units() {
-        for (text, ms) in [("500ms", 500), ("10s", 10_000), ("5m", 300_000), ("1h", 3_600_000), ("7d", 604_800_000), ("1h30m", 5_400_000), ("0s", 0)] {
+        for (text, ms) in
+            [("500ms", 500), ("10s", 10_000), ("5m", 300_000), ("1h", 3_600_000), ("7d", 604_800_000), ("1h30m", 5_400_000), ("0s", 0)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
         assert_eq!(duration("300").unwrap_err().remedy, "write \"300s\" if seconds are meant");

@@ -73,7 +73,10 @@ impl Router {
         if self.suffixes.is_empty() {
             return None;
         }
-        host.bytes().enumerate().filter(|(at, byte)| *byte == b'.' && *at > 0).find_map(|(at, _)| self.suffixes.get(&host[at + 1..]).copied())
+        host.bytes()
+            .enumerate()
+            .filter(|(at, byte)| *byte == b'.' && *at > 0)
+            .find_map(|(at, _)| self.suffixes.get(&host[at + 1..]).copied())
     }
 
     pub fn sites(&self) -> &[Arc<Site>] {

@@ -1,7 +1,5 @@
 use super::*;
-use crate::config::settings::{
-    AcceptEncoding, Action, BypassRule, PathMatch, Rewrite, RouteMatch, Site, UpstreamHost, ValueMatch,
-};
+use crate::config::settings::{AcceptEncoding, Action, BypassRule, PathMatch, Rewrite, RouteMatch, Site, UpstreamHost, ValueMatch};
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::policy::CachePolicy;
 use proptest::prelude::*;
@@ -40,15 +38,19 @@ fn site(name: &str, hosts: &[&str], routes: Vec<Arc<Route>>) -> Arc<Site> {
 fn sites() -> Vec<Arc<Site>> {
     let any = || vec![route("default", RouteMatch::default())];
     vec![
-        site("shop", &["shop.example", "*.shop.example"], vec![
-            route("assets", path(PathMatch::Prefix("/assets/".into()))),
-            route("robots", path(PathMatch::Exact("/robots.txt".into()))),
-            route("images", path(PathMatch::Pattern(regex::Regex::new(r"\.(png|jpg)$").unwrap()))),
-            route("write", RouteMatch { methods: vec![Method::POST], ..RouteMatch::default() }),
-            route("beta", RouteMatch { headers: vec![("x-beta".into(), ValueMatch::Equals("1".into()))], ..RouteMatch::default() }),
-            route("preview", RouteMatch { query: vec![("preview".into(), ValueMatch::Present)], ..RouteMatch::default() }),
-            route("default", RouteMatch::default()),
-        ]),
+        site(
+            "shop",
+            &["shop.example", "*.shop.example"],
+            vec![
+                route("assets", path(PathMatch::Prefix("/assets/".into()))),
+                route("robots", path(PathMatch::Exact("/robots.txt".into()))),
+                route("images", path(PathMatch::Pattern(regex::Regex::new(r"\.(png|jpg)$").unwrap()))),
+                route("write", RouteMatch { methods: vec![Method::POST], ..RouteMatch::default() }),
+                route("beta", RouteMatch { headers: vec![("x-beta".into(), ValueMatch::Equals("1".into()))], ..RouteMatch::default() }),
+                route("preview", RouteMatch { query: vec![("preview".into(), ValueMatch::Present)], ..RouteMatch::default() }),
+                route("default", RouteMatch::default()),
+            ],
+        ),
         site("deep", &["*.eu.shop.example"], any()),
         site("rest", &[], any()),
     ]

@@ -3,7 +3,7 @@
 use super::matching;
 use super::table::Table;
 use crate::config::raw::{RawCache, RawClientDirectives, RawKey, RawSetCookie, RawTtl};
-use crate::config::report::{Report, shown};
+use crate::config::report::Report;
 use crate::config::shape::join;
 use crate::config::units;
 use crate::semantics::fields::is_token_byte;
@@ -62,7 +62,13 @@ fn quantities(at: &str, raw: &RawCache, policy: &mut CachePolicy, report: &mut R
         if raw.range_whole_max.is_some() && raw.max_object_size.is_some() {
             let found = format!("\"{}\"", units::print_size(policy.range_whole_max_bytes));
             let most = units::print_size(policy.max_object_bytes);
-            t.wrong_text("range_whole_max", "larger than max_object_size", found, &format!("at most \"{most}\""), "lower it: what is not stored is not fetched whole for a range");
+            t.wrong_text(
+                "range_whole_max",
+                "larger than max_object_size",
+                found,
+                &format!("at most \"{most}\""),
+                "lower it: what is not stored is not fetched whole for a range",
+            );
         }
         policy.range_whole_max_bytes = policy.max_object_bytes;
     }
@@ -84,7 +90,10 @@ fn warn_of_widening(at: &str, raw: &RawCache, report: &mut Report) {
         report.warn(&join(at, "set_cookie"), "responses that set cookies are stored and reused without them (RFC 9111 section 7.3)");
     }
     if raw.heuristic_with_cookie == Some(true) {
-        report.warn(&join(at, "heuristic_with_cookie"), "responses to requests with cookies are stored without the origin's word (RFC 9111 section 4.2.2)");
+        report.warn(
+            &join(at, "heuristic_with_cookie"),
+            "responses to requests with cookies are stored without the origin's word (RFC 9111 section 4.2.2)",
+        );
     }
 }
 
@@ -93,13 +102,20 @@ fn ttl_rules(at: &str, raw: &RawTtl, report: &mut Report) -> Vec<TtlRule> {
     let Some(table) = raw.0.as_object() else {
         let (parent, key) = at.rsplit_once('.').unwrap_or(("", at));
         let lifetime = Table::new(report, parent).quantity(key, &raw.0, units::duration, units::DURATION_ALLOWED);
-        return lifetime.map(|lifetime| TtlRule { statuses: Statuses::Usual, lifetime_ms: lifetime.as_millis() as u64 }).into_iter().collect();
+        return lifetime
+            .map(|lifetime| TtlRule { statuses: Statuses::Usual, lifetime_ms: lifetime.as_millis() as u64 })
+            .into_iter()
+            .collect();
     };
     let rule = |(status, lifetime): (&String, &serde_json::Value)| {
         let statuses = statuses(status);
         if statuses.is_none() {
-            let remedy = if status.len() == 3 && status.starts_with(|c| ('1'..='5').contains(&c)) { format!("write \"{}xx\"", &status[..1]) } else { String::new() };
-            report.problem(&join(at, status), "not a status", format!("\"{status}\" = {}", shown(lifetime)), STATUS_ALLOWED, remedy);
+            let remedy = if status.len() == 3 && status.starts_with(|c| ('1'..='5').contains(&c)) {
+                format!("write \"{}xx\"", &status[..1])
+            } else {
+                String::new()
+            };
+            report.wrong_name(&join(at, status), "not a status", status, STATUS_ALLOWED, &remedy);
         }
         let lifetime = Table::new(report, at).quantity(status, lifetime, units::duration, units::DURATION_ALLOWED)?;
         Some(TtlRule { statuses: statuses?, lifetime_ms: lifetime.as_millis() as u64 })
@@ -124,13 +140,26 @@ fn statuses(text: &str) -> Option<Statuses> {
 }
 
 fn apply_key(at: &str, raw: &RawKey, key: &mut KeyPolicy, report: &mut Report) {
-    if raw.query_allow.is_some() && raw.query_ignore.as_ref().is_some_and(|names| !names.is_empty()) && raw.query_allow.as_deref() != Some(&["*".to_owned()]) {
+    if raw.query_allow.is_some()
+        && raw.query_ignore.as_ref().is_some_and(|names| !names.is_empty())
+        && raw.query_allow.as_deref() != Some(&["*".to_owned()])
+    {
         let what = "query_allow and query_ignore contradict each other";
-        report.problem(&join(at, "query_ignore"), what, "", "one of the two", "remove query_ignore: what query_allow does not name does not count");
+        report.problem(
+            &join(at, "query_ignore"),
+            what,
+            "",
+            "one of the two",
+            "remove query_ignore: what query_allow does not name does not count",
+        );
     }
     key.query_sort = raw.query_sort.unwrap_or(key.query_sort);
     if let Some(names) = &raw.query_allow {
         key.query_allow = (!names.iter().any(|name| name == "*")).then(|| names.clone());
+        // What a level around this one ignores is not named here, or is meant to count here.
+        if key.query_allow.is_some() {
+            key.query_ignore.clear();
+        }
     }
     if let Some(names) = &raw.query_ignore {
         key.query_ignore = names.clone();
@@ -147,7 +176,13 @@ fn apply_key(at: &str, raw: &RawKey, key: &mut KeyPolicy, report: &mut Report) {
 pub fn field_names(at: &str, names: &[String], report: &mut Report) -> Vec<String> {
     for (index, name) in names.iter().enumerate() {
         if name.is_empty() || !name.bytes().all(is_token_byte) {
-            report.problem(&format!("{at}[{index}]"), "not a field name", format!("\"{name}\""), "letters, digits and -", "write for example \"accept-language\"");
+            report.problem(
+                &format!("{at}[{index}]"),
+                "not a field name",
+                format!("\"{name}\""),
+                "letters, digits and -",
+                "write for example \"accept-language\"",
+            );
         }
     }
     names.iter().map(|name| name.to_ascii_lowercase()).collect()

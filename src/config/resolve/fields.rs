@@ -25,7 +25,9 @@ impl Edits {
     /// Takes the edits of a level inside those so far: they come later, so what they remove or set is void outside.
     pub fn apply(&mut self, path: &str, raw: &RawEdits, is_request: bool, report: &mut Report) {
         for (index, name) in raw.remove.iter().enumerate() {
-            let Some(name) = field_name(&join(path, &format!("remove[{index}]")).replace('"', ""), name, is_request, report) else { continue };
+            let Some(name) = field_name(&join(path, &format!("remove[{index}]")).replace('"', ""), name, is_request, report) else {
+                continue;
+            };
             self.forget(&name);
             self.remove.insert(name);
         }
@@ -60,15 +62,16 @@ impl Edits {
 fn field_name(path: &str, name: &str, is_request: bool, report: &mut Report) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     if lower.is_empty() || !lower.bytes().all(is_token_byte) {
-        report.problem(path, "not a field name", format!("\"{name}\""), "letters, digits and -", "write for example \"x-frame-options\"");
+        report.wrong_name(path, "not a field name", name, "letters, digits and -", "write for example \"x-frame-options\"");
         return None;
     }
     if is_request && lower == "host" {
-        report.problem(path, "Host is not for editing", format!("\"{name}\""), "", "write host = \"preserve\", \"upstream\" or a literal host");
+        report.wrong_name(path, "Host is not for editing", name, "", "write host = \"preserve\", \"upstream\" or a literal host");
         return None;
     }
     if FRAMING.contains(&lower.as_str()) {
-        report.problem(path, "a field that frames messages is not for editing", format!("\"{name}\""), format!("any but {}", FRAMING.join(", ")), "remove it");
+        let allowed = format!("any but {}", FRAMING.join(", "));
+        report.wrong_name(path, "a field that frames messages is not for editing", name, &allowed, "remove it");
         return None;
     }
     Some(lower)
@@ -96,7 +99,8 @@ fn field_values(path: &str, raw: &RawFieldValues, report: &mut Report) -> Vec<St
 
 /// One step as written; `set_query` may make several.
 pub fn rewrite(at: &str, raw: &RawRewrite, report: &mut Report) -> Vec<Rewrite> {
-    let forms = [raw.strip_prefix.is_some(), raw.add_prefix.is_some(), raw.pattern.is_some(), raw.drop_query.is_some(), raw.set_query.is_some()];
+    let forms =
+        [raw.strip_prefix.is_some(), raw.add_prefix.is_some(), raw.pattern.is_some(), raw.drop_query.is_some(), raw.set_query.is_some()];
     if forms.iter().filter(|given| **given).count() != 1 || raw.pattern.is_some() != raw.with.is_some() {
         let allowed = "one of strip_prefix, add_prefix, pattern and with, drop_query, set_query";
         report.problem(at, "not one step", "", allowed, "write one table per step, pattern and with together");
@@ -106,7 +110,13 @@ pub fn rewrite(at: &str, raw: &RawRewrite, report: &mut Report) -> Vec<Rewrite> 
         if let Some(prefix) = prefix
             && (!prefix.starts_with('/') || prefix.contains(['?', '#', ' ']))
         {
-            report.problem(&join(at, key), "not a path", format!("\"{prefix}\""), "a path that begins with /", format!("write \"/{}\"", prefix.trim_start_matches('/')));
+            report.problem(
+                &join(at, key),
+                "not a path",
+                format!("\"{prefix}\""),
+                "a path that begins with /",
+                format!("write \"/{}\"", prefix.trim_start_matches('/')),
+            );
         }
     }
     let pattern = raw.pattern.as_deref().and_then(|pattern| regex(&join(at, "pattern"), pattern, report));

@@ -41,7 +41,13 @@ pub fn bypass(at: &str, raw: &RawBypass, report: &mut Report) -> BypassRule {
     if reason.is_empty() || reason.len() > REASON_MAX || !reason.bytes().all(is_token_byte) {
         let path = if raw.reason.is_some() { join(at, "reason") } else { at.to_owned() };
         let what = if raw.reason.is_some() { "not a token" } else { "a bypass rule needs a reason" };
-        report.problem(&path, what, raw.reason.as_ref().map_or_else(String::new, |text| format!("\"{text}\"")), "letters, digits and -._ without spaces", "write for example reason = \"logged-in\"");
+        report.problem(
+            &path,
+            what,
+            raw.reason.as_ref().map_or_else(String::new, |text| format!("\"{text}\"")),
+            "letters, digits and -._ without spaces",
+            "write for example reason = \"logged-in\"",
+        );
     }
     let conditions = RawMatch {
         path: raw.path.as_deref(),
@@ -54,7 +60,13 @@ pub fn bypass(at: &str, raw: &RawBypass, report: &mut Report) -> BypassRule {
     let condition = resolve(at, &conditions, report);
     let cookies = cookies(&join(at, "cookies"), raw.cookies.as_deref().unwrap_or_default(), report);
     if cookies.is_empty() && is_everything(&condition) {
-        report.problem(at, "a bypass rule without a condition", "", "path, exact, pattern, methods, headers, query, cookies", "write cache.enabled = false if everything is meant");
+        report.problem(
+            at,
+            "a bypass rule without a condition",
+            "",
+            "path, exact, pattern, methods, headers, query, cookies",
+            "write cache.enabled = false if everything is meant",
+        );
     }
     BypassRule { reason, condition, cookies }
 }
@@ -74,8 +86,10 @@ fn resolve(at: &str, raw: &RawMatch<'_>, report: &mut Report) -> RouteMatch {
 }
 
 fn path(at: &str, raw: &RawMatch<'_>, report: &mut Report) -> PathMatch {
-    let given: Vec<&str> =
-        [("path", raw.path), ("exact", raw.exact), ("pattern", raw.pattern)].into_iter().filter_map(|(key, value)| value.map(|_| key)).collect();
+    let given: Vec<&str> = [("path", raw.path), ("exact", raw.exact), ("pattern", raw.pattern)]
+        .into_iter()
+        .filter_map(|(key, value)| value.map(|_| key))
+        .collect();
     if let [first, second, ..] = given.as_slice() {
         let what = format!("{first} and {second} contradict each other");
         report.problem(&join(at, second), what, "", "one of path, exact, pattern", format!("remove {second}, or make two routes"));
@@ -92,7 +106,10 @@ fn path(at: &str, raw: &RawMatch<'_>, report: &mut Report) -> PathMatch {
     if !text.starts_with('/') || text.contains(['*', '?', '#', ' ']) {
         let plain = text.split(['*', '?', '#', ' ']).next().unwrap_or_default().trim_start_matches('/');
         let allowed = "a path that begins with / and holds no *, ?, # or space";
-        let remedy = format!("write \"/{plain}\"{}", if text.contains('*') { " (path matches everything that begins so), or use pattern" } else { "" });
+        let remedy = format!(
+            "write \"/{plain}\"{}",
+            if text.contains('*') { " (path matches everything that begins so), or use pattern" } else { "" }
+        );
         report.problem(&join(at, key), "not a path", format!("\"{text}\""), allowed, remedy);
     }
     match (key, text) {
@@ -110,7 +127,13 @@ pub fn regex(path: &str, pattern: &str, report: &mut Report) -> Option<Regex> {
             let reason = error.to_string();
             let last = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
             let what = format!("not a regular expression: {last}");
-            report.problem(path, what, format!("\"{pattern}\""), "the syntax of crate regex: no look-around, no back-references", "correct it; \\ escapes a special character");
+            report.problem(
+                path,
+                what,
+                format!("\"{pattern}\""),
+                "the syntax of crate regex: no look-around, no back-references",
+                "correct it; \\ escapes a special character",
+            );
         })
         .ok()
 }
@@ -118,10 +141,18 @@ pub fn regex(path: &str, pattern: &str, report: &mut Report) -> Option<Regex> {
 fn methods(path: &str, texts: &[String], report: &mut Report) -> Vec<http::Method> {
     let method = |(index, text): (usize, &String)| {
         let parsed = http::Method::from_bytes(text.as_bytes()).ok();
-        let known_in_upper = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PURGE"].contains(&text.to_ascii_uppercase().as_str());
+        let known_in_upper =
+            ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PURGE"].contains(&text.to_ascii_uppercase().as_str());
         if parsed.is_none() || known_in_upper && text.to_ascii_uppercase() != *text {
-            let remedy = if known_in_upper { format!("write \"{}\"", text.to_ascii_uppercase()) } else { "write a token such as \"GET\"".into() };
-            report.problem(&format!("{path}[{index}]"), "not a method", format!("\"{text}\""), "methods in upper case: \"GET\", \"HEAD\", \"POST\"", remedy);
+            let remedy =
+                if known_in_upper { format!("write \"{}\"", text.to_ascii_uppercase()) } else { "write a token such as \"GET\"".into() };
+            report.problem(
+                &format!("{path}[{index}]"),
+                "not a method",
+                format!("\"{text}\""),
+                "methods in upper case: \"GET\", \"HEAD\", \"POST\"",
+                remedy,
+            );
         }
         parsed
     };
@@ -132,7 +163,7 @@ fn values(path: &str, raw: &BTreeMap<String, RawValueMatch>, is_field: bool, rep
     let pair = |(name, raw): (&String, &RawValueMatch)| {
         let at = join(path, name);
         if is_field && (name.is_empty() || !name.bytes().all(is_token_byte)) {
-            report.problem(&at, "not a field name", format!("\"{name}\""), "letters, digits and -", "");
+            report.wrong_name(&at, "not a field name", name, "letters, digits and -", "write for example \"x-preview\"");
         }
         let name = if is_field { name.to_ascii_lowercase() } else { name.clone() };
         value(&at, &raw.0, report).map(|condition| (name, condition))
@@ -165,7 +196,13 @@ pub fn cookies(path: &str, texts: &[String], report: &mut Report) -> Vec<String>
     for (index, text) in texts.iter().enumerate() {
         let name = text.strip_suffix('*').unwrap_or(text);
         if text.is_empty() || !name.bytes().all(is_token_byte) || name.contains('*') {
-            report.problem(&format!("{path}[{index}]"), "not the name of a cookie", format!("\"{text}\""), r#""session", or "_ga*" for all that begin so"#, "");
+            report.problem(
+                &format!("{path}[{index}]"),
+                "not the name of a cookie",
+                format!("\"{text}\""),
+                r#""session", or "_ga*" for all that begin so"#,
+                "",
+            );
         }
     }
     texts.to_vec()

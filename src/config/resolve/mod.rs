@@ -64,7 +64,13 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
 fn server(raw: &RawServer, report: &mut Report) -> Server {
     let name = raw.name.clone().unwrap_or_else(|| "tiercel".into());
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(crate::semantics::fields::is_token_byte) {
-        report.problem("server.name", "not a token", format!("\"{name}\""), "1 to 64 letters, digits and -._~!#$%&'*+^`|", "write a short name without spaces");
+        report.problem(
+            "server.name",
+            "not a token",
+            format!("\"{name}\""),
+            "1 to 64 letters, digits and -._~!#$%&'*+^`|",
+            "write a short name without spaces",
+        );
     }
     let mut table = Table::new(report, "server");
     Server {
@@ -138,7 +144,13 @@ fn secret(path: &str, literal: Option<&str>, file: Option<&str>, report: &mut Re
         (None, Some(file)) => match std::fs::read_to_string(report.directory(&file_path).join(file)) {
             Ok(text) => text.trim_end().to_owned(),
             Err(error) => {
-                report.problem(&file_path, format!("cannot be read: {error}"), format!("\"{file}\""), "a readable file", "create it, or correct the name");
+                report.problem(
+                    &file_path,
+                    format!("cannot be read: {error}"),
+                    format!("\"{file}\""),
+                    "a readable file",
+                    "create it, or correct the name",
+                );
                 return None;
             }
         },
@@ -147,7 +159,13 @@ fn secret(path: &str, literal: Option<&str>, file: Option<&str>, report: &mut Re
     let is_plain = text.bytes().all(|b| b.is_ascii_graphic());
     if text.is_empty() || text.len() > SECRET_BYTES_MAX || !is_plain {
         let at = if file.is_some() { file_path.as_str() } else { path };
-        report.problem(at, "not usable as a token", "***", "1 to 4096 visible ASCII characters without spaces", "make a new one, for example with: openssl rand -hex 32");
+        report.problem(
+            at,
+            "not usable as a token",
+            "***",
+            "1 to 4096 visible ASCII characters without spaces",
+            "make a new one, for example with: openssl rand -hex 32",
+        );
         return None;
     }
     Some(Secret::new(text))
@@ -161,7 +179,13 @@ fn memory(raw: &RawMemory, report: &mut Report) -> Memory {
     let limit = memory_limit(raw.limit.as_ref(), &mut table);
     if stored_share + fill_share > 1.0 {
         let found = format!("{} and {}", units::print_share(stored_share), units::print_share(fill_share));
-        table.wrong_text("fill_share", "stored_share and fill_share are more than the whole", found, "together at most 100%", "lower one of them");
+        table.wrong_text(
+            "fill_share",
+            "stored_share and fill_share are more than the whole",
+            found,
+            "together at most 100%",
+            "lower one of them",
+        );
     }
     let policy = match raw.policy {
         None | Some(RawEviction::TinyLfu) => Eviction::TinyLfu,
@@ -244,7 +268,13 @@ fn log(raw: &RawLog, report: &mut Report) -> Log {
         let words = ["error", "warn", "info", "debug", "trace"];
         let near = super::problem::nearest(&level, words);
         let remedy = near.map_or_else(|| "write \"info\"".into(), |word| format!("did you mean \"{word}\"?"));
-        report.problem("log.level", "not a log level", format!("\"{level}\""), "error, warn, info, debug, trace, or target=level, separated by commas", remedy);
+        report.problem(
+            "log.level",
+            "not a log level",
+            format!("\"{level}\""),
+            "error, warn, info, debug, trace, or target=level, separated by commas",
+            remedy,
+        );
     }
     let target = match raw.access.target.as_deref() {
         Some("off") => LogTarget::Off,

@@ -155,12 +155,20 @@ fn endpoint(path: &str, url: &str, report: &mut Report) -> Option<Endpoint> {
     };
     match scheme.to_ascii_lowercase().as_str() {
         "http" => {}
-        "https" => return refuse("TLS to upstreams is not supported yet", format!("write \"http://{rest}\" if the upstream also speaks plain HTTP")),
+        "https" => {
+            return refuse(
+                "TLS to upstreams is not supported yet",
+                format!("write \"http://{rest}\" if the upstream also speaks plain HTTP"),
+            );
+        }
         _ => return refuse("not a scheme for upstreams", format!("write \"http://{rest}\"")),
     }
     let (authority, after) = rest.find(['/', '?', '#']).map_or((rest, ""), |at| rest.split_at(at));
     if !matches!(after, "" | "/") {
-        return refuse("an endpoint has no path", format!("write \"http://{authority}\", and rewrite = [{{ add_prefix = \"{after}\" }}] on the route"));
+        return refuse(
+            "an endpoint has no path",
+            format!("write \"http://{authority}\", and rewrite = [{{ add_prefix = \"{after}\" }}] on the route"),
+        );
     }
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse::<u16>().ok().filter(|port| *port != 0)),

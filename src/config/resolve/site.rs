@@ -63,7 +63,8 @@ impl Base {
     fn with(&self, at: &str, raw: RouteKeys<'_>, report: &mut Report) -> Self {
         let mut base = self.clone();
         cache::apply(&join(at, "cache"), raw.cache, &mut base.cache, &mut base.key, report);
-        let rules = raw.bypass.iter().enumerate().map(|(index, rule)| matching::bypass(&format!("{}[{index}]", join(at, "bypass")), rule, report));
+        let rules =
+            raw.bypass.iter().enumerate().map(|(index, rule)| matching::bypass(&format!("{}[{index}]", join(at, "bypass")), rule, report));
         base.bypass = rules.collect::<Vec<_>>().into_iter().chain(base.bypass).collect();
         base.request.apply(&join(at, "request_headers"), raw.request_headers, true, report);
         base.response.apply(&join(at, "response_headers"), raw.response_headers, false, report);
@@ -132,7 +133,13 @@ fn upstream_host(path: &str, text: &str, report: &mut Report) -> UpstreamHost {
         literal => {
             let host = literal.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(literal, |(host, _)| host);
             if !net::is_host(host) {
-                report.problem(path, "not a host", format!("\"{text}\""), r#""preserve", "upstream", or a host such as "app.internal""#, "write it without scheme and path");
+                report.problem(
+                    path,
+                    "not a host",
+                    format!("\"{text}\""),
+                    r#""preserve", "upstream", or a host such as "app.internal""#,
+                    "write it without scheme and path",
+                );
             }
             UpstreamHost::Literal(literal.to_owned())
         }
@@ -155,7 +162,13 @@ fn only_site(base: &Base, upstreams: &[Arc<Upstream>], report: &mut Report) -> O
     let upstream = match upstreams {
         [only] => only,
         [] => {
-            report.problem("upstreams", "no upstream at all", "", "", "write [upstreams.app] with endpoints = [\"http://127.0.0.1:3000\"], or give --upstream http://127.0.0.1:3000");
+            report.problem(
+                "upstreams",
+                "no upstream at all",
+                "",
+                "",
+                "write [upstreams.app] with endpoints = [\"http://127.0.0.1:3000\"], or give --upstream http://127.0.0.1:3000",
+            );
             return None;
         }
         several => {
@@ -175,7 +188,10 @@ fn site(name: &str, raw: &RawSite, base: &Base, upstreams: &[Arc<Upstream>], rep
     let base = base.with(&at, raw.route_keys(), report);
     let upstream = match &raw.upstream {
         Some(name) => net::find(&join(&at, "upstream"), name, upstreams, report),
-        None => upstreams.iter().find(|upstream| upstream.name == DEFAULT),
+        None => match upstreams {
+            [only] => Some(only),
+            several => several.iter().find(|upstream| upstream.name == DEFAULT),
+        },
     };
     let context = Context { base: &base, upstreams, upstream, has_name: raw.upstream.is_some() };
     let mut routes: Vec<Arc<Route>> = Vec::new();
@@ -210,7 +226,13 @@ impl Context<'_> {
             Some(name) => {
                 label(&join(at, "name"), name, report);
                 if before.iter().any(|route| route.name == *name) {
-                    report.problem(&join(at, "name"), "a name that another route of this site has", format!("\"{name}\""), "", "choose another name");
+                    report.problem(
+                        &join(at, "name"),
+                        "a name that another route of this site has",
+                        format!("\"{name}\""),
+                        "",
+                        "choose another name",
+                    );
                 }
                 name.clone()
             }
@@ -234,7 +256,9 @@ impl Context<'_> {
             return None;
         }
         match (&raw.upstream, &raw.redirect, &raw.respond) {
-            (Some(name), ..) => net::find(&join(at, "upstream"), name, self.upstreams, report).map(|upstream| Action::Proxy(Arc::clone(upstream))),
+            (Some(name), ..) => {
+                net::find(&join(at, "upstream"), name, self.upstreams, report).map(|upstream| Action::Proxy(Arc::clone(upstream)))
+            }
             (_, Some(raw), _) => redirect(&join(at, "redirect"), raw, report),
             (.., Some(raw)) => respond(&join(at, "respond"), raw, report),
             _ => self.proxy(at, report),
@@ -248,7 +272,13 @@ impl Context<'_> {
                 Some(name) => format!("write upstream = \"{name}\""),
                 None => "write [upstreams.app] with endpoints = [\"http://127.0.0.1:3000\"], and upstream = \"app\" here".into(),
             };
-            report.problem(at, "leads to no upstream", "", if names.is_empty() { "no upstream is configured".into() } else { names.join(", ") }, remedy);
+            report.problem(
+                at,
+                "leads to no upstream",
+                "",
+                if names.is_empty() { "no upstream is configured".into() } else { names.join(", ") },
+                remedy,
+            );
         }
         self.upstream.map(|upstream| Action::Proxy(Arc::clone(upstream)))
     }
@@ -257,7 +287,8 @@ impl Context<'_> {
 /// `/assets/img/` is `assets-img`.
 fn derived_name(raw: &RawRoute, index: usize, before: &[Arc<Route>]) -> String {
     let path = raw.path.as_deref().or(raw.exact.as_deref());
-    let words = path.unwrap_or_default().split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '.')).filter(|word| !word.is_empty());
+    let words =
+        path.unwrap_or_default().split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '.')).filter(|word| !word.is_empty());
     let name = words.collect::<Vec<_>>().join("-").chars().take(super::NAME_BYTES_MAX - 4).collect::<String>();
     let name = match path {
         _ if !name.is_empty() => name,
@@ -278,15 +309,33 @@ fn unique(name: String, before: &[Arc<Route>]) -> String {
 fn redirect(at: &str, raw: &RawRedirect, report: &mut Report) -> Option<Action> {
     let status = raw.status.unwrap_or(308);
     if !REDIRECT_STATUSES.contains(&status) {
-        report.problem(&join(at, "status"), "not a status for redirects", status.to_string(), "301, 302, 303, 307, 308", "write 308 (permanent) or 307 (for now)");
+        report.problem(
+            &join(at, "status"),
+            "not a status for redirects",
+            status.to_string(),
+            "301, 302, 303, 307, 308",
+            "write 308 (permanent) or 307 (for now)",
+        );
     }
     let Some(location) = raw.location.clone().filter(|location| !location.is_empty()) else {
-        report.problem(at, "a redirect needs a location", "", "a URL or a path; may hold {host}, {path}, {query}", "write location = \"https://{host}{path}{query}\"");
+        report.problem(
+            at,
+            "a redirect needs a location",
+            "",
+            "a URL or a path; may hold {host}, {path}, {query}",
+            "write location = \"https://{host}{path}{query}\"",
+        );
         return None;
     };
     let unknown = location.split('{').skip(1).find(|rest| !["host}", "path}", "query}"].iter().any(|known| rest.starts_with(known)));
     if unknown.is_some() || !location.bytes().all(|b| b.is_ascii_graphic()) {
-        report.problem(&join(at, "location"), "not a location", format!("\"{location}\""), "visible ASCII; {host}, {path}, {query} are filled in", "write for example \"https://{host}{path}{query}\"");
+        report.problem(
+            &join(at, "location"),
+            "not a location",
+            format!("\"{location}\""),
+            "visible ASCII; {host}, {path}, {query} are filled in",
+            "write for example \"https://{host}{path}{query}\"",
+        );
     }
     Some(Action::Redirect { status, location })
 }
@@ -302,7 +351,13 @@ fn respond(at: &str, raw: &RawRespond, report: &mut Report) -> Option<Action> {
     }
     let body = respond_body(at, raw, report)?;
     if body.len() > RESPOND_BYTES_MAX || (!body.is_empty() && matches!(status, 204 | 205 | 304)) {
-        report.problem(at, "a body that cannot be sent", format!("{} bytes with status {status}", body.len()), "at most 16MiB; none with 204, 205, 304", "remove the body");
+        report.problem(
+            at,
+            "a body that cannot be sent",
+            format!("{} bytes with status {status}", body.len()),
+            "at most 16MiB; none with 204, 205, 304",
+            "remove the body",
+        );
     }
     Some(Action::Respond { status, content_type, body })
 }
@@ -319,7 +374,13 @@ fn respond_body(at: &str, raw: &RawRespond, report: &mut Report) -> Option<Bytes
         (None, Some(file)) => match std::fs::read(report.directory(&path).join(file)) {
             Ok(bytes) => Some(Bytes::from(bytes)),
             Err(error) => {
-                report.problem(&path, format!("cannot be read: {error}"), format!("\"{file}\""), "a readable file", "create it, or correct the name");
+                report.problem(
+                    &path,
+                    format!("cannot be read: {error}"),
+                    format!("\"{file}\""),
+                    "a readable file",
+                    "create it, or correct the name",
+                );
                 None
             }
         },
@@ -340,8 +401,15 @@ fn check_hosts(sites: &[Arc<Site>], report: &mut Report) {
         }
         for (index, host) in site.hosts.iter().enumerate() {
             if let Some(other) = taken.insert(host, &site.name) {
-                let what = if other == site.name { "a host named twice".to_owned() } else { format!("a host that site \"{other}\" has, too") };
-                report.problem(&format!("{}[{index}]", join(&at, "hosts")), what, format!("\"{host}\""), "each host in one site", "remove it here or there");
+                let what =
+                    if other == site.name { "a host named twice".to_owned() } else { format!("a host that site \"{other}\" has, too") };
+                report.problem(
+                    &format!("{}[{index}]", join(&at, "hosts")),
+                    what,
+                    format!("\"{host}\""),
+                    "each host in one site",
+                    "remove it here or there",
+                );
             }
         }
     }
