@@ -70,7 +70,14 @@ pub struct StoredResponse {
 }
 
 impl StoredResponse {
-    pub fn new(head: Arc<StoredHead>, segments: Arc<[Bytes]>, length: u64, trailers: Option<Fields>, policy: &CachePolicy, now: Now) -> Self {
+    pub fn new(
+        head: Arc<StoredHead>,
+        segments: Arc<[Bytes]>,
+        length: u64,
+        trailers: Option<Fields>,
+        policy: &CachePolicy,
+        now: Now,
+    ) -> Self {
         let keep = keep_ms(&head.facts, policy, now);
         Self { head, segments, length, trailers, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
     }

@@ -76,7 +76,15 @@ mod tests {
     use super::*;
 
     fn limits() -> Purge {
-        Purge { receipts: 1, selectors_per_call: 1, map_capacity: 1, fold_slots: 1, unsafe_methods: true, keys_per_response: 4, key_bytes: 8 }
+        Purge {
+            receipts: 1,
+            selectors_per_call: 1,
+            map_capacity: 1,
+            fold_slots: 1,
+            unsafe_methods: true,
+            keys_per_response: 4,
+            key_bytes: 8,
+        }
     }
 
     fn response(lines: &[(&str, &str)]) -> Fields {

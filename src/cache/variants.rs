@@ -36,12 +36,16 @@ impl Variants {
         let mut responses = SmallVec::new();
         let key = response.head.key.clone();
         let others = there.filter(|set| set.key == key).map_or(&[][..], |set| &set.responses[..]);
-        let same = |other: &&Arc<StoredResponse>| other.head.secondary == response.head.secondary && other.head.facts.vary == response.head.facts.vary;
+        let same = |other: &&Arc<StoredResponse>| {
+            other.head.secondary == response.head.secondary && other.head.facts.vary == response.head.facts.vary
+        };
         if others.iter().filter(same).any(|other| other.head.fetch > response.head.fetch) {
             return Insertion::Older;
         }
         responses.push(Arc::clone(&response));
-        let kept = others.iter().filter(|other| !same(other) && other.drop_at_mono_ms > now.mono_ms && other.head.check(journal) != Validity::Purged);
+        let kept = others
+            .iter()
+            .filter(|other| !same(other) && other.drop_at_mono_ms > now.mono_ms && other.head.check(journal) != Validity::Purged);
         responses.extend(kept.take(max.saturating_sub(1)).cloned());
         Insertion::Put(Self { key, responses })
     }

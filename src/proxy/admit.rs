@@ -1,8 +1,8 @@
 //! May this request enter, and which way does it go?
 
+use super::Proxy;
 use super::exchange::{Arrival, new_request_id};
 use super::live::Live;
-use super::Proxy;
 use crate::config::settings::{Action, Server};
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::route;
@@ -128,7 +128,9 @@ fn refuse_loops(fields: &Fields, own: &str) -> Result<(), Refused> {
     if !fields.has(name::CDN_LOOP) {
         return Ok(());
     }
-    let ours = |member: &[u8]| member.split(|byte| matches!(byte, b';' | b' ' | b'\t')).next().is_some_and(|id| id.eq_ignore_ascii_case(own.as_bytes()));
+    let ours = |member: &[u8]| {
+        member.split(|byte| matches!(byte, b';' | b' ' | b'\t')).next().is_some_and(|id| id.eq_ignore_ascii_case(own.as_bytes()))
+    };
     if fields.values(name::CDN_LOOP).flat_map(fields::list).any(ours) {
         return Err(Refused { status: 508, reason: "loop", text: format!("the request passed {own} before (CDN-Loop)") });
     }

@@ -57,11 +57,20 @@ async fn pass(proxy: &Proxy, exchange: &Exchange, body: RequestBody, interim: Op
 }
 
 /// Fetches for this request alone; stores what may be stored.
-pub async fn fetch(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, interim: Option<InterimSender>, why: Forward, mut candidate: Candidate, reason: Reason) -> Response {
+pub async fn fetch(
+    proxy: &Arc<Proxy>,
+    exchange: &Arc<Exchange>,
+    interim: Option<InterimSender>,
+    why: Forward,
+    mut candidate: Candidate,
+    reason: Reason,
+) -> Response {
     let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
     for _ in 0..2 {
         let began = Began { stamp: proxy.journal.stamp(), fetch: proxy.next_fetch(), sent: clock::now() };
-        let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged && exchange.method == Method::GET && !exchange.fields.has(name::RANGE));
+        let confirming = candidate
+            .as_ref()
+            .filter(|(_, validity)| *validity != Validity::Purged && exchange.method == Method::GET && !exchange.fields.has(name::RANGE));
         let kind = match confirming {
             Some((stored, _)) => forward::Kind::Whole(Some(stored)),
             None => forward::Kind::AsItCame { body: RequestBody::Empty, upgrade: false },
@@ -92,10 +101,28 @@ pub async fn fetch(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, interim: Option
         }
         return judge(proxy, exchange, inbound, &began, why, reason);
     }
-    answer::failed(proxy, exchange, &Failure { status: 502, token: "http_protocol_error", text: "the origin confirmed what nobody asked about".into(), stale_may_be_served: false }, why, None)
+    answer::failed(
+        proxy,
+        exchange,
+        &Failure {
+            status: 502,
+            token: "http_protocol_error",
+            text: "the origin confirmed what nobody asked about".into(),
+            stale_may_be_served: false,
+        },
+        why,
+        None,
+    )
 }
 
-fn judge(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, mut inbound: crate::upstream::Inbound, began: &Began, why: Forward, reason: Reason) -> Response {
+fn judge(
+    proxy: &Arc<Proxy>,
+    exchange: &Arc<Exchange>,
+    mut inbound: crate::upstream::Inbound,
+    began: &Began,
+    why: Forward,
+    reason: Reason,
+) -> Response {
     let received = clock::now();
     let head = match store::judge(proxy, exchange, &inbound, began, received) {
         Ok(head) => head,
@@ -108,7 +135,8 @@ fn judge(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, mut inbound: crate::upstr
             return deliver::direct(exchange, inbound, why, Some(not_stored));
         }
     };
-    let (writer, fill) = Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
+    let (writer, fill) =
+        Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
     let reader = fill.reader(0, None);
     let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound));
     if reason == Reason::Marked && head.facts.lifetime(exchange.policy()).ms > 0 {

@@ -19,7 +19,13 @@ use std::sync::Arc;
 
 /// A request that was not admitted.
 pub fn refused(live: &Live, refused: &Refused) -> Response {
-    let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, error: Some("http_request_error"), detail: Some(refused.reason.into()), ..Outcome::default() };
+    let outcome = Outcome {
+        result: CacheResult::Error,
+        source: Source::Tiercel,
+        error: Some("http_request_error"),
+        detail: Some(refused.reason.into()),
+        ..Outcome::default()
+    };
     let mut fields = text_fields();
     line(&mut fields, name::PROXY_STATUS, format!("{}; error=http_request_error", live.settings.server.name).as_bytes());
     line(&mut fields, name::VIA, live.via.as_bytes());
@@ -55,14 +61,21 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
 
 /// `only-if-cached`, and nothing usable is stored (RFC 9111 §5.2.1.7).
 pub fn not_cached(arrival: &Arrival<'_>) -> Response {
-    let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, detail: Some("ONLY-IF-CACHED".into()), ..arrival.outcome() };
+    let outcome =
+        Outcome { result: CacheResult::Error, source: Source::Tiercel, detail: Some("ONLY-IF-CACHED".into()), ..arrival.outcome() };
     let mut fields = text_fields();
     deliver::add_lines(&mut fields, &arrival.routed, arrival.key.as_str(), None, &outcome);
     text(504, fields, "nothing usable is stored, and the request asked for no more\n".into(), outcome)
 }
 
 /// The fetch failed: a stale response where that is allowed, else an error.
-pub fn failed(proxy: &Proxy, exchange: &Exchange, failure: &Failure, why: Forward, candidate: Option<&(Arc<StoredResponse>, Validity)>) -> Response {
+pub fn failed(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    failure: &Failure,
+    why: Forward,
+    candidate: Option<&(Arc<StoredResponse>, Validity)>,
+) -> Response {
     let now = clock::now();
     if let Some((stored, validity)) = candidate
         && failure.stale_may_be_served
@@ -91,7 +104,8 @@ pub fn failed(proxy: &Proxy, exchange: &Exchange, failure: &Failure, why: Forwar
 
 /// The route has no upstream any more (a reload took it away between admission and fetch).
 pub fn no_upstream(exchange: &Exchange) -> Response {
-    let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, error: Some("destination_not_found"), ..exchange.outcome() };
+    let outcome =
+        Outcome { result: CacheResult::Error, source: Source::Tiercel, error: Some("destination_not_found"), ..exchange.outcome() };
     text(502, text_fields(), "Bad Gateway\n".into(), outcome)
 }
 

@@ -1,10 +1,10 @@
 //! From a stored response or a flight to an answer: preconditions, range, Age, Cache-Status, Via, body.
 
+use super::Proxy;
 use super::admit::Past;
 use super::exchange::{Arrival, Exchange};
 use super::fill::{self, FlightBody, FlightHead};
 use super::live::Routed;
-use super::Proxy;
 use crate::body::{ResponseBody, Tunnel};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
@@ -263,7 +263,14 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
     whole(asked, head, body, length, age_ms, outcome)
 }
 
-fn whole(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, length: Option<u64>, age_ms: Option<u64>, outcome: Outcome) -> Response {
+fn whole(
+    asked: &Asked<'_>,
+    head: &Arc<StoredHead>,
+    body: Body<'_>,
+    length: Option<u64>,
+    age_ms: Option<u64>,
+    outcome: Outcome,
+) -> Response {
     let is_head = *asked.request.method == Method::HEAD;
     let withheld = reuse::withheld_fields(&head.facts);
     if asked.routed.route.response_edits.is_empty() && withheld.is_empty() {
@@ -293,7 +300,15 @@ fn whole(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, length: Opti
     own(asked, head.status, fields, body, age_ms, outcome)
 }
 
-fn one_range(asked: &Asked<'_>, head: &StoredHead, body: Body<'_>, range: std::ops::Range<u64>, length: u64, age_ms: Option<u64>, outcome: Outcome) -> Response {
+fn one_range(
+    asked: &Asked<'_>,
+    head: &StoredHead,
+    body: Body<'_>,
+    range: std::ops::Range<u64>,
+    length: u64,
+    age_ms: Option<u64>,
+    outcome: Outcome,
+) -> Response {
     let mut fields = head.fields.clone();
     fields.remove(name::CONTENT_LENGTH);
     line(&mut fields, name::CONTENT_RANGE, range::content_range(&range, length).as_bytes());
@@ -303,7 +318,13 @@ fn one_range(asked: &Asked<'_>, head: &StoredHead, body: Body<'_>, range: std::o
 }
 
 /// multipart/byteranges (RFC 9110 §14.6), from a stored response only: slices of its segments, nothing copied.
-fn several_ranges(asked: &Asked<'_>, stored: &StoredResponse, ranges: &[std::ops::Range<u64>], age_ms: Option<u64>, outcome: Outcome) -> Response {
+fn several_ranges(
+    asked: &Asked<'_>,
+    stored: &StoredResponse,
+    ranges: &[std::ops::Range<u64>],
+    age_ms: Option<u64>,
+    outcome: Outcome,
+) -> Response {
     let boundary = format!("{:032x}", rand::random::<u128>());
     let kind = stored.head.fields.get(name::CONTENT_TYPE);
     let mut segments: Vec<Bytes> = Vec::new();

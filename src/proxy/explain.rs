@@ -31,7 +31,8 @@ impl Proxy {
         let scheme = if scheme == "https" { crate::semantics::key::Scheme::Https } else { crate::semantics::key::Scheme::Http };
         let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into() };
         let live = self.live.load();
-        let arrival = admit::admit(self, &live, &peer, &head).map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
+        let arrival = admit::admit(self, &live, &peer, &head)
+            .map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
         Ok(self.explain_arrival(&arrival, clock::now()))
     }
 
@@ -45,7 +46,9 @@ impl Proxy {
         };
         let (found, decision) = match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
             Found::Nothing => (Value::Null, "fetch: nothing is stored for this key (uri-miss)".to_owned()),
-            Found::OtherVariants => (Value::Null, "fetch: other variants are stored, none that this request selects (vary-miss)".to_owned()),
+            Found::OtherVariants => {
+                (Value::Null, "fetch: other variants are stored, none that this request selects (vary-miss)".to_owned())
+            }
             Found::Stored { response, reuse, validity } => (self.explain_stored(arrival, &response, validity, now), decision(reuse)),
         };
         json!({

@@ -4,15 +4,15 @@
 //! to is told to its client by [`Led`] and to followers by [`Published`].
 
 use super::exchange::{Arrival, Exchange};
-use super::store::{self, Began};
 use super::lookup::{self, Found};
+use super::store::{self, Began};
 use super::{Proxy, alone, answer, deliver, forward, revalidate};
 use crate::body::{BodyStream, Chunk};
 use crate::cache::{StoredHead, StoredResponse, Tags, subject};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader, FillWriter, Unstored};
-use crate::coalesce::flight::{FlightKey, Follower, Join, Leader, Published};
 pub use crate::coalesce::flight::Failure;
+use crate::coalesce::flight::{FlightKey, Follower, Join, Leader, Published};
 use crate::invalidation::Stamp;
 use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
 use crate::observe::metrics::{Bound, FollowOutcome};
@@ -110,7 +110,12 @@ pub enum Led {
 
 impl From<&FetchError> for Failure {
     fn from(error: &FetchError) -> Self {
-        Self { status: error.status(), token: error.token(), text: error.to_string().into(), stale_may_be_served: error.stale_may_be_served() }
+        Self {
+            status: error.status(),
+            token: error.token(),
+            text: error.to_string().into(),
+            stale_may_be_served: error.stale_may_be_served(),
+        }
     }
 }
 
@@ -275,7 +280,12 @@ impl Errand {
 }
 
 fn too_many_waiting() -> Failure {
-    Failure { status: 503, token: "connection_limit_reached", text: "too many requests wait for this response".into(), stale_may_be_served: true }
+    Failure {
+        status: 503,
+        token: "connection_limit_reached",
+        text: "too many requests wait for this response".into(),
+        stale_may_be_served: true,
+    }
 }
 
 fn died() -> Failure {
@@ -327,7 +337,12 @@ fn may_join(proxy: &Proxy, exchange: &Exchange, departure: &Departure, interim: 
     joins
 }
 
-fn join(proxy: &Proxy, exchange: &Exchange, secondary: Option<SecondaryKey>, interim: Option<&InterimSender>) -> Join<FlightHead, Departure> {
+fn join(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    secondary: Option<SecondaryKey>,
+    interim: Option<&InterimSender>,
+) -> Join<FlightHead, Departure> {
     let depart = || {
         let departure = Departure::new(proxy.journal.stamp());
         departure.interims.add(interim.cloned());
@@ -336,7 +351,12 @@ fn join(proxy: &Proxy, exchange: &Exchange, secondary: Option<SecondaryKey>, int
     proxy.flights.join(flight_key(exchange, secondary), |departure| may_join(proxy, exchange, departure, interim), depart)
 }
 
-fn follow_only(proxy: &Proxy, exchange: &Exchange, secondary: Option<SecondaryKey>, interim: Option<&InterimSender>) -> Option<Follower<FlightHead>> {
+fn follow_only(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    secondary: Option<SecondaryKey>,
+    interim: Option<&InterimSender>,
+) -> Option<Follower<FlightHead>> {
     proxy.flights.follow(&flight_key(exchange, secondary), |departure| may_join(proxy, exchange, departure, interim))
 }
 
@@ -456,7 +476,12 @@ impl Duty {
     }
 
     /// An error of the origin for which a stored response may stand in (RFC 5861 §4).
-    fn stands_in(&self, inbound: &Inbound, candidate: Option<&(Arc<StoredResponse>, Validity)>, now: crate::semantics::Now) -> Option<Failure> {
+    fn stands_in(
+        &self,
+        inbound: &Inbound,
+        candidate: Option<&(Arc<StoredResponse>, Validity)>,
+        now: crate::semantics::Now,
+    ) -> Option<Failure> {
         let (stored, validity) = candidate?;
         let allowed = is_origin_error(inbound) && may_serve_on_error(&stored.head.facts, self.exchange.policy(), *validity, now);
         allowed.then(|| Failure {
@@ -531,9 +556,7 @@ impl Duty {
             whole = pump(body, writer, &fill, || leader.retire()) => whole,
             () = wanted => unreachable!("it pends for ever"),
         };
-        if whole
-            && let Some(complete) = fill.complete()
-        {
+        if whole && let Some(complete) = fill.complete() {
             let wanted = self.leader.followers();
             if let Err(why) = store::whole(&self.proxy, &self.exchange, head, complete, wanted) {
                 tracing::debug!(reason = why.as_str(), "not stored after all");

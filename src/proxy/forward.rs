@@ -69,14 +69,24 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
         set(&mut fields, name::ACCEPT_ENCODING, asked.as_bytes());
     }
     edit(&mut fields, &route.request_edits);
-    let target = route::rewrite(&exchange.target, &route.rewrite).map_err(|_| FetchError::InvalidRequest("rewriting made an ambiguous path"))?;
+    let target =
+        route::rewrite(&exchange.target, &route.rewrite).map_err(|_| FetchError::InvalidRequest("rewriting made an ambiguous path"))?;
     let host = match &route.host {
         UpstreamHost::Preserve => Some(exchange.target.authority().to_owned()),
         UpstreamHost::Upstream => None,
         UpstreamHost::Literal(host) => Some(host.clone()),
     };
     fields.remove(name::HOST);
-    Ok(Outbound { method, path_and_query: target.path_and_query().to_owned(), host, fields, body, upgrade, interim, worker: exchange.peer.worker })
+    Ok(Outbound {
+        method,
+        path_and_query: target.path_and_query().to_owned(),
+        host,
+        fields,
+        body,
+        upgrade,
+        interim,
+        worker: exchange.peer.worker,
+    })
 }
 
 fn drop_overrides(fields: &mut Fields) {

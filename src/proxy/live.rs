@@ -41,7 +41,8 @@ impl Live {
             .iter()
             .map(|wanted| {
                 let kept = before.and_then(|live| live.upstreams.get(&wanted.name)).filter(|there| there.settings == *wanted);
-                let upstream = kept.cloned().unwrap_or_else(|| Upstream::new(Arc::clone(wanted), settings.server.workers, Arc::clone(metrics)));
+                let upstream =
+                    kept.cloned().unwrap_or_else(|| Upstream::new(Arc::clone(wanted), settings.server.workers, Arc::clone(metrics)));
                 (wanted.name.clone(), upstream)
             })
             .collect();
@@ -73,7 +74,12 @@ impl Live {
     }
 
     /// The route of a request.
-    pub fn route(&self, target: &crate::semantics::Target, method: &http::Method, fields: &crate::semantics::Fields) -> Option<&Arc<Routed>> {
+    pub fn route(
+        &self,
+        target: &crate::semantics::Target,
+        method: &http::Method,
+        fields: &crate::semantics::Fields,
+    ) -> Option<&Arc<Routed>> {
         let (_, _, site, route) = self.router.find(target, method, fields)?;
         self.routed.get(site)?.get(route)
     }

@@ -3,13 +3,17 @@
 use super::Proxy;
 use crate::cache::StoredResponse;
 use crate::semantics::policy::CachePolicy;
-use crate::semantics::{CacheKey, Now, Request};
 use crate::semantics::reuse::{Reuse, Validity, reuse};
+use crate::semantics::{CacheKey, Now, Request};
 use std::sync::Arc;
 
 /// What the tiers hold for a request.
 pub enum Found {
-    Stored { response: Arc<StoredResponse>, reuse: Reuse, validity: Validity },
+    Stored {
+        response: Arc<StoredResponse>,
+        reuse: Reuse,
+        validity: Validity,
+    },
     /// The key is there, but no variant that this request selects.
     OtherVariants,
     Nothing,

@@ -1,9 +1,9 @@
 //! Stale: ask the origin, update; in the background for stale-while-revalidate (RFC 9111 §4.3, RFC 5861 §3).
 
+use super::Proxy;
 use super::exchange::{Arrival, Exchange};
 use super::fill::{self, Departure};
 use super::store::{self, Began};
-use super::Proxy;
 use crate::cache::{StoredResponse, Tags, subject};
 use crate::coalesce::flight::{FlightKey, Join};
 use crate::observe::metrics::RefreshOutcome;
@@ -20,7 +20,14 @@ pub struct Gone;
 /// A 304 for this stored response: the updated response, stored; its stamp is the conditional request's.
 ///
 /// It is usable only if no entry since that stamp matches it under its old keys or its new ones (DESIGN section 6).
-pub fn confirm(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>, inbound: &Inbound, began: &Began, received: Now) -> Result<Arc<StoredResponse>, Gone> {
+pub fn confirm(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    stored: &Arc<StoredResponse>,
+    inbound: &Inbound,
+    began: &Began,
+    received: Now,
+) -> Result<Arc<StoredResponse>, Gone> {
     let old = &stored.head;
     if !validation::selects(&inbound.fields, &old.facts) {
         return Err(Gone);
@@ -44,14 +51,22 @@ pub fn confirm(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>,
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, exchange.policy());
     let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
-    let updated = StoredResponse::new(head, Arc::clone(&stored.segments), stored.length, stored.trailers.clone(), exchange.policy(), received);
+    let updated =
+        StoredResponse::new(head, Arc::clone(&stored.segments), stored.length, stored.trailers.clone(), exchange.policy(), received);
     let updated = Arc::new(updated);
     store::insert(proxy, exchange, &updated, 1, received);
     Ok(updated)
 }
 
 /// The 304's Age counts for the age of what it confirms, but is not kept as a field.
-fn facts_after(exchange: &Exchange, stored: &StoredResponse, fields: &crate::semantics::Fields, inbound: &Inbound, began: &Began, received: Now) -> Facts {
+fn facts_after(
+    exchange: &Exchange,
+    stored: &StoredResponse,
+    fields: &crate::semantics::Fields,
+    inbound: &Inbound,
+    began: &Began,
+    received: Now,
+) -> Facts {
     let mut fields = Cow::Borrowed(fields);
     if let Some(age) = inbound.fields.get(name::AGE) {
         let _ = fields.to_mut().set(name::AGE, age); // a value that was a field is a field value

@@ -75,7 +75,13 @@ pub fn head(
 }
 
 /// Puts a whole body with its head into the tiers, unless a purge came while it was under way.
-pub fn whole(proxy: &Proxy, exchange: &Exchange, head: Arc<StoredHead>, body: CompleteBody, wanted: usize) -> Result<Arc<StoredResponse>, NotStored> {
+pub fn whole(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    head: Arc<StoredHead>,
+    body: CompleteBody,
+    wanted: usize,
+) -> Result<Arc<StoredResponse>, NotStored> {
     let now = clock::now();
     if proxy.journal.validity(&subject(&head.key, &head.site, &head.tags), &head.stamp) == Validity::Purged {
         proxy.metrics.not_stored(NotStored::Purged);

@@ -53,7 +53,8 @@ impl Server {
     pub fn start(sources: Sources, mut settings: Settings) -> Result<Self> {
         let descriptors = sockets::raise_descriptor_limit();
         // A client connection may need an upstream connection of its own.
-        settings.limits.connections = settings.limits.connections.min(usize::try_from(descriptors.saturating_sub(64) / 2).unwrap_or(usize::MAX)).max(16);
+        settings.limits.connections =
+            settings.limits.connections.min(usize::try_from(descriptors.saturating_sub(64) / 2).unwrap_or(usize::MAX)).max(16);
         for warning in &settings.warnings {
             tracing::warn!(warning, "configuration");
         }
@@ -68,7 +69,14 @@ impl Server {
         metrics.reloaded(true, &settings.hash);
         let workers = Workers::start(settings.server.runtime, settings.server.workers)?;
         let doors = Mutex::new(Doors { workers: Some(workers), open: HashMap::new() });
-        let state = Arc::new(State { proxy, sources, draining: AtomicBool::new(false), started: Instant::now(), doors, drain: watch::Sender::new(false) });
+        let state = Arc::new(State {
+            proxy,
+            sources,
+            draining: AtomicBool::new(false),
+            started: Instant::now(),
+            doors,
+            drain: watch::Sender::new(false),
+        });
         state.open(&settings)?;
         background::spawn(Arc::downgrade(&state.proxy))?;
         let admin_stop = watch::Sender::new(false);
@@ -136,10 +144,12 @@ impl State {
     fn open(&self, settings: &Settings) -> Result<()> {
         let mut doors = self.doors.lock();
         let Some(workers) = &doors.workers else { return Ok(()) };
-        let is_open = |listener: &config::settings::Listener| doors.open.get(&listener.name).is_some_and(|door| door.wanted == listener.address);
+        let is_open =
+            |listener: &config::settings::Listener| doors.open.get(&listener.name).is_some_and(|door| door.wanted == listener.address);
         let mut bound = Vec::new();
         for listener in settings.listeners.iter().filter(|listener| !is_open(listener)) {
-            let sockets = sockets::bind(listener.address, workers.sockets_per_address()).with_context(|| format!("listeners.{}", listener.name))?;
+            let sockets =
+                sockets::bind(listener.address, workers.sockets_per_address()).with_context(|| format!("listeners.{}", listener.name))?;
             bound.push((listener.clone(), sockets));
         }
         let mut opened = Vec::new();
@@ -195,7 +205,8 @@ impl State {
         let settings = Arc::clone(&live.settings);
         self.proxy.live.store(live);
         let mut doors = self.doors.lock();
-        let gone: Vec<String> = doors.open.keys().filter(|name| !settings.listeners.iter().any(|wanted| wanted.name == **name)).cloned().collect();
+        let gone: Vec<String> =
+            doors.open.keys().filter(|name| !settings.listeners.iter().any(|wanted| wanted.name == **name)).cloned().collect();
         for name in gone {
             if let Some(door) = doors.open.remove(&name) {
                 door.stop.send_replace(true);

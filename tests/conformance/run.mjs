@@ -75,7 +75,7 @@ async function run () {
     })
     proxy.on('exit', code => reject(new Error(`tiercel ended with ${code}: ${text}`)))
   })
-  const client = start('node', ['--no-warnings', 'cli.mjs'], { cwd: suite, env: { ...process.env, npm_config_base: base, npm_config_id: '' } })
+  const client = start('node', ['--no-warnings', 'cli.mjs'], { cwd: suite, env: { ...process.env, npm_config_base: base, npm_config_id: '', npm_package_config_id: '' } })
   let out = ''
   client.stdout.on('data', data => { out += data })
   await new Promise(resolve => client.on('exit', resolve))

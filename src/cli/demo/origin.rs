@@ -121,7 +121,8 @@ async fn products(State(site): Shared, fields: HeaderMap) -> Response {
     if fields.get(header::IF_NONE_MATCH).is_some_and(|tag| tag.as_bytes() == etag.as_bytes()) {
         return (StatusCode::NOT_MODIFIED, common).into_response();
     }
-    let list: Vec<_> = (0..5 + added).map(|id| serde_json::json!({"id": id, "name": format!("Product {id}"), "price": 9.5 + id as f64})).collect();
+    let list: Vec<_> =
+        (0..5 + added).map(|id| serde_json::json!({"id": id, "name": format!("Product {id}"), "price": 9.5 + id as f64})).collect();
     (common, axum::Json(serde_json::json!({ "products": list }))).into_response()
 }
 
@@ -155,7 +156,8 @@ async fn flaky(State(site): Shared) -> Response {
 async fn language(fields: HeaderMap) -> Response {
     let german = fields.get(header::ACCEPT_LANGUAGE).is_some_and(|value| value.as_bytes().starts_with(b"de"));
     let (language, text) = if german { ("de", "Guten Tag\n") } else { ("en", "Good day\n") };
-    ([(header::CACHE_CONTROL, "public, max-age=60"), (header::VARY, "Accept-Language"), (header::CONTENT_LANGUAGE, language)], text).into_response()
+    ([(header::CACHE_CONTROL, "public, max-age=60"), (header::VARY, "Accept-Language"), (header::CONTENT_LANGUAGE, language)], text)
+        .into_response()
 }
 
 /// Never stored: it sets a cookie.
