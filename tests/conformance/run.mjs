@@ -23,7 +23,8 @@ if (!options.suite || !options.binary) {
   process.exit(2)
 }
 const suite = resolve(options.suite)
-const suites = (await import(pathToFileURL(join(suite, 'tests/index.mjs')))).default
+const load = async file => (await import(pathToFileURL(join(suite, 'tests', file)))).default
+const suites = [...await load('index.mjs'), await load('surrogate-control.mjs')] // what its command line runs
 const tests = new Map(suites.flatMap(s => s.tests).filter(t => !t.browser_only).map(t => [t.id, t]))
 const work = mkdtempSync(join(tmpdir(), 'conformance-'))
 const children = []
