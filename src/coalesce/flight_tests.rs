@@ -101,7 +101,7 @@ fn a_flight_that_cannot_be_used_has_left_the_table_when_its_followers_are_woken(
             self.1.lock().unwrap().push(joined);
         }
     }
-    for published in [Published::Alone, Published::LeadAnew, Published::Failed("dns_error".into())] {
+    for published in [Published::Alone, Published::LeadAnew, Published::Failed(failure())] {
         let table = table(10);
         let leader = lead(&table, "a");
         let mut followers = [(); 3].map(|()| follow(&table, "a"));
@@ -193,4 +193,8 @@ fn a_wait_that_was_given_up_can_be_taken_up_again() {
     leader.publish(head("h"));
     assert_eq!((first.0.load(Ordering::Relaxed), second.0.load(Ordering::Relaxed)), (0, 1));
     assert!(poll(&mut follower, &second).is_ready());
+}
+
+fn failure() -> Arc<Failure> {
+    Arc::new(Failure { status: 502, token: "dns_error", text: "no address".into(), stale_may_be_served: true })
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::settings::{AcceptEncoding, Action, BypassRule, PathMatch, Rewrite, RouteMatch, Site, UpstreamHost, ValueMatch};
+use crate::config::settings::{Action, BypassRule, PathMatch, Rewrite, RouteMatch, Site, UpstreamHost, ValueMatch};
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::policy::CachePolicy;
 use proptest::prelude::*;
@@ -17,7 +17,6 @@ fn route(name: &str, matcher: RouteMatch) -> Arc<Route> {
         rewrite: Vec::new(),
         host: UpstreamHost::Preserve,
         strip_cookies: Vec::new(),
-        accept_encoding: AcceptEncoding::Normalise,
         purge_from: Vec::new(),
         forward_tags: Vec::new(),
         cache_status: true,
