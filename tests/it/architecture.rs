@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
     ("cli", &["server", "config"]),
+    ("cli::demo", &["server", "config", "observe::log", "semantics::key::hash128"]),
     (
         "server",
         &[
@@ -33,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["invalidation", "config::settings", "observe", "semantics", "clock"]),
-    ("listener", &["proxy::outcome", "cache::StoredResponse", "body", "config::settings", "observe", "semantics", "clock"]),
+    ("listener", &["proxy::outcome", "cache::StoredHead", "body", "config::settings", "observe", "semantics", "clock"]),
     (
         "proxy",
         &[
@@ -43,7 +44,9 @@ const ARROWS: &[(&str, &[&str])] = &[
             "upstream",
             "invalidation",
             "route",
+            "tier::memory",
             "observe",
+            "config::Settings",
             "config::settings",
             "semantics",
             "body",
@@ -53,17 +56,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proxy::outcome", &["semantics::cache_status", "semantics::storage"]),
     ("route", &["config::settings", "semantics"]),
     ("cache", &["tier", "invalidation", "observe", "config::settings", "semantics", "body", "clock"]),
-    ("invalidation", &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock"]),
-    ("invalidation::selector", &["semantics::key"]),
+    ("invalidation", &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "sync"]),
+    ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),
     ("coalesce", &["observe", "config::settings", "semantics", "body", "clock"]),
-    ("coalesce::flight", &["semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"]),
+    (
+        "coalesce::flight",
+        &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
+    ),
     ("upstream", &["listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
-    ("observe", &["proxy::outcome", "listener::*", "config::settings", "semantics", "clock"]),
+    ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
     ("config", &["semantics"]),
     ("config::settings", &["semantics::key", "semantics::policy"]),
     ("body", &["semantics::Fields"]),
     ("clock", &["semantics::Now"]),
+    ("sync", &[]),
     ("semantics", &[]),
 ];
 

@@ -1,7 +1,7 @@
 //! Secondary keys: RFC 9111 §4.1, RFC 9110 §12.5.5.
 
 use super::freshness::fields;
-use tiercel::semantics::policy::CachePolicy;
+use tiercel::semantics::policy::{AcceptEncoding, CachePolicy};
 use tiercel::semantics::vary::Vary;
 
 #[test]
@@ -69,9 +69,34 @@ fn fields_match_that_mean_the_same() {
         row("6265 cookies are bytes", "cookie", &[("Cookie", "a=1, 2")], &[("Cookie", "a=1,2")], false),
     ] {
         let vary = Vary::parse(&fields(&[("Vary", names)]));
-        let key = |lines| vary.secondary_key(&fields(lines), &CachePolicy::default());
+        let key = |lines| vary.secondary_key(&fields(lines), &as_sent());
         assert_eq!(key(a) == key(b), same, "{section}");
     }
+}
+
+/// The client's Accept-Encoding goes to the origin as it came, so its value selects.
+fn as_sent() -> CachePolicy {
+    CachePolicy { accept_encoding: AcceptEncoding::Forward, ..CachePolicy::default() }
+}
+
+#[test]
+fn an_accept_encoding_that_we_decide_selects_by_what_the_origin_is_asked() {
+    let vary = Vary::parse(&fields(&[("Vary", "Accept-Encoding")]));
+    let same = |a: &[(&str, &str)], b: &[(&str, &str)], policy: &CachePolicy| {
+        let key = vary.secondary_key(&fields(a), policy);
+        assert_eq!(vary.matches(&fields(b), &key, policy), key == vary.secondary_key(&fields(b), policy));
+        vary.matches(&fields(b), &key, policy)
+    };
+    let normalise = CachePolicy::default();
+    let accept = |value| [("Accept-Encoding", value)];
+    assert!(same(&accept("gzip, deflate, br, zstd"), &accept("gzip"), &normalise));
+    assert!(same(&accept("*"), &accept("br, gzip;q=0.1"), &normalise));
+    assert!(same(&accept("br"), &[], &normalise));
+    assert!(same(&accept("gzip;q=0, *"), &[], &normalise));
+    assert!(!same(&accept("gzip"), &accept("br"), &normalise));
+    let identity = CachePolicy { accept_encoding: AcceptEncoding::Identity, ..CachePolicy::default() };
+    assert!(same(&accept("gzip"), &accept("br"), &identity));
+    assert!(!same(&accept("gzip"), &accept("br"), &as_sent()));
 }
 
 #[test]
