@@ -14,7 +14,7 @@ use crate::coalesce::fill::{Fill, FillReader, FillWriter, Unstored};
 pub use crate::coalesce::flight::Failure;
 use crate::coalesce::flight::{FlightKey, Follower, Join, Leader, Published};
 use crate::invalidation::Stamp;
-use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
+use crate::listener::{Handled, InterimSender, InterimSlot, NotTaken, RequestBody, Response, interim_queue};
 use crate::observe::metrics::{Bound, FollowOutcome};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Reuse, Validity, may_serve_on_error, reuse};
@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 /// A stored response that cannot be used as it is: to be confirmed, or to stand in if the origin fails.
 pub type Candidate = Option<(Arc<StoredResponse>, Validity)>;
@@ -55,11 +55,11 @@ impl Interims {
     fn tell(&self, proxy: &Proxy, interim: &crate::listener::Interim) {
         self.0.lock().retain(|sender| match sender.try_send(interim.clone()) {
             Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => {
+            Err(NotTaken::Full) => {
                 proxy.metrics.bound(Bound::InterimDropped);
                 true
             }
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
+            Err(NotTaken::Closed) => false,
         });
     }
 }
@@ -425,7 +425,7 @@ impl Duty {
     /// Asks the upstream; `None` if everybody left before there was a head.
     async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, FetchError>> {
         let upstream = self.exchange.routed.upstream.clone()?;
-        let (sender, mut interims) = mpsc::channel(16);
+        let (sender, mut interims) = interim_queue();
         let request = match forward::request(&self.exchange, forward::Kind::Whole(confirming), Some(sender)) {
             Ok(request) => request,
             Err(error) => return Some(Err(error)),
@@ -434,7 +434,7 @@ impl Duty {
         loop {
             tokio::select! {
                 biased;
-                Some(interim) = interims.recv() => self.leader.stamp().interims.tell(&self.proxy, &interim),
+                interim = interims.recv() => self.leader.stamp().interims.tell(&self.proxy, &interim),
                 result = &mut sending => return Some(result),
                 () = deserted(&mut self.client, &self.leader) => return None,
             }
