@@ -43,13 +43,13 @@ pub enum NotTaken {
     Closed,
 }
 
-/// A queue for one client's interim responses.
-pub fn queue() -> (InterimSender, InterimReceiver) {
-    let state = Arc::<Mutex<State>>::default();
-    (InterimSender(Arc::clone(&state)), InterimReceiver(state))
-}
-
 impl InterimSender {
+    /// A queue of its own.
+    pub fn queue() -> (Self, InterimReceiver) {
+        let state = Arc::<Mutex<State>>::default();
+        (Self(Arc::clone(&state)), InterimReceiver(state))
+    }
+
     /// Queues; never waits.
     pub fn try_send(&self, interim: Interim) -> Result<(), NotTaken> {
         let mut state = self.0.lock();
@@ -109,7 +109,7 @@ pub struct InterimSlot {
 
 impl InterimSlot {
     pub fn sender(&mut self) -> InterimSender {
-        let (sender, receiver) = queue();
+        let (sender, receiver) = InterimSender::queue();
         self.receiver = Some(receiver);
         sender
     }
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_queue_is_bounded_and_closes_with_its_receiver() {
-        let (sender, mut receiver) = queue();
+        let (sender, mut receiver) = InterimSender::queue();
         for _ in 0..QUEUE {
             sender.try_send(early_hints()).unwrap();
         }
@@ -143,7 +143,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_is_woken() {
-        let (sender, mut receiver) = queue();
+        let (sender, mut receiver) = InterimSender::queue();
         let waiting = tokio::spawn(async move { receiver.recv().await.status });
         tokio::task::yield_now().await;
         sender.try_send(early_hints()).unwrap();

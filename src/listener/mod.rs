@@ -6,7 +6,7 @@
 pub mod http1;
 mod interim;
 
-pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken, queue as interim_queue};
+pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
 
 use crate::body::{BodyError, BodyStream, ResponseBody};
 use crate::proxy::outcome::Outcome;

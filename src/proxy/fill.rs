@@ -14,7 +14,7 @@ use crate::coalesce::fill::{Fill, FillReader, FillWriter, Unstored};
 pub use crate::coalesce::flight::Failure;
 use crate::coalesce::flight::{FlightKey, Follower, Join, Leader, Published};
 use crate::invalidation::Stamp;
-use crate::listener::{Handled, InterimSender, InterimSlot, NotTaken, RequestBody, Response, interim_queue};
+use crate::listener::{Handled, InterimSender, InterimSlot, NotTaken, RequestBody, Response};
 use crate::observe::metrics::{Bound, FollowOutcome};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Reuse, Validity, may_serve_on_error, reuse};
@@ -425,7 +425,7 @@ impl Duty {
     /// Asks the upstream; `None` if everybody left before there was a head.
     async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, FetchError>> {
         let upstream = self.exchange.routed.upstream.clone()?;
-        let (sender, mut interims) = interim_queue();
+        let (sender, mut interims) = InterimSender::queue();
         let request = match forward::request(&self.exchange, forward::Kind::Whole(confirming), Some(sender)) {
             Ok(request) => request,
             Err(error) => return Some(Err(error)),
