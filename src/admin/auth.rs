@@ -1,7 +1,7 @@
 //! Who may ask: token, Host, and what a browser sends on behalf of a foreign page.
 
+use super::Control;
 use super::api::Problem;
-use crate::config::settings::Secret;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What every request is held against before it is routed.
-#[derive(Debug)]
 pub(super) struct Guard {
-    pub(super) token: Option<Secret>,
+    /// Who knows the token; `None`: there is nothing to guard.
+    pub(super) control: Option<Arc<dyn Control>>,
     /// The listener is bound to loopback.
     pub(super) loopback: bool,
 }
@@ -47,7 +47,7 @@ impl Guard {
     }
 
     fn check_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let Some(token) = &self.token else { return Ok(()) };
+        let Some(token) = self.control.as_ref().and_then(|control| control.token()) else { return Ok(()) };
         let given = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
         match given {
             Some(given) if same(given, token.expose().as_bytes()) => Ok(()),

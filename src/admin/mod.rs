@@ -36,6 +36,8 @@ pub trait Control: Send + Sync + 'static {
     /// The effective configuration, secrets masked.
     fn config(&self) -> serde_json::Value;
     fn status(&self) -> serde_json::Value;
+    /// What has to be sent along, as the configuration says now: a reload may change it.
+    fn token(&self) -> Option<Secret>;
     /// Most selectors in one call.
     fn selectors_per_call(&self) -> usize;
     /// The listener's connections are at their bound; a metric should show it.
@@ -89,12 +91,11 @@ impl Handle {
 pub fn serve(
     listener: TcpListener,
     control: Arc<dyn Control>,
-    token: Option<Secret>,
     metrics_only: bool,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<Handle> {
     let address = listener.local_addr()?;
-    if !metrics_only && token.is_none() && !address.ip().is_loopback() {
+    if !metrics_only && control.token().is_none() && !address.ip().is_loopback() {
         let message = format!("the admin listener on {address} needs a token: only loopback does without");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
@@ -104,7 +105,7 @@ pub fn serve(
         let _entered = runtime.enter();
         connection::Listener::new(tokio::net::TcpListener::from_std(listener)?, control.clone())
     };
-    let guard = auth::Guard { token, loopback: address.ip().is_loopback() };
+    let guard = auth::Guard { control: (!metrics_only).then(|| control.clone()), loopback: address.ip().is_loopback() };
     let router = api::router(control, guard, metrics_only);
     let name = if metrics_only { "metrics" } else { "admin" };
     let thread = std::thread::Builder::new().name(name.into()).spawn(move || runtime.block_on(run(listener, router, shutdown)))?;

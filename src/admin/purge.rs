@@ -265,6 +265,9 @@ mod tests {
     struct Plain;
 
     impl Control for Plain {
+        fn token(&self) -> Option<crate::config::settings::Secret> {
+            None
+        }
         fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
             let (id, issued_at, actor) = ("f00".into(), String::new(), actor.into());
             Receipt { id, mode, selectors, position: Position::default(), issued_at, actor, acknowledged: "local", complete: true }

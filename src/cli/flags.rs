@@ -5,10 +5,13 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
+/// Names the configuration file where no flag does.
+const FILE_VARIABLE: &str = "TIERCEL_CONFIG";
+
 /// Where the configuration comes from.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ConfigFlags {
-    /// Configuration file; its ending (.toml, .yaml, .yml, .json) names the format
+    /// Configuration file; its ending (.toml, .yaml, .yml, .json) names the format [default: the variable TIERCEL_CONFIG]
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Endpoint that requests go to, http://HOST:PORT; may be repeated
@@ -40,7 +43,8 @@ pub struct ConfigFlags {
 impl ConfigFlags {
     /// What these flags and the environment of this process give.
     pub fn sources(&self) -> Sources {
-        Sources::new(self.config.clone(), self.to_tree())
+        let named = || std::env::var_os(FILE_VARIABLE).filter(|file| !file.is_empty()).map(PathBuf::from);
+        Sources::new(self.config.clone().or_else(named), self.to_tree())
     }
 
     /// Reads and checks it.

@@ -8,6 +8,7 @@ pub mod demo;
 mod explain;
 mod flags;
 mod get;
+mod health;
 mod man;
 mod purge;
 mod reload;
@@ -17,6 +18,7 @@ mod version;
 
 use crate::config::Problems;
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -58,6 +60,8 @@ enum Command {
     Explain(explain::Options),
     /// Make a running server read its configuration again, whole or not at all
     Reload(reload::Options),
+    /// Ask whether a running server wants requests: exit code 0 if so, else 1
+    Health(health::Options),
     /// Print the version
     Version(version::Options),
     /// Print completions for a shell
@@ -93,7 +97,7 @@ impl From<anyhow::Error> for Failure {
 
 /// Reads the arguments of the process and carries out the command.
 pub fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    match dispatch(Cli::parse_from(with_command(std::env::args_os().collect())).command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let code = if matches!(failure, Failure::Runtime(_)) { 1 } else { 2 };
@@ -101,6 +105,15 @@ pub fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// A first argument that begins with a hyphen is a flag of `run`, so that a container can be given flags alone.
+fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let own = ["-h", "--help", "-V", "--version"];
+    if arguments.get(1).is_some_and(|first| first.as_encoded_bytes().starts_with(b"-") && !own.iter().any(|flag| first == flag)) {
+        arguments.insert(1, "run".into());
+    }
+    arguments
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {
@@ -113,6 +126,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Get(options) => get::run(options),
         Command::Explain(options) => explain::run(options),
         Command::Reload(options) => reload::run(options),
+        Command::Health(options) => health::run(options),
         Command::Version(options) => version::run(options),
         Command::Completions(options) => completions::run(options),
         Command::Man(options) => man::run(options),
@@ -155,6 +169,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_leading_flag_is_one_of_run() {
+        let with = |arguments: &[&str]| with_command(arguments.iter().map(Into::into).collect());
+        assert_eq!(with(&["tiercel", "--memory", "2GiB"]), ["tiercel", "run", "--memory", "2GiB"]);
+        assert_eq!(with(&["tiercel", "-c", "a.toml"]), ["tiercel", "run", "-c", "a.toml"]);
+        for own in [&["tiercel", "--help"][..], &["tiercel", "-V"], &["tiercel"], &["tiercel", "check", "--json"]] {
+            assert_eq!(with(own), own);
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use serde_json::Value;
 const FIXED: &[&str] = &[
     "server.workers",
     "server.runtime",
+    "admin.address",
+    "metrics.address",
     "memory.limit",
     "memory.policy",
     "memory.stored_share",
@@ -17,7 +19,13 @@ const FIXED: &[&str] = &[
     "purge.receipts",
     "purge.map_capacity",
     "purge.fold_slots",
+    "limits.waiting",
+    "fill.marker_first",
+    "fill.marker_max",
     "fill.marker_count",
+    "log.format",
+    "log.access.target",
+    "log.access.format",
     "log.access.queue",
 ];
 

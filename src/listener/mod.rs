@@ -9,6 +9,7 @@ mod interim;
 pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
 
 use crate::body::{BodyError, BodyStream, ResponseBody};
+use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::Fields;
 use http::{Method, StatusCode};
@@ -85,8 +86,12 @@ pub trait Handler: Send + Sync + 'static {
     /// The last byte of an answer went out, or the client left: log and count.
     fn finished(&self, peer: &Peer, head: &RequestHead, outcome: &Outcome, sent: &Sent);
 
-    /// A request was refused by the connection itself, before it could be handled.
-    fn refused(&self, peer: &Peer, refusal: Refusal);
+    /// A request was refused by the connection itself, or its client left before there was an answer. `head` where it
+    /// was understood; `duration_ns` from its first byte.
+    fn refused(&self, peer: &Peer, head: Option<&RequestHead>, refusal: Refusal, duration_ns: u64);
+
+    /// A bound on connections was reached of which no refusal tells.
+    fn bound(&self, _: Bound) {}
 }
 
 /// What went out.

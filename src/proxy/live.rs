@@ -11,6 +11,8 @@ use std::sync::Arc;
 /// One configuration, immutable.
 pub struct Live {
     pub settings: Arc<Settings>,
+    /// For connections that are accepted from now on.
+    pub limits: Arc<settings::Limits>,
     pub router: Router,
     /// By site and route, as the router numbers them.
     routed: Vec<Vec<Arc<Routed>>>,
@@ -70,7 +72,7 @@ impl Live {
                 site.routes.iter().map(join).collect()
             })
             .collect();
-        Self { router: Router::new(&settings.sites), routed, upstreams, via, settings }
+        Self { router: Router::new(&settings.sites), limits: Arc::new(settings.limits.clone()), routed, upstreams, via, settings }
     }
 
     /// The route of a request.

@@ -18,6 +18,7 @@ mod live;
 mod lookup;
 pub mod outcome;
 mod purge;
+mod refused;
 mod revalidate;
 mod store;
 
@@ -110,8 +111,15 @@ impl Handler for Proxy {
         }
     }
 
-    fn refused(&self, _: &Peer, refusal: Refusal) {
-        self.metrics.refused(refusal.reason, refusal.status);
+    fn refused(&self, peer: &Peer, head: Option<&RequestHead>, refusal: Refusal, duration_ns: u64) {
+        refused::count(&self.metrics, refusal);
+        if self.access_log.enabled() {
+            refused::log(self, peer, head, refusal, duration_ns);
+        }
+    }
+
+    fn bound(&self, bound: Bound) {
+        self.metrics.bound(bound);
     }
 }
 

@@ -1,104 +1,190 @@
 //! Accepting connections and serving them.
 
-use super::workers::Shared;
+use super::sockets;
+use super::workers::{Counted, Shared};
 use crate::config::settings::Limits;
 use crate::listener::{Peer, http1};
 use crate::observe::metrics::Bound;
 use crate::proxy::Proxy;
 use crate::semantics::key::Scheme;
+use parking_lot::Mutex;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// What connections of one listener need.
 pub struct Doorway {
-    pub name: Arc<str>,
+    /// A reload may give it another name.
+    pub name: Mutex<Arc<str>>,
     pub proxy: Arc<Proxy>,
-    pub limits: Arc<Limits>,
     /// Turns true when the process drains.
     pub drain: watch::Receiver<bool>,
 }
 
-/// Accepts on the current runtime until `stop`.
-pub fn spawn(worker: usize, socket: std::net::TcpListener, doorway: Arc<Doorway>, shared: Arc<Shared>, stop: watch::Receiver<bool>) {
+impl Doorway {
+    fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name.lock())
+    }
+
+    /// Bounds as the configuration says now: a connection keeps those under which it was accepted.
+    fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.proxy.live.load().limits)
+    }
+}
+
+/// How long handshakes that have begun may take to end before a listening socket closes; and then one round trip is due.
+const HANDSHAKE_WAIT: Duration = Duration::from_millis(200);
+/// Between attempts to accept while there are no descriptors or no memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Accepts on the current runtime until `stop`; `open` is held as long as the socket is.
+pub fn spawn(
+    worker: usize,
+    socket: std::net::TcpListener,
+    doorway: Arc<Doorway>,
+    shared: Arc<Shared>,
+    stop: watch::Receiver<bool>,
+    open: Arc<()>,
+) {
     match TcpListener::from_std(socket) {
         Ok(listener) => {
-            tokio::spawn(accept(worker, listener, doorway, shared, stop));
+            tokio::spawn(async move {
+                let acceptor = Acceptor { worker, turn: worker, doorway, shared };
+                acceptor.run(listener, stop).await;
+                drop(open);
+            });
         }
-        Err(error) => tracing::error!(%error, listener = &*doorway.name, "cannot listen"),
+        Err(error) => tracing::error!(%error, listener = &*doorway.name(), "cannot listen"),
     }
 }
 
-async fn accept(worker: usize, listener: TcpListener, doorway: Arc<Doorway>, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-    let mut turn = worker;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, client)) => {
-                turn = turn.wrapping_add(1);
-                place(worker, turn, stream, client, &doorway, &shared);
+/// What accepts from one socket.
+struct Acceptor {
+    worker: usize,
+    turn: usize,
+    doorway: Arc<Doorway>,
+    shared: Arc<Shared>,
+}
+
+impl Acceptor {
+    async fn run(mut self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, client)) => self.place(stream, client),
+                Err(error) => self.pause(&error).await,
             }
-            Err(error) => pause(&error, &doorway).await,
+        }
+        self.close(listener).await;
+    }
+
+    /// Linux resets what is queued on a listening socket when it closes. So no new handshake may begin, those under way
+    /// end, and whoever is queued then is served.
+    async fn close(mut self, listener: TcpListener) {
+        if let Err(error) = sockets::refuse_handshakes(&listener) {
+            tracing::debug!(%error, "a connection that comes while the socket closes may be lost");
+        }
+        let until = Instant::now() + HANDSHAKE_WAIT;
+        while let Ok(accepted) = timeout_at(until, listener.accept()).await {
+            match accepted {
+                Ok((stream, client)) => self.place(stream, client),
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(_) => break,
+            }
+        }
+        // The runtime asks the kernel only after it was told of something: the kernel itself has the last word.
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, client)) = listener.accept() {
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                self.place(stream, client);
+            }
         }
     }
-    // Linux resets what is queued on a closed socket: empty it first.
-    while let Ok(Ok((stream, client))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
-        serve(worker, stream, client, &doorway, &shared);
+
+    /// Out of descriptors or memory: the connection stays queued; trying again at once would spin.
+    async fn pause(&self, error: &io::Error) {
+        if is_of_one_connection(error) {
+            return;
+        }
+        self.doorway.proxy.metrics.bound(Bound::Connections);
+        tracing::warn!(%error, listener = &*self.doorway.name(), "cannot accept");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+
+    /// Serves here, or hands over to an idler worker, or says that there is no room.
+    fn place(&mut self, stream: TcpStream, client: SocketAddr) {
+        self.turn = self.turn.wrapping_add(1);
+        let shared = &self.shared;
+        if shared.connections() >= self.doorway.limits().connections {
+            return turn_away(stream, &self.doorway, shared);
+        }
+        match shared.better_than(self.worker) {
+            None => serve(stream, client, shared.count(shared.counts_for(self.worker, self.turn)), &self.doorway),
+            Some(idler) => match stream.into_std() {
+                Ok(stream) => shared.hand_over(stream, shared.count(idler), &self.doorway),
+                Err(error) => tracing::debug!(%error, "a connection was lost while it was handed over"),
+            },
+        }
     }
 }
 
-/// Out of descriptors or memory: the connection stays queued; trying again at once would spin.
-async fn pause(error: &std::io::Error, doorway: &Doorway) {
-    if matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) {
-        return;
-    }
-    doorway.proxy.metrics.bound(Bound::Connections);
-    tracing::warn!(%error, listener = &*doorway.name, "cannot accept");
-    tokio::time::sleep(Duration::from_millis(20)).await;
-}
-
-/// Serves here, or hands over to an idler worker.
-fn place(worker: usize, turn: usize, stream: TcpStream, client: SocketAddr, doorway: &Arc<Doorway>, shared: &Arc<Shared>) {
-    match shared.better_than(worker) {
-        None => serve(shared.counts_for(worker, turn), stream, client, doorway, shared),
-        Some(idler) => match stream.into_std() {
-            Ok(stream) => shared.hand_over(idler, stream, doorway),
-            Err(error) => tracing::debug!(%error, "a connection was lost while it was handed over"),
-        },
-    }
+/// Errors of the connection that would have been accepted, not of the socket (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
 /// Serves a connection that another worker accepted.
-pub fn serve_std(worker: usize, stream: std::net::TcpStream, doorway: &Arc<Doorway>, shared: &Arc<Shared>) {
+pub fn serve_std(stream: std::net::TcpStream, counted: Counted, doorway: &Arc<Doorway>) {
     let served = stream.peer_addr().and_then(|client| Ok((TcpStream::from_std(stream)?, client)));
     if let Ok((stream, client)) = served {
-        serve(worker, stream, client, doorway, shared);
+        serve(stream, client, counted, doorway);
     }
 }
 
-fn serve(worker: usize, stream: TcpStream, client: SocketAddr, doorway: &Arc<Doorway>, shared: &Arc<Shared>) {
-    if shared.connections() >= doorway.limits.connections {
-        doorway.proxy.metrics.bound(Bound::Connections);
-        let _ = stream.try_write(FULL); // it may have left already
-        return;
-    }
+fn serve(stream: TcpStream, client: SocketAddr, counted: Counted, doorway: &Arc<Doorway>) {
     let _ = stream.set_nodelay(true); // a missed option costs latency, not correctness
     let Ok(local) = stream.local_addr() else { return };
-    let peer = Peer { client, local, worker, scheme: Scheme::Http, listener: Arc::clone(&doorway.name) };
-    let (counted, doorway) = (shared.count(worker), Arc::clone(doorway));
+    let peer = Peer { client, local, worker: counted.worker(), scheme: Scheme::Http, listener: doorway.name() };
+    let doorway = Arc::clone(doorway);
     tokio::spawn(async move {
-        doorway.proxy.metrics.connection_opened();
-        let (limits, handler, drain) = (Arc::clone(&doorway.limits), Arc::clone(&doorway.proxy), doorway.drain.clone());
-        http1::serve(stream, peer, limits, handler, drain).await;
-        doorway.proxy.metrics.connection_closed();
+        let metrics = Arc::clone(&doorway.proxy.metrics);
+        metrics.connection_opened();
+        http1::serve(stream, peer, doorway.limits(), Arc::clone(&doorway.proxy), doorway.drain.clone()).await;
+        metrics.connection_closed();
         drop(counted);
     });
 }
 
+/// 503 for a connection above the limit, if the client asks within a moment; where even these are many, nothing.
+fn turn_away(stream: TcpStream, doorway: &Doorway, shared: &Shared) {
+    doorway.proxy.metrics.bound(Bound::Connections);
+    let Some(turned_away) = shared.turn_away() else { return };
+    tokio::spawn(async move {
+        let _ = timeout(TURN_AWAY_TIME, say_full(stream)).await; // whatever came of it, the connection ends
+        drop(turned_away);
+    });
+}
+
+/// Unread bytes at close would become a reset, which can destroy the answer (RFC 9112 §9.6): so the request is read.
+async fn say_full(mut stream: TcpStream) -> io::Result<()> {
+    let mut bytes = [0; 4096];
+    if stream.read(&mut bytes).await? == 0 {
+        return Ok(());
+    }
+    stream.write_all(FULL).await?;
+    stream.shutdown().await?;
+    while stream.read(&mut bytes).await? > 0 {}
+    Ok(())
+}
+
+const TURN_AWAY_TIME: Duration = Duration::from_secs(1);
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";

@@ -4,15 +4,16 @@ use super::accept::Doorway;
 use super::workers::Workers;
 use super::{background, control::Controller, sockets};
 use crate::admin;
+use crate::config::settings::Listener;
 use crate::config::{self, Settings, Sources};
 use crate::invalidation::Journal;
 use crate::observe::access_log::AccessLog;
+use crate::observe::log::LogHandle;
 use crate::observe::metrics::{Bound, Metrics};
 use crate::proxy::{Live, Proxy};
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -32,13 +33,17 @@ pub struct State {
     pub sources: Sources,
     pub draining: AtomicBool,
     pub started: Instant,
+    /// The error log, whose level a reload may change.
+    log: Option<LogHandle>,
     doors: Mutex<Doors>,
     drain: watch::Sender<bool>,
+    /// Held by a reload from reading files to the end.
+    reloading: Mutex<()>,
 }
 
 struct Doors {
     workers: Option<Workers>,
-    open: HashMap<String, Door>,
+    open: Vec<Door>,
 }
 
 /// An open listener.
@@ -46,53 +51,65 @@ struct Door {
     wanted: SocketAddr,
     bound: SocketAddr,
     stop: watch::Sender<bool>,
+    doorway: Arc<Doorway>,
 }
+
+impl Door {
+    fn name(&self) -> String {
+        self.doorway.name.lock().to_string()
+    }
+
+    /// Whether this is what the configuration means. A name may change while the socket stays, but for port 0: there
+    /// only the name tells which is which.
+    fn is(&self, listener: &Listener) -> bool {
+        self.wanted == listener.address && (self.wanted.port() != 0 || self.name() == listener.name)
+    }
+}
+
+/// A listener that is bound and not served yet.
+type Bind = (Listener, Vec<TcpListener>);
 
 impl Server {
     /// Binds every address, then starts to serve. Nothing is left behind on an error.
-    pub fn start(sources: Sources, mut settings: Settings) -> Result<Self> {
-        let descriptors = sockets::raise_descriptor_limit();
-        // A client connection may need an upstream connection of its own.
-        settings.limits.connections =
-            settings.limits.connections.min(usize::try_from(descriptors.saturating_sub(64) / 2).unwrap_or(usize::MAX)).max(16);
+    pub fn start(sources: Sources, mut settings: Settings, log: Option<LogHandle>) -> Result<Self> {
         for warning in &settings.warnings {
             tracing::warn!(warning, "configuration");
         }
-        let admin_socket = settings.admin.address.map(|address| sockets::bind(address, 1)).transpose().context("admin listener")?;
-        let metrics_socket = settings.metrics.address.map(|address| sockets::bind(address, 1)).transpose().context("metrics listener")?;
+        fit_descriptors(&mut settings);
+        let bound = bind_all(&settings, &settings.listeners)?;
+        let admin_socket = bind_one("admin.address", settings.admin.address)?;
+        let metrics_socket = bind_one("metrics.address", settings.metrics.address)?;
         let metrics = Metrics::new(settings.server.workers);
-        let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).context("cannot open the access log")?);
+        let access_log = AccessLog::open(&settings.log.access, Arc::clone(&metrics)).context("log.access.target: cannot be opened")?;
         let journal = Arc::new(Journal::new(&settings.purge));
         let live = Live::new(settings.clone(), None, &metrics);
-        let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), access_log);
+        let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log));
         metrics.observe_gauges(Arc::clone(&proxy) as _);
         metrics.reloaded(true, &settings.hash);
         let workers = Workers::start(settings.server.runtime, settings.server.workers)?;
-        let doors = Mutex::new(Doors { workers: Some(workers), open: HashMap::new() });
         let state = Arc::new(State {
             proxy,
             sources,
             draining: AtomicBool::new(false),
             started: Instant::now(),
-            doors,
+            log,
+            doors: Mutex::new(Doors { workers: Some(workers), open: Vec::new() }),
             drain: watch::Sender::new(false),
+            reloading: Mutex::default(),
         });
-        state.open(&settings)?;
         background::spawn(Arc::downgrade(&state.proxy))?;
         let admin_stop = watch::Sender::new(false);
         let control: Arc<dyn admin::Control> = Arc::new(Controller { state: Arc::clone(&state) });
-        let serve = |socket: Option<Vec<std::net::TcpListener>>, token, metrics_only| -> Result<Option<SocketAddr>> {
-            let Some(socket) = socket.and_then(|mut sockets| sockets.pop()) else { return Ok(None) };
-            let address = socket.local_addr()?;
+        let serve = |socket: Option<TcpListener>, metrics_only| -> Result<Option<SocketAddr>> {
+            let Some(socket) = socket else { return Ok(None) };
             let mut stop = admin_stop.subscribe();
             let stopped = async move {
                 let _ = stop.wait_for(|stop| *stop).await; // an error means that the server is gone
             };
-            admin::serve(socket, Arc::clone(&control), token, metrics_only, stopped)?;
-            Ok(Some(address))
+            Ok(Some(admin::serve(socket, Arc::clone(&control), metrics_only, stopped)?.address()))
         };
-        let admin = serve(admin_socket, settings.admin.token.clone(), false)?;
-        let metrics = serve(metrics_socket, None, true)?;
+        let (admin, metrics) = (serve(admin_socket, false)?, serve(metrics_socket, true)?);
+        state.listen(&settings.listeners, bound)?;
         Ok(Self { state, admin, metrics, admin_stop })
     }
 
@@ -104,12 +121,15 @@ impl Server {
     /// Stops accepting, answers what is under way, ends; true if nothing had to be cut within the drain timeout.
     pub fn drain(self) -> bool {
         let state = &self.state;
+        // Readiness first: whoever asks from here on is told to send requests elsewhere.
         state.draining.store(true, Ordering::Release);
         let timeout = state.proxy.live.load().settings.server.drain_timeout;
         let deadline = Instant::now() + timeout;
-        state.close_all();
+        for door in self.state.doors.lock().open.drain(..) {
+            door.stop.send_replace(true);
+        }
         state.drain.send_replace(true);
-        while state.connections() > 0 && Instant::now() < deadline {
+        while state.is_busy() && Instant::now() < deadline {
             std::thread::sleep(DRAIN_POLL);
         }
         let left = state.connections();
@@ -129,58 +149,94 @@ impl Server {
 
 const DRAIN_POLL: Duration = Duration::from_millis(5);
 
+/// Takes the limit on connections down to what the process has descriptors for.
+fn fit_descriptors(settings: &mut Settings) {
+    let descriptors = sockets::raise_descriptor_limit();
+    settings.limits.connections = settings.limits.connections.min(connections_for(descriptors, settings));
+}
+
+/// Descriptors for everything but clients and upstreams: listeners, runtimes, logs, name servers, admin connections.
+const RESERVED_DESCRIPTORS: usize = 256;
+
+/// Client connections for which there are descriptors when every upstream has all of its own; at least the half of
+/// what there is, and 16: where the caps of upstreams promise more than the limit, not all of them are used at once.
+fn connections_for(descriptors: u64, settings: &Settings) -> usize {
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let upstreams = settings.upstreams.iter().map(|upstream| upstream.connections.saturating_mul(upstream.endpoints.len()));
+    let upstreams = upstreams.fold(0, usize::saturating_add).min(descriptors / 2);
+    (descriptors - upstreams).saturating_sub(RESERVED_DESCRIPTORS).max(16)
+}
+
+/// Binds these listeners, all or none.
+fn bind_all<'a>(settings: &Settings, listeners: impl IntoIterator<Item = &'a Listener>) -> Result<Vec<Bind>> {
+    let count = Workers::sockets_per_address(settings.server.runtime, settings.server.workers);
+    let bind = |listener: &Listener| {
+        let sockets = sockets::bind(listener.address, count).with_context(|| format!("listeners.{}.address", listener.name))?;
+        Ok((listener.clone(), sockets))
+    };
+    listeners.into_iter().map(bind).collect()
+}
+
+fn bind_one(key: &'static str, address: Option<SocketAddr>) -> Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    Ok(sockets::bind(address, 1).context(key)?.pop())
+}
+
 impl State {
     pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
-        let mut all: Vec<_> = self.doors.lock().open.iter().map(|(name, door)| (name.clone(), door.bound)).collect();
+        let mut all: Vec<_> = self.doors.lock().open.iter().map(|door| (door.name(), door.bound)).collect();
         all.sort();
         all
     }
 
     pub fn connections(&self) -> usize {
-        self.doors.lock().workers.as_ref().map_or(0, |workers| workers.shared.connections())
+        self.connections_by_worker().iter().sum()
     }
 
-    /// Opens what is wanted and not open yet; on an error what was open stays as it was.
-    fn open(&self, settings: &Settings) -> Result<()> {
+    pub fn connections_by_worker(&self) -> Vec<usize> {
+        self.doors.lock().workers.as_ref().map_or_else(Vec::new, |workers| workers.shared.connections_by_worker())
+    }
+
+    /// There are connections, or there may be: a listening socket has not emptied its queue.
+    fn is_busy(&self) -> bool {
+        let doors = self.doors.lock();
+        doors.workers.as_ref().is_some_and(|workers| workers.shared.open_sockets() > 0 || workers.shared.connections() > 0)
+    }
+
+    /// Binds what is wanted and not open; on an error everything is as it was.
+    fn bind(&self, settings: &Settings) -> Result<Vec<Bind>> {
+        let doors = self.doors.lock();
+        bind_all(settings, settings.listeners.iter().filter(|listener| !doors.open.iter().any(|door| door.is(listener))))
+    }
+
+    /// Serves what was bound, renames what stays, closes what is not wanted any more.
+    fn listen(&self, wanted: &[Listener], bound: Vec<Bind>) -> Result<()> {
         let mut doors = self.doors.lock();
-        let Some(workers) = &doors.workers else { return Ok(()) };
-        let is_open =
-            |listener: &config::settings::Listener| doors.open.get(&listener.name).is_some_and(|door| door.wanted == listener.address);
-        let mut bound = Vec::new();
-        for listener in settings.listeners.iter().filter(|listener| !is_open(listener)) {
-            let sockets =
-                sockets::bind(listener.address, workers.sockets_per_address()).with_context(|| format!("listeners.{}", listener.name))?;
-            bound.push((listener.clone(), sockets));
-        }
-        let mut opened = Vec::new();
-        for (listener, sockets) in bound {
-            let address = sockets[0].local_addr()?;
-            let stop = watch::Sender::new(false);
-            let doorway = Arc::new(Doorway {
-                name: listener.name.as_str().into(),
-                proxy: Arc::clone(&self.proxy),
-                limits: Arc::new(settings.limits.clone()),
-                drain: self.drain.subscribe(),
-            });
-            workers.listen(sockets, &doorway, &stop.subscribe());
-            opened.push((listener.name, Door { wanted: listener.address, bound: address, stop }));
-        }
-        for (name, door) in opened {
-            if let Some(before) = doors.open.insert(name, door) {
-                before.stop.send_replace(true);
+        let Doors { workers: Some(workers), open } = &mut *doors else { return Ok(()) }; // draining: nothing opens any more
+        open.retain(|door| match wanted.iter().find(|listener| door.is(listener)) {
+            Some(listener) => {
+                *door.doorway.name.lock() = listener.name.as_str().into();
+                true
             }
+            None => {
+                door.stop.send_replace(true);
+                false
+            }
+        });
+        for (listener, sockets) in bound {
+            let bound = sockets[0].local_addr()?;
+            let stop = watch::Sender::new(false);
+            let name = Mutex::new(listener.name.as_str().into());
+            let doorway = Arc::new(Doorway { name, proxy: Arc::clone(&self.proxy), drain: self.drain.subscribe() });
+            workers.listen(sockets, &doorway, &stop.subscribe());
+            open.push(Door { wanted: listener.address, bound, stop, doorway });
         }
         Ok(())
     }
 
-    fn close_all(&self) {
-        for (_, door) in self.doors.lock().open.drain() {
-            door.stop.send_replace(true);
-        }
-    }
-
     /// Re-reads the configuration whole or not at all.
     pub fn reload(&self) -> Result<Arc<Settings>, String> {
+        let _one_at_a_time = self.reloading.lock();
         let result = self.try_reload();
         match &result {
             Ok(settings) => {
@@ -196,22 +252,21 @@ impl State {
     }
 
     fn try_reload(&self) -> Result<Arc<Settings>, String> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err("the process is ending".into());
+        }
         let mut settings = config::load(&self.sources).map_err(|problems| problems.to_string())?;
         let before = self.proxy.live.load_full();
         config::changes(&before.settings, &settings).map_err(|problems| problems.to_string())?;
-        settings.limits.connections = settings.limits.connections.min(before.settings.limits.connections.max(16));
-        self.open(&settings).map_err(|error| format!("{error:#}"))?;
+        fit_descriptors(&mut settings);
+        let bound = self.bind(&settings).map_err(|error| format!("{error:#}"))?;
+        if let Some(log) = &self.log {
+            log.set_level(&settings.log).map_err(|error| error.to_string())?;
+        }
         let live = Arc::new(Live::new(settings, Some(&before), &self.proxy.metrics));
         let settings = Arc::clone(&live.settings);
         self.proxy.live.store(live);
-        let mut doors = self.doors.lock();
-        let gone: Vec<String> =
-            doors.open.keys().filter(|name| !settings.listeners.iter().any(|wanted| wanted.name == **name)).cloned().collect();
-        for name in gone {
-            if let Some(door) = doors.open.remove(&name) {
-                door.stop.send_replace(true);
-            }
-        }
+        self.listen(&settings.listeners, bound).map_err(|error| format!("{error:#}"))?;
         Ok(settings)
     }
 }

@@ -5,6 +5,7 @@ use super::background::resident_bytes;
 use crate::admin::{Control, ExplainRequest};
 use crate::clock;
 use crate::config;
+use crate::config::settings::Secret;
 use crate::invalidation::{Mode, Receipt, Selector};
 use crate::observe::metrics::Bound;
 use crate::semantics::Target;
@@ -79,10 +80,15 @@ impl Control for Controller {
             "config_hash": live.settings.hash,
             "listeners": listeners,
             "connections": self.state.connections(),
+            "connections_by_worker": self.state.connections_by_worker(),
             "memory": {"limit": live.settings.memory.limit, "resident": resident_bytes(), "stored_bytes": bytes, "stored_capacity": proxy.memory.capacity(), "stored_responses": responses},
             "journal": {"applied": proxy.journal.stamp().purge.position},
             "ready": self.ready().is_ok(),
         })
+    }
+
+    fn token(&self) -> Option<Secret> {
+        self.state.proxy.live.load().settings.admin.token.clone()
     }
 
     fn connections_full(&self) {

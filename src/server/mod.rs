@@ -1,6 +1,6 @@
 //! Puts the program together and runs it: the only module that knows every concrete type.
 //!
-//! [`run`] is `tiercel run`; [`Server::start`] is the same without signals, for the demo and for tests.
+//! [`run`] is `tiercel run`; [`serve`] is the same with an announcement of one's own, for the demo.
 
 mod accept;
 mod assembly;
@@ -11,4 +11,4 @@ mod sockets;
 mod workers;
 
 pub use assembly::Server;
-pub use lifecycle::{run, wait};
+pub use lifecycle::{run, serve};

@@ -1,8 +1,9 @@
 //! Listening sockets: one per address and core with SO_REUSEPORT, so that cores share nothing while accepting.
 
 use anyhow::{Context, Result};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 
 /// Connections that the kernel queues per socket before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -39,6 +40,28 @@ fn open(address: SocketAddr, shared: bool, listen: bool) -> std::io::Result<TcpL
     Ok(socket.into())
 }
 
+/// Lets no new handshake begin on a listening socket, while those under way end and queued connections stay: a filter
+/// drops segments that have SYN without ACK. The client tries again, and finds the port closed or a successor there.
+pub fn refuse_handshakes(socket: &impl AsFd) -> std::io::Result<()> {
+    const FLAGS_OF_SEGMENT: u32 = 13; // the filter sees the TCP header first
+    const SYN: u32 = 0x02;
+    const SYN_OR_ACK: u32 = 0x12;
+    const WHOLE: u32 = u32::MAX;
+    SockRef::from(socket).attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_OF_SEGMENT),
+        SockFilter::new(AND, 0, 0, SYN_OR_ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, WHOLE),
+    ])
+}
+
+/// Opcodes of classic BPF (linux/bpf_common.h).
+const LOAD_BYTE: u16 = 0x30;
+const AND: u16 = 0x54;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+
 /// Raises the soft limit of open files to the hard one; the limits on connections derive from what comes out.
 pub fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -50,6 +73,19 @@ pub fn raise_descriptor_limit() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_that_closes_takes_no_handshake_and_keeps_who_is_queued() {
+        let socket = bind(([127, 0, 0, 1], 0).into(), 1).unwrap().remove(0);
+        let address = socket.local_addr().unwrap();
+        let queued = std::net::TcpStream::connect(address).unwrap();
+        refuse_handshakes(&socket).unwrap();
+        let late = std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_millis(50)).unwrap_err();
+        assert_eq!(late.kind(), std::io::ErrorKind::TimedOut);
+        let (_, client) = socket.accept().unwrap();
+        assert_eq!(client, queued.local_addr().unwrap());
+        assert_eq!(socket.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    }
 
     #[test]
     fn an_occupied_port_is_refused_also_with_several_sockets() {

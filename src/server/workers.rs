@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, watch};
 /// What a worker is told.
 pub enum Command {
     /// Accept from this socket until `stop` turns true, then empty its queue and close it.
-    Listen { socket: TcpListener, doorway: Arc<Doorway>, stop: watch::Receiver<bool> },
+    Listen { socket: TcpListener, doorway: Arc<Doorway>, stop: watch::Receiver<bool>, open: Arc<()> },
     /// Serve a connection that another worker accepted.
-    Serve { stream: TcpStream, doorway: Arc<Doorway> },
+    Serve { stream: TcpStream, counted: Counted, doorway: Arc<Doorway> },
     /// End: whatever connections are left are cut.
     End,
 }
@@ -35,12 +35,36 @@ pub struct Shared {
     /// Connections per worker.
     loads: Vec<AtomicUsize>,
     commands: Vec<mpsc::UnboundedSender<Command>>,
+    /// One more reference per listening socket that is open.
+    sockets: Arc<()>,
+    /// One more reference per connection that is being turned away.
+    turned_away: Arc<()>,
 }
 
 impl Shared {
+    fn new(workers: usize, commands: Vec<mpsc::UnboundedSender<Command>>) -> Arc<Self> {
+        let loads = (0..workers).map(|_| AtomicUsize::new(0)).collect();
+        Arc::new(Self { loads, commands, sockets: Arc::default(), turned_away: Arc::default() })
+    }
+
     /// Connections in the process.
     pub fn connections(&self) -> usize {
         self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The same, worker by worker.
+    pub fn connections_by_worker(&self) -> Vec<usize> {
+        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Listening sockets that are open, those included that only empty their queues.
+    pub fn open_sockets(&self) -> usize {
+        Arc::strong_count(&self.sockets) - 1
+    }
+
+    /// Leave to turn a connection away politely, unless many are at it.
+    pub fn turn_away(&self) -> Option<Arc<()>> {
+        (Arc::strong_count(&self.turned_away) <= TURNED_AWAY_MAX).then(|| Arc::clone(&self.turned_away))
     }
 
     /// Counts a connection until the guard drops.
@@ -64,18 +88,29 @@ impl Shared {
         if self.commands.len() == self.loads.len() { worker } else { turn % self.loads.len() }
     }
 
-    pub fn hand_over(&self, worker: usize, stream: TcpStream, doorway: &Arc<Doorway>) {
-        let _ = self.commands[worker].send(Command::Serve { stream, doorway: Arc::clone(doorway) }); // fails only at the very end
+    /// Gives a connection to the worker whose it is counted as.
+    pub fn hand_over(&self, stream: TcpStream, counted: Counted, doorway: &Arc<Doorway>) {
+        let worker = &self.commands[counted.worker];
+        let _ = worker.send(Command::Serve { stream, counted, doorway: Arc::clone(doorway) }); // fails only at the very end
     }
 }
 
 /// Below this many connections an uneven share is chance, not load.
 const MIN_LOAD: usize = 8;
 
+/// Connections above the limit that are told so at a time.
+const TURNED_AWAY_MAX: usize = 256;
+
 /// A connection that is counted.
 pub struct Counted {
     shared: Arc<Shared>,
     worker: usize,
+}
+
+impl Counted {
+    pub const fn worker(&self) -> usize {
+        self.worker
+    }
 }
 
 impl Drop for Counted {
@@ -94,7 +129,7 @@ impl Workers {
 
     fn per_core(count: usize) -> Result<Self> {
         let (commands, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
-        let shared = Arc::new(Shared { loads: (0..count).map(|_| AtomicUsize::new(0)).collect(), commands });
+        let shared = Shared::new(count, commands);
         let mut threads = Vec::with_capacity(count);
         for (worker, receiver) in receivers.into_iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
@@ -111,21 +146,24 @@ impl Workers {
     fn multi_thread(count: usize) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(count).thread_name("worker").enable_all().build()?;
         let (command, receiver) = mpsc::unbounded_channel();
-        let loads = (0..count).map(|_| AtomicUsize::new(0)).collect();
-        let shared = Arc::new(Shared { loads, commands: vec![command] });
+        let shared = Shared::new(count, vec![command]);
         runtime.spawn(obey(0, receiver, Arc::downgrade(&shared)));
         Ok(Self { kind: Kind::Shared(runtime), shared })
     }
 
     /// How many sockets an address needs.
-    pub fn sockets_per_address(&self) -> usize {
-        self.shared.commands.len()
+    pub const fn sockets_per_address(runtime: Runtime, workers: usize) -> usize {
+        match runtime {
+            Runtime::PerCore => workers,
+            Runtime::Shared => 1,
+        }
     }
 
     /// Starts accepting; `sockets` are one per command queue.
     pub fn listen(&self, sockets: Vec<TcpListener>, doorway: &Arc<Doorway>, stop: &watch::Receiver<bool>) {
         for (socket, worker) in sockets.into_iter().zip(&self.shared.commands) {
-            let _ = worker.send(Command::Listen { socket, doorway: Arc::clone(doorway), stop: stop.clone() }); // threads outlive this
+            let (doorway, open) = (Arc::clone(doorway), Arc::clone(&self.shared.sockets));
+            let _ = worker.send(Command::Listen { socket, doorway, stop: stop.clone(), open }); // threads outlive this
         }
     }
 
@@ -152,8 +190,8 @@ async fn obey(worker: usize, mut commands: mpsc::UnboundedReceiver<Command>, sha
     while let Some(command) = commands.recv().await {
         let Some(shared) = shared.upgrade() else { return };
         match command {
-            Command::Listen { socket, doorway, stop } => accept::spawn(worker, socket, doorway, shared, stop),
-            Command::Serve { stream, doorway } => accept::serve_std(worker, stream, &doorway, &shared),
+            Command::Listen { socket, doorway, stop, open } => accept::spawn(worker, socket, doorway, shared, stop, open),
+            Command::Serve { stream, counted, doorway } => accept::serve_std(stream, counted, &doorway),
             Command::End => return,
         }
     }

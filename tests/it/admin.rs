@@ -20,6 +20,7 @@ struct Scripted {
     reloads: Mutex<usize>,
     explained: Mutex<Vec<ExplainRequest>>,
     full: Mutex<usize>,
+    token: Mutex<Option<Secret>>,
 }
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -33,6 +34,7 @@ impl Scripted {
             reloads: Mutex::default(),
             explained: Mutex::default(),
             full: Mutex::default(),
+            token: Mutex::default(),
         })
     }
 }
@@ -84,6 +86,9 @@ impl Control for Scripted {
     fn status(&self) -> Value {
         json!({ "version": "test" })
     }
+    fn token(&self) -> Option<Secret> {
+        self.token.lock().clone()
+    }
     fn selectors_per_call(&self) -> usize {
         3
     }
@@ -107,12 +112,13 @@ impl Admin {
 
     fn with(bind: &str, token: Option<&str>, metrics_only: bool) -> Self {
         let control = Scripted::new();
+        *control.token.lock() = token.map(Secret::new);
         let (shutdown, ends) = oneshot::channel();
         let listener = TcpListener::bind(bind).unwrap();
         let ends = async move {
             let _ = ends.await;
         };
-        let handle = admin::serve(listener, control.clone(), token.map(Secret::new), metrics_only, ends).unwrap();
+        let handle = admin::serve(listener, control.clone(), metrics_only, ends).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], handle.address().port()));
         Self { control, address, shutdown: Some(shutdown), handle: Some(handle) }
     }
@@ -375,7 +381,7 @@ fn the_token_guards_all_but_metrics_and_probes() {
 #[test]
 fn another_address_than_loopback_needs_a_token() {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-    let error = admin::serve(listener, Scripted::new(), None, false, std::future::pending()).unwrap_err();
+    let error = admin::serve(listener, Scripted::new(), false, std::future::pending()).unwrap_err();
     assert!(error.to_string().contains("needs a token"), "{error}");
     let admin = Admin::with("0.0.0.0:0", Some("secret"), false);
     let lines = ["Host: admin.example", "Authorization: Bearer secret"];

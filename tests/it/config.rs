@@ -520,8 +520,9 @@ fn a_reload_names_what_changes_and_refuses_what_cannot() {
     let load = |text: &str| Case::toml(&format!("{UPSTREAM}{text}")).settings();
     let old = load("[server]\nworkers = 2\n[memory]\nlimit = '64MiB'\n");
     assert_eq!(changes(&old, &old).unwrap(), Vec::<String>::new());
-    let live = load("[server]\nworkers = 2\n[memory]\nlimit = '64MiB'\n[listeners.b]\naddress = '127.0.0.1:0'\n[limits]\nwaiting = 1\n");
-    assert_eq!(changes(&old, &live).unwrap(), ["limits.waiting", "listeners.b", "listeners.http"]);
+    let live =
+        load("[server]\nworkers = 2\n[memory]\nlimit = '64MiB'\n[listeners.b]\naddress = '127.0.0.1:0'\n[limits]\nidle_timeout = '1s'\n");
+    assert_eq!(changes(&old, &live).unwrap(), ["limits.idle_timeout", "listeners.b", "listeners.http"]);
     let fixed = load("[server]\nworkers = 3\nruntime = 'shared'\n[memory]\nlimit = '65MiB'\npolicy = 'lru'\n");
     let refused = changes(&old, &fixed).unwrap_err();
     let paths: Vec<&str> = refused.iter().map(|problem| problem.path.as_str()).collect();

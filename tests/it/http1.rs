@@ -47,7 +47,7 @@ impl Handler for Scripted {
     fn finished(&self, _: &Peer, _: &RequestHead, _: &Outcome, sent: &Sent) {
         self.told.send_modify(|told| told.finished.push(*sent));
     }
-    fn refused(&self, _: &Peer, refusal: Refusal) {
+    fn refused(&self, _: &Peer, _: Option<&RequestHead>, refusal: Refusal, _: u64) {
         self.told.send_modify(|told| told.refused.push(refusal));
     }
 }

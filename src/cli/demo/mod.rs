@@ -3,8 +3,8 @@
 mod origin;
 
 use crate::config::{self, Sources};
-use crate::server::Server;
 use anyhow::Result;
+use std::io::Write;
 use std::net::SocketAddr;
 
 /// Serves a built-in sample origin with Tiercel in front of it and the admin listener beside it; prints the
@@ -18,7 +18,7 @@ pub struct Options {
     #[arg(long, default_value = "127.0.0.1:9180")]
     pub admin: SocketAddr,
     /// Address of the sample origin.
-    #[arg(long, default_value = "127.0.0.1:3000")]
+    #[arg(long, default_value = "127.0.0.1:0")]
     pub origin: SocketAddr,
 }
 
@@ -29,6 +29,8 @@ pub fn run(options: Options) -> Result<()> {
         flags: serde_json::json!({
             "listeners": {"http": {"address": options.listen.to_string()}},
             "admin": {"address": options.admin.to_string()},
+            // Whoever ends a demo does not want to wait for streams that never end.
+            "server": {"drain_timeout": "1s"},
             "upstreams": {"demo": {"endpoints": [format!("http://{origin}")]}},
             "sites": {"demo": {
                 "upstream": "demo",
@@ -39,13 +41,12 @@ pub fn run(options: Options) -> Result<()> {
         ..Sources::default()
     };
     let settings = config::load(&sources).map_err(|problems| anyhow::anyhow!("{problems}"))?;
-    let log = crate::observe::log::init(&settings.log)?;
-    let server = Server::start(sources, settings)?;
-    let proxy = server.listeners().first().map_or(options.listen, |(_, address)| *address);
-    let admin = server.admin.unwrap_or(options.admin);
-    print!("{}", welcome(proxy, admin, origin));
-    crate::server::wait(&server, Some(&log))?;
-    server.drain();
+    crate::server::serve(sources, settings, |server| {
+        let proxy = server.listeners().first().map_or(options.listen, |(_, address)| *address);
+        let text = welcome(proxy, server.admin.unwrap_or(options.admin), origin);
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush()); // nobody may be reading
+    })?;
     Ok(())
 }
 

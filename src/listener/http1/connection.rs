@@ -6,11 +6,12 @@ use super::framing::RequestPlan;
 use super::intake::Intake;
 use super::parse::{HeadExtent, HeadScan};
 use super::write::{self, Frame, Framing};
-use super::{ANSWERS_IN_A_ROW, LINGER_BYTES, LINGER_TIME, READ_BYTES, TRIM_AFTER, bad, framing, parse};
+use super::{ANSWERS_IN_A_ROW, FIRST_REQUEST_WAIT, LINGER_BYTES, LINGER_TIME, READ_BYTES, TRIM_AFTER, bad, framing, parse};
 use crate::body::{BodyError, BodyStream, ResponseBody, Tunnel};
 use crate::clock;
 use crate::config::settings::Limits;
 use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestHead, Response, Sent};
+use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::key::Scheme;
 use crate::semantics::{Fields, StatusCode, name};
@@ -137,7 +138,10 @@ where
                 Ok(extent) => extent,
                 Err(next) => return next,
             },
-            Err(refusal) => return Box::pin(self.refuse(refusal)).await,
+            Err(refusal) => {
+                self.began = clock::nanos();
+                return Box::pin(self.refuse(refusal)).await;
+            }
         };
         let plan = match self.take_head(extent) {
             Ok(plan) => plan,
@@ -194,8 +198,12 @@ where
         let framing = write::framing(status, to_head, minor, &body);
         let unread =
             intake.is_some_and(|intake| !intake.is_done() && (intake.expects || intake.is_gone() && intake.is_too_long_to_discard()));
-        let last = self.served >= self.limits.requests_per_connection || self.alarms.draining();
-        let persist = !close && plan.persist && !unread && !last && framing != Framing::UntilClose;
+        let enough = self.served >= self.limits.requests_per_connection;
+        let would_persist = !close && plan.persist && !unread && framing != Framing::UntilClose;
+        if enough && would_persist {
+            self.handler.bound(Bound::RequestsPerConnection);
+        }
+        let persist = would_persist && !enough && !self.alarms.draining();
         let connection = match (&body, persist, minor) {
             (ResponseBody::Tunnel(_), ..) => write::Connection::Upgrade,
             (_, false, _) => write::Connection::Close,
@@ -301,14 +309,20 @@ where
                 Filled::More if idle => (self.began, deadline) = (clock::nanos(), None),
                 Filled::More => {}
                 Filled::Expired if !idle => return Err(Box::pin(self.refuse(HEADER_TIMEOUT)).await),
-                Filled::Expired if !trimmed => {
+                Filled::Expired if !trimmed && !self.alarms.draining() => {
                     trimmed = true;
                     self.trim();
                     deadline = deadline.map(|at: Instant| at - self.trim_after() + self.limits.idle_timeout);
                     continue;
                 }
                 Filled::End if !idle && self.eof => return Err(Box::pin(self.refuse(bad("head-truncated"))).await),
-                Filled::Expired | Filled::End => return Err(Next::Close),
+                Filled::Expired => {
+                    if !self.alarms.draining() {
+                        self.handler.bound(Bound::IdleTimeout);
+                    }
+                    return Err(Next::Close);
+                }
+                Filled::End => return Err(Next::Close),
             }
             match self.scan.scan(&self.buffer, &self.limits) {
                 Ok(Some(extent)) => return Ok(extent),
@@ -323,19 +337,22 @@ where
             return Poll::Ready(Filled::End);
         }
         let idle = self.is_idle();
-        if idle && self.alarms.draining() {
-            return Poll::Ready(Filled::End);
-        }
+        // Before anything else: closing with bytes unread would reset the connection and lose a request that is there.
         match self.poll_read(context, READ_BYTES) {
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Filled::End),
             Poll::Ready(Ok(_)) => return Poll::Ready(Filled::More),
             Poll::Pending => {}
         }
-        if idle && self.alarms.poll_drain(context).is_ready() {
-            return Poll::Ready(Filled::End);
-        }
         let wait = if idle { self.trim_after() } else { self.limits.header_timeout };
-        let at = *deadline.get_or_insert_with(|| Instant::now() + wait);
+        let mut at = *deadline.get_or_insert_with(|| Instant::now() + wait);
+        if idle && self.alarms.poll_drain(context).is_ready() {
+            if self.served > 0 {
+                return Poll::Ready(Filled::End);
+            }
+            // Whoever has just connected is about to ask, and knows nothing of our end.
+            at = at.min(Instant::now() + FIRST_REQUEST_WAIT);
+            *deadline = Some(at);
+        }
         self.alarms.poll_deadline(context, at).map(|()| Filled::Expired)
     }
 
@@ -359,7 +376,7 @@ where
 
     /// Answers a request by ourselves, and closes: where one request was not understood, the next cannot be found.
     pub async fn refuse(&mut self, refusal: Refusal) -> Next {
-        self.handler.refused(&self.peer, refusal);
+        self.report_refused(refusal);
         self.out.clear();
         let to_head = self.head_is_whole && self.head.method == Method::HEAD;
         write::refusal(&mut self.out, refusal, to_head, clock::now().wall_ms);
@@ -367,6 +384,11 @@ where
             Ok(()) => Next::Linger,
             Err(_) => Next::Close,
         }
+    }
+
+    pub fn report_refused(&self, refusal: Refusal) {
+        let head = self.head_is_whole.then_some(&self.head);
+        self.handler.refused(&self.peer, head, refusal, clock::nanos().saturating_sub(self.began));
     }
 
     async fn end(&mut self, last: Next) {

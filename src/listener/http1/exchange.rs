@@ -13,6 +13,7 @@ use super::write::{self, Frame, Framing};
 use super::{BODY_READ_BYTES, PIPELINE_BYTES, READ_BYTES, UNREAD_BODY_TIME, bad};
 use crate::body::{BodyError, BodyStream, Chunk, Tunnel};
 use crate::listener::{Handled, Handler, Interim, InterimReceiver, Refusal, Response};
+use crate::observe::metrics::Bound;
 use crate::semantics::name;
 use bytes::Bytes;
 use std::future::poll_fn;
@@ -86,7 +87,7 @@ where
                 Event::Gone => Err(BodyError::ClientLeft),
             };
             if written.is_err() {
-                self.handler.refused(&self.peer, CLIENT_LEFT);
+                self.report_refused(CLIENT_LEFT);
                 return Err(Next::Close);
             }
         }
@@ -265,7 +266,10 @@ where
                 deadline = None;
             }
             let at = *deadline.get_or_insert_with(|| Instant::now() + self.limits.write_timeout);
-            self.alarms.poll_deadline(context, at).map(|()| Err(BodyError::Detached))
+            self.alarms.poll_deadline(context, at).map(|()| {
+                self.handler.bound(Bound::WriteTimeout);
+                Err(BodyError::Detached)
+            })
         })
         .await
     }

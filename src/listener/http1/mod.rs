@@ -39,6 +39,8 @@ const UNREAD_BODY_TIME: Duration = Duration::from_secs(1);
 /// (RFC 9112 §9.6).
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 * 1024;
+/// How long a connection without a request so far may take to send its first one once the process drains.
+const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(1);
 /// A connection that waits this long for its next request gives its buffers back.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 /// Answers in a row, without waiting for the socket, after which others get their turn.
