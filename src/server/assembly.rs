@@ -52,9 +52,7 @@ impl Server {
     /// Binds every address, then starts to serve. Nothing is left behind on an error.
     pub fn start(sources: Sources, mut settings: Settings) -> Result<Self> {
         let descriptors = sockets::raise_descriptor_limit();
-        // A client connection may need an upstream connection of its own.
-        settings.limits.connections =
-            settings.limits.connections.min(usize::try_from(descriptors.saturating_sub(64) / 2).unwrap_or(usize::MAX)).max(16);
+        settings.limits.connections = settings.limits.connections.min(connections_for(descriptors, &settings));
         for warning in &settings.warnings {
             tracing::warn!(warning, "configuration");
         }
@@ -128,6 +126,18 @@ impl Server {
 }
 
 const DRAIN_POLL: Duration = Duration::from_millis(5);
+
+/// Descriptors for everything but clients and upstreams: listeners, runtimes, logs, name servers, admin connections.
+const RESERVED_DESCRIPTORS: usize = 256;
+
+/// Client connections for which there are descriptors when every upstream has all of its own; at least the half of
+/// what there is, and 16: where the caps of upstreams promise more than the limit, not all of them are used at once.
+fn connections_for(descriptors: u64, settings: &Settings) -> usize {
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let upstreams = settings.upstreams.iter().map(|upstream| upstream.connections.saturating_mul(upstream.endpoints.len()));
+    let upstreams = upstreams.fold(0, usize::saturating_add).min(descriptors / 2);
+    (descriptors - upstreams).saturating_sub(RESERVED_DESCRIPTORS).max(16)
+}
 
 impl State {
     pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
