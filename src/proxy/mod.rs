@@ -18,6 +18,7 @@ mod live;
 mod lookup;
 pub mod outcome;
 mod purge;
+mod resume;
 mod revalidate;
 mod store;
 
