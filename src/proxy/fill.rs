@@ -702,8 +702,10 @@ pub async fn pump(body: Option<std::pin::Pin<Box<dyn BodyStream>>>, mut writer: 
     }
 }
 
-/// The first byte that a range asks for is too far beyond what has arrived for waiting to pay.
+/// The first byte that a range asks for is too far beyond what has arrived for waiting to pay. One beyond the end of a
+/// body whose length is declared has nothing to wait for.
 pub fn is_far_ahead(exchange: &Exchange, fill: &Fill) -> bool {
-    exchange.fields.has(name::RANGE)
-        && range::first_byte(exchange.request()).is_some_and(|first| first > fill.arrived() + exchange.routed.settings.fill.range_ahead)
+    let is_far =
+        |first| first > fill.arrived() + exchange.routed.settings.fill.range_ahead && fill.declared().is_none_or(|length| first < length);
+    exchange.fields.has(name::RANGE) && range::first_byte(exchange.request()).is_some_and(is_far)
 }

@@ -9,7 +9,7 @@ const PATH: &str = "/fragile";
 const FOLLOWERS: usize = 6;
 
 fn errors(token: &str) -> String {
-    format!("tiercel_upstream_errors_total{{upstream=\"default\",error=\"{token}\"}}")
+    format!("tiercel_upstream_errors_total{{error=\"{token}\",upstream=\"default\"}}")
 }
 
 fn is_told(answer: &Answer, status: u16, token: &str) {

@@ -78,6 +78,67 @@ async fn a_storable_answer_clears_the_marker() {
 }
 
 #[tokio::test]
+async fn a_marker_is_for_the_variant_that_cannot_be_shared() {
+    const PATH: &str = "/partly";
+    let gate = Gate::new();
+    let held = gate.clone();
+    let stage = Stage::with(LONG_MARKERS, move |number, request| {
+        let personal = request.field("x-variant") == Some("personal");
+        let script = Script::ok("the page").header("Vary", "X-Variant");
+        let script = script.header("Cache-Control", if personal { "no-store" } else { "max-age=60" });
+        if number < 2 { script } else { script.after(&held) }
+    });
+    let shared = stage.send("GET", PATH, &["X-Variant: shared"]).await;
+    answers([shared]).await;
+    let personal = stage.send("GET", PATH, &["X-Variant: personal"]).await;
+    answers([personal]).await;
+    assert_eq!(stage.metric("tiercel_markers").await, 1);
+    stage.purge(&json!({ "everything": true })).await;
+    let mut clients = vec![stage.lead(PATH, &["X-Variant: shared"], 3).await];
+    clients.extend(stage.follow(PATH, &["X-Variant: shared"], 2).await);
+    clients.push(stage.send("GET", PATH, &["X-Variant: personal"]).await);
+    clients.push(stage.send("GET", PATH, &["X-Variant: personal"]).await);
+    stage.origin.until("the marked ones ask, each for itself", |origin| origin.count(PATH) == 5).await;
+    gate.open();
+    answers(clients).await;
+    assert_eq!(stage.origin.count(PATH), 5);
+}
+
+#[tokio::test]
+async fn a_request_that_wants_nothing_stored_does_not_wait_and_sets_no_marker() {
+    const PATH: &str = "/page";
+    let gate = Gate::new();
+    let held = gate.clone();
+    let stage = Stage::new(move |number, _| if number == 0 { fresh("for all").after(&held) } else { fresh("for you") });
+    let clients = stage.line_up(PATH, 1).await;
+    let mut own = stage.send("GET", PATH, &["Cache-Control: no-store"]).await;
+    assert_eq!(own.answer(false).await.expect("an answer while the others wait").text(), "for you");
+    assert_eq!(stage.metric("tiercel_markers").await, 0);
+    gate.open();
+    assert_eq!(answers(clients).await[1].text(), "for all");
+}
+
+#[tokio::test]
+async fn a_request_with_authorization_waits_where_the_key_is_known_to_be_shareable() {
+    const PATH: &str = "/public";
+    let gate = Gate::new();
+    let held = gate.clone();
+    let stage = Stage::new(move |number, _| {
+        let script = Script::ok("for all").header("Cache-Control", "public, max-age=60").header("ETag", "\"v1\"");
+        if number == 0 { script } else { script.after(&held) }
+    });
+    stage.get(PATH).await;
+    stage.purge(&json!({ "everything": true, "mode": "soft" })).await;
+    let mut clients = vec![stage.lead(PATH, &[], 2).await];
+    clients.extend(stage.follow(PATH, &["Authorization: Basic abc"], 2).await);
+    gate.open();
+    for answer in answers(clients).await {
+        assert_eq!(answer.text(), "for all");
+    }
+    assert_eq!(stage.origin.count(PATH), 2);
+}
+
+#[tokio::test]
 async fn a_request_with_authorization_does_not_wait() {
     const PATH: &str = "/mixed";
     let gate = Gate::new();
@@ -231,7 +292,7 @@ async fn more_than_may_wait_are_told_to_come_again() {
 }
 
 #[tokio::test]
-async fn trailers_reach_everybody_and_are_stored() {
+async fn trailers_reach_everybody_who_wants_them() {
     const PATH: &str = "/summed";
     let gate = Gate::new();
     let held = gate.clone();
@@ -239,11 +300,14 @@ async fn trailers_reach_everybody_and_are_stored() {
         let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n";
         Script::raw(format!("{head}8\r\nthe page\r\n0\r\nx-sum: 42\r\n\r\n")).after(&held)
     });
-    let clients = stage.line_up(PATH, 3).await;
+    let wants = &["Connection: TE", "TE: trailers"];
+    let mut clients = vec![stage.lead(PATH, wants, 1).await];
+    clients.extend(stage.follow(PATH, wants, 3).await);
     gate.open();
     for answer in answers(clients).await {
         assert_eq!((answer.text(), answer.field("x-sum")), ("the page", None), "never merged into the fields");
         assert_eq!(answer.trailers.to_ascii_lowercase(), "x-sum: 42\r\n");
     }
+    assert_eq!(stage.get(PATH).await.trailers, "");
     assert_eq!(stage.origin.count(PATH), 1);
 }

@@ -12,9 +12,13 @@ fn version(number: usize, cache_control: &str) -> Script {
 
 /// A stored response that a soft purge has made stale, and the gate before the second answer.
 async fn stale(cache_control: &'static str, second: impl Fn() -> Script + Send + Sync + 'static) -> (Stage, Gate) {
+    stale_with("", cache_control, second).await
+}
+
+async fn stale_with(config: &str, cache_control: &'static str, second: impl Fn() -> Script + Send + Sync + 'static) -> (Stage, Gate) {
     let gate = Gate::new();
     let held = gate.clone();
-    let stage = Stage::new(move |number, _| match number {
+    let stage = Stage::with(config, move |number, _| match number {
         0 => version(0, cache_control),
         1 => second().after(&held),
         _ => version(number, cache_control),
@@ -60,6 +64,19 @@ async fn a_failed_revalidation_is_one_request_and_serves_everybody_stale() {
     gate.open();
     for answer in answers(clients).await {
         assert_eq!((answer.status, answer.text()), (200, "version 0"), "{}", answer.head);
+    }
+    assert_eq!(stage.origin.count(PATH), 2);
+}
+
+#[tokio::test]
+async fn more_than_may_wait_are_served_stale_where_that_is_allowed() {
+    let (stage, gate) = stale_with("limits.waiting = 2", "max-age=60, stale-if-error=600", || version(1, "max-age=60")).await;
+    let mut clients = vec![stage.lead(PATH, &[], 2).await];
+    clients.extend(stage.follow(PATH, &[], 2).await);
+    assert_eq!(stage.get(PATH).await.text(), "version 0");
+    gate.open();
+    for answer in answers(clients).await {
+        assert_eq!(answer.text(), "version 1");
     }
     assert_eq!(stage.origin.count(PATH), 2);
 }
