@@ -27,6 +27,8 @@ pub enum Reason {
     Head,
     /// Its range begins far beyond what has arrived.
     RangeAhead,
+    /// It asks for a range of a response too large to be fetched whole for it.
+    RangeOfLarge,
 }
 
 /// Sends a request past the cache.
@@ -154,5 +156,5 @@ fn judge(
             task_proxy.metrics.not_stored(NotStored::Incomplete);
         }
     });
-    deliver::led(exchange, &flight, reader, why)
+    deliver::led(proxy, exchange, &flight, reader, why)
 }

@@ -5,6 +5,7 @@ use super::admit::Past;
 use super::exchange::{Arrival, Exchange};
 use super::fill::{self, FlightBody, FlightHead};
 use super::live::Routed;
+use super::resume::Resuming;
 use crate::body::{ResponseBody, Tunnel};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
@@ -85,7 +86,7 @@ pub fn instead(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>,
 }
 
 /// The answer of a flight to the client that led it.
-pub fn led(exchange: &Exchange, flight: &Arc<FlightHead>, reader: Option<FillReader>, why: Forward) -> Response {
+pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead>, reader: Option<FillReader>, why: Forward) -> Response {
     let now = clock::now();
     let fill = match &flight.body {
         FlightBody::Confirmed(stored) => return revalidated(exchange, stored, &flight.endpoint, why, now),
@@ -99,11 +100,17 @@ pub fn led(exchange: &Exchange, flight: &Arc<FlightHead>, reader: Option<FillRea
     outcome.stored = flight.sure;
     // A response that comes from the origin has no Age unless another cache gave it one (RFC 9111 §5.1).
     let age = flight.had_age.then(|| flight.head.facts.age_ms(now));
-    compose(&asked(exchange), &flight.head, Body::Flight(fill, reader), age, outcome, now)
+    compose(&asked(exchange), &flight.head, Body::Flight { fill, reader, proxy, exchange }, age, outcome, now)
 }
 
 /// The answer of a flight to a follower; `None` if its range begins too far beyond what has arrived, or its bytes went.
-pub fn followed(exchange: &Exchange, flight: &Arc<FlightHead>, waited: Duration, why: Forward) -> Option<Response> {
+pub fn followed(
+    proxy: &Arc<Proxy>,
+    exchange: &Arc<Exchange>,
+    flight: &Arc<FlightHead>,
+    waited: Duration,
+    why: Forward,
+) -> Option<Response> {
     let now = clock::now();
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Miss;
@@ -123,7 +130,7 @@ pub fn followed(exchange: &Exchange, flight: &Arc<FlightHead>, waited: Duration,
             if fill::is_far_ahead(exchange, fill) {
                 return None;
             }
-            Body::Flight(fill, Some(fill.reader(0, None)?))
+            Body::Flight { fill, reader: Some(fill.reader(0, None)?), proxy, exchange }
         }
     };
     Some(compose(&asked(exchange), &flight.head, body, Some(age_ms), outcome, now))
@@ -195,29 +202,37 @@ struct Asked<'a> {
 enum Body<'a> {
     Stored(&'a Arc<StoredResponse>),
     /// A reader that was there early, or `None` where the client that it was for needs no body.
-    Flight(&'a Fill, Option<FillReader>),
+    Flight {
+        fill: &'a Fill,
+        reader: Option<FillReader>,
+        proxy: &'a Arc<Proxy>,
+        exchange: &'a Arc<Exchange>,
+    },
 }
 
 impl Body<'_> {
     fn length(&self) -> Option<u64> {
         match self {
             Self::Stored(stored) => Some(stored.length),
-            Self::Flight(fill, _) => fill.declared().or_else(|| fill.complete().map(|complete| complete.length)),
+            Self::Flight { fill, .. } => fill.declared().or_else(|| fill.complete().map(|complete| complete.length)),
         }
     }
 
     /// Bytes `start..end` of it, the whole where there is no end.
-    fn part(self, start: u64, end: Option<u64>) -> ResponseBody {
+    fn part(self, head: &Arc<StoredHead>, start: u64, end: Option<u64>) -> ResponseBody {
         let length = self.length();
         match self {
             Self::Stored(stored) if stored.length == 0 => ResponseBody::Empty,
             Self::Stored(stored) => {
                 ResponseBody::Segments { segments: Arc::clone(&stored.segments), start, end: end.unwrap_or(stored.length) }
             }
-            Self::Flight(fill, reader) => {
+            Self::Flight { fill, reader, proxy, exchange } => {
                 let wanted = if start == 0 && end.is_none() { reader } else { fill.reader(start, end) };
                 match wanted {
-                    Some(reader) => ResponseBody::Stream { length: end.or(length).map(|end| end - start), stream: Box::pin(reader) },
+                    Some(reader) => {
+                        let stream = Box::pin(Resuming::new(reader, start, end, proxy, exchange, head));
+                        ResponseBody::Stream { length: end.or(length).map(|end| end - start), stream }
+                    }
                     None => ResponseBody::Empty,
                 }
             }
@@ -282,7 +297,7 @@ fn whole(
             line(&mut extra, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
         }
         add_lines(&mut extra, asked.routed, asked.key.as_str(), age_ms, &outcome);
-        let body = if is_head { ResponseBody::Empty } else { body.part(0, None) };
+        let body = if is_head { ResponseBody::Empty } else { body.part(head, 0, None) };
         let fields = ResponseFields::Stored { stored: Arc::clone(head), extra };
         return Response { status: head.status, fields, body, close: false, outcome };
     }
@@ -296,13 +311,13 @@ fn whole(
     {
         line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
     }
-    let body = if is_head { ResponseBody::Empty } else { body.part(0, None) };
+    let body = if is_head { ResponseBody::Empty } else { body.part(head, 0, None) };
     own(asked, head.status, fields, body, age_ms, outcome)
 }
 
 fn one_range(
     asked: &Asked<'_>,
-    head: &StoredHead,
+    head: &Arc<StoredHead>,
     body: Body<'_>,
     range: std::ops::Range<u64>,
     length: u64,
@@ -313,7 +328,7 @@ fn one_range(
     fields.remove(name::CONTENT_LENGTH);
     line(&mut fields, name::CONTENT_RANGE, range::content_range(&range, length).as_bytes());
     line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(range.end - range.start).as_bytes());
-    let body = body.part(range.start, Some(range.end));
+    let body = body.part(head, range.start, Some(range.end));
     own(asked, StatusCode::PARTIAL_CONTENT, fields, body, age_ms, outcome)
 }
 

@@ -15,6 +15,8 @@ pub enum Kind<'a> {
     /// The whole response, so that others may join: no conditions or ranges of the client; ours where a stored
     /// response is to be confirmed.
     Whole(Option<&'a Arc<StoredResponse>>),
+    /// What is missing of a response with this strong validator: `bytes=7-`, and the validator.
+    Rest { range: String, validator: &'a [u8] },
     /// What the client asked.
     AsItCame { body: RequestBody, upgrade: bool },
 }
@@ -53,6 +55,13 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
             if let Some(stored) = stored {
                 validation::add_conditions(&mut fields, stored.head.as_response(), &stored.head.facts);
             }
+            drop_overrides(&mut fields);
+        }
+        Kind::Rest { range, validator } => {
+            method = Method::GET;
+            validation::strip_conditions(&mut fields);
+            set(&mut fields, name::RANGE, range.as_bytes());
+            set(&mut fields, name::IF_RANGE, validator);
             drop_overrides(&mut fields);
         }
         Kind::AsItCame { body: sent, upgrade: wanted } => {

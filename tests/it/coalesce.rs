@@ -23,6 +23,10 @@ fn join(table: &Table) -> Join<Fill, u64> {
     table.join(FlightKey { key: "https://shop.example/cold".into(), secondary: None }, |_| true, || 1)
 }
 
+fn refused() -> Failure {
+    Failure { status: 502, token: "connection_refused", text: "refused".into(), stale_may_be_served: true }
+}
+
 fn lead(table: &Table) -> Leader<Fill, u64> {
     match join(table) {
         Join::Lead(leader) => leader,
