@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 use tiercel::body::{BodyError, BodyStream, Chunk};
 use tiercel::coalesce::fill::{Fill, FillBudget, FillReader, FillWriter};
-use tiercel::coalesce::flight::{FlightKey, FlightTable, Join, Leader, Published};
+use tiercel::coalesce::flight::{Failure, FlightKey, FlightTable, Join, Leader, Published};
 use tiercel::config::settings;
 
 type Table = Arc<FlightTable<Fill, u64>>;
@@ -21,6 +21,10 @@ const RUNTIMES: usize = 2;
 
 fn join(table: &Table) -> Join<Fill, u64> {
     table.join(FlightKey { key: "https://shop.example/cold".into(), secondary: None }, |_| true, || 1)
+}
+
+fn refused() -> Failure {
+    Failure { status: 502, token: "connection_refused", text: "refused".into(), stale_may_be_served: true }
 }
 
 fn lead(table: &Table) -> Leader<Fill, u64> {
@@ -154,7 +158,7 @@ fn when_the_leader_dies_ten_thousand_followers_make_one_fetch_anew() {
                         while leader.followers() < FOLLOWERS - 1 {
                             tokio::task::yield_now().await;
                         }
-                        leader.publish(Published::Failed("connection_refused".into()));
+                        leader.publish(Published::Failed(Arc::new(refused())));
                     }
                     Join::Follow(mut follower) => assert!(matches!(follower.wait().await, Published::Failed(_))),
                     Join::Full => panic!("there is room"),
