@@ -78,15 +78,25 @@ impl AdminOptions {
 fn read_answer(status: StatusCode, bytes: &[u8]) -> anyhow::Result<Value> {
     let text = String::from_utf8_lossy(bytes);
     if !status.is_success() {
-        let said = serde_json::from_slice::<Value>(bytes).ok();
-        let said = said.as_ref().and_then(|answer| answer.get("error").and_then(Value::as_str)).unwrap_or(text.trim());
+        let said = in_its_words(bytes).unwrap_or_else(|| text.trim().to_owned());
         let hint = if status == StatusCode::UNAUTHORIZED { format!(" (give --token-file or set {TOKEN_VARIABLE})") } else { String::new() };
-        bail!("the server answered {status}: {said}{hint}");
+        bail!("the server answered {status}{hint}: {said}");
     }
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
     serde_json::from_slice(bytes).with_context(|| format!("the server's answer is not JSON: {text}"))
+}
+
+/// Message and remedy of an error of the API.
+fn in_its_words(answer: &[u8]) -> Option<String> {
+    let answer: Value = serde_json::from_slice(answer).ok()?;
+    let error = answer.get("error")?;
+    let part = |name| error.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    match (part("message"), part("remedy")) {
+        (Some(message), Some(remedy)) => Some(format!("{message}\nremedy: {remedy}")),
+        (message, _) => Some(message.or(error.as_str())?.to_owned()),
+    }
 }
 
 /// Host and port of an `http://` URL.
@@ -233,8 +243,17 @@ mod tests {
 
     #[test]
     fn answers_that_refuse_say_why() {
-        let refused = read_answer(StatusCode::UNAUTHORIZED, br#"{"error":"no token"}"#).unwrap_err().to_string();
-        assert!(refused.contains("401") && refused.contains("no token") && refused.contains("--token-file"), "{refused}");
+        let refused = |body: &str| read_answer(StatusCode::UNAUTHORIZED, body.as_bytes()).unwrap_err().to_string();
+        let hint = "the server answered 401 Unauthorized (give --token-file or set TIERCEL_ADMIN_TOKEN)";
+        for (body, said) in [
+            (r#"{"error":{"message":"no token","remedy":"send one"}}"#, "no token\nremedy: send one"),
+            (r#"{"error":{"message":"no token"}}"#, "no token"),
+            (r#"{"error":"no token"}"#, "no token"),
+            (r#"{"error":{}}"#, r#"{"error":{}}"#),
+            ("plain\n", "plain"),
+        ] {
+            assert_eq!(refused(body), format!("{hint}: {said}"));
+        }
         assert!(read_answer(StatusCode::OK, b"<html>").is_err());
         assert_eq!(read_answer(StatusCode::NO_CONTENT, b"").unwrap(), Value::Null);
     }
