@@ -10,6 +10,7 @@ use crate::cache::StoredResponse;
 use crate::clock;
 use crate::config::settings::Action;
 use crate::listener::{Response, ResponseFields};
+use crate::route;
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Validity, may_serve_on_error};
@@ -39,9 +40,7 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
     line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
     let (status, body) = match (answer, &arrival.routed.route.action) {
         (LocalAnswer::Redirect, Action::Redirect { status, location }) => {
-            let target = &arrival.target;
-            let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
-            let location = location.replace("{path}", target.path()).replace("{query}", &query).replace("{host}", target.host());
+            let location = route::redirect_location(location, &arrival.target);
             line(&mut fields, name::LOCATION, location.as_bytes());
             (*status, Bytes::new())
         }
@@ -49,9 +48,9 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
             line(&mut fields, name::CONTENT_TYPE, content_type.as_bytes());
             (*status, body.clone())
         }
-        _ => {
+        (answer, _) => {
             let _ = fields.push("allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"); // a constant
-            (405, Bytes::new())
+            (if matches!(answer, LocalAnswer::Options) { 204 } else { 405 }, Bytes::new())
         }
     };
     deliver::edit(&mut fields, &arrival.routed.route.response_edits);
