@@ -18,6 +18,9 @@ use crate::semantics::{Fields, StatusCode, date, name};
 use bytes::Bytes;
 use std::sync::Arc;
 
+/// What is let through, for Allow.
+pub const ALLOW: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
+
 /// A request that was not admitted.
 pub fn refused(live: &Live, refused: &Refused) -> Response {
     let outcome = Outcome {
@@ -49,7 +52,7 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
             (*status, body.clone())
         }
         (answer, _) => {
-            let _ = fields.push("allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"); // a constant
+            let _ = fields.push("allow", ALLOW); // a constant
             (if matches!(answer, LocalAnswer::Options) { 204 } else { 405 }, Bytes::new())
         }
     };
