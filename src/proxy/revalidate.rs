@@ -104,14 +104,7 @@ fn dated(mut fields: Fields, facts: &Facts) -> Fields {
 }
 
 /// The 304's Age counts for the age of what it confirms, but is not kept as a field.
-fn facts_after(
-    exchange: &Exchange,
-    stored: &StoredResponse,
-    fields: &Fields,
-    inbound: &Inbound,
-    began: &Began,
-    received: Now,
-) -> Facts {
+fn facts_after(exchange: &Exchange, stored: &StoredResponse, fields: &Fields, inbound: &Inbound, began: &Began, received: Now) -> Facts {
     let mut fields = Cow::Borrowed(fields);
     if let Some(age) = inbound.fields.get(name::AGE) {
         let _ = fields.to_mut().set(name::AGE, age); // a value that was a field is a field value

@@ -96,7 +96,10 @@ impl Served {
 
     /// A call of the admin API.
     async fn admin(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        let answer = Client::connect(self.tiercel.admin).await.ask(request(method, path, "Host: localhost\r\nContent-Type: application/json\r\n", body)).await;
+        let answer = Client::connect(self.tiercel.admin)
+            .await
+            .ask(request(method, path, "Host: localhost\r\nContent-Type: application/json\r\n", body))
+            .await;
         (answer.status, serde_json::from_slice(&answer.body).unwrap_or_else(|_| answer.text().into()))
     }
 

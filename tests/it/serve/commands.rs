@@ -35,7 +35,12 @@ impl Served {
 #[tokio::test]
 async fn purge_invalidates_and_prints_the_receipt() {
     let served = serve(|_| fresh("body").header("Surrogate-Key", "k1"));
-    for arguments in [&["purge", "http://shop.example/a"][..], &["purge", "--key", "k1"], &["purge", "--everything"], &["purge", "--host", "shop.example"]] {
+    for arguments in [
+        &["purge", "http://shop.example/a"][..],
+        &["purge", "--key", "k1"],
+        &["purge", "--everything"],
+        &["purge", "--host", "shop.example"],
+    ] {
         served.get("/a").await;
         served.until_hit("/a", "").await;
         let output = served.command(&[arguments, &["--json"]].concat());

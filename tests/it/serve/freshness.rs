@@ -9,7 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 async fn a_304_updates_the_stored_fields_at_once_and_for_later() {
     let served = serve(|request| {
         let not_modified = Script::status(304, "").header("ETag", "\"v1\"").header("X-Version", "2").header("Cache-Control", "max-age=600");
-        confirm_or(request, not_modified, stale("body").header("X-Version", "1").header("X-Old", "stays").header("Last-Modified", &date_in(-9000)))
+        confirm_or(
+            request,
+            not_modified,
+            stale("body").header("X-Version", "1").header("X-Old", "stays").header("Last-Modified", &date_in(-9000)),
+        )
     });
     assert_eq!(served.get("/a").await.field("x-version"), Some("1"));
     served.until_stored("/a").await;
@@ -125,7 +129,9 @@ async fn a_stale_response_stands_in_for_an_origin_that_does_not_answer() {
 
 #[tokio::test]
 async fn a_stale_response_stands_in_for_5xx() {
-    for failure in [|| Script::status(500, "sick"), || Script::status(502, "sick"), || Script::status(503, "sick"), || Script::status(504, "sick")] {
+    for failure in
+        [|| Script::status(500, "sick"), || Script::status(502, "sick"), || Script::status(503, "sick"), || Script::status(504, "sick")]
+    {
         let answer = answer_of_a_broken_origin("max-age=600, stale-if-error=600", failure).await;
         assert_eq!((answer.status, answer.text()), (200, "body"));
         assert!(answer.says("fwd=stale") && answer.says("detail=STALE-IF-ERROR"), "{}", answer.head);
@@ -166,7 +172,10 @@ async fn stale_while_revalidate_answers_at_once_and_refreshes_in_the_background(
     let served = serve({
         let gate = gate.clone();
         move |request| {
-            let first = Script::ok("old").header("Cache-Control", "max-age=60, stale-while-revalidate=600").header("Age", "100").header("ETag", "\"v1\"");
+            let first = Script::ok("old")
+                .header("Cache-Control", "max-age=60, stale-while-revalidate=600")
+                .header("Age", "100")
+                .header("ETag", "\"v1\"");
             confirm_or(request, fresh("new").after(&gate), first)
         }
     });
@@ -187,7 +196,10 @@ async fn stale_while_revalidate_answers_at_once_and_refreshes_in_the_background(
 #[tokio::test]
 async fn a_failing_refresh_leaves_the_stale_response_in_its_window() {
     let served = serve(|request| {
-        let first = Script::ok("old").header("Cache-Control", "max-age=60, stale-while-revalidate=600").header("Age", "100").header("ETag", "\"v1\"");
+        let first = Script::ok("old")
+            .header("Cache-Control", "max-age=60, stale-while-revalidate=600")
+            .header("Age", "100")
+            .header("ETag", "\"v1\"");
         confirm_or(request, Script::status(503, "sick"), first)
     });
     served.get("/a").await;

@@ -99,7 +99,10 @@ async fn every_kind_of_selector_purges_hard_and_soft() {
     ];
     let bystander = "Host: bystander.example\r\n";
     for selector in selectors {
-        let is_wide = selector.get("sites").is_some() || selector.get("everything").is_some() || selector.get("tags").is_some() || selector.get("keys").is_some();
+        let is_wide = selector.get("sites").is_some()
+            || selector.get("everything").is_some()
+            || selector.get("tags").is_some()
+            || selector.get("keys").is_some();
         for (mode, wanted) in [("hard", "fwd=miss"), ("soft", "fwd=stale")] {
             store(&served, "/k1/a", "").await;
             store(&served, "/k1/a", bystander).await;

@@ -6,7 +6,10 @@ const BODY: &str = "0123456789abcdefghij";
 
 async fn stored() -> Served {
     let served = serve(|_| {
-        let script = fresh(BODY).header("ETag", "\"v1\"").header("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT").header("Content-Type", "text/plain");
+        let script = fresh(BODY)
+            .header("ETag", "\"v1\"")
+            .header("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT")
+            .header("Content-Type", "text/plain");
         script.header("Content-Digest", "sha-256=:AA==:").header("Repr-Digest", "sha-256=:BB==:")
     });
     served.get("/a").await;
@@ -46,7 +49,8 @@ async fn several_ranges_come_as_multipart() {
     assert_eq!((answer.status, answer.field("content-range"), answer.field("content-digest")), (206, None, None));
     let kind = answer.field("content-type").expect("Content-Type");
     let boundary = kind.strip_prefix("multipart/byteranges; boundary=").expect(kind);
-    let parts = |range: &str, body: &str| format!("\r\n--{boundary}\r\ncontent-type: text/plain\r\ncontent-range: bytes {range}/20\r\n\r\n{body}");
+    let parts =
+        |range: &str, body: &str| format!("\r\n--{boundary}\r\ncontent-type: text/plain\r\ncontent-range: bytes {range}/20\r\n\r\n{body}");
     assert_eq!(answer.text(), format!("{}{}{}\r\n--{boundary}--\r\n", parts("0-1", "01"), parts("18-19", "ij"), parts("5-6", "56")));
     assert_eq!(answer.field("content-length"), Some(&*answer.body.len().to_string()));
 }

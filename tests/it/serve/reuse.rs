@@ -25,7 +25,8 @@ async fn a_miss_is_stored_and_then_a_hit() {
     let age: i64 = hit.field("age").expect("a hit has Age").parse().expect("seconds");
     assert!((10..100).contains(&age), "{}", hit.head);
     let status = hit.field("cache-status").expect("Cache-Status");
-    let ttl: i64 = status.strip_prefix("tiercel; hit; ttl=").and_then(|rest| rest.strip_suffix("; detail=MEMORY")?.parse().ok()).expect(status);
+    let ttl: i64 =
+        status.strip_prefix("tiercel; hit; ttl=").and_then(|rest| rest.strip_suffix("; detail=MEMORY")?.parse().ok()).expect(status);
     assert!((3609..=3610).contains(&(age + ttl)), "lifetime is Expires minus Date: {}", hit.head);
     assert_eq!(served.origin.count("/a"), 1);
 }

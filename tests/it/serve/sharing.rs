@@ -85,7 +85,12 @@ async fn a_stored_cookie_is_withheld_once_the_policy_forbids_it() {
         assert_eq!(served.until_hit(path, "").await.field("set-cookie"), Some("id=1"));
     }
     served.reload("[cache]\nset_cookie = \"strip\"\n").await;
-    for (path, lines, status) in [("/a", "", 200), ("/part", "Range: bytes=0-1\r\n", 206), ("/part", "Range: bytes=0-1,5-6\r\n", 206), ("/part", "If-None-Match: \"v1\"\r\n", 304)] {
+    for (path, lines, status) in [
+        ("/a", "", 200),
+        ("/part", "Range: bytes=0-1\r\n", 206),
+        ("/part", "Range: bytes=0-1,5-6\r\n", 206),
+        ("/part", "If-None-Match: \"v1\"\r\n", 304),
+    ] {
         let answer = served.get_with(path, lines).await;
         assert_eq!((answer.status, answer.says("hit"), answer.field("set-cookie")), (status, true, None), "{lines}: {}", answer.head);
     }

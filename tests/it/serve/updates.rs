@@ -39,7 +39,8 @@ async fn a_304_that_forbids_storing_is_delivered_and_what_was_stored_goes() {
 
 #[tokio::test]
 async fn a_cookie_of_a_304_is_for_nobody_where_cookies_are_stripped() {
-    let (served, answer) = confirmed_by("[cache]\nset_cookie = \"strip\"\n", &[("Set-Cookie", "id=1"), ("Cache-Control", "max-age=600"), ("Age", "0")]).await;
+    let (served, answer) =
+        confirmed_by("[cache]\nset_cookie = \"strip\"\n", &[("Set-Cookie", "id=1"), ("Cache-Control", "max-age=600"), ("Age", "0")]).await;
     assert_eq!((answer.field("set-cookie"), answer.says("stored")), (None, true));
     assert_eq!(served.until_hit("/a", "").await.field("set-cookie"), None);
 }
@@ -55,7 +56,11 @@ async fn fields_that_a_304_makes_private_reach_nobody_else() {
 #[tokio::test]
 async fn a_304_without_date_restarts_freshness_and_is_dated_by_its_receipt() {
     let served = serve(|request| {
-        confirm_or(request, Script::status(304, ""), Script::ok("body").header("Cache-Control", "max-age=600").header("ETag", "\"v1\"").header("Date", &date_in(-1000)))
+        confirm_or(
+            request,
+            Script::status(304, ""),
+            Script::ok("body").header("Cache-Control", "max-age=600").header("ETag", "\"v1\"").header("Date", &date_in(-1000)),
+        )
     });
     let first = served.get("/a").await;
     served.until_stored("/a").await;
