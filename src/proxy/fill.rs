@@ -20,7 +20,7 @@ use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Reuse, Validity, may_serve_on_error, reuse};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Method, StatusCode, name, range};
+use crate::semantics::{Fields, Method, StatusCode, name, range};
 use crate::upstream::{FetchError, Inbound};
 use parking_lot::Mutex;
 use std::future::poll_fn;
@@ -89,6 +89,8 @@ pub struct FlightHead {
     pub forward_status: u16,
     /// Storing is intended and certain enough to be said.
     pub sure: bool,
+    /// Why a confirmed response could not be kept.
+    pub not_stored: Option<NotStored>,
     pub endpoint: Arc<str>,
 }
 
@@ -97,6 +99,7 @@ impl FlightHead {
     pub fn filling(proxy: &Proxy, head: &Arc<StoredHead>, fill: &Fill, inbound: &Inbound) -> Self {
         Self {
             sure: fill.unstored().is_none() && proxy.memory.is_sure_to_admit(inbound.length.unwrap_or(0)),
+            not_stored: None,
             head: Arc::clone(head),
             body: FlightBody::Filling(fill.clone()),
             had_age: inbound.fields.has(name::AGE),
@@ -104,6 +107,30 @@ impl FlightHead {
             endpoint: Arc::clone(&inbound.endpoint),
         }
     }
+
+    /// What a 304 confirmed.
+    pub fn confirmed(confirmed: revalidate::Confirmed, inbound: &Inbound) -> (Self, Own) {
+        let revalidate::Confirmed { response, not_stored, own } = confirmed;
+        let flight = Self {
+            head: Arc::clone(&response.head),
+            body: FlightBody::Confirmed(response),
+            had_age: true,
+            forward_status: 304,
+            sure: not_stored.is_none(),
+            not_stored,
+            endpoint: Arc::clone(&inbound.endpoint),
+        };
+        (flight, Own { reader: None, fields: own })
+    }
+}
+
+/// What only the client that led gets.
+#[derive(Default)]
+pub struct Own {
+    /// A reader that was there before the first byte.
+    pub reader: Option<FillReader>,
+    /// Fields that others may not be given.
+    pub fields: Option<Box<Fields>>,
 }
 
 /// Bytes of a flight.
@@ -115,8 +142,8 @@ pub enum FlightBody {
 
 /// What a flight came to, for the client that led it.
 pub enum Led {
-    /// Deliver this; the reader was there before the first byte.
-    Shared(Arc<FlightHead>, Option<FillReader>),
+    /// Deliver this.
+    Shared(Arc<FlightHead>, Own),
     /// Nobody else may have it.
     Direct(Box<Inbound>, NotStored),
     Failed(Failure),
@@ -222,7 +249,7 @@ impl Errand {
         let (tell, told) = oneshot::channel();
         tokio::spawn(lead(Arc::clone(&self.proxy), Arc::clone(&self.exchange), leader, Some(tell), self.candidate.clone(), self.anew));
         Round::Break(match told.await {
-            Ok(Led::Shared(head, reader)) => deliver::led(&self.proxy, &self.exchange, &head, reader, self.why),
+            Ok(Led::Shared(head, own)) => deliver::led(&self.proxy, &self.exchange, &head, own, self.why),
             Ok(Led::Direct(inbound, reason)) => deliver::direct(&self.exchange, *inbound, self.why, Some(reason)),
             Ok(Led::Failed(failure)) => self.failed(&failure),
             Ok(Led::StartOver) => {
@@ -572,17 +599,10 @@ impl Duty {
 
     fn confirmed(&mut self, inbound: &Inbound, stored: &Arc<StoredResponse>, began: &Began, received: crate::semantics::Now) {
         match revalidate::confirm(&self.proxy, &self.exchange, stored, inbound, began, received) {
-            Ok(updated) => {
-                let shareable = is_shareable(&self.exchange, &updated.head, received);
-                let head = Arc::new(FlightHead {
-                    head: Arc::clone(&updated.head),
-                    body: FlightBody::Confirmed(updated),
-                    had_age: true,
-                    forward_status: 304,
-                    sure: true,
-                    endpoint: Arc::clone(&inbound.endpoint),
-                });
-                self.publish(head, shareable, received.mono_ms, None);
+            Ok(confirmed) => {
+                let (flight, own) = FlightHead::confirmed(confirmed, inbound);
+                let shareable = flight.not_stored.is_none() && is_shareable(&self.exchange, &flight.head, received);
+                self.publish(Arc::new(flight), shareable, received.mono_ms, own);
             }
             Err(revalidate::Gone) => {
                 self.leader.publish(Published::LeadAnew);
@@ -591,7 +611,7 @@ impl Duty {
         }
     }
 
-    fn publish(&mut self, head: Arc<FlightHead>, shareable: bool, now_mono_ms: u64, reader: Option<FillReader>) {
+    fn publish(&mut self, head: Arc<FlightHead>, shareable: bool, now_mono_ms: u64, own: Own) {
         self.proxy.vary_memory.remember(self.exchange.key.hash(), &head.head.facts.vary);
         if shareable {
             let _ = self.leader.stamp().head.set(Arc::clone(&head.head)); // published once
@@ -602,7 +622,7 @@ impl Duty {
             self.mark(Some(&head.head.secondary), now_mono_ms);
             self.leader.publish(Published::Alone);
         }
-        self.tell(Led::Shared(head, reader));
+        self.tell(Led::Shared(head, own));
     }
 
     async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, now_mono_ms: u64) {
@@ -610,6 +630,7 @@ impl Duty {
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, inbound.length, self.exchange.policy().max_object_bytes);
         let is_refresh = self.is_refresh;
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
+        let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
         let ticket = fill.ticket();
         let body = inbound.body.take();
         let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound));
@@ -617,7 +638,7 @@ impl Duty {
         if inbound.length.is_some_and(|length| length <= self.exchange.policy().range_whole_max_bytes) {
             self.proxy.markers.clear(large_key(&self.exchange));
         }
-        self.publish(flight, shareable, now_mono_ms, reader);
+        self.publish(flight, shareable, now_mono_ms, own);
         let leader = &self.leader;
         // While followers take their readers the fill is wanted; a refresh is wanted to its end.
         let wanted = async move {

@@ -71,6 +71,11 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
             (body, upgrade) = (sent, wanted);
         }
     }
+    if exchange.method == Method::OPTIONS
+        && let Some(left) = super::admit::max_forwards(&fields)
+    {
+        let _ = fields.set("max-forwards", left.saturating_sub(1).to_string()); // digits are a field value
+    }
     if upgrade && let Some(protocol) = protocol {
         set(&mut fields, name::UPGRADE, &protocol);
     }

@@ -158,7 +158,7 @@ fn when_the_leader_dies_ten_thousand_followers_make_one_fetch_anew() {
                         while leader.followers() < FOLLOWERS - 1 {
                             tokio::task::yield_now().await;
                         }
-                        leader.publish(Published::Failed(failure()));
+                        leader.publish(Published::Failed(Arc::new(refused())));
                     }
                     Join::Follow(mut follower) => assert!(matches!(follower.wait().await, Published::Failed(_))),
                     Join::Full => panic!("there is room"),
@@ -355,8 +355,4 @@ proptest! {
         drop((executor, fill));
         prop_assert_eq!(budget.used(), 0);
     }
-}
-
-fn failure() -> Arc<Failure> {
-    Arc::new(Failure { status: 502, token: "connection_refused", text: "refused".into(), stale_may_be_served: true })
 }
