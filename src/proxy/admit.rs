@@ -49,6 +49,14 @@ pub enum Past {
     RequestNoStore,
 }
 
+impl Past {
+    /// Whether the cache could have answered, had policy or client not chosen otherwise. A client that wants nothing but
+    /// a stored response (RFC 9111 §5.2.1.7) is told that there is none then.
+    pub const fn is_choice(&self) -> bool {
+        matches!(self, Self::Disabled | Self::Rule(_) | Self::RequestNoStore)
+    }
+}
+
 /// An answer that the configuration gives.
 pub enum LocalAnswer {
     Redirect,

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::coalesce::fill::Fill;
 use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
 use crate::semantics::cache_status::Forward;
-use crate::semantics::reuse::{Validity, may_serve_on_error};
+use crate::semantics::reuse::{Validity, may_serve_on_error_to};
 use crate::semantics::storage::NotStored;
 use crate::semantics::{Method, name};
 use std::sync::Arc;
@@ -100,7 +100,7 @@ pub async fn fetch(
         }
         if let Some((stored, validity)) = &candidate
             && is_origin_error(&inbound)
-            && may_serve_on_error(&stored.head.facts, exchange.policy(), *validity, received)
+            && may_serve_on_error_to(exchange.request(), &stored.head.facts, exchange.policy(), *validity, received)
         {
             return deliver::instead(proxy, exchange, stored, Some(inbound.status.as_u16()), received);
         }

@@ -13,7 +13,7 @@ use crate::listener::{Response, ResponseFields};
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::route;
 use crate::semantics::cache_status::Forward;
-use crate::semantics::reuse::{Validity, may_serve_on_error};
+use crate::semantics::reuse::{Validity, may_serve_on_error_to};
 use crate::semantics::{Fields, StatusCode, date, name};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ pub fn failed(
     let now = clock::now();
     if let Some((stored, validity)) = candidate
         && failure.stale_may_be_served
-        && may_serve_on_error(&stored.head.facts, exchange.policy(), *validity, now)
+        && may_serve_on_error_to(exchange.request(), &stored.head.facts, exchange.policy(), *validity, now)
     {
         return deliver::instead(proxy, exchange, stored, None, now);
     }

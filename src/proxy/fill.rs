@@ -17,7 +17,7 @@ use crate::invalidation::Stamp;
 use crate::listener::{Handled, InterimSender, InterimSlot, NotTaken, RequestBody, Response};
 use crate::observe::metrics::{Bound, FollowOutcome};
 use crate::semantics::cache_status::Forward;
-use crate::semantics::reuse::{Reuse, Validity, may_serve_on_error, reuse};
+use crate::semantics::reuse::{Reuse, Validity, may_serve_on_error_to, reuse};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
 use crate::semantics::{Fields, Method, StatusCode, name, range};
@@ -575,7 +575,8 @@ impl Duty {
         now: crate::semantics::Now,
     ) -> Option<Failure> {
         let (stored, validity) = candidate?;
-        let allowed = is_origin_error(inbound) && may_serve_on_error(&stored.head.facts, self.exchange.policy(), *validity, now);
+        let allowed = is_origin_error(inbound)
+            && may_serve_on_error_to(self.exchange.request(), &stored.head.facts, self.exchange.policy(), *validity, now);
         allowed.then(|| Failure {
             status: inbound.status.as_u16(),
             token: "http_response_incomplete",

@@ -77,6 +77,9 @@ impl Handler for Proxy {
         match admit::way(&arrival, &body) {
             Way::Local(answer) => return Handled::Ready(answer::local(&arrival, answer)),
             Way::Purge => return Handled::Ready(purge::by_method(self, &arrival, now)),
+            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
+                return Handled::Ready(answer::not_cached(&arrival));
+            }
             Way::Past(why) => return alone::past_the_cache(self, arrival, body, interim, why),
             Way::Cache => {}
         }

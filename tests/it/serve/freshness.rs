@@ -156,6 +156,18 @@ async fn nothing_stale_is_served_against_the_origins_word() {
 }
 
 #[tokio::test]
+async fn a_client_may_take_an_error_window_of_its_own_where_that_is_honoured() {
+    for (mode, status) in [("honour", 200), ("ignore", 503)] {
+        let config = format!("[cache]\nclient_directives = \"{mode}\"\nstale_if_error = \"0s\"\n");
+        let served = serve_with(&config, |request| confirm_or(request, Script::status(503, "sick"), stale("body")));
+        served.get("/a").await;
+        served.until_stored("/a").await;
+        let answer = served.get_with("/a", "Cache-Control: stale-if-error=600\r\n").await;
+        assert_eq!(answer.status, status, "{mode}: {}", answer.head);
+    }
+}
+
+#[tokio::test]
 async fn an_origin_that_cannot_be_reached_is_a_502_of_ours() {
     let served = serve(|_| fresh("body"));
     let config = "[sites.default]\nupstream = \"gone\"\n[upstreams.gone]\nendpoints = [\"http://127.0.0.1:1\"]\n";

@@ -167,6 +167,17 @@ async fn only_if_cached_never_asks_the_origin() {
 }
 
 #[tokio::test]
+async fn only_if_cached_asks_no_origin_where_nothing_is_ever_cached() {
+    let served = serve_with("[cache]\nenabled = false\n", |_| fresh("body"));
+    for (method, status) in [("GET", 504), ("HEAD", 504), ("POST", 200)] {
+        assert_eq!(served.ask(method, "/a", "Cache-Control: only-if-cached\r\n", "").await.status, status, "{method}");
+    }
+    let cached = serve(|_| fresh("body"));
+    assert_eq!(cached.get_with("/a", "Cache-Control: only-if-cached, no-store\r\n").await.status, 504);
+    assert_eq!((served.origin.total(), cached.origin.total()), (1, 0));
+}
+
+#[tokio::test]
 async fn a_request_with_no_store_is_neither_answered_from_nor_put_into_the_store() {
     let served = serve(|_| fresh("body"));
     let first = served.get_with("/a", "Cache-Control: no-store\r\n").await;

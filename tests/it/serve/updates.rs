@@ -2,36 +2,57 @@
 
 use super::*;
 
+/// How what is stored becomes stale: by its age on arrival, so that requests for it do not line up, or later.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Staleness {
+    OnArrival,
+    Later,
+}
+
+type Lines = &'static [(&'static str, &'static str)];
+
 /// An origin whose 304 has these fields; a stale response with a validator is stored.
-async fn confirmed_by(config: &str, lines: &'static [(&'static str, &'static str)]) -> (Served, Answer) {
+async fn confirmed(config: &str, staleness: Staleness, lines: Lines) -> (Served, Answer) {
     let served = serve_with(config, move |request| {
         let not_modified = lines.iter().fold(Script::status(304, ""), |script, (name, value)| script.header(name, value));
-        confirm_or(request, not_modified, stale("body").header("X-Private", "of-the-first"))
+        let first = match staleness {
+            Staleness::OnArrival => stale("body"),
+            Staleness::Later => fresh("body").header("ETag", "\"v1\""),
+        };
+        confirm_or(request, not_modified, first.header("X-Private", "of-the-first"))
     });
     served.get("/a").await;
     served.until_stored("/a").await;
+    if staleness == Staleness::Later {
+        served.soften().await;
+    }
     let answer = served.get("/a").await;
     assert_eq!((answer.status, answer.text()), (200, "body"));
     assert!(answer.says("fwd=stale") && answer.says("fwd-status=304"), "{}", answer.head);
     (served, answer)
 }
 
+async fn confirmed_by(config: &str, lines: Lines) -> (Served, Answer) {
+    confirmed(config, Staleness::OnArrival, lines).await
+}
+
 #[tokio::test]
 async fn a_304_that_forbids_storing_is_delivered_and_what_was_stored_goes() {
-    let cases: [(&'static [(&'static str, &'static str)], &str); 4] = [
+    let cases: [(Lines, &str); 4] = [
         (&[("Cache-Control", "no-store")], "NO-STORE"),
         (&[("Cache-Control", "private, max-age=60")], "PRIVATE"),
         (&[("Set-Cookie", "id=1"), ("Cache-Control", "max-age=60")], "SET-COOKIE"),
         (&[("Vary", "*"), ("Cache-Control", "max-age=60")], "VARY-STAR"),
     ];
-    for (lines, detail) in cases {
-        let (served, answer) = confirmed_by("", lines).await;
+    let all = cases.into_iter().flat_map(|case| [Staleness::OnArrival, Staleness::Later].map(|staleness| (staleness, case)));
+    for (staleness, (lines, detail)) in all {
+        let (served, answer) = confirmed("", staleness, lines).await;
         assert!(answer.says(&format!("detail={detail}")) && !answer.says("stored"), "{}", answer.head);
         for (name, value) in lines {
             assert_eq!(answer.field(name), Some(*value), "who asked gets what the 304 said");
         }
         assert!(answer.field("date").is_some());
-        assert_eq!(served.explain("/a").await["stored"], Value::Null, "{detail}");
+        assert_eq!(served.explain("/a").await["stored"], Value::Null, "{detail} {staleness:?}");
         served.get("/a").await;
         assert_eq!(served.last("/a").field("if-none-match"), None, "{detail}: there is nothing to confirm any more");
     }
