@@ -1,6 +1,6 @@
 //! The stored responses of one cache key, chosen among by Vary (RFC 9111 §4.1).
 
-use super::StoredResponse;
+use super::{StoredHead, StoredResponse};
 use crate::clock;
 use crate::invalidation::Journal;
 use crate::semantics::policy::CachePolicy;
@@ -48,6 +48,16 @@ impl Variants {
             .filter(|other| !same(other) && other.drop_at_mono_ms > now.mono_ms && other.head.check(journal) != Validity::Purged);
         responses.extend(kept.take(max.saturating_sub(1)).cloned());
         Insertion::Put(Self { key, responses })
+    }
+
+    /// The set without the response that `gone` stands for, if its fetch began before number `before`; `None` where that
+    /// is not there.
+    pub fn without(&self, gone: &StoredHead, before: u64) -> Option<Self> {
+        let goes = |other: &StoredHead| {
+            other.secondary == gone.secondary && other.facts.vary == gone.facts.vary && other.fetch < before && self.key == gone.key
+        };
+        let responses: SmallVec<_> = self.responses.iter().filter(|other| !goes(&other.head)).cloned().collect();
+        (responses.len() < self.responses.len()).then(|| Self { key: self.key.clone(), responses })
     }
 
     /// The newest response that this request selects.

@@ -4,6 +4,9 @@
 //! protocol it serves.
 
 pub mod http1;
+mod interim;
+
+pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
 
 use crate::body::{BodyError, BodyStream, ResponseBody};
 use crate::observe::metrics::Bound;
@@ -68,36 +71,6 @@ pub enum ResponseFields {
 
 /// Lines that are added to a stored block, as wire bytes (`age: 5\r\n`...).
 pub type ExtraLines = smallvec::SmallVec<[u8; 256]>;
-
-/// An interim response (1xx other than 100 and 101) to be relayed before the final one.
-#[derive(Debug, Clone)]
-pub struct Interim {
-    pub status: StatusCode,
-    pub fields: Fields,
-}
-
-/// Where interim responses are sent while a request is handled.
-pub type InterimSender = tokio::sync::mpsc::Sender<Interim>;
-
-/// Hands out a sender of interim responses, made when first asked for; interim responses are relayed to HTTP/1.1
-/// clients only, others get a slot that drops and counts.
-#[derive(Debug, Default)]
-pub struct InterimSlot {
-    receiver: Option<tokio::sync::mpsc::Receiver<Interim>>,
-}
-
-impl InterimSlot {
-    /// A sender; at most 16 interim responses wait.
-    pub fn sender(&mut self) -> InterimSender {
-        let (sender, receiver) = tokio::sync::mpsc::channel(16);
-        self.receiver = Some(receiver);
-        sender
-    }
-    /// The other end, for the connection.
-    pub fn take(&mut self) -> Option<tokio::sync::mpsc::Receiver<Interim>> {
-        self.receiver.take()
-    }
-}
 
 /// The answer to a request: at once, or later.
 pub enum Handled {

@@ -7,7 +7,7 @@ use crate::config::settings::{Action, Server};
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::route;
 use crate::semantics::key::{CacheKey, Scheme, Target};
-use crate::semantics::{Fields, fields, name};
+use crate::semantics::{Fields, Method, cache_control, fields, name};
 use ipnet::IpNet;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -53,8 +53,10 @@ pub enum Past {
 pub enum LocalAnswer {
     Redirect,
     Respond,
-    /// TRACE, or PURGE where it is not allowed.
+    /// TRACE and CONNECT.
     MethodNotAllowed,
+    /// OPTIONS that is not to be forwarded any further (RFC 9110 §7.6.2).
+    Options,
 }
 
 pub fn admit<'a>(proxy: &Proxy, live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<Arrival<'a>, Refused> {
@@ -66,6 +68,10 @@ pub fn admit<'a>(proxy: &Proxy, live: &Live, peer: &'a Peer, head: &'a RequestHe
         reason: "target",
         text: error.to_string(),
     })?;
+    if target.is_asterisk() && head.method != Method::OPTIONS {
+        // RFC 9112 §3.2.4: the asterisk form is for OPTIONS alone.
+        return Err(Refused { status: 400, reason: "target", text: "the target * is for OPTIONS only".into() });
+    }
     refuse_loops(&head.fields, &server.name)?;
     let routed = live.route(&target, &head.method, &head.fields).ok_or_else(|| Refused {
         status: 421,
@@ -94,6 +100,7 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
     match method.as_str() {
         "GET" | "HEAD" => {}
         "PURGE" => return Way::Purge,
+        "OPTIONS" if max_forwards(&arrival.fields) == Some(0) => return Way::Local(LocalAnswer::Options),
         // TRACE echoes what only the proxy should see, credentials of trusted hops among it.
         "TRACE" | "CONNECT" => return Way::Local(LocalAnswer::MethodNotAllowed),
         _ => return Way::Past(Past::Method),
@@ -112,7 +119,7 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
     {
         return Way::Past(Past::Rule(rule.reason.as_str().into()));
     }
-    if arrival.fields.has(name::CACHE_CONTROL) && crate::semantics::cache_control::RequestDirectives::parse(&arrival.fields).no_store {
+    if arrival.fields.has(name::CACHE_CONTROL) && cache_control::RequestDirectives::parse(&arrival.fields).no_store {
         return Way::Past(Past::RequestNoStore);
     }
     Way::Cache
@@ -121,6 +128,11 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
 /// Whether Connection names upgrade (RFC 9110 §7.8).
 pub fn wants_upgrade(fields: &Fields) -> bool {
     fields.values(name::CONNECTION).flat_map(fields::list).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// How many more times a request may be forwarded (RFC 9110 §7.6.2); `None` where it does not say, or not as a number.
+pub fn max_forwards(fields: &Fields) -> Option<u32> {
+    fields.get_named("max-forwards").and_then(cache_control::delta_seconds)
 }
 
 /// RFC 8586: our own name in CDN-Loop means that the request came around.

@@ -2,7 +2,7 @@
 
 use super::admit::Past;
 use super::exchange::{Arrival, Exchange};
-use super::fill::{Candidate, Failure, FlightHead, is_origin_error, pump};
+use super::fill::{Candidate, Failure, FlightHead, Own, is_origin_error, pump};
 use super::store::{self, Began};
 use super::{Proxy, answer, deliver, forward, purge, revalidate};
 use crate::clock;
@@ -27,6 +27,8 @@ pub enum Reason {
     Head,
     /// Its range begins far beyond what has arrived.
     RangeAhead,
+    /// It asks for a range of a response too large to be fetched whole for it.
+    RangeOfLarge,
 }
 
 /// Sends a request past the cache.
@@ -86,7 +88,10 @@ pub async fn fetch(
         let received = clock::now();
         if let Some((stored, _)) = confirming.filter(|_| inbound.status == 304) {
             match revalidate::confirm(proxy, exchange, stored, &inbound, &began, received) {
-                Ok(updated) => return deliver::revalidated(exchange, &updated, &inbound.endpoint, why, clock::now()),
+                Ok(confirmed) => {
+                    let (flight, own) = FlightHead::confirmed(confirmed, &inbound);
+                    return deliver::led(proxy, exchange, &Arc::new(flight), own, why);
+                }
                 Err(revalidate::Gone) => {
                     candidate = None;
                     continue;
@@ -137,7 +142,7 @@ fn judge(
     };
     let (writer, fill) =
         Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
-    let reader = fill.reader(0, None);
+    let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts) };
     let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound));
     if reason == Reason::Marked && head.facts.lifetime(exchange.policy()).ms > 0 {
         proxy.markers.clear(super::fill::marker_key(exchange, Some(&head.secondary)));
@@ -154,5 +159,5 @@ fn judge(
             task_proxy.metrics.not_stored(NotStored::Incomplete);
         }
     });
-    deliver::led(exchange, &flight, reader, why)
+    deliver::led(proxy, exchange, &flight, own, why)
 }

@@ -11,11 +11,15 @@ use crate::clock;
 use crate::config::settings::Action;
 use crate::listener::{Response, ResponseFields};
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
+use crate::route;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Validity, may_serve_on_error};
 use crate::semantics::{Fields, StatusCode, date, name};
 use bytes::Bytes;
 use std::sync::Arc;
+
+/// What is let through, for Allow.
+pub const ALLOW: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 
 /// A request that was not admitted.
 pub fn refused(live: &Live, refused: &Refused) -> Response {
@@ -39,9 +43,7 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
     line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
     let (status, body) = match (answer, &arrival.routed.route.action) {
         (LocalAnswer::Redirect, Action::Redirect { status, location }) => {
-            let target = &arrival.target;
-            let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
-            let location = location.replace("{path}", target.path()).replace("{query}", &query).replace("{host}", target.host());
+            let location = route::redirect_location(location, &arrival.target);
             line(&mut fields, name::LOCATION, location.as_bytes());
             (*status, Bytes::new())
         }
@@ -49,9 +51,9 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
             line(&mut fields, name::CONTENT_TYPE, content_type.as_bytes());
             (*status, body.clone())
         }
-        _ => {
-            let _ = fields.push("allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"); // a constant
-            (405, Bytes::new())
+        (answer, _) => {
+            let _ = fields.push("allow", ALLOW); // a constant
+            (if matches!(answer, LocalAnswer::Options) { 204 } else { 405 }, Bytes::new())
         }
     };
     deliver::edit(&mut fields, &arrival.routed.route.response_edits);

@@ -3,8 +3,9 @@
 use super::Proxy;
 use super::admit::Past;
 use super::exchange::{Arrival, Exchange};
-use super::fill::{self, FlightBody, FlightHead};
+use super::fill::{self, FlightBody, FlightHead, Own};
 use super::live::Routed;
+use super::resume::Resuming;
 use crate::body::{ResponseBody, Tunnel};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
@@ -20,6 +21,7 @@ use crate::semantics::storage::NotStored;
 use crate::semantics::{CacheKey, Fields, Method, Name, Now, Request, StatusCode, date, name, reuse};
 use crate::upstream::Inbound;
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +41,7 @@ fn from_store(arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, result: Cache
     outcome.source = Source::Memory;
     outcome.age_ms = Some(age_ms);
     outcome.ttl_ms = Some(ttl_ms);
-    let asked = Asked { request: arrival.request(), routed: &arrival.routed, key: &arrival.key };
+    let asked = Asked { request: arrival.request(), routed: &arrival.routed, key: &arrival.key, own: None };
     compose(&asked, &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
 }
 
@@ -48,21 +50,6 @@ pub fn filled(exchange: &Exchange, stored: &Arc<StoredResponse>, now: Now) -> Re
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Hit;
     outcome.source = Source::Memory;
-    let age_ms = stored.head.facts.age_ms(now);
-    outcome.age_ms = Some(age_ms);
-    outcome.ttl_ms = Some(ttl_ms(exchange, &stored.head, age_ms));
-    compose(&asked(exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
-}
-
-/// A stored response that the origin just confirmed.
-pub fn revalidated(exchange: &Exchange, stored: &Arc<StoredResponse>, endpoint: &Arc<str>, why: Forward, now: Now) -> Response {
-    let mut outcome = exchange.outcome();
-    outcome.result = CacheResult::Revalidated;
-    outcome.source = Source::Memory;
-    outcome.forward = Some(why);
-    outcome.forward_status = Some(304);
-    outcome.endpoint = Some(Arc::clone(endpoint));
-    outcome.stored = true;
     let age_ms = stored.head.facts.age_ms(now);
     outcome.age_ms = Some(age_ms);
     outcome.ttl_ms = Some(ttl_ms(exchange, &stored.head, age_ms));
@@ -84,26 +71,39 @@ pub fn instead(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>,
     compose(&asked(exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
 }
 
-/// The answer of a flight to the client that led it.
-pub fn led(exchange: &Exchange, flight: &Arc<FlightHead>, reader: Option<FillReader>, why: Forward) -> Response {
+/// The answer of a flight to the client that led it: what came, or what the origin just confirmed.
+pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead>, own: Own, why: Forward) -> Response {
     let now = clock::now();
-    let fill = match &flight.body {
-        FlightBody::Confirmed(stored) => return revalidated(exchange, stored, &flight.endpoint, why, now),
-        FlightBody::Filling(fill) => fill,
-    };
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Miss;
     outcome.forward = Some(why);
     outcome.forward_status = Some(flight.forward_status);
     outcome.endpoint = Some(Arc::clone(&flight.endpoint));
     outcome.stored = flight.sure;
+    outcome.not_stored = flight.not_stored;
     // A response that comes from the origin has no Age unless another cache gave it one (RFC 9111 §5.1).
-    let age = flight.had_age.then(|| flight.head.facts.age_ms(now));
-    compose(&asked(exchange), &flight.head, Body::Flight(fill, reader), age, outcome, now)
+    let age_ms = flight.had_age.then(|| flight.head.facts.age_ms(now));
+    let body = match &flight.body {
+        FlightBody::Filling(fill) => Body::Flight { fill, reader: own.reader, proxy, exchange },
+        FlightBody::Confirmed(stored) => {
+            outcome.result = CacheResult::Revalidated;
+            outcome.source = Source::Memory;
+            outcome.age_ms = age_ms;
+            outcome.ttl_ms = age_ms.map(|age_ms| ttl_ms(exchange, &stored.head, age_ms));
+            Body::Stored(stored)
+        }
+    };
+    compose(&Asked { own: own.fields.as_deref(), ..asked(exchange) }, &flight.head, body, age_ms, outcome, now)
 }
 
 /// The answer of a flight to a follower; `None` if its range begins too far beyond what has arrived, or its bytes went.
-pub fn followed(exchange: &Exchange, flight: &Arc<FlightHead>, waited: Duration, why: Forward) -> Option<Response> {
+pub fn followed(
+    proxy: &Arc<Proxy>,
+    exchange: &Arc<Exchange>,
+    flight: &Arc<FlightHead>,
+    waited: Duration,
+    why: Forward,
+) -> Option<Response> {
     let now = clock::now();
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Miss;
@@ -123,7 +123,7 @@ pub fn followed(exchange: &Exchange, flight: &Arc<FlightHead>, waited: Duration,
             if fill::is_far_ahead(exchange, fill) {
                 return None;
             }
-            Body::Flight(fill, Some(fill.reader(0, None)?))
+            Body::Flight { fill, reader: Some(fill.reader(0, None)?), proxy, exchange }
         }
     };
     Some(compose(&asked(exchange), &flight.head, body, Some(age_ms), outcome, now))
@@ -181,7 +181,7 @@ fn ttl_ms(exchange: &Exchange, head: &StoredHead, age_ms: u64) -> i64 {
 }
 
 fn asked(exchange: &Exchange) -> Asked<'_> {
-    Asked { request: exchange.request(), routed: &exchange.routed, key: &exchange.key }
+    Asked { request: exchange.request(), routed: &exchange.routed, key: &exchange.key, own: None }
 }
 
 /// Who asks, and on which route.
@@ -189,35 +189,45 @@ struct Asked<'a> {
     request: Request<'a>,
     routed: &'a Arc<Routed>,
     key: &'a CacheKey,
+    /// Fields that are for this client alone.
+    own: Option<&'a Fields>,
 }
 
 /// Where the bytes are.
 enum Body<'a> {
     Stored(&'a Arc<StoredResponse>),
     /// A reader that was there early, or `None` where the client that it was for needs no body.
-    Flight(&'a Fill, Option<FillReader>),
+    Flight {
+        fill: &'a Fill,
+        reader: Option<FillReader>,
+        proxy: &'a Arc<Proxy>,
+        exchange: &'a Arc<Exchange>,
+    },
 }
 
 impl Body<'_> {
     fn length(&self) -> Option<u64> {
         match self {
             Self::Stored(stored) => Some(stored.length),
-            Self::Flight(fill, _) => fill.declared().or_else(|| fill.complete().map(|complete| complete.length)),
+            Self::Flight { fill, .. } => fill.declared().or_else(|| fill.complete().map(|complete| complete.length)),
         }
     }
 
     /// Bytes `start..end` of it, the whole where there is no end.
-    fn part(self, start: u64, end: Option<u64>) -> ResponseBody {
+    fn part(self, head: &Arc<StoredHead>, start: u64, end: Option<u64>) -> ResponseBody {
         let length = self.length();
         match self {
             Self::Stored(stored) if stored.length == 0 => ResponseBody::Empty,
             Self::Stored(stored) => {
                 ResponseBody::Segments { segments: Arc::clone(&stored.segments), start, end: end.unwrap_or(stored.length) }
             }
-            Self::Flight(fill, reader) => {
+            Self::Flight { fill, reader, proxy, exchange } => {
                 let wanted = if start == 0 && end.is_none() { reader } else { fill.reader(start, end) };
                 match wanted {
-                    Some(reader) => ResponseBody::Stream { length: end.or(length).map(|end| end - start), stream: Box::pin(reader) },
+                    Some(reader) => {
+                        let stream = Box::pin(Resuming::new(reader, start, end, proxy, exchange, head));
+                        ResponseBody::Stream { length: end.or(length).map(|end| end - start), stream }
+                    }
                     None => ResponseBody::Empty,
                 }
             }
@@ -232,7 +242,7 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
         match precondition::evaluate(asked.request, head.as_response(), now.wall_ms) {
             Precondition::Holds => {}
             Precondition::NotModified => {
-                let fields = precondition::not_modified_fields(&head.fields);
+                let fields = precondition::not_modified_fields(&for_client(asked, head, &outcome));
                 return own(asked, StatusCode::NOT_MODIFIED, fields, ResponseBody::Empty, age_ms, outcome);
             }
             Precondition::Failed => {
@@ -272,8 +282,8 @@ fn whole(
     outcome: Outcome,
 ) -> Response {
     let is_head = *asked.request.method == Method::HEAD;
-    let withheld = reuse::withheld_fields(&head.facts);
-    if asked.routed.route.response_edits.is_empty() && withheld.is_empty() {
+    let fields = for_client(asked, head, &outcome);
+    if asked.routed.route.response_edits.is_empty() && matches!(fields, Cow::Borrowed(_)) {
         let mut extra = ExtraLines::new();
         if is_head
             && !head.fields.has(name::CONTENT_LENGTH)
@@ -282,39 +292,69 @@ fn whole(
             line(&mut extra, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
         }
         add_lines(&mut extra, asked.routed, asked.key.as_str(), age_ms, &outcome);
-        let body = if is_head { ResponseBody::Empty } else { body.part(0, None) };
+        let body = if is_head { ResponseBody::Empty } else { body.part(head, 0, None) };
         let fields = ResponseFields::Stored { stored: Arc::clone(head), extra };
         return Response { status: head.status, fields, body, close: false, outcome };
     }
-    let mut fields = head.fields.clone();
-    for name in withheld {
-        fields.remove(name);
-    }
+    let mut fields = fields.into_owned();
     if is_head
         && !fields.has(name::CONTENT_LENGTH)
         && let Some(length) = length
     {
         line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
     }
-    let body = if is_head { ResponseBody::Empty } else { body.part(0, None) };
+    let body = if is_head { ResponseBody::Empty } else { body.part(head, 0, None) };
     own(asked, head.status, fields, body, age_ms, outcome)
+}
+
+/// The stored fields as this client may have them: without those that may be reused only once the origin was asked
+/// (RFC 9111 §5.2.2.4) and cookies that today's policy keeps back; with those that are for this client alone.
+fn for_client<'h>(asked: &Asked<'_>, head: &'h StoredHead, outcome: &Outcome) -> Cow<'h, Fields> {
+    let mut fields = Cow::Borrowed(&head.fields);
+    let origin_was_asked = matches!(outcome.result, CacheResult::Miss | CacheResult::Revalidated) && !outcome.collapsed;
+    if !origin_was_asked {
+        for name in reuse::withheld_fields(&head.facts).iter().filter(|name| head.fields.contains(name.as_str())) {
+            fields.to_mut().remove(name);
+        }
+        if head.fields.has(name::SET_COOKIE) && reuse::withholds_set_cookie(&head.facts, &asked.routed.route.cache) {
+            fields.to_mut().remove(name::SET_COOKIE);
+        }
+    }
+    if let Some(own) = asked.own {
+        for (name, _) in own.iter() {
+            fields.to_mut().remove(name);
+        }
+        for (name, value) in own.iter() {
+            let added = fields.to_mut().push(name, value);
+            debug_assert!(added.is_ok(), "they were fields before");
+        }
+    }
+    fields
 }
 
 fn one_range(
     asked: &Asked<'_>,
-    head: &StoredHead,
+    head: &Arc<StoredHead>,
     body: Body<'_>,
     range: std::ops::Range<u64>,
     length: u64,
     age_ms: Option<u64>,
     outcome: Outcome,
 ) -> Response {
-    let mut fields = head.fields.clone();
-    fields.remove(name::CONTENT_LENGTH);
+    let mut fields = partial_fields(asked, head, &outcome);
     line(&mut fields, name::CONTENT_RANGE, range::content_range(&range, length).as_bytes());
     line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(range.end - range.start).as_bytes());
-    let body = body.part(range.start, Some(range.end));
+    let body = body.part(head, range.start, Some(range.end));
     own(asked, StatusCode::PARTIAL_CONTENT, fields, body, age_ms, outcome)
+}
+
+/// The fields of a 206: without the length of the whole, and without Content-Digest, which is of the content that a
+/// message has (RFC 9530 §2); Repr-Digest is of the representation and stays (§3).
+fn partial_fields(asked: &Asked<'_>, head: &StoredHead, outcome: &Outcome) -> Fields {
+    let mut fields = for_client(asked, head, outcome).into_owned();
+    fields.remove(name::CONTENT_LENGTH);
+    fields.remove("content-digest");
+    fields
 }
 
 /// multipart/byteranges (RFC 9110 §14.6), from a stored response only: slices of its segments, nothing copied.
@@ -339,8 +379,7 @@ fn several_ranges(
     }
     segments.push(format!("\r\n--{boundary}--\r\n").into());
     let length: u64 = segments.iter().map(|segment| segment.len() as u64).sum();
-    let mut fields = stored.head.fields.clone();
-    fields.remove(name::CONTENT_LENGTH);
+    let mut fields = partial_fields(asked, &stored.head, &outcome);
     fields.remove(name::CONTENT_TYPE);
     line(&mut fields, name::CONTENT_TYPE, format!("multipart/byteranges; boundary={boundary}").as_bytes());
     line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());

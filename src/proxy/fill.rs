@@ -14,32 +14,48 @@ use crate::coalesce::fill::{Fill, FillReader, FillWriter, Unstored};
 pub use crate::coalesce::flight::Failure;
 use crate::coalesce::flight::{FlightKey, Follower, Join, Leader, Published};
 use crate::invalidation::Stamp;
-use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
+use crate::listener::{Handled, InterimSender, InterimSlot, NotTaken, RequestBody, Response};
 use crate::observe::metrics::{Bound, FollowOutcome};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Reuse, Validity, may_serve_on_error, reuse};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Method, name, range};
+use crate::semantics::{Fields, Method, StatusCode, name, range};
 use crate::upstream::{FetchError, Inbound};
 use parking_lot::Mutex;
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 /// A stored response that cannot be used as it is: to be confirmed, or to stand in if the origin fails.
 pub type Candidate = Option<(Arc<StoredResponse>, Validity)>;
 
-/// What a flight knows from its start: the stamp of its fetch, and who wants interim responses.
+/// What those who join a flight are told, and leave there: the stamp of its fetch, who wants interim responses, and
+/// who could lead anew.
 pub struct Departure {
     pub stamp: Stamp,
-    interims: Arc<Interims>,
+    /// Once it is published: by its keys and groups a purge may have come between.
+    head: OnceLock<Arc<StoredHead>>,
+    interims: Interims,
+    successors: Mutex<Vec<Weak<Exchange>>>,
 }
 
 impl Departure {
     pub fn new(stamp: Stamp) -> Self {
-        Self { stamp, interims: Arc::default() }
+        Self { stamp, head: OnceLock::new(), interims: Interims::default(), successors: Mutex::default() }
+    }
+
+    /// Notes a request that waits for the head: it could lead anew. HEAD cannot.
+    fn note(&self, exchange: &Arc<Exchange>) {
+        if self.head.get().is_none() && exchange.method == Method::GET {
+            self.successors.lock().push(Arc::downgrade(exchange));
+        }
+    }
+
+    /// The first of those who wait and whose client is still there.
+    fn successor(&self) -> Option<Arc<Exchange>> {
+        self.successors.lock().iter().find_map(Weak::upgrade)
     }
 }
 
@@ -55,11 +71,11 @@ impl Interims {
     fn tell(&self, proxy: &Proxy, interim: &crate::listener::Interim) {
         self.0.lock().retain(|sender| match sender.try_send(interim.clone()) {
             Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => {
+            Err(NotTaken::Full) => {
                 proxy.metrics.bound(Bound::InterimDropped);
                 true
             }
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
+            Err(NotTaken::Closed) => false,
         });
     }
 }
@@ -73,6 +89,8 @@ pub struct FlightHead {
     pub forward_status: u16,
     /// Storing is intended and certain enough to be said.
     pub sure: bool,
+    /// Why a confirmed response could not be kept.
+    pub not_stored: Option<NotStored>,
     pub endpoint: Arc<str>,
 }
 
@@ -81,6 +99,7 @@ impl FlightHead {
     pub fn filling(proxy: &Proxy, head: &Arc<StoredHead>, fill: &Fill, inbound: &Inbound) -> Self {
         Self {
             sure: fill.unstored().is_none() && proxy.memory.is_sure_to_admit(inbound.length.unwrap_or(0)),
+            not_stored: None,
             head: Arc::clone(head),
             body: FlightBody::Filling(fill.clone()),
             had_age: inbound.fields.has(name::AGE),
@@ -88,6 +107,30 @@ impl FlightHead {
             endpoint: Arc::clone(&inbound.endpoint),
         }
     }
+
+    /// What a 304 confirmed.
+    pub fn confirmed(confirmed: revalidate::Confirmed, inbound: &Inbound) -> (Self, Own) {
+        let revalidate::Confirmed { response, not_stored, own } = confirmed;
+        let flight = Self {
+            head: Arc::clone(&response.head),
+            body: FlightBody::Confirmed(response),
+            had_age: true,
+            forward_status: 304,
+            sure: not_stored.is_none(),
+            not_stored,
+            endpoint: Arc::clone(&inbound.endpoint),
+        };
+        (flight, Own { reader: None, fields: own })
+    }
+}
+
+/// What only the client that led gets.
+#[derive(Default)]
+pub struct Own {
+    /// A reader that was there before the first byte.
+    pub reader: Option<FillReader>,
+    /// Fields that others may not be given.
+    pub fields: Option<Box<Fields>>,
 }
 
 /// Bytes of a flight.
@@ -99,13 +142,15 @@ pub enum FlightBody {
 
 /// What a flight came to, for the client that led it.
 pub enum Led {
-    /// Deliver this; the reader was there before the first byte.
-    Shared(Arc<FlightHead>, Option<FillReader>),
+    /// Deliver this.
+    Shared(Arc<FlightHead>, Own),
     /// Nobody else may have it.
     Direct(Box<Inbound>, NotStored),
     Failed(Failure),
     /// What was to be confirmed is gone: ask again, without it.
     StartOver,
+    /// It asked for a range of something large: to be forwarded as it came.
+    AsItCame,
 }
 
 impl From<&FetchError> for Failure {
@@ -204,13 +249,14 @@ impl Errand {
         let (tell, told) = oneshot::channel();
         tokio::spawn(lead(Arc::clone(&self.proxy), Arc::clone(&self.exchange), leader, Some(tell), self.candidate.clone(), self.anew));
         Round::Break(match told.await {
-            Ok(Led::Shared(head, reader)) => deliver::led(&self.exchange, &head, reader, self.why),
+            Ok(Led::Shared(head, own)) => deliver::led(&self.proxy, &self.exchange, &head, own, self.why),
             Ok(Led::Direct(inbound, reason)) => deliver::direct(&self.exchange, *inbound, self.why, Some(reason)),
             Ok(Led::Failed(failure)) => self.failed(&failure),
             Ok(Led::StartOver) => {
                 self.candidate = None;
                 return Round::Continue(());
             }
+            Ok(Led::AsItCame) => self.alone(alone::Reason::RangeOfLarge).await,
             Err(_) => self.failed(&died()),
         })
     }
@@ -221,7 +267,7 @@ impl Errand {
         let followed = |outcome| self.proxy.metrics.followed(outcome, waited);
         match published {
             Published::Head(head) => match follow(&self.proxy, &self.exchange, &head) {
-                Follow::Use => match deliver::followed(&self.exchange, &head, waited, self.why) {
+                Follow::Use => match deliver::followed(&self.proxy, &self.exchange, &head, waited, self.why) {
                     Some(response) => {
                         followed(FollowOutcome::Served);
                         return Round::Break(response);
@@ -301,8 +347,17 @@ fn goes_alone(proxy: &Proxy, exchange: &Exchange, candidate: Option<&(Arc<Stored
     if exchange.fields.has(name::AUTHORIZATION) && candidate.is_none() {
         return Some(alone::Reason::Authorization);
     }
+    let now_mono_ms = clock::now().mono_ms;
+    if exchange.fields.has(name::RANGE) && proxy.markers.is_set(large_key(exchange), now_mono_ms) {
+        return Some(alone::Reason::RangeOfLarge);
+    }
     let secondary = secondary_known(proxy, exchange, candidate);
-    proxy.markers.is_set(marker_key(exchange, secondary.as_ref()), clock::now().mono_ms).then_some(alone::Reason::Marked)
+    proxy.markers.is_set(marker_key(exchange, secondary.as_ref()), now_mono_ms).then_some(alone::Reason::Marked)
+}
+
+/// Marks a key whose response is too large to be fetched whole for a range.
+fn large_key(exchange: &Exchange) -> u128 {
+    exchange.key.hash() ^ crate::semantics::key::hash128(b"large")
 }
 
 /// Markers are set on the secondary key where it is known.
@@ -327,19 +382,25 @@ fn flight_key(exchange: &Exchange, secondary: Option<SecondaryKey>) -> FlightKey
 }
 
 /// Whether a request that comes now may join a flight that began then: not if something was purged in between.
-fn may_join(proxy: &Proxy, exchange: &Exchange, departure: &Departure, interim: Option<&InterimSender>) -> bool {
-    let tags = Tags::default();
-    let subject = subject(&exchange.key, &exchange.routed.site, &tags);
-    let joins = proxy.journal.joinable(subject.url, subject.url_text, subject.authority, subject.site, &departure.stamp);
+fn may_join(proxy: &Proxy, exchange: &Arc<Exchange>, departure: &Departure, interim: Option<&InterimSender>) -> bool {
+    let joins = match departure.head.get() {
+        Some(head) => proxy.journal.validity(&head.subject(), &departure.stamp) == Validity::Valid,
+        None => {
+            let tags = Tags::default();
+            let subject = subject(&exchange.key, &exchange.routed.site, &tags);
+            proxy.journal.joinable(subject.url, subject.url_text, subject.authority, subject.site, &departure.stamp)
+        }
+    };
     if joins {
         departure.interims.add(interim.cloned());
+        departure.note(exchange);
     }
     joins
 }
 
 fn join(
     proxy: &Proxy,
-    exchange: &Exchange,
+    exchange: &Arc<Exchange>,
     secondary: Option<SecondaryKey>,
     interim: Option<&InterimSender>,
 ) -> Join<FlightHead, Departure> {
@@ -353,7 +414,7 @@ fn join(
 
 fn follow_only(
     proxy: &Proxy,
-    exchange: &Exchange,
+    exchange: &Arc<Exchange>,
     secondary: Option<SecondaryKey>,
     interim: Option<&InterimSender>,
 ) -> Option<Follower<FlightHead>> {
@@ -393,11 +454,18 @@ pub async fn lead(
     anew: bool,
 ) -> Option<u16> {
     proxy.metrics.flight_led();
-    let began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
+    let mut began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
     // A hard-purged response is never a source of validators; one that is valid at the stamp may be confirmed.
     let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged).map(|(stored, _)| Arc::clone(stored));
-    let mut duty = Duty { proxy, exchange, leader, client, anew };
-    let Some(result) = duty.fetch(confirming.as_ref()).await else { return None };
+    let is_refresh = client.is_none();
+    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew };
+    let mut result = duty.fetch(confirming.as_ref()).await?;
+    if let Err(error) = &result
+        && duty.hand_on(error)
+    {
+        began.sent = clock::now();
+        result = duty.fetch(confirming.as_ref()).await?;
+    }
     match result {
         Err(error) => {
             duty.fail(&Failure::from(&error), error.is_shared());
@@ -416,8 +484,11 @@ struct Duty {
     proxy: Arc<Proxy>,
     exchange: Arc<Exchange>,
     leader: Leader<FlightHead, Departure>,
+    /// `None` once it was told.
     client: Option<oneshot::Sender<Led>>,
-    /// This flight leads anew after another failed: its failures are shared.
+    /// In the background: nobody leads it, and it goes on though nobody is there.
+    is_refresh: bool,
+    /// Another request failed before: from now on failures are shared.
     anew: bool,
 }
 
@@ -425,7 +496,7 @@ impl Duty {
     /// Asks the upstream; `None` if everybody left before there was a head.
     async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, FetchError>> {
         let upstream = self.exchange.routed.upstream.clone()?;
-        let (sender, mut interims) = mpsc::channel(16);
+        let (sender, mut interims) = InterimSender::queue();
         let request = match forward::request(&self.exchange, forward::Kind::Whole(confirming), Some(sender)) {
             Ok(request) => request,
             Err(error) => return Some(Err(error)),
@@ -434,9 +505,9 @@ impl Duty {
         loop {
             tokio::select! {
                 biased;
-                Some(interim) = interims.recv() => self.leader.stamp().interims.tell(&self.proxy, &interim),
+                interim = interims.recv() => self.leader.stamp().interims.tell(&self.proxy, &interim),
                 result = &mut sending => return Some(result),
-                () = deserted(&mut self.client, &self.leader) => return None,
+                () = deserted(&mut self.client, &self.leader), if !self.is_refresh => return None,
             }
         }
     }
@@ -445,6 +516,19 @@ impl Duty {
         if let Some(client) = self.client.take() {
             let _ = client.send(led); // it may have left
         }
+    }
+
+    /// The connection was lost, or the answer malformed, after the request was sent. That may be this request's doing,
+    /// so it is not sent again; but one of those who wait leads anew, once, and the others stay in line.
+    fn hand_on(&mut self, error: &FetchError) -> bool {
+        if error.is_shared() || self.anew {
+            return false;
+        }
+        let Some(successor) = self.leader.stamp().successor() else { return false };
+        self.tell(Led::Failed(Failure::from(error)));
+        self.proxy.metrics.flight_led();
+        (self.exchange, self.is_refresh, self.anew) = (successor, false, true);
+        true
     }
 
     fn fail(&mut self, failure: &Failure, shared: bool) {
@@ -461,6 +545,14 @@ impl Duty {
         }
         if let Some(failure) = self.stands_in(&inbound, candidate.as_ref(), received) {
             return self.fail(&failure, true);
+        }
+        if self.asks_part_of_large(&inbound) {
+            self.proxy.markers.set(large_key(&self.exchange), received.mono_ms);
+            self.tell(Led::AsItCame);
+            // Whoever wants the whole goes on with it; for its own sake it is not fetched.
+            if self.leader.retire_if_deserted() {
+                return;
+            }
         }
         match store::judge(&self.proxy, &self.exchange, &inbound, &began, received) {
             Err(why) => {
@@ -492,6 +584,14 @@ impl Duty {
         })
     }
 
+    /// Whether the client that leads wants a range of something larger than is fetched whole for that.
+    fn asks_part_of_large(&self, inbound: &Inbound) -> bool {
+        self.client.is_some()
+            && inbound.status == StatusCode::OK
+            && inbound.length.is_some_and(|length| length > self.exchange.policy().range_whole_max_bytes)
+            && range::is_asked(self.exchange.request())
+    }
+
     fn mark(&self, secondary: Option<&SecondaryKey>, now_mono_ms: u64) {
         let known = secondary.cloned().or_else(|| secondary_known(&self.proxy, &self.exchange, None));
         self.proxy.markers.set(marker_key(&self.exchange, known.as_ref()), now_mono_ms);
@@ -499,17 +599,10 @@ impl Duty {
 
     fn confirmed(&mut self, inbound: &Inbound, stored: &Arc<StoredResponse>, began: &Began, received: crate::semantics::Now) {
         match revalidate::confirm(&self.proxy, &self.exchange, stored, inbound, began, received) {
-            Ok(updated) => {
-                let shareable = is_shareable(&self.exchange, &updated.head, received);
-                let head = Arc::new(FlightHead {
-                    head: Arc::clone(&updated.head),
-                    body: FlightBody::Confirmed(updated),
-                    had_age: true,
-                    forward_status: 304,
-                    sure: true,
-                    endpoint: Arc::clone(&inbound.endpoint),
-                });
-                self.publish(head, shareable, received.mono_ms, None);
+            Ok(confirmed) => {
+                let (flight, own) = FlightHead::confirmed(confirmed, inbound);
+                let shareable = flight.not_stored.is_none() && is_shareable(&self.exchange, &flight.head, received);
+                self.publish(Arc::new(flight), shareable, received.mono_ms, own);
             }
             Err(revalidate::Gone) => {
                 self.leader.publish(Published::LeadAnew);
@@ -518,9 +611,10 @@ impl Duty {
         }
     }
 
-    fn publish(&mut self, head: Arc<FlightHead>, shareable: bool, now_mono_ms: u64, reader: Option<FillReader>) {
+    fn publish(&mut self, head: Arc<FlightHead>, shareable: bool, now_mono_ms: u64, own: Own) {
         self.proxy.vary_memory.remember(self.exchange.key.hash(), &head.head.facts.vary);
         if shareable {
+            let _ = self.leader.stamp().head.set(Arc::clone(&head.head)); // published once
             self.proxy.markers.clear(marker_key(&self.exchange, Some(&head.head.secondary)));
             self.proxy.markers.clear(self.exchange.key.hash());
             self.leader.publish(Published::Head(Arc::clone(&head)));
@@ -528,19 +622,23 @@ impl Duty {
             self.mark(Some(&head.head.secondary), now_mono_ms);
             self.leader.publish(Published::Alone);
         }
-        self.tell(Led::Shared(head, reader));
+        self.tell(Led::Shared(head, own));
     }
 
     async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, now_mono_ms: u64) {
         let settings = &Arc::clone(&self.exchange.routed.settings).fill;
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, inbound.length, self.exchange.policy().max_object_bytes);
-        let is_refresh = self.client.is_none();
-        let reader = if is_refresh { None } else { fill.reader(0, None) };
+        let is_refresh = self.is_refresh;
+        let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
+        let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
         let ticket = fill.ticket();
         let body = inbound.body.take();
         let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound));
         let shareable = is_shareable(&self.exchange, &head, clock::now()) && fill.unstored().is_none();
-        self.publish(flight, shareable, now_mono_ms, reader);
+        if inbound.length.is_some_and(|length| length <= self.exchange.policy().range_whole_max_bytes) {
+            self.proxy.markers.clear(large_key(&self.exchange));
+        }
+        self.publish(flight, shareable, now_mono_ms, own);
         let leader = &self.leader;
         // While followers take their readers the fill is wanted; a refresh is wanted to its end.
         let wanted = async move {
@@ -583,9 +681,8 @@ pub fn is_origin_error(inbound: &Inbound) -> bool {
 
 /// Resolves when neither the client that led nor any follower is there, and nobody can join any more.
 async fn deserted(client: &mut Option<oneshot::Sender<Led>>, leader: &Leader<FlightHead, Departure>) {
-    match client {
-        Some(client) => client.closed().await,
-        None => return std::future::pending().await, // a refresh has nobody and goes on all the same
+    if let Some(client) = client {
+        client.closed().await;
     }
     loop {
         leader.deserted().await;
@@ -626,8 +723,10 @@ pub async fn pump(body: Option<std::pin::Pin<Box<dyn BodyStream>>>, mut writer: 
     }
 }
 
-/// The first byte that a range asks for is too far beyond what has arrived for waiting to pay.
+/// The first byte that a range asks for is too far beyond what has arrived for waiting to pay. One beyond the end of a
+/// body whose length is declared has nothing to wait for.
 pub fn is_far_ahead(exchange: &Exchange, fill: &Fill) -> bool {
-    exchange.fields.has(name::RANGE)
-        && range::first_byte(exchange.request()).is_some_and(|first| first > fill.arrived() + exchange.routed.settings.fill.range_ahead)
+    let is_far =
+        |first| first > fill.arrived() + exchange.routed.settings.fill.range_ahead && fill.declared().is_none_or(|length| first < length);
+    exchange.fields.has(name::RANGE) && range::first_byte(exchange.request()).is_some_and(is_far)
 }

@@ -15,6 +15,8 @@ pub enum Kind<'a> {
     /// The whole response, so that others may join: no conditions or ranges of the client; ours where a stored
     /// response is to be confirmed.
     Whole(Option<&'a Arc<StoredResponse>>),
+    /// What is missing of a response with this strong validator: `bytes=7-`, and the validator.
+    Rest { range: String, validator: &'a [u8] },
     /// What the client asked.
     AsItCame { body: RequestBody, upgrade: bool },
 }
@@ -55,12 +57,24 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
             }
             drop_overrides(&mut fields);
         }
+        Kind::Rest { range, validator } => {
+            method = Method::GET;
+            validation::strip_conditions(&mut fields);
+            set(&mut fields, name::RANGE, range.as_bytes());
+            set(&mut fields, name::IF_RANGE, validator);
+            drop_overrides(&mut fields);
+        }
         Kind::AsItCame { body: sent, upgrade: wanted } => {
             if exchange.policy().enabled && exchange.method.is_safe() {
                 drop_overrides(&mut fields);
             }
             (body, upgrade) = (sent, wanted);
         }
+    }
+    if exchange.method == Method::OPTIONS
+        && let Some(left) = super::admit::max_forwards(&fields)
+    {
+        let _ = fields.set("max-forwards", left.saturating_sub(1).to_string()); // digits are a field value
     }
     if upgrade && let Some(protocol) = protocol {
         set(&mut fields, name::UPGRADE, &protocol);

@@ -19,6 +19,7 @@ mod lookup;
 pub mod outcome;
 mod purge;
 mod refused;
+mod resume;
 mod revalidate;
 mod store;
 

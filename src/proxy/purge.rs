@@ -3,7 +3,7 @@
 use super::exchange::{Arrival, Exchange};
 use super::{Proxy, admit, answer};
 use crate::invalidation::{Mode, Selector};
-use crate::listener::Response;
+use crate::listener::{Response, ResponseFields};
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::{CacheKey, Fields, Method, Now, Target, fields, invalidation, name};
@@ -15,7 +15,13 @@ pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
     let allowed = &arrival.routed.route.purge_from;
     let refuse = |status, message: &str| {
         let body = serde_json::json!({"error": {"message": message, "remedy": "list the network in `purge.allow` of the route, or use the admin API"}});
-        answer::json(status, &body, outcome.clone())
+        let mut response = answer::json(status, &body, outcome.clone());
+        if status == 405
+            && let ResponseFields::Own(fields) = &mut response.fields
+        {
+            let _ = fields.push("allow", answer::ALLOW); // RFC 9110 §15.5.6; a constant
+        }
+        response
     };
     if allowed.is_empty() {
         return refuse(405, "PURGE is not allowed here");

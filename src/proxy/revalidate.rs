@@ -4,12 +4,13 @@ use super::Proxy;
 use super::exchange::{Arrival, Exchange};
 use super::fill::{self, Departure};
 use super::store::{self, Began};
-use crate::cache::{StoredResponse, Tags, subject};
+use crate::cache::{StoredHead, StoredResponse, Tags, subject};
 use crate::coalesce::flight::{FlightKey, Join};
 use crate::observe::metrics::RefreshOutcome;
 use crate::semantics::freshness::Facts;
 use crate::semantics::reuse::Validity;
-use crate::semantics::{Method, Now, Response, name, validation};
+use crate::semantics::storage::{self, NotStored, Storage};
+use crate::semantics::{Fields, Method, Now, Response, date, name, validation};
 use crate::upstream::Inbound;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,7 +18,18 @@ use std::sync::Arc;
 /// The response that a 304 would confirm is not usable any more.
 pub struct Gone;
 
-/// A 304 for this stored response: the updated response, stored; its stamp is the conditional request's.
+/// What a 304 made of a stored response.
+pub struct Confirmed {
+    /// The updated response, in the tiers unless it may not be stored.
+    pub response: Arc<StoredResponse>,
+    /// The 304 forbade to keep it (no-store, private, Set-Cookie...): it is for whoever asked.
+    pub not_stored: Option<NotStored>,
+    /// Fields for whoever asked alone.
+    pub own: Option<Box<Fields>>,
+}
+
+/// A 304 for this stored response: the updated response, stored if the rules allow it still; its stamp is the
+/// conditional request's.
 ///
 /// It is usable only if no entry since that stamp matches it under its old keys or its new ones (DESIGN section 6).
 pub fn confirm(
@@ -27,8 +39,43 @@ pub fn confirm(
     inbound: &Inbound,
     began: &Began,
     received: Now,
-) -> Result<Arc<StoredResponse>, Gone> {
-    let old = &stored.head;
+) -> Result<Confirmed, Gone> {
+    let (old, policy) = (&stored.head, exchange.policy());
+    let tags = still_usable(proxy, exchange, old, inbound, began)?;
+    let merged = validation::update(&old.fields, &inbound.fields);
+    let facts = facts_after(exchange, stored, &merged, inbound, began, received);
+    let response = Response { status: old.status, fields: &merged };
+    let not_stored = match storage::may_store(exchange.request(), response, &facts, policy) {
+        Storage::Stored => None,
+        Storage::Not(why) => Some(why),
+    };
+    let own = store::own_fields(&inbound.fields, &facts);
+    let mut fields = match not_stored {
+        None => storage::stored_fields(response, &facts, policy),
+        Some(_) => dated(merged, &facts),
+    };
+    super::deliver::strip_tags(&mut fields, &exchange.routed.route.forward_tags);
+    fields.shrink();
+    let secondary = facts.vary.secondary_key(&exchange.fields, policy);
+    let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
+    let segments = Arc::clone(&stored.segments);
+    let updated = StoredResponse::new(head, segments, stored.length, stored.trailers.clone(), policy, received);
+    let response = Arc::new(updated);
+    match not_stored {
+        None => store::insert(proxy, exchange, &response, 1, received),
+        Some(why) => {
+            proxy.metrics.not_stored(why);
+            // What is wrong with this request alone says nothing about what is stored.
+            if why.is_of_response() {
+                store::remove(proxy, old, began.fetch);
+            }
+        }
+    }
+    Ok(Confirmed { response, not_stored, own })
+}
+
+/// Whether the 304 means this response, and neither it nor what it becomes was purged; its tags from now on.
+fn still_usable(proxy: &Proxy, exchange: &Exchange, old: &StoredHead, inbound: &Inbound, began: &Began) -> Result<Tags, Gone> {
     if !validation::selects(&inbound.fields, &old.facts) {
         return Err(Gone);
     }
@@ -45,28 +92,19 @@ pub fn confirm(
     if proxy.journal.validity(&subject(&old.key, &old.site, &union), &began.stamp) == Validity::Purged {
         return Err(Gone);
     }
-    let mut fields = validation::update(&old.fields, &inbound.fields);
-    let facts = facts_after(exchange, stored, &fields, inbound, began, received);
-    super::deliver::strip_tags(&mut fields, &exchange.routed.route.forward_tags);
-    fields.shrink();
-    let secondary = facts.vary.secondary_key(&exchange.fields, exchange.policy());
-    let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
-    let updated =
-        StoredResponse::new(head, Arc::clone(&stored.segments), stored.length, stored.trailers.clone(), exchange.policy(), received);
-    let updated = Arc::new(updated);
-    store::insert(proxy, exchange, &updated, 1, received);
-    Ok(updated)
+    Ok(tags)
+}
+
+/// The updated fields as they go out once, dated by their receipt where the 304 was not (RFC 9110 §6.6.1).
+fn dated(mut fields: Fields, facts: &Facts) -> Fields {
+    if !fields.has(name::DATE) {
+        super::deliver::line(&mut fields, name::DATE, &date::format(facts.date_ms));
+    }
+    fields
 }
 
 /// The 304's Age counts for the age of what it confirms, but is not kept as a field.
-fn facts_after(
-    exchange: &Exchange,
-    stored: &StoredResponse,
-    fields: &crate::semantics::Fields,
-    inbound: &Inbound,
-    began: &Began,
-    received: Now,
-) -> Facts {
+fn facts_after(exchange: &Exchange, stored: &StoredResponse, fields: &Fields, inbound: &Inbound, began: &Began, received: Now) -> Facts {
     let mut fields = Cow::Borrowed(fields);
     if let Some(age) = inbound.fields.get(name::AGE) {
         let _ = fields.to_mut().set(name::AGE, age); // a value that was a field is a field value

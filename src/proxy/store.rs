@@ -11,7 +11,7 @@ use crate::semantics::freshness::Facts;
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::{self, NotStored, Storage};
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Now, Response};
+use crate::semantics::{Fields, Now, Response};
 use crate::tier::memory::{Change, Held};
 use crate::upstream::Inbound;
 use std::sync::Arc;
@@ -50,11 +50,33 @@ pub fn judge(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Bega
     Ok(Arc::new(head(exchange, inbound.status, fields, facts, tags, secondary, began)))
 }
 
+/// The fields that the client that asked may have and nobody else may be given from a store: those named by
+/// `private="..."` or `no-cache="..."` (RFC 9111 §5.2.2.4, §5.2.2.7). `None` where there are none.
+pub fn own_fields(received: &Fields, facts: &Facts) -> Option<Box<Fields>> {
+    let directives = &facts.directives;
+    let named = [&directives.private_fields, &directives.no_cache_fields];
+    if named.iter().all(|names| names.is_empty()) {
+        return None;
+    }
+    let is_named = |name: &[u8]| named.iter().any(|names| names.iter().any(|field| field.as_bytes() == name));
+    let own = received.copy_if(|_, name, _| is_named(name));
+    (!own.is_empty()).then(|| Box::new(own))
+}
+
+/// Takes a stored response out that may not be kept, unless what is there by now came of a fetch after number `before`.
+pub fn remove(proxy: &Proxy, stored: &StoredHead, before: u64) {
+    proxy.memory.update(stored.key.hash(), |there| match there.and_then(|set| set.without(stored, before)) {
+        Some(set) if set.responses().is_empty() => Change::Remove,
+        Some(set) => Change::Put(Arc::new(set)),
+        None => Change::Keep,
+    });
+}
+
 /// A head around what was decided.
 pub fn head(
     exchange: &Exchange,
     status: http::StatusCode,
-    fields: crate::semantics::Fields,
+    fields: Fields,
     facts: Facts,
     tags: Tags,
     secondary: SecondaryKey,

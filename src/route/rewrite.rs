@@ -7,7 +7,8 @@ use crate::semantics::key::TargetError;
 /// The target after all steps, normalised anew. An error means that a step made a path that is ambiguous or
 /// leads above the root: such a request must not go on.
 pub fn rewrite(target: &Target, steps: &[Rewrite]) -> Result<Target, TargetError> {
-    if steps.is_empty() {
+    // `*` is no path: there is nothing of it to change.
+    if steps.is_empty() || target.is_asterisk() {
         return Ok(target.clone());
     }
     let mut path = target.path().to_owned();

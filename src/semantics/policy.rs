@@ -6,10 +6,10 @@ use http::StatusCode;
 /// What a route allows the cache to do. Durations are in milliseconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CachePolicy {
-    /// `cache.enabled`; false: every request is a bypass with reason `disabled`.
+    /// `cache.enabled`; false: every request goes past the cache, with detail DISABLED.
     pub enabled: bool,
     /// `cache.ttl.override`: lifetimes that replace what the origin says, first match wins.
-    /// Never lifts no-store or private. Cache-Status then carries `detail=TTL-OVERRIDE`.
+    /// Never lifts no-store or private.
     pub ttl_override: Vec<TtlRule>,
     /// `cache.ttl.default`: lifetimes for responses without explicit freshness, before heuristics.
     pub ttl_default: Vec<TtlRule>,
@@ -33,7 +33,7 @@ pub struct CachePolicy {
     pub range_whole_max_bytes: u64,
     /// `cache.collapse`.
     pub collapse: bool,
-    /// `cache.cookies_heuristic`: whether requests with Cookie may get heuristic freshness (false by default).
+    /// `cache.heuristic_with_cookie`: whether requests with Cookie may get heuristic freshness (false by default).
     pub heuristic_with_cookie: bool,
     /// Fields of Vary that the operator declares irrelevant, in any letter case; widens the RFC, warned about.
     pub vary_ignore: Vec<String>,

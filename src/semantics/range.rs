@@ -45,6 +45,30 @@ pub fn first_byte(request: Request<'_>) -> Option<u64> {
     requested(request)?.into_iter().map(Spec::first).min().flatten()
 }
 
+/// Whether the request asks for ranges that are not to be ignored. If-Range is not looked at.
+pub fn is_asked(request: Request<'_>) -> bool {
+    requested(request).is_some()
+}
+
+/// Whether a Content-Range says: from byte `first` up to `end`, or to the last byte where there is no end (§14.4).
+pub fn is_rest(content_range: &[u8], first: u64, end: Option<u64>) -> bool {
+    let Some((from, last, length)) = described(content_range) else { return false };
+    from == first && Some(last) == end.map_or(length, Some).and_then(|end| end.checked_sub(1))
+}
+
+/// First and last byte of a Content-Range, and the length of the whole unless it is `*`.
+fn described(content_range: &[u8]) -> Option<(u64, u64, Option<u64>)> {
+    let (unit, rest) = content_range.split_at_checked(6)?;
+    let slash = rest.iter().position(|byte| *byte == b'/')?;
+    let Spec::Bounded(first, last) = Spec::parse(&rest[..slash])? else { return None };
+    let length = match &rest[slash + 1..] {
+        b"*" => None,
+        digits => Some(number(digits)?),
+    };
+    let fits = length.is_none_or(|length| last < length);
+    (unit.eq_ignore_ascii_case(b"bytes ") && fits).then_some((first, last, length))
+}
+
 /// `bytes 0-4/10`.
 pub fn content_range(range: &Range<u64>, length: u64) -> String {
     format!("bytes {}-{}/{length}", range.start, range.end.saturating_sub(1))
@@ -188,6 +212,28 @@ mod tests {
     }
 
     #[test]
+    fn the_rest_of_a_body_is_told_from_other_parts() {
+        for (value, first, end, is) in [
+            ("bytes 5-9/10", 5, None, true),
+            ("Bytes 5-9/10", 5, None, true),
+            ("bytes 5-8/10", 5, None, false),
+            ("bytes 4-9/10", 5, None, false),
+            ("bytes 5-9/*", 5, None, false),
+            ("bytes 5-9/*", 5, Some(10), true),
+            ("bytes 5-7/10", 5, Some(8), true),
+            ("bytes 5-9/10", 5, Some(8), false),
+            ("bytes 5-9/9", 5, Some(10), false),
+            ("bytes */10", 5, None, false),
+            ("bytes 5-/10", 5, None, false),
+            ("items 5-9/10", 5, None, false),
+            ("bytes=5-9/10", 5, None, false),
+            ("bytes", 5, None, false),
+        ] {
+            assert_eq!(is_rest(value.as_bytes(), first, end), is, "{value}");
+        }
+    }
+
+    #[test]
     fn merged_ranges_stand_where_the_first_was_asked_for() {
         assert_eq!(selected("bytes=50-59,0-9,60-69", 100), Selection::Many(vec![50..70, 0..10]));
         assert_eq!(selected("bytes=0-9,50-59,5-54", 100), Selection::One(0..60));
@@ -232,6 +278,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_described_is_understood(first in 0_u64..1000, span in 1_u64..1000, beyond in 0_u64..3) {
+            let (end, length) = (first + span, first + span + beyond);
+            let value = content_range(&(first..end), length);
+            prop_assert!(is_rest(value.as_bytes(), first, Some(end)));
+            prop_assert_eq!(is_rest(value.as_bytes(), first, None), beyond == 0);
+        }
+
+        #[test]
+        fn no_content_range_is_too_odd(value in proptest::collection::vec(any::<u8>(), 0..40), first: u64, end: Option<u64>) {
+            let rest = is_rest(&value, first, end);
+            prop_assert!(!rest || end.is_none_or(|end| first < end));
+            let odd = [b"bytes ", &value[..]].concat();
+            let rest = is_rest(&odd, first, end);
+            prop_assert!(!rest || end.is_none_or(|end| first < end));
+        }
+
         #[test]
         fn any_bytes_are_read_without_panic(value in "[ -~]{0,40}", length in any::<u64>()) {
             for range in ranges(selected(&value, length), length) {

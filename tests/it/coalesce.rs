@@ -23,6 +23,10 @@ fn join(table: &Table) -> Join<Fill, u64> {
     table.join(FlightKey { key: "https://shop.example/cold".into(), secondary: None }, |_| true, || 1)
 }
 
+fn refused() -> Failure {
+    Failure { status: 502, token: "connection_refused", text: "refused".into(), stale_may_be_served: true }
+}
+
 fn lead(table: &Table) -> Leader<Fill, u64> {
     match join(table) {
         Join::Lead(leader) => leader,
@@ -154,7 +158,7 @@ fn when_the_leader_dies_ten_thousand_followers_make_one_fetch_anew() {
                         while leader.followers() < FOLLOWERS - 1 {
                             tokio::task::yield_now().await;
                         }
-                        leader.publish(Published::Failed(failure()));
+                        leader.publish(Published::Failed(Arc::new(refused())));
                     }
                     Join::Follow(mut follower) => assert!(matches!(follower.wait().await, Published::Failed(_))),
                     Join::Full => panic!("there is room"),
@@ -351,8 +355,4 @@ proptest! {
         drop((executor, fill));
         prop_assert_eq!(budget.used(), 0);
     }
-}
-
-fn failure() -> Arc<Failure> {
-    Arc::new(Failure { status: 502, token: "connection_refused", text: "refused".into(), stale_may_be_served: true })
 }

@@ -659,7 +659,7 @@ async fn interim_responses_go_before_the_final_one_and_to_http_1_1_only() {
             for link in ["</a>", "</b>"] {
                 let mut fields = Fields::new();
                 fields.push("link", link).unwrap();
-                _ = sender.send(Interim { status: StatusCode::from_u16(103).unwrap(), fields }).await;
+                _ = sender.try_send(Interim { status: StatusCode::from_u16(103).unwrap(), fields });
             }
             text("final")
         })

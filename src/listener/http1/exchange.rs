@@ -12,7 +12,7 @@ use super::intake::{Intake, Room};
 use super::write::{self, Frame, Framing};
 use super::{BODY_READ_BYTES, PIPELINE_BYTES, READ_BYTES, UNREAD_BODY_TIME, bad};
 use crate::body::{BodyError, BodyStream, Chunk, Tunnel};
-use crate::listener::{Handled, Handler, Interim, Refusal, Response};
+use crate::listener::{Handled, Handler, Interim, InterimReceiver, Refusal, Response};
 use crate::observe::metrics::Bound;
 use crate::semantics::name;
 use bytes::Bytes;
@@ -22,7 +22,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 
 type Later = Pin<Box<dyn Future<Output = Response> + Send>>;
@@ -50,7 +49,7 @@ where
     pub async fn exchange(
         &mut self,
         handled: Handled,
-        interims: Option<Receiver<Interim>>,
+        interims: Option<InterimReceiver>,
         mut intake: Option<Intake>,
         plan: RequestPlan,
     ) -> Next {
@@ -63,7 +62,7 @@ where
                 Err(next) => return next,
             },
         };
-        while let Some(interim) = interims.as_mut().and_then(|interims| interims.try_recv().ok()) {
+        while let Some(interim) = interims.as_mut().and_then(InterimReceiver::try_recv) {
             if self.write_interim(&interim).await.is_err() {
                 break;
             }
@@ -76,7 +75,7 @@ where
     async fn wait_for_response(
         &mut self,
         mut future: Later,
-        interims: &mut Option<Receiver<Interim>>,
+        interims: &mut Option<InterimReceiver>,
         intake: &mut Option<Intake>,
     ) -> Result<Response, Next> {
         loop {
@@ -98,7 +97,7 @@ where
         &mut self,
         context: &mut Context<'_>,
         future: &mut Later,
-        interims: &mut Option<Receiver<Interim>>,
+        interims: &mut Option<InterimReceiver>,
         intake: &mut Option<Intake>,
     ) -> Poll<Event> {
         match intake.as_mut().map(|intake| self.poll_intake(context, intake)) {
@@ -117,8 +116,7 @@ where
             return Poll::Ready(Event::Continue);
         }
         match interims.as_mut().map(|interims| interims.poll_recv(context)) {
-            Some(Poll::Ready(Some(interim))) => return Poll::Ready(Event::Interim(interim)),
-            Some(Poll::Ready(None)) => *interims = None,
+            Some(Poll::Ready(interim)) => return Poll::Ready(Event::Interim(interim)),
             Some(Poll::Pending) | None => {}
         }
         Poll::Pending

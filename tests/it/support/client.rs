@@ -38,6 +38,18 @@ impl Answer {
             .map(|(_, value)| value.trim())
     }
 
+    /// All lines with this name, joined as one list.
+    pub fn all(&self, name: &str) -> String {
+        let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        let values: Vec<_> = lines.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect();
+        values.join(", ")
+    }
+
+    /// Whether Cache-Status has this parameter, as it stands: `hit`, `fwd=stale`.
+    pub fn says(&self, parameter: &str) -> bool {
+        self.field("cache-status").is_some_and(|value| value.split("; ").any(|said| said == parameter))
+    }
+
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("text")
     }

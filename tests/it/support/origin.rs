@@ -30,6 +30,8 @@ pub struct Recorded {
     pub fields: Vec<(String, String)>,
     /// The body, with its framing undone; the first MiB of it. Empty with [`Origin::start_at_head`].
     pub body: Vec<u8>,
+    /// Trailer lines after a chunked body, as they came. Empty with [`Origin::start_at_head`].
+    pub trailers: String,
     /// Number of the connection, from 0.
     pub connection: usize,
     /// Number of the request on its connection, from 0.
@@ -368,7 +370,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         seen.accepted += 1;
         seen.open.insert(number, other);
         seen.threads.retain(|thread| !thread.is_finished());
-        let connection = Conversation { shared: shared.clone(), stream, number, buffer: Vec::new() };
+        let connection = Conversation { shared: shared.clone(), stream, number, buffer: Vec::new(), trailers: String::new() };
         seen.threads.push(std::thread::spawn(move || connection.run()));
         drop(seen);
         shared.changed.notify_all();
@@ -381,6 +383,7 @@ struct Conversation {
     stream: TcpStream,
     number: usize,
     buffer: Vec<u8>,
+    trailers: String,
 }
 
 /// The connection is of no further use.
@@ -403,6 +406,7 @@ impl Conversation {
         let mut unread = Framing::of(&request);
         if !self.shared.at_head {
             request.body = self.read_body(std::mem::replace(&mut unread, Framing::None))?;
+            request.trailers = std::mem::take(&mut self.trailers);
         }
         self.record(request.clone());
         let script = (self.shared.respond)(&request);
@@ -511,7 +515,13 @@ impl Conversation {
                 let size = String::from_utf8_lossy(&line);
                 let size = u64::from_str_radix(size.trim().split(';').next().unwrap_or_default(), 16).map_err(|_| Over)?;
                 if size == 0 {
-                    while self.take_until(b"\r\n")? != b"\r\n" {}
+                    loop {
+                        let line = self.take_until(b"\r\n")?;
+                        if line == b"\r\n" {
+                            break;
+                        }
+                        self.trailers.push_str(&String::from_utf8_lossy(&line));
+                    }
                     break;
                 }
                 self.take(size, &mut body)?;

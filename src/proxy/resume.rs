@@ -1,0 +1,96 @@
+//! A reader that was detached from a flight because it held others up goes on by itself (DESIGN section 5).
+//!
+//! What it has sent cannot be taken back, so what follows must be of the very same response: the rest is asked for
+//! under the strong validator (RFC 9110 §13.1.5), and used only if the origin says that it is that. Otherwise the
+//! client learns from an aborted connection that it has not got everything.
+
+use super::Proxy;
+use super::exchange::Exchange;
+use super::forward;
+use crate::body::{BodyError, BodyStream, Chunk};
+use crate::cache::StoredHead;
+use crate::coalesce::fill::FillReader;
+use crate::observe::metrics::Bound;
+use crate::semantics::{StatusCode, name, precondition, range};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+/// The bytes of a flight for one client: as a reader of the fill, and by a request of its own after it was detached.
+pub struct Resuming {
+    source: Source,
+    /// What the client gets next.
+    position: u64,
+    /// Where its part ends, if not with the body.
+    end: Option<u64>,
+    proxy: Arc<Proxy>,
+    exchange: Arc<Exchange>,
+    head: Arc<StoredHead>,
+}
+
+enum Source {
+    Flight(FillReader),
+    Asking(Pin<Box<dyn Future<Output = Option<Pin<Box<dyn BodyStream>>>> + Send>>),
+    Own(Pin<Box<dyn BodyStream>>),
+}
+
+impl Resuming {
+    /// `reader` begins at `start` and ends at `end`.
+    pub fn new(
+        reader: FillReader,
+        start: u64,
+        end: Option<u64>,
+        proxy: &Arc<Proxy>,
+        exchange: &Arc<Exchange>,
+        head: &Arc<StoredHead>,
+    ) -> Self {
+        let (proxy, exchange, head) = (Arc::clone(proxy), Arc::clone(exchange), Arc::clone(head));
+        Self { source: Source::Flight(reader), position: start, end, proxy, exchange, head }
+    }
+
+    fn detached(&self) -> Source {
+        self.proxy.metrics.bound(Bound::ReaderDetached);
+        let (exchange, head) = (Arc::clone(&self.exchange), Arc::clone(&self.head));
+        Source::Asking(Box::pin(rest(exchange, head, self.position, self.end)))
+    }
+}
+
+impl BodyStream for Resuming {
+    fn poll_chunk(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        let this = self.get_mut();
+        loop {
+            this.source = match &mut this.source {
+                Source::Flight(reader) => match ready!(Pin::new(reader).poll_chunk(context)) {
+                    Some(Ok(Chunk::Data(bytes))) => {
+                        this.position += bytes.len() as u64;
+                        return Poll::Ready(Some(Ok(Chunk::Data(bytes))));
+                    }
+                    Some(Err(BodyError::Detached)) => this.detached(),
+                    other => return Poll::Ready(other),
+                },
+                Source::Asking(asking) => match ready!(asking.as_mut().poll(context)) {
+                    Some(stream) => Source::Own(stream),
+                    None => return Poll::Ready(Some(Err(BodyError::Detached))),
+                },
+                Source::Own(stream) => return stream.as_mut().poll_chunk(context),
+            };
+        }
+    }
+}
+
+/// The rest of the response from `position` on; `None` where the origin does not give it.
+async fn rest(exchange: Arc<Exchange>, head: Arc<StoredHead>, position: u64, end: Option<u64>) -> Option<Pin<Box<dyn BodyStream>>> {
+    let validator = head.fields.get(name::ETAG).filter(|tag| precondition::strong_match(tag, tag))?;
+    if head.status != StatusCode::OK {
+        return None;
+    }
+    let range = match end {
+        Some(end) => format!("bytes={position}-{}", end.saturating_sub(1)),
+        None => format!("bytes={position}-"),
+    };
+    let request = forward::request(&exchange, forward::Kind::Rest { range, validator }, None).ok()?;
+    let inbound = exchange.routed.upstream.as_ref()?.send(request).await.ok()?;
+    let same = inbound.fields.get(name::ETAG).is_some_and(|tag| precondition::strong_match(tag, validator));
+    let fits = inbound.fields.get(name::CONTENT_RANGE).is_some_and(|value| range::is_rest(value, position, end));
+    (inbound.status == StatusCode::PARTIAL_CONTENT && same && fits).then_some(inbound.body?)
+}

@@ -1,0 +1,156 @@
+//! What the origin sees of a request, and what is kept from either side.
+
+use super::*;
+
+#[tokio::test]
+async fn the_client_is_described_to_the_origin() {
+    let served = serve(|_| fresh("body"));
+    served.get("/a").await;
+    let seen = served.last("/a");
+    for (name, value) in [
+        ("host", "shop.example"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-host", "shop.example"),
+        ("forwarded", "for=127.0.0.1;host=\"shop.example\";proto=http"),
+        ("via", "1.1 tiercel"),
+        ("cdn-loop", "tiercel"),
+    ] {
+        assert_eq!(seen.field(name), Some(value), "{name}");
+    }
+    let id = seen.field("x-request-id").expect("an id");
+    assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+    served.get("/b").await;
+    assert_ne!(served.last("/b").field("x-request-id"), Some(id));
+}
+
+const SAID: &str = "X-Forwarded-For: 192.0.2.6\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Port: 1\r\n\
+                    X-Forwarded-Prefix: /x\r\nX-Forwarded-Scheme: https\r\nX-Real-IP: 192.0.2.6\r\nForwarded: for=192.0.2.6\r\nX-Request-Id: mine\r\n";
+
+#[tokio::test]
+async fn what_an_untrusted_client_says_of_itself_is_dropped() {
+    let served = serve(|_| fresh("body"));
+    served.get_with("/a", SAID).await;
+    served.ask("POST", "/b", SAID, "x").await;
+    for path in ["/a", "/b"] {
+        let seen = served.last(path);
+        assert_eq!(seen.field("x-forwarded-for"), Some("127.0.0.1"));
+        assert_eq!(seen.field("x-forwarded-host"), Some(HOST));
+        assert_eq!(seen.field("x-forwarded-proto"), Some("http"));
+        assert_eq!(seen.field("forwarded"), Some("for=127.0.0.1;host=\"shop.example\";proto=http"));
+        assert_ne!(seen.field("x-request-id"), Some("mine"));
+        let head = String::from_utf8_lossy(&seen.head).to_ascii_lowercase();
+        for gone in ["192.0.2.6", "evil", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-scheme", "x-real-ip"] {
+            assert!(!head.contains(gone), "{gone}: {head}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_trusted_proxy_says_is_kept_and_continued() {
+    let served = serve_with("show_key = true\n[server]\ntrusted_proxies = [\"127.0.0.1\"]\n", |_| fresh("body"));
+    let answer = served.get_with("/a", SAID).await;
+    let seen = served.last("/a");
+    for (name, value) in [
+        ("x-forwarded-for", "192.0.2.6, 127.0.0.1"),
+        ("x-forwarded-host", "evil.example"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-port", "1"),
+        ("forwarded", "for=192.0.2.6, for=127.0.0.1;host=\"shop.example\";proto=https"),
+        ("x-request-id", "mine"),
+    ] {
+        assert_eq!(seen.field(name), Some(value), "{name}");
+    }
+    assert!(answer.says("key=\"https://shop.example/a\""), "the scheme is the client's: {}", answer.head);
+}
+
+#[tokio::test]
+async fn unkeyed_fields_cannot_poison_a_cached_response() {
+    let served = serve(|request| {
+        let reflected = ["x-forwarded-host", "x-original-url", "x-rewrite-url", "x-http-method-override", "x-forwarded-scheme"];
+        let seen: Vec<_> = reflected.iter().filter_map(|name| request.field(name)).collect();
+        fresh(&seen.join(" "))
+    });
+    let lines = "X-Forwarded-Host: evil.example\r\nX-Original-URL: /evil\r\nX-Rewrite-URL: /evil\r\nX-HTTP-Method-Override: POST\r\nX-Forwarded-Scheme: nothttps\r\n";
+    assert_eq!(served.get_with("/a", lines).await.text(), HOST);
+    served.get("/a").await;
+    assert_eq!(served.until_hit("/a", "").await.text(), HOST);
+}
+
+#[tokio::test]
+async fn trace_context_is_passed_on() {
+    let served = serve(|_| fresh("body"));
+    let lines = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\ntracestate: a=b\r\nbaggage: c=d\r\n";
+    served.get_with("/a", lines).await;
+    let seen = served.last("/a");
+    assert_eq!(seen.field("traceparent"), Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+    assert_eq!((seen.field("tracestate"), seen.field("baggage")), (Some("a=b"), Some("c=d")));
+}
+
+#[tokio::test]
+async fn fields_of_a_connection_stay_on_it() {
+    let served = serve(|_| {
+        let script =
+            fresh("body").header("Connection", "X-Hop, keep-alive, cache-control").header("X-Hop", "1").header("Keep-Alive", "timeout=60");
+        script.header("Proxy-Connection", "keep-alive").header("Upgrade", "h2c").header("X-End", "1")
+    });
+    let lines = "Connection: X-Hop, Keep-Alive, Cookie\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Connection: keep-alive\r\nTE: trailers\r\n\
+                 Trailer: X\r\nUpgrade: h2c\r\nProxy-Authorization: Basic eDp5\r\nX-End: 1\r\nCookie: a=b\r\n";
+    let miss = served.get_with("/a", lines).await;
+    let seen = served.last("/a");
+    for name in ["x-hop", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "proxy-authorization", "connection"] {
+        assert_eq!(seen.field(name), None, "{name}");
+    }
+    assert_eq!((seen.field("x-end"), seen.field("cookie")), (Some("1"), Some("a=b")), "a client cannot have others' fields removed");
+    for answer in [miss, served.until_hit("/a", "").await] {
+        for name in ["x-hop", "keep-alive", "proxy-connection", "upgrade", "connection", "transfer-encoding"] {
+            assert_eq!(answer.field(name), None, "{name}: {}", answer.head);
+        }
+        assert_eq!((answer.field("x-end"), answer.field("cache-control")), (Some("1"), Some("max-age=3600")));
+    }
+}
+
+#[tokio::test]
+async fn host_is_preserved_or_the_upstreams_or_a_literal() {
+    for (config, wanted) in [
+        ("", Some(HOST)),
+        ("host = \"preserve\"\n", Some(HOST)),
+        ("host = \"api.internal:81\"\n", Some("api.internal:81")),
+        ("host = \"upstream\"\n", None),
+    ] {
+        let served = serve_with(config, |_| fresh("body"));
+        served.get("/a").await;
+        let address = served.origin.addr().to_string();
+        assert_eq!(served.last("/a").field("host"), Some(wanted.unwrap_or(&address)), "{config}");
+        assert_eq!(served.last("/a").field("x-forwarded-host"), Some(HOST));
+    }
+}
+
+#[tokio::test]
+async fn stripped_cookies_reach_neither_origin_nor_key() {
+    let served = serve_with("strip_cookies = [\"_ga*\", \"track\"]\n", |request| {
+        fresh(request.field("cookie").unwrap_or("none")).header("Vary", "Cookie")
+    });
+    assert_eq!(served.get_with("/a", "Cookie: _ga=1; session=2; _ga_x=3; track=4\r\n").await.text(), "session=2");
+    assert_eq!(served.until_hit("/a", "Cookie: session=2; _ga=9\r\n").await.text(), "session=2");
+    assert_eq!(served.get_with("/a", "Cookie: track=1\r\n").await.text(), "none");
+    assert_eq!(served.origin.count("/a"), 2);
+}
+
+#[tokio::test]
+async fn the_origin_sees_the_target_that_was_keyed() {
+    let served = serve_with("show_key = true\n", |request| fresh(&request.target));
+    for (sent, seen) in [
+        ("/a/./b/../c", "/a/c"),
+        ("/%7Euser/%c3%a9", "/~user/%C3%A9"),
+        ("/a?b=%7e&c=%zz", "/a?b=~&c=%25zz"),
+        ("/a//b", "/a//b"),
+        ("/a?", "/a?"),
+    ] {
+        let answer = served.get(sent).await;
+        assert_eq!(answer.text(), seen, "{sent}");
+        assert!(answer.says(&format!("key=\"http://shop.example{seen}\"")), "{sent}: {}", answer.head);
+    }
+    let absolute = served.client().await.ask("GET http://SHOP.example:80/x HTTP/1.1\r\nHost: shop.example\r\n\r\n").await;
+    assert_eq!(absolute.text(), "/x");
+}
