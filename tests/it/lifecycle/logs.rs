@@ -1,0 +1,149 @@
+//! What is left of requests: a line each, and a count each.
+
+use super::process::{Process, TERMINATE, USER_1, config};
+use super::{get, get_with, keeping, metric, until};
+use crate::support::client::Client;
+use crate::support::origin::{Gate, Origin, Recorded, Script, Step};
+use std::path::{Path, PathBuf};
+
+/// Writes its access log into this folder.
+fn logging(folder: &Path, upstream: &str, format: &str) -> (Process, PathBuf) {
+    let log = folder.join("access.log");
+    let target = format!("target = '{}'\nformat = '{format}'", log.display());
+    let text = config(upstream, "").replace("target = 'off'", &target);
+    (Process::with_config(folder, &text), log)
+}
+
+fn lines(log: &Path) -> Vec<String> {
+    std::fs::read_to_string(log).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+async fn lines_of(log: &Path, count: usize) -> Vec<String> {
+    until("the lines", async || lines(log), |lines| lines.len() >= count).await
+}
+
+fn origin(gate: &Gate) -> Origin {
+    let gate = gate.clone();
+    Origin::start(move |request: &Recorded| match request.path.as_str() {
+        "/held" => Script::ok("held").after(&gate),
+        "/torn" => Script::steps([Step::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf".to_vec()), Step::Reset]),
+        "/private" => Script::ok("mine").header("cache-control", "private"),
+        _ => Script::ok("fresh").header("cache-control", "max-age=60"),
+    })
+}
+
+#[tokio::test]
+async fn sigusr1_moves_to_a_new_file_and_loses_no_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = origin(&Gate::new());
+    let (mut process, log) = logging(folder.path(), &origin.url(), "combined");
+    assert_eq!(get(process.http(), "/before").await.status, 200);
+    let rotated = folder.path().join("access.log.1");
+    std::fs::rename(&log, &rotated).unwrap();
+    process.signal(USER_1);
+    until("the file is opened anew", async || log.exists(), |exists| *exists).await;
+    assert_eq!(get(process.http(), "/after").await.status, 200);
+    process.signal(TERMINATE);
+    assert_eq!(process.end(), Some(0));
+    let (old, new) = (lines(&rotated), lines(&log));
+    assert!(old.len() == 1 && old[0].contains("GET /before "), "{old:?}");
+    assert!(new.len() == 1 && new[0].contains("GET /after "), "{new:?}");
+}
+
+#[tokio::test]
+async fn every_request_has_a_line_also_those_that_broke_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = Gate::new();
+    let origin = origin(&gate);
+    let (process, log) = logging(folder.path(), &origin.url(), "json");
+    let http = process.http();
+    get(http, "/a").await;
+    get(http, "/a").await;
+    get(http, "/torn").await;
+    Client::connect(http).await.ask("GET / HTTP/1.1\r\nHost: a\r\nbroken\r\n\r\n").await;
+    let mut leaver = Client::connect(http).await;
+    leaver.send(keeping("/held")).await;
+    origin.wait_for_requests("/held", 1);
+    leaver.reset();
+    let lines = lines_of(&log, 5).await;
+    let values: Vec<serde_json::Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let found = |path: &str, status: u16| {
+        let all: Vec<_> = values.iter().filter(|line| line["path"] == path && line["status"] == status).collect();
+        assert!(!all.is_empty(), "{path} {status} in {lines:#?}");
+        all
+    };
+    let both: Vec<_> = found("/a", 200).iter().map(|line| (line["result"].clone(), line["tier"].clone())).collect();
+    assert_eq!(both, [("miss".into(), "upstream".into()), ("hit".into(), "memory".into())]);
+    assert!(found("/torn", 200)[0]["error"].is_string());
+    assert_eq!(found("-", 400)[0]["error"], "field-name");
+    let left = found("/held", 499)[0];
+    assert_eq!((&left["error"], &left["site"], &left["host"]), (&"client_left".into(), &"default".into(), &"test.example".into()));
+    assert_eq!(lines.len(), 5);
+    gate.open();
+}
+
+#[tokio::test]
+async fn clients_cannot_write_lines_of_their_own() {
+    for format in ["combined", "json", "ecs"] {
+        let folder = tempfile::tempdir().unwrap();
+        let origin = origin(&Gate::new());
+        let (process, log) = logging(folder.path(), &origin.url(), format);
+        let mut client = Client::connect(process.http()).await;
+        let mut request =
+            b"GET /%22/evil HTTP/1.1\r\nHost: a\r\nConnection: close\r\nUser-Agent: \"x\\\" status=200 \xff\xe2\x80\xa8\t{}\r\n".to_vec();
+        request
+            .extend_from_slice(b"Referer: http://u:secret@h/?token=1 \"\r\nCookie: session=hidden\r\nAuthorization: Basic hidden\r\n\r\n");
+        assert_eq!(client.ask(request).await.status, 200);
+        assert_eq!(get_with(process.http(), "/last", "").await.status, 200);
+        let lines = lines_of(&log, 2).await;
+        assert_eq!(lines.len(), 2, "{format}: {lines:?}");
+        assert!(lines.iter().all(|line| line.bytes().all(|byte| (0x20..0x7f).contains(&byte))), "{format}: {lines:?}");
+        assert!(!lines[0].contains("hidden") && !lines[0].contains("secret") && !lines[0].contains("token"), "{format}: {lines:?}");
+        if format == "combined" {
+            assert!(lines[0].contains("GET /%22/evil HTTP/1.1\" 200 5 ") && lines[0].contains("\\xff"), "{lines:?}");
+        } else {
+            let line: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+            let agent = if format == "json" { &line["user_agent"] } else { &line["user_agent.original"] };
+            assert!(agent.as_str().is_some_and(|agent| agent.contains("\"x\\\" status=200")), "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_log_may_go_to_standard_output() {
+    let origin = origin(&Gate::new());
+    let process = Process::run(&["--upstream", &origin.url(), "--access-log", "stdout"]);
+    get(process.http(), "/seen").await;
+    process.out.wait("line", |line| line.contains("\"GET /seen HTTP/1.1\" 200 5") && line.contains(" result=miss "));
+}
+
+#[tokio::test]
+async fn metrics_count_every_request_once() {
+    let gate = Gate::new();
+    let origin = origin(&gate);
+    let process = Process::run(&["--upstream", &origin.url()]);
+    let (http, admin) = (process.http(), process.admin());
+    let requests = async |labels: &[&str]| metric(admin, "tiercel_requests_total", labels).await;
+    let default = "site=\"default\",route=\"default\"";
+    for path in ["/a", "/a", "/a", "/b", "/private"] {
+        assert_eq!(get(http, path).await.status, 200);
+    }
+    let mut client = Client::connect(http).await;
+    assert_eq!(client.ask("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").await.status, 200);
+    assert_eq!(client.ask("TRACE /a HTTP/1.1\r\nHost: a\r\n\r\n").await.status, 405);
+    let until_all = || requests(&[]);
+    until("all are counted", until_all, |count| *count >= 7.0).await;
+    for (labels, count) in [
+        (&["result=\"miss\"", "tier=\"upstream\"", "code=\"2xx\"", default][..], 3.0),
+        (&["result=\"hit\"", "tier=\"memory\"", "code=\"2xx\"", default], 2.0),
+        (&["result=\"bypass\"", "tier=\"upstream\"", "code=\"2xx\"", default], 1.0),
+        (&["result=\"local\"", "tier=\"tiercel\"", "code=\"4xx\"", default], 1.0),
+        (&[], 7.0),
+    ] {
+        assert_eq!(requests(labels).await, count, "{labels:?}");
+    }
+    assert_eq!(metric(admin, "tiercel_response_bytes_total", &["result=\"hit\""]).await, 10.0);
+    assert_eq!(metric(admin, "tiercel_request_duration_seconds_count", &[]).await, 7.0);
+    assert_eq!(metric(admin, "tiercel_unsafe_invalidations_total", &[]).await, 1.0);
+    assert_eq!(metric(admin, "tiercel_panics_total", &[]).await, 0.0);
+}
