@@ -81,6 +81,8 @@ pub enum Read {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Push {
     Done,
+    /// It stopped being stored: whoever must know is told now; then try again at once.
+    Unstored,
     /// It failed, or nobody wants the rest.
     Abandoned,
     /// Wait to be woken, and look again at the deadline where there is one.
@@ -299,10 +301,10 @@ impl Buffer {
         });
     }
 
-    pub fn release(&self) {
+    pub fn release(&self, now: Instant) {
         self.change(|state, _| {
             state.tickets -= 1;
-            state.wake_writer |= !state.is_wanted();
+            state.moved(now);
         });
     }
 
@@ -370,7 +372,7 @@ impl State {
             }
             if self.unstored.is_none() {
                 if !self.keep(rules, length) {
-                    continue; // from now on it is not stored, which may mean that nobody wants it
+                    return Push::Unstored; // which may mean that nobody wants it
                 }
             } else if !self.has_room(rules, length, now) {
                 if self.detach_overdue(rules, now) {
@@ -452,8 +454,11 @@ impl State {
         true
     }
 
-    /// The position of the slowest reader; before there is any, where the bytes begin.
+    /// The position of the slowest reader; before there is any, and while one may still come, where the bytes begin.
     fn slowest(&self) -> u64 {
+        if self.tickets > 0 {
+            return self.first;
+        }
         self.positions.first_key_value().map_or(self.first, |(position, _)| *position)
     }
 

@@ -58,7 +58,8 @@ pub struct FillReader {
     cursor: Cursor,
 }
 
-/// While it lives somebody may still come to read: the fill is not abandoned for want of readers.
+/// While it lives somebody may still come to read: the fill is not abandoned for want of readers, and nothing of it is
+/// freed. The writer waits, once it is `lag` ahead of where the bytes begin.
 #[derive(Debug)]
 pub struct JoinTicket {
     buffer: Arc<Buffer>,
@@ -134,10 +135,15 @@ impl FillWriter {
     /// more came than was declared, which fails the body with [`BodyError::Malformed`].
     ///
     /// Not cancel-safe: how much was appended is lost with the future.
-    pub async fn push(&mut self, mut bytes: Bytes) -> Result<(), Abandoned> {
+    pub async fn push(&mut self, bytes: Bytes) -> Result<(), Abandoned> {
+        self.push_telling(bytes, || {}).await
+    }
+
+    /// [`FillWriter::push`] that tells when the body stops being kept for storing, before it waits for anybody.
+    pub async fn push_telling(&mut self, mut bytes: Bytes, on_unstored: impl Fn()) -> Result<(), Abandoned> {
         while !bytes.is_empty() {
             let step = bytes.split_to(bytes.len().min(STEP));
-            self.append(&step).await?;
+            self.append(&step, &on_unstored).await?;
             self.arrived += step.len() as u64;
             if self.arrived - self.compact >= SEGMENT {
                 self.compact_from(self.compact);
@@ -168,12 +174,13 @@ impl FillWriter {
         poll_fn(|context| self.buffer.poll_abandoned(context.waker())).await;
     }
 
-    async fn append(&self, bytes: &Bytes) -> Result<(), Abandoned> {
+    async fn append(&self, bytes: &Bytes, on_unstored: impl Fn()) -> Result<(), Abandoned> {
         let mut timer: Option<Pin<Box<Sleep>>> = None;
         poll_fn(|context| {
             loop {
                 match self.buffer.poll_push(bytes, Instant::now(), context.waker()) {
                     Push::Done => return Poll::Ready(Ok(())),
+                    Push::Unstored => on_unstored(),
                     Push::Abandoned => return Poll::Ready(Err(Abandoned)),
                     Push::Wait(None) => return Poll::Pending,
                     Push::Wait(Some(deadline)) => {
@@ -227,7 +234,7 @@ impl Drop for FillReader {
 
 impl Drop for JoinTicket {
     fn drop(&mut self) {
-        self.buffer.release();
+        self.buffer.release(Instant::now());
     }
 }
 

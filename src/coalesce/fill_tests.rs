@@ -241,6 +241,19 @@ fn a_fill_waits_for_its_first_reader_and_for_those_announced() {
     assert_eq!(push(&mut writer, pattern(10)), ABANDONED);
 }
 
+#[test]
+fn nothing_is_freed_before_those_who_were_announced_have_come() {
+    let (_, mut writer, fill) = fill(1 << 20, None, 10);
+    let ticket = fill.ticket();
+    let mut first = fill.reader(0, None).unwrap();
+    assert_eq!(push(&mut writer, pattern(50)), TAKEN);
+    assert_eq!(drain(&mut first).1.len(), 50);
+    assert!(fill.unstored().is_some());
+    let second = fill.reader(0, None).expect("it was announced");
+    drop((ticket, second));
+    assert!(fill.reader(0, None).is_none());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_holds_others_up_for_too_long_is_detached() {
     let (budget, mut writer, fill) = fill(1 << 20, None, 0);

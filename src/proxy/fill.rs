@@ -263,16 +263,29 @@ impl Errand {
 
     async fn follow(&mut self, mut follower: Follower<FlightHead>) -> Round {
         let published = follower.wait().await;
-        let waited = follower.waited();
+        let next = self.after(published, follower.waited());
+        // While it follows, the flight keeps its bytes for it: whoever goes on alone must not hold that up.
+        drop(follower);
+        match next {
+            Ok(round) => round,
+            Err(reason) => Round::Break(self.alone(reason).await),
+        }
+    }
+
+    /// What to do with what the flight came to; `Err`: go on alone.
+    fn after(&mut self, published: Published<FlightHead>, waited: Duration) -> Result<Round, alone::Reason> {
         let followed = |outcome| self.proxy.metrics.followed(outcome, waited);
         match published {
             Published::Head(head) => match follow(&self.proxy, &self.exchange, &head) {
                 Follow::Use => match deliver::followed(&self.proxy, &self.exchange, &head, waited, self.why) {
                     Some(response) => {
                         followed(FollowOutcome::Served);
-                        return Round::Break(response);
+                        return Ok(Round::Break(response));
                     }
-                    None => return Round::Break(self.alone(alone::Reason::RangeAhead).await),
+                    None => {
+                        followed(FollowOutcome::Alone);
+                        return Err(alone::Reason::RangeAhead);
+                    }
                 },
                 Follow::Regroup(secondary) => {
                     followed(FollowOutcome::Regrouped);
@@ -281,23 +294,23 @@ impl Errand {
                 Follow::Invalid => self.candidate = None, // purged since: whoever asks now leads anew
                 Follow::Alone => {
                     followed(FollowOutcome::Alone);
-                    return Round::Break(self.alone(alone::Reason::NotShared).await);
+                    return Err(alone::Reason::NotShared);
                 }
             },
             Published::Alone => {
                 followed(FollowOutcome::Alone);
-                return Round::Break(self.alone(alone::Reason::NotShared).await);
+                return Err(alone::Reason::NotShared);
             }
             Published::Failed(failure) => {
                 followed(FollowOutcome::Failed);
-                return Round::Break(self.failed(&failure));
+                return Ok(Round::Break(self.failed(&failure)));
             }
             Published::LeadAnew | Published::Died => {
                 followed(FollowOutcome::LedAnew);
                 self.anew = true;
             }
         }
-        Round::Continue(())
+        Ok(Round::Continue(()))
     }
 
     /// What the tiers hold by now, if it answers at once.
@@ -632,7 +645,7 @@ impl Duty {
         let is_refresh = self.is_refresh;
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
         let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
-        let ticket = fill.ticket();
+        let ticket = Mutex::new(Some(fill.ticket()));
         let body = inbound.body.take();
         let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound));
         let shareable = is_shareable(&self.exchange, &head, clock::now()) && fill.unstored().is_none();
@@ -641,18 +654,23 @@ impl Duty {
         }
         self.publish(flight, shareable, now_mono_ms, own);
         let leader = &self.leader;
-        // While followers take their readers the fill is wanted; a refresh is wanted to its end.
-        let wanted = async move {
-            if is_refresh {
-                std::future::pending::<()>().await;
+        // While followers take their readers the fill is wanted; a refresh is wanted as long as it is going to be stored.
+        let wanted = async {
+            if !is_refresh {
+                leader.deserted().await;
+                drop(ticket.lock().take());
             }
-            leader.deserted().await;
-            drop(ticket);
             std::future::pending::<()>().await;
+        };
+        let on_unstored = || {
+            leader.retire();
+            if is_refresh {
+                drop(ticket.lock().take());
+            }
         };
         let whole = tokio::select! {
             biased;
-            whole = pump(body, writer, &fill, || leader.retire()) => whole,
+            whole = pump(body, writer, &fill, on_unstored) => whole,
             () = wanted => unreachable!("it pends for ever"),
         };
         if whole && let Some(complete) = fill.complete() {
@@ -693,11 +711,14 @@ async fn deserted(client: &mut Option<oneshot::Sender<Led>>, leader: &Leader<Fli
     }
 }
 
-/// Moves the body from the upstream to whoever reads; true if it is whole. `on_unstored` is called once when it stops
-/// being kept for storing, so that nobody new joins.
+/// Moves the body from the upstream to whoever reads; true if it is whole. `on_unstored` is called once when it is not
+/// kept for storing any more, so that nobody new joins.
 pub async fn pump(body: Option<std::pin::Pin<Box<dyn BodyStream>>>, mut writer: FillWriter, fill: &Fill, on_unstored: impl Fn()) -> bool {
     let Some(mut body) = body else { return writer.finish(None).is_ok() };
-    let (mut trailers, mut told) = (None, false);
+    let mut trailers = None;
+    if fill.unstored().is_some() {
+        on_unstored();
+    }
     loop {
         let next = tokio::select! {
             biased;
@@ -706,12 +727,8 @@ pub async fn pump(body: Option<std::pin::Pin<Box<dyn BodyStream>>>, mut writer: 
         };
         match next {
             Some(Ok(Chunk::Data(bytes))) => {
-                if writer.push(bytes).await.is_err() {
+                if writer.push_telling(bytes, &on_unstored).await.is_err() {
                     return false;
-                }
-                if !told && fill.unstored().is_some() {
-                    told = true;
-                    on_unstored();
                 }
             }
             Some(Ok(Chunk::Trailers(fields))) => trailers = Some(fields),

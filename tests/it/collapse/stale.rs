@@ -99,6 +99,21 @@ async fn while_it_is_refreshed_in_the_background_everybody_gets_the_stale_one() 
 }
 
 #[tokio::test]
+async fn a_refresh_that_outgrows_what_may_be_stored_ends() {
+    let endless = || {
+        Script::steps([Step::Bytes(b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n\r\n".to_vec()), Step::Endless(vec![b'x'; 10_000])])
+    };
+    let small = "cache.max_object_size = \"1MiB\"\nfill.lag = \"64KiB\"\nupstreams.default.idle_connections = 0";
+    let (stage, gate) = stale_with(small, "max-age=60, stale-while-revalidate=600", endless).await;
+    gate.open();
+    assert_eq!(stage.get(PATH).await.text(), "version 0");
+    stage.origin.until("the refresh", |origin| origin.count(PATH) == 2).await;
+    stage.origin.until("the origin sees the connection close", |origin| origin.open_connections() == 0).await;
+    stage.until_metric("tiercel_coalesce_in_flight", 0).await;
+    assert_eq!(stage.get(PATH).await.text(), "version 0");
+}
+
+#[tokio::test]
 async fn a_refresh_goes_on_though_nobody_is_there() {
     let (stage, gate) = stale("max-age=60, stale-while-revalidate=600", || version(1, "max-age=60")).await;
     let client = stage.send("GET", PATH, &[]).await;
