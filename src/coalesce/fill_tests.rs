@@ -247,7 +247,7 @@ fn nothing_is_freed_before_those_who_were_announced_have_come() {
     let ticket = fill.ticket();
     let mut first = fill.reader(0, None).unwrap();
     assert_eq!(push(&mut writer, pattern(50)), TAKEN);
-    assert_eq!(drain(&mut first).1.len(), 50);
+    assert_eq!(drain(&mut first).0.len(), 50);
     assert!(fill.unstored().is_some());
     let second = fill.reader(0, None).expect("it was announced");
     drop((ticket, second));
