@@ -226,7 +226,10 @@ impl Body<'_> {
                 match wanted {
                     Some(reader) => {
                         let stream = Box::pin(Resuming::new(reader, start, end, proxy, exchange, head));
-                        ResponseBody::Stream { length: end.or(length).map(|end| end - start), stream }
+                        // Trailers need chunks (RFC 9112 §7.1.2), also where the length is known by now.
+                        let has_trailers = end.is_none() && fill.complete().is_some_and(|complete| complete.trailers.is_some());
+                        let length = end.or(length).filter(|_| !has_trailers).map(|end| end - start);
+                        ResponseBody::Stream { length, stream }
                     }
                     None => ResponseBody::Empty,
                 }

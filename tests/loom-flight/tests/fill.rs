@@ -22,10 +22,15 @@ fn buffer(keep_at_most: u64) -> (Arc<FillBudget>, Arc<Buffer>) {
 
 /// Pushes one segment; whether it was taken. No deadline ever passes here, so it needs no timer.
 fn push(buffer: &Buffer) -> bool {
-    block_on(poll_fn(|context| match buffer.poll_push(&SEGMENT, Instant::now(), context.waker()) {
-        Push::Done => Poll::Ready(true),
-        Push::Abandoned => Poll::Ready(false),
-        Push::Wait(_) => Poll::Pending,
+    block_on(poll_fn(|context| {
+        loop {
+            match buffer.poll_push(&SEGMENT, Instant::now(), context.waker()) {
+                Push::Done => return Poll::Ready(true),
+                Push::Unstored => {}
+                Push::Abandoned => return Poll::Ready(false),
+                Push::Wait(_) => return Poll::Pending,
+            }
+        }
     }))
 }
 
