@@ -4,3 +4,4 @@
 pub mod client;
 pub mod origin;
 pub mod server;
+pub mod hit;
