@@ -8,6 +8,7 @@ use super::vary::write_value;
 use super::{Fields, name};
 use core::net::Ipv6Addr;
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ pub fn hash128(bytes: &[u8]) -> u128 {
 /// no fragment, no dot segment, no control byte.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Target {
-    text: String,
+    text: Arc<str>,
     /// Where the authority begins: past `://`.
     authority_start: u32,
     path_start: u32,
@@ -225,6 +226,13 @@ enum PathRules {
     Reference,
 }
 
+thread_local! {
+    /// The buffer of the target built last, so that a target costs one allocation: its text.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+/// A buffer that grew beyond this is not kept.
+const SCRATCH_BYTES: usize = 16 * 1024;
+
 /// A target under construction: scheme and authority are there.
 struct Builder {
     text: Vec<u8>,
@@ -240,7 +248,9 @@ impl Builder {
             Scheme::Http => b"http://",
             Scheme::Https => b"https://",
         };
-        let mut text = Vec::with_capacity(prefix.len() + authority.len() + rest_length + 1);
+        let mut text = SCRATCH.take();
+        text.clear();
+        text.reserve(prefix.len() + authority.len() + rest_length + 1);
         text.extend_from_slice(prefix);
         push_authority(&mut text, scheme, authority)?;
         Ok(Self { text, authority_start: prefix.len() })
@@ -277,7 +287,10 @@ impl Builder {
     }
 
     fn into_target(self, path_start: usize, path_end: usize) -> Result<Target, TargetError> {
-        let text = String::from_utf8(self.text).map_err(|_| TargetError::Byte)?;
+        let text = std::str::from_utf8(&self.text).map_err(|_| TargetError::Byte)?.into();
+        if self.text.capacity() <= SCRATCH_BYTES {
+            SCRATCH.set(self.text);
+        }
         // Both inputs are at most TARGET_BYTES_MAX and grow at most threefold: far below 4 GiB.
         let [authority_start, path_start, path_end] = [self.authority_start, path_start, path_end].map(|at| at as u32);
         Ok(Target { text, authority_start, path_start, path_end })
@@ -557,7 +570,7 @@ impl CacheKey {
     pub fn new(target: &Target, fields: &Fields, policy: &KeyPolicy) -> Self {
         if policy.is_plain() {
             let (hash, url_hash) = (hash128(target.as_str().as_bytes()), target.url_hash());
-            return Self { text: target.as_str().into(), url_length: target.text.len() as u32, hash, url_hash };
+            return Self { text: Arc::clone(&target.text), url_length: target.text.len() as u32, hash, url_hash };
         }
         let mut text = String::with_capacity(target.text.len() + 64);
         text.push_str(&target.text[..target.path_end as usize]);
@@ -722,9 +735,11 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_target_costs_one_allocation() {
-        let target = Target::parse(Scheme::Http, b"/assets/app.js?v=1", &host(b"a"), false).unwrap();
-        assert!(target.text.capacity() <= target.text.len() + 1);
+    fn a_plain_key_shares_the_text_of_its_target() {
+        let fields = host(b"a");
+        let target = Target::parse(Scheme::Http, b"/assets/app.js?v=1", &fields, false).unwrap();
+        let key = CacheKey::new(&target, &fields, &KeyPolicy::default());
+        assert!(Arc::ptr_eq(key.text(), &target.text));
     }
 
     #[test]

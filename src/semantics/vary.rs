@@ -122,11 +122,11 @@ pub fn asked_encoding(request: &Fields, policy: &CachePolicy) -> Option<&'static
 
 fn accepts_gzip(request: &Fields) -> bool {
     let (mut any, mut gzip) = (None, None);
-    for (Reverse(weight), name) in request.values(name::ACCEPT_ENCODING).flat_map(list).map(weighted) {
-        match &name[..] {
-            b"gzip" | b"x-gzip" => gzip = gzip.max(Some(weight)),
-            b"*" => any = Some(weight),
-            _ => {}
+    for (weight, coding) in request.values(name::ACCEPT_ENCODING).flat_map(list).map(split_weight) {
+        if coding == b"*" {
+            any = Some(weight);
+        } else if coding.eq_ignore_ascii_case(b"gzip") || coding.eq_ignore_ascii_case(b"x-gzip") {
+            gzip = gzip.max(Some(weight));
         }
     }
     gzip.or(any).is_some_and(|weight| weight > 0)
@@ -205,14 +205,23 @@ fn write_weighted(request: &Fields, field: Name, out: &mut Vec<u8>) {
     }
 }
 
-/// Weight in thousandths and name of `name;q=weight`; anything else is a name of weight one, as it stands.
+/// Weight in thousandths and name of `name;q=weight`; anything else is a name of weight one, in lower case, without white
+/// space around its semicolons.
 fn weighted(member: &[u8]) -> (Reverse<u16>, Vec<u8>) {
-    let parts: Vec<&[u8]> = member.split(|byte| *byte == b';').map(trim).collect();
-    let (weight, named) = match parts[..] {
-        [_, parameter] => read_weight(parameter).map_or((WHOLE, &parts[..]), |weight| (weight, &parts[..1])),
-        _ => (WHOLE, &parts[..]),
-    };
-    (Reverse(weight), named.join(&b';').to_ascii_lowercase())
+    let (weight, named) = split_weight(member);
+    let parts: Vec<&[u8]> = named.split(|byte| *byte == b';').map(trim).collect();
+    (Reverse(weight), parts.join(&b';').to_ascii_lowercase())
+}
+
+/// Weight in thousandths and name of `name;q=weight`; anything else is a name of weight one, as it stands.
+fn split_weight(member: &[u8]) -> (u16, &[u8]) {
+    let mut parts = member.split(|byte| *byte == b';').map(trim);
+    if let (Some(named), Some(parameter), None) = (parts.next(), parts.next(), parts.next())
+        && let Some(weight) = read_weight(parameter)
+    {
+        return (weight, named);
+    }
+    (WHOLE, member)
 }
 
 /// A weight of one, in thousandths.

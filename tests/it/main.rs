@@ -1,11 +1,13 @@
 //! The one integration binary: every further one would link everything again.
 
 mod admin;
+mod allocations;
 mod architecture;
 mod coalesce;
 mod collapse;
 mod config;
 mod http1;
+mod http1_differential;
 mod journal;
 mod lifecycle;
 mod observe;
@@ -13,3 +15,6 @@ mod rules;
 mod serve;
 mod support;
 mod upstream;
+
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;

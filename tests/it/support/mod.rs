@@ -2,5 +2,6 @@
 #![allow(dead_code)]
 
 pub mod client;
+pub mod hit;
 pub mod origin;
 pub mod server;
