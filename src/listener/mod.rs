@@ -64,6 +64,7 @@ pub struct Response {
 
 /// Fields of an answer: a stored block as it is and what this answer adds, or a section of its own.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one, and a box would be an allocation per hit")]
 pub enum ResponseFields {
     Stored { stored: Arc<crate::cache::StoredHead>, extra: ExtraLines },
     Own(Fields),
@@ -73,6 +74,7 @@ pub enum ResponseFields {
 pub type ExtraLines = smallvec::SmallVec<[u8; 256]>;
 
 /// The answer to a request: at once, or later.
+#[expect(clippy::large_enum_variant, reason = "the large one is the hit, and a box would be an allocation per hit")]
 pub enum Handled {
     Ready(Response),
     Later(Pin<Box<dyn Future<Output = Response> + Send>>),

@@ -289,7 +289,6 @@ impl Metrics {
         self.hot.names(id).map_or(("none", "none"), |names| (&names.site, &names.route))
     }
     /// One finished request: the hot path. Touches only counters of `worker`.
-    #[expect(clippy::too_many_arguments, reason = "all are facts of one request; a struct would be built for this call alone")]
     pub fn request(
         &self,
         worker: usize,

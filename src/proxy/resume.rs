@@ -28,9 +28,12 @@ pub struct Resuming {
     head: Arc<StoredHead>,
 }
 
+/// The rest of a body, from the origin.
+type Rest = Pin<Box<dyn BodyStream>>;
+
 enum Source {
     Flight(FillReader),
-    Asking(Pin<Box<dyn Future<Output = Option<Pin<Box<dyn BodyStream>>>> + Send>>),
+    Asking(Pin<Box<dyn Future<Output = Option<Rest>> + Send>>),
     Own(Pin<Box<dyn BodyStream>>),
 }
 

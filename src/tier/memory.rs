@@ -49,13 +49,16 @@ impl Eviction {
     }
 }
 
+/// Told of a value that left, and why.
+pub type OnEviction<V> = Box<dyn Fn(&Arc<V>, Eviction) + Send + Sync>;
+
 /// What the tier is made of.
 pub struct Setup<V> {
     /// Bytes.
     pub capacity: u64,
     pub lru: bool,
     /// Told of each value that leaves for good (not of replaced ones). Runs on whichever thread does the housekeeping: keep it short.
-    pub on_eviction: Box<dyn Fn(&Arc<V>, Eviction) + Send + Sync>,
+    pub on_eviction: OnEviction<V>,
 }
 
 /// Values by the 128-bit hash of their key; whoever stores compares the whole key.

@@ -336,7 +336,7 @@ impl Handler for Echo {
         }))
     }
     fn finished(&self, _: &Peer, _: &RequestHead, _: &Outcome, _: &Sent) {}
-    fn refused(&self, _: &Peer, _: Refusal) {}
+    fn refused(&self, _: &Peer, _: Option<&RequestHead>, _: Refusal, _: u64) {}
 }
 
 fn pairs(fields: &Fields) -> Vec<(String, Vec<u8>)> {
