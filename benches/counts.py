@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Instructions per hit, counted by valgrind: the same on a busy machine as on an idle one.
+
+    python3 benches/counts.py [--check | --record] [--rounds N]
+
+Each case runs with COUNT and with twice as many hits; the difference divided by COUNT is the cost of a hit, without that of
+connecting. What comes before, the start with its calibration of clocks, is not counted at all. So that only this crate has
+to be built for it, it stands on the dependencies that the tests use (profile.dev in Cargo.toml), optimised like a release. --check fails where a case costs more than 5 % above benches/counts.json, --record writes that file.
+--rounds repeats and tells the spread (below 0.3 %: hash seeds, and when the cache does its housekeeping). The figures compare this program with itself: they move with the compiler and with what
+the processor offers (AVX2), so record anew after a change of either, in a commit of its own.
+"""
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BASELINE = ROOT / "benches" / "counts.json"
+# What callgrind wrote, for callgrind_annotate.
+PROFILES = ROOT / "target" / "counts"
+CASES = ["plain", "browser", "conditional"]
+COUNT = 4000
+TOLERANCE = 0.05
+
+
+# These change this crate alone: Cargo.toml says what holds for the dependencies.
+PROFILE = {"CODEGEN_UNITS": "1", "DEBUG_ASSERTIONS": "false", "INCREMENTAL": "false", "OPT_LEVEL": "3", "OVERFLOW_CHECKS": "false"}
+
+
+def build():
+    environment = os.environ | {f"CARGO_PROFILE_DEV_{key}": value for key, value in PROFILE.items()}
+    command = [os.environ.get("CARGO", "cargo"), "bench", "--locked", "--profile", "dev", "--bench", "hit", "--no-run"]
+    command.append("--message-format=json")
+    out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    messages = [json.loads(line) for line in out.splitlines()]
+    return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "hit")
+
+
+def start(binary, case, count):
+    profile = f"--callgrind-out-file={PROFILES}/{case}-{count}.callgrind"
+    command = ["valgrind", "--tool=callgrind", "--toggle-collect=*HitPath::hits", profile, binary, case, str(count)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def instructions(process):
+    _, err = process.communicate(timeout=600)
+    found = re.search(r"Collected : (\d+)", err)
+    if process.returncode or not found:
+        sys.exit(f"{' '.join(process.args)} failed:\n{err}")
+    return int(found[1])
+
+
+def per_hit(binary, case):
+    once, twice = [start(binary, case, count) for count in (COUNT, 2 * COUNT)]
+    return round((-instructions(once) + instructions(twice)) / COUNT)
+
+
+def compare(counts, baseline):
+    """Lines of a table, and whether a case grew too much."""
+    failed = False
+    for case, count in counts.items():
+        known = baseline["instructions_per_hit"].get(case)
+        if known is None:
+            print(f"{case:12} {count:8}  no baseline")
+            failed = True
+            continue
+        change = count / known - 1
+        grew = change > TOLERANCE
+        failed |= grew
+        print(f"{case:12} {count:8}  baseline {known:8}  {change:+7.2%}{'  TOO MUCH' if grew else ''}")
+    return failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="fail where a case costs more than 5 %% above the baseline")
+    mode.add_argument("--record", action="store_true", help="write the baseline")
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    binary = build()
+    PROFILES.mkdir(parents=True, exist_ok=True)
+    rounds = {case: sorted(per_hit(binary, case) for _ in range(options.rounds)) for case in CASES}
+    if options.rounds > 1:
+        for case, counts in rounds.items():
+            print(f"{case:12} {counts[0]} to {counts[-1]}: spread {counts[-1] / counts[0] - 1:.3%}")
+    counts = {case: counts[len(counts) // 2] for case, counts in rounds.items()}
+    rustc = subprocess.run(["rustc", "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    if options.record:
+        BASELINE.write_text(json.dumps({"rustc": rustc, "instructions_per_hit": counts}, indent=2) + "\n")
+    baseline = json.loads(BASELINE.read_text())
+    failed = compare(counts, baseline)
+    if rustc != baseline["rustc"]:
+        print(f"note: the baseline is of {baseline['rustc']}, this is {rustc}")
+    if options.check and failed:
+        sys.exit("a hit costs more instructions than it did: make it cheaper, or say in the commit why not and use --record")
+
+
+if __name__ == "__main__":
+    main()
