@@ -29,8 +29,8 @@ pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
     }
     let soft = soft_by_field || arrival.fields.get(name::FASTLY_SOFT_PURGE).is_some_and(|value| value == b"1");
     let mode = if soft { Mode::Soft } else { Mode::Hard };
-    let stored_here =
-        matches!(selectors[..], [Selector::Url(_)]).then(|| proxy.memory.get(arrival.key.hash()).is_some_and(|set| set.key == arrival.key));
+    let stored_here = matches!(selectors[..], [Selector::Url(_)])
+        .then(|| proxy.memory.get(arrival.key.hash()).is_some_and(|set| *set.key() == arrival.key));
     let actor = format!("purge:{}", arrival.client);
     let receipt = proxy.purge(selectors, mode, &actor, now);
     let mut body = serde_json::to_value(&receipt).unwrap_or_default();

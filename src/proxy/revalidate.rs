@@ -51,8 +51,7 @@ pub fn confirm(
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, exchange.policy());
     let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
-    let updated =
-        StoredResponse::new(head, Arc::clone(&stored.segments), stored.length, stored.trailers.clone(), exchange.policy(), received);
+    let updated = StoredResponse::new(head, Arc::clone(&stored.segments), stored.length, exchange.policy(), received);
     let updated = Arc::new(updated);
     store::insert(proxy, exchange, &updated, 1, received);
     Ok(updated)

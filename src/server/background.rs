@@ -45,7 +45,7 @@ pub fn resident_bytes() -> Option<u64> {
 fn sweep(proxy: &Proxy) {
     for variants in proxy.memory.values() {
         if variants.responses().iter().all(|response| response.head.check(&proxy.journal) == Validity::Purged) {
-            proxy.memory.remove(variants.key.hash());
+            proxy.memory.remove(variants.key().hash());
         }
     }
 }
