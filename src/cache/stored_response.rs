@@ -64,22 +64,15 @@ pub struct StoredResponse {
     pub head: Arc<StoredHead>,
     pub segments: Arc<[Bytes]>,
     pub length: u64,
-    pub trailers: Option<Fields>,
     /// When it is worth nothing any more, boot-time milliseconds.
     pub drop_at_mono_ms: u64,
 }
 
 impl StoredResponse {
-    pub fn new(
-        head: Arc<StoredHead>,
-        segments: Arc<[Bytes]>,
-        length: u64,
-        trailers: Option<Fields>,
-        policy: &CachePolicy,
-        now: Now,
-    ) -> Self {
+    /// Around a whole body. Its trailers are not kept (RFC 9110 §6.5.1 lets them go): a hit would not send them.
+    pub fn new(head: Arc<StoredHead>, segments: Arc<[Bytes]>, length: u64, policy: &CachePolicy, now: Now) -> Self {
         let keep = keep_ms(&head.facts, policy, now);
-        Self { head, segments, length, trailers, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
+        Self { head, segments, length, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
     }
 
     pub fn keep(&self, now: Now) -> Duration {
@@ -89,8 +82,7 @@ impl StoredResponse {
     /// Bytes that it costs the process beside the tier's own bookkeeping.
     pub fn memory(&self) -> usize {
         let body: usize = self.segments.iter().map(|segment| segment.len() + ALLOCATION + size_of::<Bytes>()).sum();
-        let trailers = self.trailers.as_ref().map_or(0, Fields::memory);
-        size_of::<Self>() + self.head.memory() + body + trailers + 4 * ALLOCATION
+        size_of::<Self>() + self.head.memory() + body + 4 * ALLOCATION
     }
 }
 

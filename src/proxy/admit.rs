@@ -81,7 +81,9 @@ pub fn admit<'a>(proxy: &Proxy, live: &Live, peer: &'a Peer, head: &'a RequestHe
         return Err(Refused { status: 400, reason: "target", text: "the target * is for OPTIONS only".into() });
     }
     refuse_loops(&head.fields, &server.name)?;
-    let routed = live.route(&target, &head.method, &head.fields).ok_or_else(|| Refused {
+    // A PURGE is about what a GET stored: it goes the way of a GET.
+    let routed_as = if head.method.as_str() == "PURGE" { &Method::GET } else { &head.method };
+    let routed = live.route(&target, routed_as, &head.fields).ok_or_else(|| Refused {
         status: 421,
         reason: "no-site",
         text: "no site is configured for this host".into(),

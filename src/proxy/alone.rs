@@ -133,7 +133,9 @@ fn judge(
         Ok(head) => head,
         Err(not_stored) => {
             proxy.metrics.not_stored(not_stored);
-            if reason == Reason::Marked && not_stored.is_of_response() {
+            // A 304 or 206 answers the client's own condition or range: it says nothing of what others would get.
+            let to_its_own = matches!(inbound.status.as_u16(), 206 | 304 | 412 | 416);
+            if reason == Reason::Marked && not_stored.is_of_response() && !to_its_own {
                 let known = proxy.vary_memory.get(exchange.key.hash()).map(|vary| vary.secondary_key(&exchange.fields, exchange.policy()));
                 proxy.markers.set(super::fill::marker_key(exchange, known.as_ref()), received.mono_ms);
             }
@@ -144,7 +146,7 @@ fn judge(
         Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
     let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts) };
     let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound));
-    if reason == Reason::Marked && head.facts.lifetime(exchange.policy()).ms > 0 {
+    if reason == Reason::Marked && super::fill::is_shareable(exchange, &head, received) {
         proxy.markers.clear(super::fill::marker_key(exchange, Some(&head.secondary)));
         proxy.markers.clear(exchange.key.hash());
     }

@@ -6,7 +6,7 @@ use super::exchange::{Arrival, Exchange};
 use super::fill::{self, FlightBody, FlightHead, Own};
 use super::live::Routed;
 use super::resume::Resuming;
-use crate::body::{ResponseBody, Tunnel};
+use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, Tunnel};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader};
@@ -22,7 +22,9 @@ use crate::semantics::{CacheKey, Fields, Method, Name, Now, Request, StatusCode,
 use crate::upstream::Inbound;
 use bytes::Bytes;
 use std::borrow::Cow;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// A fresh stored response: the hot path.
@@ -231,15 +233,27 @@ impl Body<'_> {
                         let length = end.or(length).filter(|_| !has_trailers).map(|end| end - start);
                         ResponseBody::Stream { length, stream }
                     }
-                    None => ResponseBody::Empty,
+                    // The fill failed, or its bytes went, before this client came: never a short body as a whole one.
+                    None if end.or(length) == Some(start) => ResponseBody::Empty,
+                    None => ResponseBody::Stream { length: end.or(length).map(|end| end - start), stream: Box::pin(Failed) },
                 }
             }
         }
     }
 }
 
+/// A body that ends before its first byte.
+struct Failed;
+
+impl BodyStream for Failed {
+    fn poll_chunk(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        Poll::Ready(Some(Err(BodyError::Reset)))
+    }
+}
+
 /// The answer made of a stored head and its body: conditions, ranges, and what this answer adds.
-fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, outcome: Outcome, now: Now) -> Response {
+fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, mut outcome: Outcome, now: Now) -> Response {
+    outcome.ttl_overridden = asked.routed.route.cache.override_ms(head.status).is_some();
     let fields = asked.request.fields;
     if is_conditional(fields) {
         match precondition::evaluate(asked.request, head.as_response(), now.wall_ms) {

@@ -63,9 +63,20 @@ impl Departure {
 #[derive(Default)]
 struct Interims(Mutex<Vec<InterimSender>>);
 
+/// Clients of one flight that are told of interim responses; more are not.
+const INTERIM_CLIENTS: usize = 16_384;
+
 impl Interims {
     fn add(&self, sender: Option<InterimSender>) {
-        self.0.lock().extend(sender);
+        let mut senders = self.0.lock();
+        if senders.len() < INTERIM_CLIENTS {
+            senders.extend(sender);
+        }
+    }
+
+    /// The head is there: no more will come.
+    fn end(&self) {
+        *self.0.lock() = Vec::new();
     }
 
     fn tell(&self, proxy: &Proxy, interim: &crate::listener::Interim) {
@@ -98,7 +109,7 @@ impl FlightHead {
     /// A head whose body is on its way.
     pub fn filling(proxy: &Proxy, head: &Arc<StoredHead>, fill: &Fill, inbound: &Inbound) -> Self {
         Self {
-            sure: fill.unstored().is_none() && proxy.memory.is_sure_to_admit(inbound.length.unwrap_or(0)),
+            sure: fill.unstored().is_none() && inbound.length.is_some_and(|length| proxy.memory.is_sure_to_admit(length + SURE_MARGIN)),
             not_stored: None,
             head: Arc::clone(head),
             body: FlightBody::Filling(fill.clone()),
@@ -320,7 +331,10 @@ impl Errand {
         let Found::Stored { response, reuse, validity } = found else { return None };
         match reuse {
             Reuse::Fresh { .. } => Some(deliver::filled(exchange, &response, now)),
-            Reuse::Unusable(_) => None,
+            Reuse::Unusable(_) => {
+                self.candidate = None;
+                None
+            }
             _ => {
                 self.candidate = Some((response, validity));
                 None
@@ -405,7 +419,9 @@ fn may_join(proxy: &Proxy, exchange: &Arc<Exchange>, departure: &Departure, inte
         }
     };
     if joins {
-        departure.interims.add(interim.cloned());
+        if departure.head.get().is_none() {
+            departure.interims.add(interim.cloned());
+        }
         departure.note(exchange);
     }
     joins
@@ -490,6 +506,18 @@ pub async fn lead(
             Some(status)
         }
     }
+}
+
+/// Weight of a stored response beside its body, at most, for the certainty of its admission.
+const SURE_MARGIN: u64 = 8 * 1024;
+
+/// Whether others may have a response.
+#[derive(Clone, Copy)]
+struct Sharing {
+    /// By the rules.
+    shareable: bool,
+    /// Its bytes are kept for those who come.
+    kept: bool,
 }
 
 /// The duty to tell everybody.
@@ -616,7 +644,7 @@ impl Duty {
             Ok(confirmed) => {
                 let (flight, own) = FlightHead::confirmed(confirmed, inbound);
                 let shareable = flight.not_stored.is_none() && is_shareable(&self.exchange, &flight.head, received);
-                self.publish(Arc::new(flight), shareable, received.mono_ms, own);
+                self.publish(Arc::new(flight), Sharing { shareable, kept: true }, received.mono_ms, own);
             }
             Err(revalidate::Gone) => {
                 self.leader.publish(Published::LeadAnew);
@@ -625,15 +653,18 @@ impl Duty {
         }
     }
 
-    fn publish(&mut self, head: Arc<FlightHead>, shareable: bool, now_mono_ms: u64, own: Own) {
+    fn publish(&mut self, head: Arc<FlightHead>, sharing: Sharing, now_mono_ms: u64, own: Own) {
+        self.leader.stamp().interims.end();
         self.proxy.vary_memory.remember(self.exchange.key.hash(), &head.head.facts.vary);
-        if shareable {
+        if sharing.shareable && sharing.kept {
             let _ = self.leader.stamp().head.set(Arc::clone(&head.head)); // published once
             self.proxy.markers.clear(marker_key(&self.exchange, Some(&head.head.secondary)));
             self.proxy.markers.clear(self.exchange.key.hash());
             self.leader.publish(Published::Head(Arc::clone(&head)));
         } else {
-            self.mark(Some(&head.head.secondary), now_mono_ms);
+            if !sharing.shareable {
+                self.mark(Some(&head.head.secondary), now_mono_ms);
+            }
             self.leader.publish(Published::Alone);
         }
         self.tell(Led::Shared(head, own));
@@ -648,11 +679,13 @@ impl Duty {
         let ticket = Mutex::new(Some(fill.ticket()));
         let body = inbound.body.take();
         let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound));
-        let shareable = is_shareable(&self.exchange, &head, clock::now()) && fill.unstored().is_none();
+        let shareable = is_shareable(&self.exchange, &head, clock::now());
+        // Memory that ran out meanwhile is no reason of the response: who waits goes alone, nobody is told not to wait.
+        let kept = fill.unstored().is_none();
         if inbound.length.is_some_and(|length| length <= self.exchange.policy().range_whole_max_bytes) {
             self.proxy.markers.clear(large_key(&self.exchange));
         }
-        self.publish(flight, shareable, now_mono_ms, own);
+        self.publish(flight, Sharing { shareable, kept }, now_mono_ms, own);
         let leader = &self.leader;
         // While followers take their readers the fill is wanted; a refresh is wanted as long as it is going to be stored.
         let wanted = async {
@@ -689,7 +722,7 @@ impl Duty {
 }
 
 /// Whether others may have it as it is: those who may not because it needs validation go on alone.
-fn is_shareable(exchange: &Exchange, head: &StoredHead, now: crate::semantics::Now) -> bool {
+pub fn is_shareable(exchange: &Exchange, head: &StoredHead, now: crate::semantics::Now) -> bool {
     matches!(reuse(exchange.request(), &head.facts, exchange.policy(), Validity::Valid, now), Reuse::Fresh { .. } | Reuse::StaleNow { .. })
 }
 

@@ -75,6 +75,14 @@ impl Live {
         Self { router: Router::new(&settings.sites), limits: Arc::new(settings.limits.clone()), routed, upstreams, via, settings }
     }
 
+    /// The key rules of the routes of a target's site that differ from the plain ones.
+    pub fn key_policies(&self, target: &crate::semantics::Target) -> impl Iterator<Item = &crate::semantics::key::KeyPolicy> {
+        let nothing = crate::semantics::Fields::new();
+        let site = self.router.find(target, &http::Method::GET, &nothing).map(|(_, _, site, _)| site);
+        let routes = site.and_then(|site| self.routed.get(site)).map_or(&[][..], |routes| &routes[..]);
+        routes.iter().filter(|routed| routed.route.cache.enabled).map(|routed| &routed.route.key)
+    }
+
     /// The route of a request.
     pub fn route(
         &self,

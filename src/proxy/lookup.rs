@@ -21,7 +21,7 @@ pub enum Found {
 
 /// Finds the stored response that a request selects; one read of the tier.
 pub fn find(proxy: &Proxy, request: Request<'_>, key: &CacheKey, policy: &CachePolicy, now: Now) -> Found {
-    let Some(variants) = proxy.memory.get(key.hash()).filter(|variants| variants.key == *key) else {
+    let Some(variants) = proxy.memory.get_at(key.hash(), now.mono_ms).filter(|variants| *variants.key() == *key) else {
         return Found::Nothing;
     };
     let Some(response) = variants.select(request.fields, policy) else { return Found::OtherVariants };

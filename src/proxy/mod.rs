@@ -56,6 +56,8 @@ pub struct Proxy {
     pub journal: Arc<Journal>,
     flights: Arc<FlightTable<FlightHead, Departure>>,
     markers: Markers,
+    /// Keys whose background refresh failed lately: the next one waits.
+    failed_refreshes: Markers,
     vary_memory: VaryMemory,
     budget: Arc<FillBudget>,
     pub metrics: Arc<Metrics>,
@@ -141,6 +143,7 @@ impl Proxy {
             journal,
             flights: Arc::new(FlightTable::new(settings.limits.waiting)),
             markers: Markers::new(&settings.fill),
+            failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
             budget: FillBudget::new(settings.memory.fill_bytes()),
             metrics,

@@ -35,8 +35,8 @@ pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
     }
     let soft = soft_by_field || arrival.fields.get(name::FASTLY_SOFT_PURGE).is_some_and(|value| value == b"1");
     let mode = if soft { Mode::Soft } else { Mode::Hard };
-    let stored_here =
-        matches!(selectors[..], [Selector::Url(_)]).then(|| proxy.memory.get(arrival.key.hash()).is_some_and(|set| set.key == arrival.key));
+    let stored_here = matches!(selectors[..], [Selector::Url(_)])
+        .then(|| proxy.memory.get(arrival.key.hash()).is_some_and(|set| *set.key() == arrival.key));
     let actor = format!("purge:{}", arrival.client);
     let receipt = proxy.purge(selectors, mode, &actor, now);
     let mut body = serde_json::to_value(&receipt).unwrap_or_default();
@@ -78,7 +78,7 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
     if targets.is_empty() {
         return;
     }
-    let urls: Vec<u128> = targets.iter().filter_map(|target| proxy.url_hash(target)).collect();
+    let urls: Vec<u128> = targets.iter().flat_map(|target| proxy.keys_of(target)).map(|key| key.url_hash()).collect();
     if !urls.is_empty() {
         proxy.journal.invalidate_unsafe(&urls, now);
         proxy.metrics.unsafe_invalidation();
@@ -102,6 +102,7 @@ fn named_groups(response: &Fields, origin: &str) -> Vec<u128> {
 impl Proxy {
     /// Invalidates, counts and writes the audit line.
     pub fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> crate::invalidation::Receipt {
+        let selectors = self.widen(selectors);
         for selector in &selectors {
             self.metrics.purged(selector.kind().as_str(), mode.as_str());
         }
@@ -119,9 +120,31 @@ impl Proxy {
         }
     }
 
-    fn url_hash(&self, target: &Target) -> Option<u128> {
-        let live = self.live.load();
-        let routed = live.route(target, &Method::GET, &Fields::new())?;
-        routed.route.cache.enabled.then(|| CacheKey::new(target, &Fields::new(), &routed.route.key).url_hash())
+    /// The keys of this URL by the rules of every route of its site: which route stored it may have hung on its fields.
+    fn keys_of(&self, target: &Target) -> Vec<CacheKey> {
+        let (live, nothing) = (self.live.load(), Fields::new());
+        let mut keys = vec![self.key_of(target)];
+        for policy in live.key_policies(target) {
+            let key = CacheKey::new(target, &nothing, policy);
+            if !keys.iter().any(|there| there.url_hash() == key.url_hash()) {
+                keys.push(key);
+            }
+        }
+        keys
+    }
+
+    /// URL selectors together with what the same URLs are under the other routes of their sites.
+    fn widen(&self, selectors: Vec<Selector>) -> Vec<Selector> {
+        let mut all = Vec::with_capacity(selectors.len());
+        for selector in selectors {
+            if let Selector::Url(text) = &selector
+                && let Ok(target) = Target::from_url(&format!("http://{text}"))
+            {
+                let others = self.keys_of(&target).iter().map(|key| Selector::Url(url_text(key).to_owned())).collect::<Vec<_>>();
+                all.extend(others.into_iter().filter(|other| *other != selector));
+            }
+            all.push(selector);
+        }
+        all
     }
 }

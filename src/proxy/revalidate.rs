@@ -5,9 +5,11 @@ use super::exchange::{Arrival, Exchange};
 use super::fill::{self, Departure};
 use super::store::{self, Began};
 use crate::cache::{StoredHead, StoredResponse, Tags, subject};
+use crate::clock;
 use crate::coalesce::flight::{FlightKey, Join};
 use crate::observe::metrics::RefreshOutcome;
 use crate::semantics::freshness::Facts;
+use crate::semantics::key::hash128;
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::{self, NotStored, Storage};
 use crate::semantics::{Fields, Method, Now, Response, date, name, validation};
@@ -59,7 +61,7 @@ pub fn confirm(
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
     let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
     let segments = Arc::clone(&stored.segments);
-    let updated = StoredResponse::new(head, segments, stored.length, stored.trailers.clone(), policy, received);
+    let updated = StoredResponse::new(head, segments, stored.length, policy, received);
     let response = Arc::new(updated);
     match not_stored {
         None => store::insert(proxy, exchange, &response, 1, received),
@@ -116,6 +118,10 @@ fn facts_after(exchange: &Exchange, stored: &StoredResponse, fields: &Fields, in
 /// Refreshes a stored response that is being served stale, unless somebody does already.
 pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<StoredResponse>) {
     let secondary = Some(stored.head.secondary.clone()).filter(|secondary| !secondary.0.is_empty());
+    let failing = arrival.key.hash() ^ hash128(&stored.head.secondary.0);
+    if proxy.failed_refreshes.is_set(failing, clock::now().mono_ms) {
+        return;
+    }
     let key = FlightKey { key: Arc::clone(arrival.key.text()), secondary };
     let Join::Lead(leader) = proxy.flights.join(key, |_| true, || Departure::new(proxy.journal.stamp())) else { return };
     let exchange = Exchange {
@@ -132,9 +138,12 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
     };
     let (proxy, stored) = (Arc::clone(proxy), Arc::clone(stored));
     tokio::spawn(async move {
-        let metrics = Arc::clone(&proxy.metrics);
-        let status = fill::lead(proxy, Arc::new(exchange), leader, None, Some((stored, Validity::Valid)), true).await;
-        metrics.refreshed(match status {
+        let status = fill::lead(Arc::clone(&proxy), Arc::new(exchange), leader, None, Some((stored, Validity::Valid)), true).await;
+        match status {
+            Some(status) if status < 500 => proxy.failed_refreshes.clear(failing),
+            _ => proxy.failed_refreshes.set(failing, clock::now().mono_ms),
+        }
+        proxy.metrics.refreshed(match status {
             Some(304) => RefreshOutcome::NotModified,
             Some(status) if status < 500 => RefreshOutcome::Replaced,
             _ => RefreshOutcome::Failed,

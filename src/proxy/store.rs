@@ -109,7 +109,7 @@ pub fn whole(
         proxy.metrics.not_stored(NotStored::Purged);
         return Err(NotStored::Purged);
     }
-    let response = Arc::new(StoredResponse::new(head, body.segments, body.length, body.trailers, exchange.policy(), now));
+    let response = Arc::new(StoredResponse::new(head, body.segments, body.length, exchange.policy(), now));
     if response.drop_at_mono_ms <= now.mono_ms {
         proxy.metrics.not_stored(NotStored::NoFreshness);
         return Err(NotStored::NoFreshness);

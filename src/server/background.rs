@@ -2,7 +2,8 @@
 
 use crate::proxy::Proxy;
 use crate::semantics::reuse::Validity;
-use std::sync::Weak;
+use crate::tier::memory::Change;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// How often memory is read.
@@ -15,7 +16,8 @@ pub fn spawn(proxy: Weak<Proxy>) -> std::io::Result<()> {
         while let Some(proxy) = proxy.upgrade() {
             watch_memory(&proxy);
             proxy.memory.tend();
-            let applied = proxy.journal.stamp();
+            // Unsafe methods invalidate too often for a walk each time; what they made invalid goes with the next look-up.
+            let applied = proxy.journal.stamp().purge;
             if swept != Some(applied) {
                 sweep(&proxy);
                 swept = Some(applied);
@@ -45,7 +47,11 @@ pub fn resident_bytes() -> Option<u64> {
 fn sweep(proxy: &Proxy) {
     for variants in proxy.memory.values() {
         if variants.responses().iter().all(|response| response.head.check(&proxy.journal) == Validity::Purged) {
-            proxy.memory.remove(variants.key.hash());
+            // Only if it is still what was looked at: a newer response may have come.
+            proxy.memory.update(variants.key().hash(), |there| match there {
+                Some(there) if Arc::ptr_eq(there, &variants) => Change::Remove,
+                _ => Change::Keep,
+            });
         }
     }
 }

@@ -38,7 +38,7 @@ impl Control for Controller {
         ["http", "https"].iter().any(|scheme| {
             let Ok(target) = Target::from_url(&format!("{scheme}://{url}")) else { return false };
             let key = self.state.proxy.key_of(&target);
-            self.state.proxy.memory.get(key.hash()).is_some_and(|set| set.key == key)
+            self.state.proxy.memory.get(key.hash()).is_some_and(|set| *set.key() == key)
         })
     }
 

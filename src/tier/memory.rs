@@ -1,16 +1,23 @@
-//! The memory tier, on moka: byte weights, TinyLFU or LRU, a deadline per value.
+//! The memory tier: an index of our own finds values, moka decides which may stay (byte weights, TinyLFU or LRU).
 //!
-//! Invariants: values are immutable and shared; every change goes through [`MemoryTier::update`], which moka runs
-//! under a lock of the key and weighs anew; its closure does no I/O. One `get` per request: moka logs every read.
+//! Start reading at [`MemoryTier::update`]. Invariants: values are immutable and shared; every change of a key is made
+//! under its turn, first in the index, then in moka, and its closure does no I/O; whatever moka lets go of leaves the
+//! index unless a newer value has taken its place. So a value in the index is in moka or about to be, and nothing
+//! stays that is not weighed. moka is told of reads by choice: see [`MemoryTier::get`] and decision 0006.
 
-use moka::Expiry;
+mod index;
+
+use crate::clock;
+use crate::sync::Mutex;
+use index::{Folded, Index, SHARDS};
 use moka::notification::RemovalCause;
-use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::cell::Cell;
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// What a value must tell about itself.
 pub trait Held: Send + Sync + 'static {
@@ -63,122 +70,225 @@ pub struct Setup<V> {
 
 /// Values by the 128-bit hash of their key; whoever stores compares the whole key.
 pub struct MemoryTier<V: Held> {
-    cache: Cache<u128, Arc<V>, BuildHasherDefault<Folded>>,
+    index: Arc<Index<V>>,
+    policy: Cache<u128, Arc<V>, BuildHasherDefault<Folded>>,
+    /// Changes of one key stand in line here.
+    turns: Box<[Mutex<()>]>,
+    reads: Reads,
+    /// The shard of the index that is to be swept next.
+    next_swept: AtomicUsize,
     capacity: u64,
     lru: bool,
 }
 
+/// Locks that changes share by key.
+const TURNS: usize = 256;
+/// Values that one [`MemoryTier::tend`] looks at for their deadline: well under a millisecond.
+const SWEPT_AT_ONCE: usize = 100_000;
+
 impl<V: Held> MemoryTier<V> {
     pub fn new(setup: Setup<V>) -> Self {
-        let on_eviction = setup.on_eviction;
-        let cache = Cache::builder()
+        let index = Arc::new(Index::new());
+        let policy = Cache::builder()
             .name("memory")
             .max_capacity(setup.capacity)
             .eviction_policy(if setup.lru { EvictionPolicy::lru() } else { EvictionPolicy::tiny_lfu() })
             .weigher(|_, value: &Arc<V>| value.weight())
-            .expire_after(Deadline)
-            .eviction_listener(move |_, value, cause| match cause {
-                RemovalCause::Size => on_eviction(&value, Eviction::Size),
-                RemovalCause::Expired => on_eviction(&value, Eviction::Dropped),
-                RemovalCause::Explicit => on_eviction(&value, Eviction::Removed),
-                RemovalCause::Replaced => {}
-            })
+            .eviction_listener(listener(Arc::clone(&index), setup.on_eviction))
             .build_with_hasher(BuildHasherDefault::default());
-        Self { cache, capacity: setup.capacity, lru: setup.lru }
+        Self {
+            index,
+            policy,
+            turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
+            reads: Reads::default(),
+            next_swept: AtomicUsize::new(0),
+            capacity: setup.capacity,
+            lru: setup.lru,
+        }
     }
 
     /// The value of a key; recorded as a use.
     pub fn get(&self, key: u128) -> Option<Arc<V>> {
-        self.cache.get(&key)
+        self.get_at(key, clock::now().mono_ms)
+    }
+
+    /// [`MemoryTier::get`] by a clock that was read already.
+    ///
+    /// The policy learns of every miss, of the first read of a value in each period, and of a sample of the rest: to
+    /// tell it of a read costs several times the read, and what is read often has long made its place sure.
+    pub fn get_at(&self, key: u128, now_mono_ms: u64) -> Option<Arc<V>> {
+        let found = self.index.read(key, now_mono_ms, self.reads.period());
+        let sampled = self.reads.count(&self.policy);
+        match found {
+            Some((value, first)) => {
+                if first || sampled {
+                    self.policy.get(&key);
+                }
+                Some(value)
+            }
+            None => self.policy.get(&key).and(None),
+        }
     }
 
     /// Changes the value of a key as one step; changes of one key stand in line.
     pub fn update(&self, key: u128, change: impl FnOnce(Option<&Arc<V>>) -> Change<V>) {
-        self.cache.entry(key).and_compute_with(|entry| match change(entry.as_ref().map(moka::Entry::value)) {
-            Change::Keep => Op::Nop,
-            Change::Put(value) => Op::Put(value),
-            Change::Remove => Op::Remove,
-        });
+        let _turn = self.turn(key);
+        let now_ms = clock::now().mono_ms;
+        let there = self.index.peek(key, now_ms);
+        match change(there.as_ref()) {
+            // The same value again would, as it leaves moka, be taken for what the index holds.
+            Change::Put(value) if there.as_ref().is_some_and(|there| Arc::ptr_eq(there, &value)) => {}
+            Change::Put(value) => {
+                let keep_ms = u64::try_from(value.keep().as_millis()).unwrap_or(u64::MAX);
+                self.index.put(key, Arc::clone(&value), now_ms.saturating_add(keep_ms), self.reads.period());
+                // Not replaced in place: where an entry whose weight changed is removed before moka has applied the change,
+                // moka 0.12.16 takes off the new weight for the old one, and its sum drifts for good.
+                self.policy.invalidate(&key);
+                self.policy.insert(key, value);
+            }
+            Change::Remove => {
+                self.policy.invalidate(&key); // whose listener counts it
+                self.index.remove(key);
+            }
+            Change::Keep => {}
+        }
     }
 
     /// Tells the admission policy that a key was wanted `times` times, so that what many waited for is not refused.
     pub fn mark_wanted(&self, key: u128, times: usize) {
         for _ in 0..times.min(15) {
-            self.cache.get(&key); // the frequency sketch counts to fifteen
+            self.policy.get(&key); // the frequency sketch counts to fifteen
         }
     }
 
     /// Whether a newcomer of this weight is certain to be admitted: there is room, or the policy always admits.
     pub fn is_sure_to_admit(&self, weight: u64) -> bool {
-        self.lru || self.cache.weighted_size() + weight <= self.capacity
+        self.lru || self.policy.weighted_size() + weight <= self.capacity
     }
 
     pub fn remove(&self, key: u128) {
-        self.cache.invalidate(&key);
+        self.update(key, |_| Change::Remove);
     }
 
     /// Does the housekeeping that is due; a background task calls it so that requests find little to do.
     pub fn tend(&self) {
-        self.cache.run_pending_tasks();
+        self.sweep(clock::now().mono_ms);
+        self.policy.run_pending_tasks();
     }
 
     /// Gives back about `share` of what is held, whatever moka walks past first; for memory pressure.
     pub fn shed(&self, share: f64) -> u64 {
-        let goal = (self.cache.weighted_size() as f64 * share) as u64;
+        let goal = (self.policy.weighted_size() as f64 * share) as u64;
         let mut shed = 0;
-        for (key, value) in &self.cache {
+        for (key, value) in &self.policy {
             if shed >= goal {
                 break;
             }
             shed += u64::from(value.weight());
-            self.cache.invalidate(&*key);
+            self.remove(*key);
         }
-        self.cache.run_pending_tasks();
+        self.policy.run_pending_tasks();
         shed
     }
 
     /// Every value, in no order, for bounded scans.
     pub fn values(&self) -> impl Iterator<Item = Arc<V>> {
-        self.cache.iter().map(|(_, value)| value)
+        self.index.values()
     }
 
     /// Bytes and values held, as of the last housekeeping.
     pub fn usage(&self) -> (u64, u64) {
-        (self.cache.weighted_size(), self.cache.entry_count())
+        (self.policy.weighted_size(), self.policy.entry_count())
     }
 
     pub const fn capacity(&self) -> u64 {
         self.capacity
     }
-}
 
-struct Deadline;
-
-impl<V: Held> Expiry<u128, Arc<V>> for Deadline {
-    fn expire_after_create(&self, _: &u128, value: &Arc<V>, _: Instant) -> Option<Duration> {
-        Some(value.keep())
-    }
-
-    fn expire_after_update(&self, _: &u128, value: &Arc<V>, _: Instant, _: Option<Duration>) -> Option<Duration> {
-        Some(value.keep())
-    }
-}
-
-/// Keys are good hashes already: half of one is the hash.
-#[derive(Default)]
-pub struct Folded(u64);
-
-impl Hasher for Folded {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+    /// Drops what is past its deadline in the next shards. moka could do it, for an allocation and a list more per value.
+    fn sweep(&self, now_ms: u64) {
+        let mut looked_at = 0;
+        for _ in 0..SHARDS {
+            if looked_at >= SWEPT_AT_ONCE {
+                return;
+            }
+            let (overdue, held) = self.index.overdue(self.next_swept.fetch_add(1, Ordering::Relaxed), now_ms);
+            looked_at += held;
+            for (key, value) in overdue {
+                let _turn = self.turn(key);
+                if self.index.holds(key, &value) {
+                    self.policy.invalidate(&key); // whose listener counts and forgets it
+                    self.index.remove(key);
+                }
+            }
         }
     }
-    fn write_u128(&mut self, key: u128) {
-        self.0 = key as u64 ^ (key >> 64) as u64;
+
+    fn turn(&self, key: u128) -> impl Drop + '_ {
+        self.turns[(key >> 64) as usize % TURNS].lock()
+    }
+}
+
+/// Told by moka of each value that it lets go of. Takes no turn: it may run inside a change of any key.
+fn listener<V: Held>(
+    index: Arc<Index<V>>,
+    on_eviction: Box<dyn Fn(&Arc<V>, Eviction) + Send + Sync>,
+) -> impl Fn(Arc<u128>, Arc<V>, RemovalCause) + Send + Sync + 'static {
+    move |key, value, cause| {
+        let eviction = match cause {
+            RemovalCause::Replaced => return,
+            RemovalCause::Size => Eviction::Size,
+            RemovalCause::Expired => Eviction::Dropped,
+            RemovalCause::Explicit if value.keep().is_zero() => Eviction::Dropped,
+            RemovalCause::Explicit => Eviction::Removed,
+        };
+        if index.forget(*key, &value) {
+            on_eviction(&value, eviction);
+        } // else a newer value replaced it
+    }
+}
+
+/// Reads in periods of about as many as there are values.
+#[derive(Default)]
+struct Reads {
+    /// In the present period, by the sample.
+    count: AtomicU64,
+    period: AtomicU64,
+}
+
+thread_local! {
+    static CHANCE: Cell<u32> = const { Cell::new(0x9e37_79b9) };
+}
+
+impl Reads {
+    /// Of the reads that are not a value's first in a period, one in so many is told. By chance: in steps, a page of
+    /// eight requests would always tell of the same one.
+    const TOLD_OF_REST: u32 = 8;
+    /// Shortest period: that of few values would be over at once.
+    const PERIOD_MIN: u64 = 256;
+
+    fn period(&self) -> u64 {
+        self.period.load(Ordering::Relaxed)
+    }
+
+    /// Counts a read; says whether it is in the sample.
+    fn count<V: Held>(&self, policy: &Cache<u128, Arc<V>, BuildHasherDefault<Folded>>) -> bool {
+        let sampled = CHANCE.with(|chance| {
+            let mut x = chance.get(); // xorshift
+            x ^= x << 13;
+            x ^= x >> 17;
+            x ^= x << 5;
+            chance.set(x);
+            x % Self::TOLD_OF_REST == 0
+        });
+        if sampled {
+            let count = self.count.fetch_add(u64::from(Self::TOLD_OF_REST), Ordering::Relaxed);
+            if count >= policy.entry_count().max(Self::PERIOD_MIN) {
+                self.count.store(0, Ordering::Relaxed);
+                self.period.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        sampled
     }
 }
 
@@ -272,5 +382,136 @@ mod tests {
         let (tier, _) = tier(1000, true);
         tier.update(5, |_| Change::Put(Arc::new(Value(1, Duration::ZERO))));
         assert!(tier.get(5).is_none());
+    }
+
+    #[test]
+    fn what_is_past_its_deadline_is_swept_and_counted_as_dropped() {
+        let dropped = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&dropped);
+        let on_eviction = Box::new(move |_: &Arc<Value>, why| {
+            assert_eq!(why, Eviction::Dropped);
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let tier = MemoryTier::new(Setup { capacity: 10_000, lru: false, on_eviction });
+        for key in 0..10 {
+            tier.update(key, |_| Change::Put(Arc::new(Value(1, Duration::from_secs(60 * (key as u64 % 2))))));
+        }
+        tier.update(0, |there| {
+            assert!(there.is_none());
+            Change::Keep
+        });
+        tier.tend();
+        assert_eq!((tier.usage(), dropped.load(Ordering::Relaxed)), ((5, 5), 5));
+        assert_eq!(tier.values().count(), 5);
+    }
+
+    #[test]
+    fn weights_do_not_drift_when_a_changed_value_goes_at_once() {
+        let (tier, evicted) = tier(10_000, true);
+        tier.update(1, |_| Change::Put(value(100)));
+        tier.tend();
+        tier.update(1, |_| Change::Put(value(30)));
+        tier.remove(1);
+        tier.tend();
+        assert_eq!((tier.usage(), evicted.load(Ordering::Relaxed)), ((0, 0), 1));
+    }
+
+    #[test]
+    fn putting_what_is_there_changes_nothing() {
+        let (tier, evicted) = tier(10_000, true);
+        tier.update(1, |_| Change::Put(value(10)));
+        tier.update(1, |there| there.map_or(Change::Remove, |there| Change::Put(Arc::clone(there))));
+        tier.tend();
+        assert!(tier.get(1).is_some());
+        assert_eq!((tier.usage(), evicted.load(Ordering::Relaxed)), ((10, 1), 0));
+    }
+
+    /// Changes, evictions, deadlines and shedding of a few keys from four threads at once. A listener that took a newer
+    /// value's place for an older one's, or a change that missed moka, would leave the two apart in the end.
+    #[test]
+    fn index_and_policy_hold_the_same_after_races() {
+        for (lru, seed) in [(true, 1), (false, 2)] {
+            let (tier, _) = tier(1200, lru);
+            std::thread::scope(|scope| {
+                for thread in 0..4u64 {
+                    let tier = &tier;
+                    scope.spawn(move || jostle(tier, seed * 4 + thread));
+                }
+            });
+            tier.tend();
+            tier.tend();
+            let held: u64 = tier.values().map(|value| u64::from(value.weight())).sum();
+            assert_eq!(tier.usage(), (held, tier.values().count() as u64));
+            for key in KEYS {
+                let indexed = tier.get(key).map(|value| Arc::as_ptr(&value));
+                assert_eq!(indexed, tier.policy.get(&key).map(|value| Arc::as_ptr(&value)), "key {key}");
+            }
+        }
+    }
+
+    const KEYS: std::ops::Range<u128> = 0..24;
+
+    fn jostle(tier: &MemoryTier<Value>, seed: u64) {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        for _ in 0..4000 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let key = u128::from(random >> 8) % KEYS.end;
+            match random % 32 {
+                0..12 => tier.update(key, |_| Change::Put(value(50 + (random >> 40) as u32 % 100))),
+                12 => tier.update(key, |_| Change::Put(Arc::new(Value(50, Duration::ZERO)))),
+                13 => tier.remove(key),
+                14 => tier.tend(),
+                15 if random >> 60 == 0 => {
+                    tier.shed(0.2);
+                }
+                _ => assert!(tier.get(key).is_none_or(|value| value.1 > Duration::ZERO)),
+            }
+        }
+    }
+
+    /// The hit ratio of a trace, per cent; what is missed is put, all of one weight.
+    fn hit_ratio(keys: u64, trace: &[u128], get: impl Fn(&MemoryTier<Value>, u128) -> bool) -> f64 {
+        let (tier, _) = tier(keys, false);
+        let mut hits = 0;
+        for (at, key) in trace.iter().enumerate() {
+            if get(&tier, *key) {
+                hits += 1;
+            } else {
+                tier.update(*key, |_| Change::Put(value(1)));
+            }
+            if at % 64 == 0 {
+                tier.tend();
+            }
+        }
+        f64::from(hits) * 100.0 / trace.len() as f64
+    }
+
+    /// The long traces and the figures are in decision 0006; this keeps the choice of reads from being broken.
+    #[test]
+    fn the_policy_learns_from_the_reads_that_it_is_told_of() {
+        const KEYS: usize = 5000;
+        let weights: Vec<f64> = (1..=KEYS)
+            .scan(0.0, |sum, rank| {
+                *sum += 1.0 / rank as f64;
+                Some(*sum)
+            })
+            .collect();
+        let mut random = 7u64;
+        let trace: Vec<u128> = (0..60_000)
+            .map(|_| {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let point = (random >> 11) as f64 / (1u64 << 53) as f64 * weights[KEYS - 1];
+                crate::semantics::key::hash128(&weights.partition_point(|sum| *sum < point).to_ne_bytes())
+            })
+            .collect();
+        let ours = hit_ratio(KEYS as u64 / 10, &trace, |tier, key| tier.get(key).is_some());
+        let told_of_all = hit_ratio(KEYS as u64 / 10, &trace, |tier, key| {
+            let there = tier.index.peek(key, clock::now().mono_ms).is_some();
+            tier.policy.get(&key);
+            there
+        });
+        assert!(told_of_all > 50.0 && ours > told_of_all - 2.0, "{ours} and {told_of_all}");
     }
 }
