@@ -204,7 +204,7 @@ async fn two_hundred_reloads_under_load_fail_no_request() {
     let origin = Origin::start(|_| Script::ok("x").header("cache-control", "no-store"));
     let folder = tempfile::tempdir().unwrap();
     let version = |number: usize| {
-        let word = if number % 2 == 0 { "even" } else { "odd" };
+        let word = if number.is_multiple_of(2) { "even" } else { "odd" };
         // The upstream's own settings change too: its pool is a new one each time.
         let text = config(&origin.url(), "[server]\nworkers = 2\n");
         format!("{text}queue = {}\n[response_headers]\nset = {{ x-version = '{word}' }}\n", 1000 + number)
