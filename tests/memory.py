@@ -207,7 +207,7 @@ async def main():
             await patiently(fetch_all(proxy.port, (f"/{prefix}/{n}" for n in range(count)), size, depth=16 if size == KIB else 1))
             verdict(f"{count} objects of {what} under --memory {limit // MIB}MiB", proxy.status("VmHWM"), int(1.25 * limit) + 48 * MIB)
             stored, room = proxy.metric("tiercel_tier_stored_bytes"), proxy.metric("tiercel_tier_limit_bytes")
-            full = stored >= room / 2
+            full = stored >= room / 4
             bad += not full
             print(f"memory:   of which stored: {stored / MIB:.0f} of {room / MIB:.0f} MiB{'' if full else '  NOT FULL'}", flush=True)
     sys.exit(1 if bad else 0)

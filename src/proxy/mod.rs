@@ -68,6 +68,16 @@ pub struct Proxy {
     fetches: AtomicU64,
 }
 
+/// How much of its memory the process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pressure {
+    None,
+    /// Nothing more is to be stored.
+    Full,
+    /// And some of what is stored has to go.
+    Shed,
+}
+
 impl Handler for Proxy {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
         let now = clock::now();
@@ -157,13 +167,13 @@ impl Proxy {
         self.fetches.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Says whether the process holds nearly all it may; sheds cold responses while it does.
-    pub fn press(&self, under_pressure: bool) {
-        if under_pressure {
+    /// Says how much the process holds of what it may; sheds responses while it is too much.
+    pub fn press(&self, pressure: Pressure) {
+        if pressure == Pressure::Shed {
             self.metrics.bound(Bound::MemoryPressure);
             self.memory.shed(SHED_SHARE);
         }
-        self.under_pressure.store(under_pressure, Ordering::Relaxed);
+        self.under_pressure.store(pressure != Pressure::None, Ordering::Relaxed);
     }
 
     /// Why a body of this many bytes could not be kept now, if so.
