@@ -230,10 +230,7 @@ impl<V: Held> MemoryTier<V> {
 }
 
 /// Told by moka of each value that it lets go of. Takes no turn: it may run inside a change of any key.
-fn listener<V: Held>(
-    index: Arc<Index<V>>,
-    on_eviction: Box<dyn Fn(&Arc<V>, Eviction) + Send + Sync>,
-) -> impl Fn(Arc<u128>, Arc<V>, RemovalCause) + Send + Sync + 'static {
+fn listener<V: Held>(index: Arc<Index<V>>, on_eviction: OnEviction<V>) -> impl Fn(Arc<u128>, Arc<V>, RemovalCause) + Send + Sync + 'static {
     move |key, value, cause| {
         let eviction = match cause {
             RemovalCause::Replaced => return,

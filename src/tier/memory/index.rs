@@ -104,7 +104,7 @@ const PERIOD_BITS: u32 = 64 - DEADLINE_BITS;
 impl Mark {
     fn new(deadline_ms: u64, period: u64) -> Self {
         let deadline_ms = deadline_ms.min((1 << DEADLINE_BITS) - 1);
-        Self(AtomicU64::new(deadline_ms << PERIOD_BITS | period % (1 << PERIOD_BITS)))
+        Self(AtomicU64::new((deadline_ms << PERIOD_BITS) | (period % (1 << PERIOD_BITS))))
     }
 
     fn deadline_ms(&self) -> u64 {
@@ -114,7 +114,7 @@ impl Mark {
     /// Whether this is the first read in `period`. Writes only then: a line that is read often stays shared by the cores.
     fn is_first_of(&self, period: u64) -> bool {
         let mark = self.0.load(Ordering::Relaxed);
-        let now = mark >> PERIOD_BITS << PERIOD_BITS | period % (1 << PERIOD_BITS);
+        let now = (mark >> PERIOD_BITS << PERIOD_BITS) | (period % (1 << PERIOD_BITS));
         if now != mark {
             self.0.store(now, Ordering::Relaxed);
         }
