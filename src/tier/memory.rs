@@ -8,11 +8,11 @@
 mod index;
 
 use crate::clock;
-use crate::sync::Mutex;
 use index::{Folded, Index, SHARDS};
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use parking_lot::Mutex;
 use std::cell::Cell;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;

@@ -3,12 +3,12 @@
 //! Knows nothing of capacity. Invariants: no call leaves this module while a lock of a shard is held, and no value is
 //! freed under one; [`Index::forget`] removes a value only while it is the very one that is there.
 
-use crate::sync::RwLock;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Enough that threads seldom meet and that one shard is walked quickly; each costs an empty table.
 pub const SHARDS: usize = 128;
