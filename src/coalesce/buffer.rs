@@ -383,6 +383,7 @@ impl State {
                 return Push::Wait(self.deadline(rules, now));
             }
             self.append(bytes, now);
+            self.free(); // readers may all be waiting for what comes later
             return Push::Done;
         }
     }

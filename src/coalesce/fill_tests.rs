@@ -254,6 +254,17 @@ fn nothing_is_freed_before_those_who_were_announced_have_come() {
     assert!(fill.reader(0, None).is_none());
 }
 
+#[test]
+fn what_comes_before_the_only_reader_is_not_kept() {
+    let (budget, mut writer, fill) = fill(100, None, 0);
+    let mut ahead = fill.reader(500, None).unwrap();
+    for _ in 0..6 {
+        assert_eq!(push(&mut writer, pattern(100)), TAKEN);
+        assert!(budget.used() <= 100, "{}", budget.used());
+    }
+    assert_eq!(drain(&mut ahead).0, pattern(100));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_holds_others_up_for_too_long_is_detached() {
     let (budget, mut writer, fill) = fill(1 << 20, None, 0);
