@@ -58,6 +58,7 @@ PEER = """
   upstream origin {{ server 127.0.0.1:{origin}; keepalive 256; keepalive_requests 1000000000; keepalive_timeout 300s; }}
   server {{
     listen 127.0.0.1:{port} reuseport backlog=4096;
+    location /pass/ {{ proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection ""; }}
     location / {{
       proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection "";
       proxy_cache c; proxy_cache_key $host$request_uri; proxy_cache_lock on;
