@@ -56,6 +56,8 @@ pub struct Proxy {
     pub journal: Arc<Journal>,
     flights: Arc<FlightTable<FlightHead, Departure>>,
     markers: Markers,
+    /// Why responses of keys were not stored lately, for `explain`.
+    refusals: moka::sync::Cache<u128, NotStored>,
     /// Keys whose background refresh failed lately: the next one waits.
     failed_refreshes: Markers,
     vary_memory: VaryMemory,
@@ -153,6 +155,7 @@ impl Proxy {
             journal,
             flights: Arc::new(FlightTable::new(settings.limits.waiting)),
             markers: Markers::new(&settings.fill),
+            refusals: moka::sync::Cache::new(REFUSAL_KEYS),
             failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
             budget: FillBudget::new(settings.memory.fill_bytes()),
@@ -204,6 +207,9 @@ impl Gauges for Proxy {
         self.journal.usage()
     }
 }
+
+/// Keys whose last refusal to store is remembered; about 150 bytes each.
+const REFUSAL_KEYS: u64 = 10_000;
 
 /// Keys whose Vary is remembered beyond eviction; about 200 bytes each.
 const VARY_MEMORY_KEYS: u64 = 50_000;

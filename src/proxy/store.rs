@@ -26,6 +26,15 @@ pub struct Began {
 
 /// May this response be stored? If so, the head that is kept; the response keeps its own fields either way.
 pub fn judge(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, received: Now) -> Result<Arc<StoredHead>, NotStored> {
+    let judged = decide(proxy, exchange, inbound, began, received);
+    match &judged {
+        Ok(_) => proxy.refusals.invalidate(&exchange.key.hash()),
+        Err(why) => proxy.refusals.insert(exchange.key.hash(), *why),
+    }
+    judged
+}
+
+fn decide(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, received: Now) -> Result<Arc<StoredHead>, NotStored> {
     let policy = exchange.policy();
     let response = Response { status: inbound.status, fields: &inbound.fields };
     let facts = Facts::new(exchange.request(), response, began.sent, received);

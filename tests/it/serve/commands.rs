@@ -98,6 +98,15 @@ async fn explain_tells_what_the_cache_knows_and_would_do() {
 }
 
 #[tokio::test]
+async fn explain_tells_why_nothing_was_stored() {
+    let served = serve(|_| Script::ok("body").header("Cache-Control", "no-store"));
+    served.get("/a").await;
+    let output = served.command(&["explain", "http://shop.example/a", "--json"]);
+    let told: Value = serde_json::from_str(said(&output)).expect("JSON");
+    assert_eq!((&told["stored"], &told["not_stored"]), (&Value::Null, &json!("NO-STORE")), "{told}");
+}
+
+#[tokio::test]
 async fn get_makes_a_request_and_says_what_the_cache_did() {
     let served = serve(|_| fresh("body"));
     let proxy = format!("http://{}", served.tiercel.http);
