@@ -128,7 +128,7 @@ class Proxy:
             sys.exit(f"memory: tiercel ended with {code}")
 
 
-async def fetch_all(port, paths, body_bytes, connections=8, depth=16):
+async def fetch_all(port, paths, body_bytes, connections=16, depth=16):
     """GETs every path, pipelined; checks that each body has its length."""
     it = iter(paths)
 

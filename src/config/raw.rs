@@ -1,6 +1,6 @@
 //! The configuration as it is written: every key optional, unknown keys refused, nothing defaulted.
 //!
-//! Quantities ([`Quantity`]) are kept as any scalar and read by `resolve`, so that a bare number
+//! Quantities (durations and sizes) are kept as any scalar and read by `resolve`, so that a bare number
 //! gets a remedy and not just "wrong type". The JSON Schema is made from these types; their doc
 //! comments are its descriptions. Deliberately without `flatten` and untagged enums: both lose the
 //! path of an error.

@@ -4,9 +4,9 @@
 //! as absent, both of which are the safe side.
 
 const DAY_MS: i64 = 86_400_000;
-/// The first millisecond that [`format`] can write: 0000-01-01.
+/// The first millisecond that [`format()`] can write: 0000-01-01.
 const FIRST_MS: i64 = -62_167_219_200_000;
-/// The last millisecond that [`format`] can write, in 9999-12-31.
+/// The last millisecond that [`format()`] can write, in 9999-12-31.
 const LAST_MS: i64 = 253_402_300_799_999;
 /// Fifty mean Gregorian years: how far ahead a two-digit year may point (RFC 9110 §5.6.7).
 const FIFTY_YEARS_MS: i64 = 50 * 31_556_952_000;
