@@ -7,6 +7,7 @@ use crate::cache::StoredResponse;
 use crate::clock;
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::semantics::reuse::{Reuse, Validity};
+use crate::semantics::storage::NotStored;
 use crate::semantics::{Fields, Now, date, name};
 use serde_json::{Value, json};
 
@@ -62,7 +63,7 @@ impl Proxy {
             "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| format!("{vary:?}")),
             "do_not_line_up": self.markers.is_set(arrival.key.hash(), now.mono_ms),
             "stored": found,
-            "not_stored": self.refusals.get(&arrival.key.hash()).map(|why| why.as_str()),
+            "not_stored": self.refusals.get(&arrival.key.hash()).map(NotStored::as_str),
             "variants": self.memory.get(arrival.key.hash()).filter(|set| *set.key() == arrival.key).map_or(0, |set| set.responses().len()),
             "decision": decision,
         })
