@@ -61,14 +61,18 @@ impl Tags {
 
 /// Members of Cache-Groups: quoted strings (RFC 9875 §2). At most 32 groups of 128 bytes count.
 fn groups(response: &Fields, origin: &str) -> Option<Box<[u128]>> {
-    let Some(value) = response.joined(name::CACHE_GROUPS) else { return Some(Box::default()) };
-    let groups: Vec<u128> = fields::list(&value)
-        .filter_map(|member| {
-            let text = std::str::from_utf8(member).ok()?.strip_prefix('"')?;
-            Some(group_hash(origin, &text[..text.find('"')?]))
-        })
-        .collect();
+    let groups = named_groups(response, name::CACHE_GROUPS, origin);
     (groups.len() <= 32).then(|| groups.into())
+}
+
+/// Hashes of the groups of an origin that a field names: a list of quoted strings (RFC 9875 §2, §3).
+pub fn named_groups(response: &Fields, field: Name, origin: &str) -> Vec<u128> {
+    let Some(value) = response.joined(field) else { return Vec::new() };
+    let group = |member: &[u8]| {
+        let text = std::str::from_utf8(member).ok()?.strip_prefix('"')?;
+        Some(group_hash(origin, &text[..text.find('"')?]))
+    };
+    fields::list(&value).filter_map(group).collect()
 }
 
 #[cfg(test)]

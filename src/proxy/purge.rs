@@ -2,11 +2,12 @@
 
 use super::exchange::{Arrival, Exchange};
 use super::{Proxy, admit, answer};
+use crate::cache::named_groups;
 use crate::invalidation::{Mode, Selector};
 use crate::listener::{Response, ResponseFields};
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::semantics::key::KeyPolicy;
-use crate::semantics::{CacheKey, Fields, Method, Now, Target, fields, invalidation, name};
+use crate::semantics::{CacheKey, Fields, Method, Now, Target, invalidation, name};
 use crate::upstream::Inbound;
 
 /// PURGE, where the route allows it: a URL, or the surrogate keys that the request names.
@@ -83,20 +84,12 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
         proxy.journal.invalidate_unsafe(&urls, now);
         proxy.metrics.unsafe_invalidation();
     }
-    let groups: Vec<u128> = named_groups(&inbound.fields, exchange.target.origin());
+    let mut groups = named_groups(&inbound.fields, name::CACHE_GROUP_INVALIDATION, exchange.target.origin());
+    groups.truncate(32);
     if !groups.is_empty() {
         proxy.journal.invalidate_groups(&groups, now);
         proxy.metrics.unsafe_invalidation();
     }
-}
-
-fn named_groups(response: &Fields, origin: &str) -> Vec<u128> {
-    let Some(value) = response.joined(name::CACHE_GROUP_INVALIDATION) else { return Vec::new() };
-    let group = |member: &[u8]| {
-        let text = std::str::from_utf8(member).ok()?.strip_prefix('"')?;
-        Some(crate::invalidation::selector::group_hash(origin, &text[..text.find('"')?]))
-    };
-    fields::list(&value).filter_map(group).take(32).collect()
 }
 
 impl Proxy {
