@@ -5,8 +5,10 @@
 
 pub mod http1;
 mod interim;
+mod socket;
 
 pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
+pub use socket::{ClientSocket, Socket};
 
 use crate::body::{BodyError, BodyStream, ResponseBody};
 use crate::observe::metrics::Bound;

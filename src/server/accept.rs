@@ -3,17 +3,18 @@
 use super::sockets;
 use super::workers::{Counted, Shared};
 use crate::config::settings::Limits;
-use crate::listener::{Peer, http1};
+use crate::listener::{ClientSocket, Peer, http1};
 use crate::observe::metrics::Bound;
 use crate::proxy::Proxy;
 use crate::semantics::key::Scheme;
 use parking_lot::Mutex;
+use rustix::net::SocketFlags;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -51,10 +52,11 @@ pub fn spawn(
     stop: watch::Receiver<bool>,
     open: Arc<()>,
 ) {
-    match TcpListener::from_std(socket) {
+    let local = socket.local_addr().ok().filter(|local| !local.ip().is_unspecified());
+    match register(socket) {
         Ok(listener) => {
             tokio::spawn(async move {
-                let acceptor = Acceptor { worker, turn: worker, doorway, shared };
+                let acceptor = Acceptor { worker, turn: worker, local, doorway, shared };
                 acceptor.run(listener, stop).await;
                 drop(open);
             });
@@ -63,21 +65,30 @@ pub fn spawn(
     }
 }
 
+/// tokio's own listener would register each connection with epoll at once: see [`ClientSocket`].
+#[expect(unsafe_code, reason = "tokio wants to be told that the descriptor stays the same one")]
+fn register(socket: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    // SAFETY: the listener owns its descriptor and has no other one until it is dropped, and AsyncFd lends it out shared only.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
+}
+
 /// What accepts from one socket.
 struct Acceptor {
     worker: usize,
     turn: usize,
+    /// Where every connection arrives; `None`: each has to be asked.
+    local: Option<SocketAddr>,
     doorway: Arc<Doorway>,
     shared: Arc<Shared>,
 }
 
 impl Acceptor {
-    async fn run(mut self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    async fn run(mut self, listener: AsyncFd<TcpListener>, mut stop: watch::Receiver<bool>) {
         loop {
             let accepted = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
-                accepted = listener.accept() => accepted,
+                accepted = listener.async_io(Interest::READABLE, accept) => accepted,
             };
             match accepted {
                 Ok((stream, client)) => self.place(stream, client),
@@ -89,12 +100,12 @@ impl Acceptor {
 
     /// Linux resets what is queued on a listening socket when it closes. So no new handshake may begin, those under way
     /// end, and whoever is queued then is served.
-    async fn close(mut self, listener: TcpListener) {
+    async fn close(mut self, listener: AsyncFd<TcpListener>) {
         if let Err(error) = sockets::refuse_handshakes(&listener) {
             tracing::debug!(%error, "a connection that comes while the socket closes may be lost");
         }
         let until = Instant::now() + HANDSHAKE_WAIT;
-        while let Ok(accepted) = timeout_at(until, listener.accept()).await {
+        while let Ok(accepted) = timeout_at(until, listener.async_io(Interest::READABLE, accept)).await {
             match accepted {
                 Ok((stream, client)) => self.place(stream, client),
                 Err(error) if is_of_one_connection(&error) => {}
@@ -102,11 +113,8 @@ impl Acceptor {
             }
         }
         // The runtime asks the kernel only after it was told of something: the kernel itself has the last word.
-        let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, client)) = listener.accept() {
-            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                self.place(stream, client);
-            }
+        while let Ok((stream, client)) = accept(listener.get_ref()) {
+            self.place(stream, client);
         }
     }
 
@@ -128,11 +136,14 @@ impl Acceptor {
             return turn_away(stream, &self.doorway, shared);
         }
         match shared.better_than(self.worker) {
-            None => serve(stream, client, shared.count(shared.counts_for(self.worker, self.turn)), &self.doorway),
-            Some(idler) => match stream.into_std() {
-                Ok(stream) => shared.hand_over(stream, shared.count(idler), &self.doorway),
-                Err(error) => tracing::debug!(%error, "a connection was lost while it was handed over"),
-            },
+            None => {
+                let counted = shared.count(shared.counts_for(self.worker, self.turn));
+                serve(Arrived { stream, client, local: self.local, counted }, &self.doorway);
+            }
+            Some(idler) => {
+                let arrived = Arrived { stream, client, local: self.local, counted: shared.count(idler) };
+                shared.hand_over(arrived, &self.doorway);
+            }
         }
     }
 }
@@ -142,23 +153,33 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
-/// Serves a connection that another worker accepted.
-pub fn serve_std(stream: std::net::TcpStream, counted: Counted, doorway: &Arc<Doorway>) {
-    let served = stream.peer_addr().and_then(|client| Ok((TcpStream::from_std(stream)?, client)));
-    if let Ok((stream, client)) = served {
-        serve(stream, client, counted, doorway);
-    }
+/// The next connection in the queue, not blocking.
+fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, client) = rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let client = client.and_then(|client| SocketAddr::try_from(client).ok());
+    Ok((stream.into(), client.ok_or(io::ErrorKind::ConnectionAborted)?))
 }
 
-fn serve(stream: TcpStream, client: SocketAddr, counted: Counted, doorway: &Arc<Doorway>) {
-    let _ = stream.set_nodelay(true); // a missed option costs latency, not correctness
-    let Ok(local) = stream.local_addr() else { return };
+/// A connection that was accepted.
+pub struct Arrived {
+    /// Does not block.
+    pub stream: TcpStream,
+    pub client: SocketAddr,
+    /// Where it arrived, if that is known without asking.
+    pub local: Option<SocketAddr>,
+    pub counted: Counted,
+}
+
+/// Serves a connection on the present runtime.
+pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
+    let Arrived { stream, client, local, counted } = arrived;
+    let Ok(local) = local.map_or_else(|| stream.local_addr(), Ok) else { return };
     let peer = Peer { client, local, worker: counted.worker(), scheme: Scheme::Http, listener: doorway.name() };
     let doorway = Arc::clone(doorway);
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);
         metrics.connection_opened();
-        http1::serve(stream, peer, doorway.limits(), Arc::clone(&doorway.proxy), doorway.drain.clone()).await;
+        http1::serve(ClientSocket::new(stream), peer, doorway.limits(), Arc::clone(&doorway.proxy), doorway.drain.clone()).await;
         metrics.connection_closed();
         drop(counted);
     });
@@ -175,7 +196,8 @@ fn turn_away(stream: TcpStream, doorway: &Doorway, shared: &Shared) {
 }
 
 /// Unread bytes at close would become a reset, which can destroy the answer (RFC 9112 §9.6): so the request is read.
-async fn say_full(mut stream: TcpStream) -> io::Result<()> {
+async fn say_full(stream: TcpStream) -> io::Result<()> {
+    let mut stream = ClientSocket::new(stream);
     let mut bytes = [0; 4096];
     if stream.read(&mut bytes).await? == 0 {
         return Ok(());

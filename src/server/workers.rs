@@ -1,9 +1,9 @@
 //! Worker threads: one current_thread runtime each, or one shared multi-thread runtime (DESIGN section 9).
 
-use super::accept::{self, Doorway};
+use super::accept::{self, Arrived, Doorway};
 use crate::config::settings::Runtime;
 use anyhow::{Context, Result};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -14,7 +14,7 @@ pub enum Command {
     /// Accept from this socket until `stop` turns true, then empty its queue and close it.
     Listen { socket: TcpListener, doorway: Arc<Doorway>, stop: watch::Receiver<bool>, open: Arc<()> },
     /// Serve a connection that another worker accepted.
-    Serve { stream: TcpStream, counted: Counted, doorway: Arc<Doorway> },
+    Serve { arrived: Arrived, doorway: Arc<Doorway> },
     /// End: whatever connections are left are cut.
     End,
 }
@@ -89,9 +89,9 @@ impl Shared {
     }
 
     /// Gives a connection to the worker whose it is counted as.
-    pub fn hand_over(&self, stream: TcpStream, counted: Counted, doorway: &Arc<Doorway>) {
-        let worker = &self.commands[counted.worker];
-        let _ = worker.send(Command::Serve { stream, counted, doorway: Arc::clone(doorway) }); // fails only at the very end
+    pub fn hand_over(&self, arrived: Arrived, doorway: &Arc<Doorway>) {
+        let worker = &self.commands[arrived.counted.worker];
+        let _ = worker.send(Command::Serve { arrived, doorway: Arc::clone(doorway) }); // fails only at the very end
     }
 }
 
@@ -191,7 +191,7 @@ async fn obey(worker: usize, mut commands: mpsc::UnboundedReceiver<Command>, sha
         let Some(shared) = shared.upgrade() else { return };
         match command {
             Command::Listen { socket, doorway, stop, open } => accept::spawn(worker, socket, doorway, shared, stop, open),
-            Command::Serve { stream, counted, doorway } => accept::serve_std(stream, counted, &doorway),
+            Command::Serve { arrived, doorway } => accept::serve(arrived, &doorway),
             Command::End => return,
         }
     }

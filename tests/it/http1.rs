@@ -12,7 +12,9 @@ use std::time::Duration;
 use tiercel::body::{BodyError, BodyStream, Chunk, ResponseBody};
 use tiercel::config::settings::Limits;
 use tiercel::listener::http1::serve;
-use tiercel::listener::{Handled, Handler, Interim, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent};
+use tiercel::listener::{
+    ClientSocket, Handled, Handler, Interim, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
+};
 use tiercel::proxy::outcome::Outcome;
 use tiercel::semantics::key::Scheme;
 use tiercel::semantics::{Fields, StatusCode};
@@ -79,6 +81,7 @@ impl Server {
             while let Ok((stream, client)) = listener.accept().await {
                 let (limits, handler, draining) = (Arc::clone(&limits), Arc::clone(&shared), draining.clone());
                 tokio::spawn(async move {
+                    let stream = ClientSocket::new(stream.into_std().unwrap());
                     serve(stream, peer(client, address), limits, Arc::clone(&handler), draining).await;
                     handler.told.send_modify(|told| told.ended += 1);
                 });

@@ -10,14 +10,13 @@ use super::{ANSWERS_IN_A_ROW, FIRST_REQUEST_WAIT, LINGER_BYTES, LINGER_TIME, REA
 use crate::body::{BodyError, BodyStream, ResponseBody, Tunnel};
 use crate::clock;
 use crate::config::settings::Limits;
-use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestHead, Response, Sent};
+use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestHead, Response, Sent, Socket};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::key::Scheme;
 use crate::semantics::{Fields, StatusCode, name};
 use bytes::{Buf, BytesMut};
 use http::Method;
-use std::any::Any;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
@@ -25,8 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
 /// What comes after a request.
@@ -94,7 +92,7 @@ pub(super) struct Connection<S, H> {
 
 impl<S, H> Connection<S, H>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Socket,
     H: Handler,
 {
     pub fn new(io: S, peer: Peer, limits: Arc<Limits>, handler: Arc<H>, drain: tokio::sync::watch::Receiver<bool>) -> Self {
@@ -397,11 +395,7 @@ where
             Next::Linger => self.linger().await,
             // Closing a plain socket says the same as shutting it down; TLS has a close of its own.
             Next::Close if tls => _ = tokio::time::timeout(LINGER_TIME, self.io.shutdown()).await,
-            Next::Abort { reset: true } => {
-                if let Some(socket) = (&mut self.io as &mut dyn Any).downcast_mut::<TcpStream>() {
-                    _ = socket.set_zero_linger();
-                }
-            }
+            Next::Abort { reset: true } => self.io.reset_on_close(),
             Next::Request | Next::Close | Next::Abort { .. } => {}
         }
     }

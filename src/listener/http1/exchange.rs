@@ -12,7 +12,7 @@ use super::intake::{Intake, Room};
 use super::write::{self, Frame, Framing};
 use super::{BODY_READ_BYTES, PIPELINE_BYTES, READ_BYTES, UNREAD_BODY_TIME, bad};
 use crate::body::{BodyError, BodyStream, Chunk, Tunnel};
-use crate::listener::{Handled, Handler, Interim, InterimReceiver, Refusal, Response};
+use crate::listener::{Handled, Handler, Interim, InterimReceiver, Refusal, Response, Socket};
 use crate::observe::metrics::Bound;
 use crate::semantics::name;
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 type Later = Pin<Box<dyn Future<Output = Response> + Send>>;
@@ -43,7 +43,7 @@ enum Event {
 
 impl<S, H> Connection<S, H>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Socket,
     H: Handler,
 {
     pub async fn exchange(

@@ -19,11 +19,10 @@ mod intake;
 pub mod parse;
 pub mod write;
 
-use super::{Handler, Peer, Refusal};
+use super::{Handler, Peer, Refusal, Socket};
 use crate::config::settings::Limits;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Room that a read finds at least, and what a connection holds between its requests.
 const READ_BYTES: usize = 4096;
@@ -50,7 +49,7 @@ const ANSWERS_IN_A_ROW: u32 = 32;
 /// the request under way is answered. A tunnel (101) goes on until one side ends it or the future is dropped.
 pub async fn serve<S, H>(stream: S, peer: Peer, limits: Arc<Limits>, handler: Arc<H>, drain: tokio::sync::watch::Receiver<bool>)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Socket,
     H: Handler,
 {
     connection::Connection::new(stream, peer, limits, handler, drain).run().await;

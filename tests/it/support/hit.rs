@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tiercel::config::{self, Sources, settings::Limits};
 use tiercel::invalidation::Journal;
-use tiercel::listener::{Peer, http1};
+use tiercel::listener::{Peer, Socket, http1};
 use tiercel::observe::access_log::AccessLog;
 use tiercel::observe::metrics::Metrics;
 use tiercel::proxy::{Live, Proxy};
@@ -191,6 +191,8 @@ impl<F: FnMut() + Unpin> AsyncRead for Client<F> {
         Poll::Ready(Ok(()))
     }
 }
+
+impl<F: FnMut() + Unpin + Send + 'static> Socket for Client<F> {}
 
 impl<F: Unpin> AsyncWrite for Client<F> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
