@@ -10,6 +10,7 @@ pub mod config;
 pub mod invalidation;
 pub mod listener;
 pub mod observe;
+pub mod pages;
 pub mod proxy;
 pub mod route;
 pub mod semantics;

@@ -2,6 +2,7 @@
 
 use super::Tags;
 use crate::invalidation::{CheckedUpTo, Journal, Stamp, Subject};
+use crate::pages;
 use crate::semantics::freshness::Facts;
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{Validity, keep_ms};
@@ -81,9 +82,14 @@ impl StoredResponse {
 
     /// Bytes that it costs the process beside the tier's own bookkeeping.
     pub fn memory(&self) -> usize {
-        let body: usize = self.segments.iter().map(|segment| segment.len() + ALLOCATION + size_of::<Bytes>()).sum();
+        let body: usize = self.segments.iter().map(|segment| of_segment(segment.len()) + ALLOCATION + size_of::<Bytes>()).sum();
         size_of::<Self>() + self.head.memory() + body + 4 * ALLOCATION
     }
+}
+
+/// Large segments take whole pages.
+fn of_segment(length: usize) -> usize {
+    if length < pages::MIN { length } else { pages::cost(length) }
 }
 
 /// What an allocation costs beside its bytes: the allocator's size classes and a reference count.

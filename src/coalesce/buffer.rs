@@ -46,7 +46,7 @@ pub enum Unstored {
 /// because by then the tier that keeps the body weighs it.
 #[derive(Debug, Clone)]
 pub struct CompleteBody {
-    /// One up to 64 KiB; else each between 16 KiB and 1 MiB. None for an empty body.
+    /// One up to 256 KiB; else each between 16 KiB and 1 MiB. None for an empty body.
     pub segments: Arc<[Bytes]>,
     pub length: u64,
     pub trailers: Option<Fields>,

@@ -17,6 +17,7 @@ use super::buffer::{Buffer, Cursor, Push, Read, Rules, concat};
 use super::sync::Instant;
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::config::settings::Fill as FillSettings;
+use crate::pages;
 use crate::semantics::Fields;
 use bytes::Bytes;
 use std::future::{Future, poll_fn};
@@ -27,7 +28,7 @@ use tokio::time::{Sleep, sleep_until};
 
 /// Bytes of a body that is being stored are copied into segments of at least this size as they come, so that what is
 /// stored costs what it weighs; also the size up to which a body is one segment.
-const SEGMENT: u64 = 64 * 1024;
+const SEGMENT: u64 = 256 * 1024;
 /// A tail shorter than this joins the segment before it.
 const SEGMENT_MIN: u64 = 16 * 1024;
 /// The most that is appended in one step. With a segment just below [`SEGMENT`] before it and a short tail after it
@@ -201,7 +202,7 @@ impl FillWriter {
         // Only this writer ends storing, so until then nothing is freed between the two steps.
         if self.buffer.unstored().is_none() {
             let pieces = self.buffer.since(start);
-            self.buffer.replace_since(start, concat(&pieces));
+            self.buffer.replace_since(start, pages::gather(&pieces).unwrap_or_else(|| concat(&pieces)));
         }
         self.last_start = start;
         self.compact = self.arrived;

@@ -4,17 +4,28 @@
 //! request there by the time it is accepted, and takes its answer at once; to register its socket with epoll and to
 //! take it out again would be a good part of what it costs.
 
+use crate::pages::Place;
+use rustix::net::SendFlags;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream as Plain};
+use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 /// What a connection is served on.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Makes closing tell the client that the last answer did not end as it should. Nothing where there is no such way.
     fn reset_on_close(&self) {}
+
+    /// Whether [`Socket::poll_send`] does anything.
+    const TAKES_PAGES: bool = false;
+
+    /// Sends `lead` and then what stands at `place`, as much as the socket takes; says how many bytes of both.
+    fn poll_send(&mut self, _: &mut Context<'_>, _lead: &[u8], _place: Place<'_>) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
 }
 
 impl Socket for DuplexStream {}
@@ -69,6 +80,38 @@ impl Socket for ClientSocket {
             State::Registered(stream) => stream.set_zero_linger(),
             State::Broken => Ok(()),
         };
+    }
+
+    const TAKES_PAGES: bool = true;
+
+    fn poll_send(&mut self, context: &mut Context<'_>, lead: &[u8], place: Place<'_>) -> Poll<io::Result<usize>> {
+        if let Some(done) = self.at_once(|socket| send(socket, lead, place)) {
+            return Poll::Ready(done);
+        }
+        let stream = self.registered()?;
+        loop {
+            ready!(stream.poll_write_ready(context))?;
+            match stream.try_io(Interest::WRITABLE, || send(&*stream, lead, place)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+}
+
+/// The kernel is told that more follows `lead`, so that a head does not travel alone.
+fn send(socket: impl AsFd, lead: &[u8], place: Place<'_>) -> io::Result<usize> {
+    if lead.is_empty() {
+        return place.send(socket);
+    }
+    let sent = rustix::net::send(&socket, lead, SendFlags::MORE | SendFlags::NOSIGNAL)?;
+    if sent < lead.len() {
+        return Ok(sent);
+    }
+    match place.send(socket) {
+        Ok(more) => Ok(sent + more),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(sent),
+        Err(error) => Err(error),
     }
 }
 

@@ -196,6 +196,8 @@ pub trait Gauges: Send + Sync {
     fn memory_tier(&self) -> TierUsage;
     /// Bytes in fills in flight and pinned bodies, and their limit.
     fn fill_memory(&self) -> (u64, u64);
+    /// Bytes of bodies that sockets can take by page.
+    fn pages(&self) -> u64;
     /// Flights under way, followers waiting.
     fn flights(&self) -> (usize, usize);
     fn markers(&self) -> usize;

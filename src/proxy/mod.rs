@@ -197,6 +197,9 @@ impl Gauges for Proxy {
     fn fill_memory(&self) -> (u64, u64) {
         (self.budget.used(), self.budget.limit())
     }
+    fn pages(&self) -> u64 {
+        crate::pages::used()
+    }
     fn flights(&self) -> (usize, usize) {
         self.flights.usage()
     }

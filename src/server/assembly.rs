@@ -76,6 +76,7 @@ impl Server {
             tracing::warn!(warning, "configuration");
         }
         fit_descriptors(&mut settings);
+        reserve_pages(&settings);
         let bound = bind_all(&settings, &settings.listeners)?;
         let admin_socket = bind_one("admin.address", settings.admin.address)?;
         let metrics_socket = bind_one("metrics.address", settings.metrics.address)?;
@@ -148,6 +149,15 @@ impl Server {
 }
 
 const DRAIN_POLL: Duration = Duration::from_millis(5);
+
+/// Addresses for large bodies: each of five sizes may at some time be the only one, and takes up to twice its bytes.
+fn reserve_pages(settings: &Settings) {
+    const ADDRESSES: u64 = 10;
+    let most = settings.memory.stored_bytes() + settings.memory.fill_bytes();
+    if let Err(error) = crate::pages::reserve(most.saturating_mul(ADDRESSES)) {
+        tracing::info!(%error, "large bodies will be copied into sockets: no memory for them that sockets take by page");
+    }
+}
 
 /// Takes the limit on connections down to what the process has descriptors for.
 fn fit_descriptors(settings: &mut Settings) {

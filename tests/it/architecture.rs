@@ -29,12 +29,14 @@ const ARROWS: &[(&str, &[&str])] = &[
             "observe",
             "config",
             "semantics",
+            "pages",
+            "pages",
             "body",
             "clock",
         ],
     ),
     ("admin", &["invalidation", "config::settings", "observe", "semantics", "clock"]),
-    ("listener", &["proxy::outcome", "cache::StoredHead", "body", "config::settings", "observe", "semantics", "clock"]),
+    ("listener", &["proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"]),
     (
         "proxy",
         &[
@@ -55,11 +57,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("proxy::outcome", &["semantics::cache_status", "semantics::storage"]),
     ("route", &["config::settings", "semantics"]),
-    ("cache", &["tier", "invalidation", "observe", "config::settings", "semantics", "body", "clock"]),
+    ("cache", &["tier", "invalidation", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
     ("invalidation", &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "sync"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),
-    ("coalesce", &["observe", "config::settings", "semantics", "body", "clock"]),
+    ("coalesce", &["observe", "config::settings", "semantics", "body", "pages", "clock"]),
     (
         "coalesce::flight",
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
@@ -70,6 +72,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config::settings", &["semantics::key", "semantics::policy"]),
     ("body", &["semantics::Fields"]),
     ("clock", &["semantics::Now"]),
+    ("pages", &[]),
     ("sync", &[]),
     ("semantics", &[]),
 ];

@@ -101,6 +101,9 @@ impl Gauges for Scripted {
     fn fill_memory(&self) -> (u64, u64) {
         (13, 14)
     }
+    fn pages(&self) -> u64 {
+        4096
+    }
     fn flights(&self) -> (usize, usize) {
         (15, 16)
     }

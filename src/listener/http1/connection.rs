@@ -255,18 +255,23 @@ where
     /// Writes what the frame holds; ready when all of it is out.
     pub fn poll_write(&mut self, context: &mut Context<'_>, frame: &mut Frame) -> Poll<io::Result<()>> {
         while !frame.is_written(&self.out) {
-            let slices = frame.slices(&self.out);
-            let written = match &slices[..] {
-                [one] => ready!(Pin::new(&mut self.io).poll_write(context, one)),
-                many => ready!(Pin::new(&mut self.io).poll_write_vectored(context, many)),
-            }?;
-            drop(slices);
+            let written = match frame.in_pages(&self.out) {
+                Some((lead, place)) if S::TAKES_PAGES => ready!(self.io.poll_send(context, lead, place))?,
+                _ => ready!(self.poll_write_slices(context, frame))?,
+            };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             frame.advance(&self.out, written);
         }
         Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_write_slices(&mut self, context: &mut Context<'_>, frame: &Frame) -> Poll<io::Result<usize>> {
+        match &frame.slices(&self.out)[..] {
+            [one] => Pin::new(&mut self.io).poll_write(context, one),
+            many => Pin::new(&mut self.io).poll_write_vectored(context, many),
+        }
     }
 
     /// Reads into the buffer, which gets `room` where it is nearly full. 0: the client sends no more.

@@ -2,6 +2,7 @@
 
 use crate::body::ResponseBody;
 use crate::listener::{Interim, Refusal, ResponseFields};
+use crate::pages::{self, Place};
 use crate::semantics::{Fields, StatusCode, date, name};
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -10,6 +11,8 @@ use std::sync::Arc;
 
 /// A body up to this length is copied behind its head: cheaper than a second element of a vectored write.
 const COPY_BYTES: u64 = 4096;
+/// Fewer bytes are copied into the socket though they stand in pages.
+const PAGES_BYTES: usize = 32 * 1024;
 /// Elements of one vectored write.
 const SLICES: usize = 32;
 
@@ -235,6 +238,15 @@ impl Frame {
         self.body_written += bytes;
     }
 
+    /// What is left of the buffer, and the bytes behind it, where these are many and stand in pages.
+    pub fn in_pages<'a>(&self, out: &'a [u8]) -> Option<(&'a [u8], Place<'static>)> {
+        let next = self.data.next();
+        if next.len() < PAGES_BYTES {
+            return None;
+        }
+        Some((&out[self.lead..], pages::find(next)?))
+    }
+
     /// What is left, as elements of one vectored write.
     pub fn slices<'a>(&'a self, out: &'a [u8]) -> SmallVec<[IoSlice<'a>; SLICES]> {
         let mut slices = SmallVec::new();
@@ -291,6 +303,19 @@ impl Data {
             Self::Nothing => 0,
             Self::One(bytes) => bytes.len() as u64,
             Self::Many { left, .. } => *left,
+        }
+    }
+
+    /// What is left of the first segment.
+    fn next(&self) -> &[u8] {
+        match self {
+            Self::Nothing => &[],
+            Self::One(bytes) => bytes,
+            Self::Many { segments, index, offset, left } => {
+                let Some(segment) = segments.get(*index) else { return &[] };
+                let left = usize::try_from(*left).unwrap_or(usize::MAX);
+                &segment[*offset..segment.len().min(offset.saturating_add(left))]
+            }
         }
     }
 

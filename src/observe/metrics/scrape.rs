@@ -85,6 +85,7 @@ impl Scrape {
             value(&series::TIER_RESPONSES, &[MEMORY], tier.responses),
             value(&series::FILL_BYTES, &[], fill),
             value(&series::FILL_LIMIT, &[], fill_limit),
+            value(&series::PAGE_BYTES, &[], read.map(Gauges::pages).unwrap_or_default()),
             value(&series::IN_FLIGHT, &[], flights as u64),
             value(&series::WAITING, &[], waiting as u64),
             value(&series::MARKERS, &[], markers as u64),

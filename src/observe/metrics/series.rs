@@ -124,6 +124,8 @@ series! {
         "Bytes held by fills in flight and by bodies that readers pin.";
     FILL_LIMIT = Gauge "tiercel_fill_limit_bytes" []
         "Bytes that fills in flight and pinned bodies may hold; past it new fills are not stored.";
+    PAGE_BYTES = Gauge "tiercel_page_bytes" []
+        "Bytes of large bodies, stored or in flight, that stand in pages which sockets take without a copy.";
     MARKERS = Gauge "tiercel_markers" []
         "Keys whose requests do not line up because their responses could not be stored.";
     PURGES = Counter "tiercel_purge_requests_total" ["kind", "mode"]
