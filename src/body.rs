@@ -2,8 +2,10 @@
 
 use crate::semantics::Fields;
 use bytes::Bytes;
+use std::any::Any;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 /// What goes after a response head.
@@ -13,8 +15,8 @@ pub enum ResponseBody {
     Empty,
     /// All of it, at hand.
     Full(Bytes),
-    /// A part of a stored body, at hand: `segments` from byte `start` to byte `end`.
-    Segments { segments: Arc<[Bytes]>, start: u64, end: u64 },
+    /// A part of a stored body, at hand: from byte `start` to byte `end`.
+    Stored { body: Arc<StoredBody>, start: u64, end: u64 },
     /// Bytes as they come. `length` where it is known.
     Stream { length: Option<u64>, stream: Pin<Box<dyn BodyStream>> },
     /// The connection becomes a tunnel after the head (101).
@@ -31,7 +33,7 @@ impl ResponseBody {
         match self {
             Self::Empty => Some(0),
             Self::Full(bytes) => Some(bytes.len() as u64),
-            Self::Segments { start, end, .. } => Some(end - start),
+            Self::Stored { start, end, .. } => Some(end - start),
             Self::Stream { length, .. } => *length,
             Self::Tunnel(_) => None,
         }
@@ -41,6 +43,84 @@ impl ResponseBody {
 impl std::fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ResponseBody({:?})", self.length())
+    }
+}
+
+/// A whole body in memory, shared by the store and by the answers that are made of it; freed with the last of them.
+///
+/// Immutable but for what the store notes on it: how many of its responses keep it, what is to be freed with it, and
+/// whether answers that are under way are to let go of it.
+pub struct StoredBody {
+    segments: Segments,
+    /// The body that these are parts of, if so: it is not freed before them, and what is asked of it counts for them.
+    parent: Option<Arc<StoredBody>>,
+    keepers: AtomicU32,
+    revoked: AtomicBool,
+    /// The last field: given back when the bytes are.
+    attached: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+/// Most bodies are one segment, which then needs no allocation of its own.
+enum Segments {
+    One(Bytes),
+    Many(Box<[Bytes]>),
+}
+
+impl StoredBody {
+    pub fn new(segments: &[Bytes]) -> Self {
+        let segments = match segments {
+            [one] => Segments::One(one.clone()),
+            many => Segments::Many(many.into()),
+        };
+        Self { segments, parent: None, keepers: AtomicU32::new(0), revoked: AtomicBool::new(false), attached: OnceLock::new() }
+    }
+
+    /// Bytes of which some are slices of `parent`.
+    pub fn of_parts(segments: &[Bytes], parent: &Arc<Self>) -> Self {
+        Self { parent: Some(Arc::clone(parent)), ..Self::new(segments) }
+    }
+
+    pub fn segments(&self) -> &[Bytes] {
+        match &self.segments {
+            Segments::One(segment) => std::slice::from_ref(segment),
+            Segments::Many(segments) => segments,
+        }
+    }
+
+    /// Bytes in all.
+    pub fn length(&self) -> u64 {
+        self.segments().iter().map(|segment| segment.len() as u64).sum()
+    }
+
+    /// One stored response more keeps it.
+    pub fn keep(&self) {
+        self.keepers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One keeps it no more; true for the last. None comes after that: it would have to come from one that keeps it.
+    pub fn let_go(&self) -> bool {
+        self.keepers.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Has `what` dropped right after the bytes were freed. Only the first is taken.
+    pub fn attach(&self, what: Box<dyn Any + Send + Sync>) {
+        let _ = self.attached.set(what);
+    }
+
+    /// Asks answers under way to let go of it: its memory is wanted back.
+    pub fn revoke(&self) {
+        self.revoked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked back. Answers that wait for their client look here; it says nothing of the bytes, which stay.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Relaxed) || self.parent.as_ref().is_some_and(|parent| parent.is_revoked())
+    }
+}
+
+impl std::fmt::Debug for StoredBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "StoredBody({} bytes)", self.length())
     }
 }
 
@@ -74,4 +154,9 @@ pub enum BodyError {
 /// A source of body bytes. After `None` or an error it is not polled again. Dropping it says that nobody wants the rest.
 pub trait BodyStream: Send {
     fn poll_chunk(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>>;
+
+    /// Whether the memory behind what it gave last is wanted back: whoever still waits for its client then gives up.
+    fn is_revoked(&self) -> bool {
+        false
+    }
 }

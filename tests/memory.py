@@ -7,6 +7,9 @@
 in 1 KiB objects, then in 1 MiB objects, resident never above 1.25 times the limit plus 48 MiB. --quick does the same
 with a quarter of the bytes and of the limit, --scale N with an Nth. The objects must be there, too: a cache that stores
 nothing holds every bound.
+
+What a tier says that it stores must be what the process has grown by: between WEIGHT_LOW and WEIGHT_HIGH of it, for
+objects of 1 KiB and of 64 KiB.
 """
 import argparse
 import asyncio
@@ -19,10 +22,11 @@ import urllib.request
 
 KIB, MIB = 1024, 1024 * 1024
 PIECE = b"z" * (256 * KIB)
+WEIGHT_LOW, WEIGHT_HIGH = 0.7, 1.3
 
 
 class Origin(asyncio.Protocol):
-    """/k/N: 1 KiB; /m/N: 1 MiB; /big/BYTES and /chunked/BYTES: that many bytes; PUT: read and answered."""
+    """/k/N: 1 KiB; /s/N: 64 KiB; /m/N: 1 MiB; /big/BYTES and /chunked/BYTES: that many bytes; PUT: read and answered."""
 
     def connection_made(self, transport):
         self.transport, self.buffer, self.rest, self.writable = transport, b"", 0, asyncio.Event()
@@ -60,6 +64,8 @@ class Origin(asyncio.Protocol):
                 self.answer(b"", b"no-store")
         elif path.startswith("/k/"):
             self.answer(PIECE[:KIB])
+        elif path.startswith("/s/"):
+            self.answer(PIECE[:64 * KIB])
         elif path.startswith("/m/"):
             self.answer(PIECE * 4)
         else:
@@ -173,6 +179,18 @@ async def patiently(transfer):
     await asyncio.wait_for(transfer, 900)
 
 
+async def settled(proxy):
+    """Bytes that the tier says it stores, and bytes of the process, once the tier has weighed all that came."""
+    stored, deadline = -1, asyncio.get_running_loop().time() + 60
+    while asyncio.get_running_loop().time() < deadline:
+        now = proxy.metric("tiercel_tier_stored_bytes")
+        if now == stored and proxy.metric("tiercel_fill_bytes") == 0:
+            return now, proxy.status("VmRSS")
+        stored = now
+        await asyncio.sleep(1.5)  # housekeeping comes once a second
+    sys.exit("memory: what is stored keeps changing")
+
+
 async def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", required=True)
@@ -200,6 +218,21 @@ async def main():
             before = proxy.status("VmRSS")
             await patiently(transfer)
             verdict(f"growth by one {what} of {size // MIB} MiB", max(0, proxy.status("VmHWM") - before), 64 * MIB)
+    for what, prefix, size in (("1 KiB", "k", KIB), ("64 KiB", "s", 64 * KIB)):
+        # Room for all, so that nothing is evicted; the first part is no part of the growth: it warms pools and buffers.
+        goal = 192 * MIB // share
+        with Proxy(options.binary, origin, 1024 * MIB) as proxy:
+            first, last = goal // 4 // size, goal // 4 // size + goal // size
+            await patiently(fetch_all(proxy.port, (f"/{prefix}/{n}" for n in range(first)), size, depth=4))
+            before = await settled(proxy)
+            await patiently(fetch_all(proxy.port, (f"/{prefix}/{n}" for n in range(first, last)), size, depth=4))
+            after = await settled(proxy)
+        stored, grown = (a - b for a, b in zip(after, before))
+        ratio = grown / stored if stored else 0
+        true = WEIGHT_LOW <= ratio <= WEIGHT_HIGH and stored >= goal
+        bad += not true
+        print(f"memory: {last - first} objects of {what}: {grown / MIB:.1f} MiB for {stored / MIB:.1f} MiB that are said to be stored, "
+              f"{ratio:.2f}, bound {WEIGHT_LOW} to {WEIGHT_HIGH}{'' if true else '  WRONG WEIGHTS'}", flush=True)
     limit = 256 * MIB // share
     with Proxy(options.binary, origin, limit) as proxy:
         for what, prefix, size in (("1 KiB", "k", KIB), ("1 MiB", "m", MIB)):

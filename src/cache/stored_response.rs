@@ -1,6 +1,8 @@
 //! A response as the cache holds it.
 
 use super::Tags;
+use crate::body::StoredBody;
+use crate::coalesce::pinned::Kept;
 use crate::invalidation::{CheckedUpTo, Journal, Stamp, Subject};
 use crate::pages;
 use crate::semantics::freshness::Facts;
@@ -8,7 +10,6 @@ use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{Validity, keep_ms};
 use crate::semantics::vary::SecondaryKey;
 use crate::semantics::{CacheKey, Fields, Now, Response, StatusCode};
-use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ pub fn subject<'a>(key: &'a CacheKey, site: &'a str, tags: &'a Tags) -> Subject<
 #[derive(Debug)]
 pub struct StoredResponse {
     pub head: Arc<StoredHead>,
-    pub segments: Arc<[Bytes]>,
+    pub kept: Kept,
     pub length: u64,
     /// When it is worth nothing any more, boot-time milliseconds.
     pub drop_at_mono_ms: u64,
@@ -71,9 +72,9 @@ pub struct StoredResponse {
 
 impl StoredResponse {
     /// Around a whole body. Its trailers are not kept (RFC 9110 §6.5.1 lets them go): a hit would not send them.
-    pub fn new(head: Arc<StoredHead>, segments: Arc<[Bytes]>, length: u64, policy: &CachePolicy, now: Now) -> Self {
+    pub fn new(head: Arc<StoredHead>, kept: Kept, length: u64, policy: &CachePolicy, now: Now) -> Self {
         let keep = keep_ms(&head.facts, policy, now);
-        Self { head, segments, length, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
+        Self { head, kept, length, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
     }
 
     pub fn keep(&self, now: Now) -> Duration {
@@ -82,8 +83,11 @@ impl StoredResponse {
 
     /// Bytes that it costs the process beside the tier's own bookkeeping.
     pub fn memory(&self) -> usize {
-        let body: usize = self.segments.iter().map(|segment| of_segment(segment.len()) + ALLOCATION + size_of::<Bytes>()).sum();
-        size_of::<Self>() + self.head.memory() + body + 4 * ALLOCATION
+        let body = self.kept.body();
+        let segments: usize = body.segments().iter().map(|segment| of_segment(segment.len()) + ALLOCATION).sum();
+        // One alone is part of its body, several are a list of their own.
+        let list = if body.segments().len() == 1 { 0 } else { size_of_val(body.segments()) + ALLOCATION };
+        size_of::<Self>() + size_of::<StoredBody>() + self.head.memory() + segments + list + 4 * ALLOCATION
     }
 }
 

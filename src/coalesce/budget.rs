@@ -23,8 +23,8 @@ impl FillBudget {
         Arc::new(Self { limit: bytes, used: AtomicU64::new(0), detached: AtomicU64::new(0) })
     }
 
-    /// Bytes held now. May pass [`FillBudget::limit`] by one segment per fill that is not stored: each of them needs
-    /// one to get on.
+    /// Bytes held now. May pass [`FillBudget::limit`] by one segment per fill that is not stored, because each of them
+    /// needs one to get on, and by pinned bodies, which were there before.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }

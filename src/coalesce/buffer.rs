@@ -5,12 +5,12 @@
 //!
 //! Invariants: a reader is a position, never an index, so segments may be merged under it; `positions` counts the
 //! readers that have bytes to come and only those; a fill that is not stored any more never is again; bytes are
-//! charged while they are held here.
+//! charged while they are held here, until the body that is made of them is stored: then with that.
 
 use super::budget::{Charge, FillBudget};
 use super::sync::{Instant, Mutex};
 use super::wake::{Awake, Place, Sleepers};
-use crate::body::BodyError;
+use crate::body::{BodyError, StoredBody};
 use crate::semantics::Fields;
 use bytes::Bytes;
 use slab::Slab;
@@ -41,9 +41,9 @@ pub enum Unstored {
     Memory,
 }
 
-/// A whole body. Its bytes are exactly as large as they say: no slack of a read buffer hangs on them. While a
-/// [`super::fill::Fill`], its writer or a reader lives they are charged to the budget for fills; afterwards to nobody,
-/// because by then the tier that keeps the body weighs it.
+/// A whole body. Its bytes are exactly as large as they say: no slack of a read buffer hangs on them. They are charged
+/// to the budget for fills until [`super::fill::Fill::stored`] or the end of the fill and its readers; whoever keeps
+/// them weighs them.
 #[derive(Debug, Clone)]
 pub struct CompleteBody {
     /// One up to 256 KiB; else each between 16 KiB and 1 MiB. None for an empty body.
@@ -99,6 +99,8 @@ struct State {
     unstored: Option<Unstored>,
     end: Option<End>,
     whole: Option<Arc<[Bytes]>>,
+    /// What was stored of it: while readers are here they read that.
+    stored: Option<Arc<StoredBody>>,
     readers: Slab<Reader>,
     /// How many readers stand where.
     positions: BTreeMap<u64, usize>,
@@ -261,6 +263,14 @@ impl Buffer {
         drop(replaced);
     }
 
+    /// The whole body is kept and weighed elsewhere: it is not charged here any more.
+    pub fn stored(&self, body: &Arc<StoredBody>) {
+        let mut state = self.state.lock();
+        let charged = state.charge.bytes();
+        state.charge.shrink(charged);
+        state.stored = Some(Arc::clone(body));
+    }
+
     // The readers' side.
 
     pub fn open(&self, start: u64, end: Option<u64>, now: Instant) -> Option<Cursor> {
@@ -308,6 +318,11 @@ impl Buffer {
         });
     }
 
+    /// Whether what readers hold is wanted back.
+    pub fn is_revoked(&self) -> bool {
+        self.state.lock().stored.as_ref().is_some_and(|body| body.is_revoked())
+    }
+
     // What anybody may ask.
 
     pub fn arrived(&self) -> u64 {
@@ -351,6 +366,7 @@ impl State {
             unstored,
             end: None,
             whole: None,
+            stored: None,
             readers: Slab::new(),
             positions: BTreeMap::new(),
             tickets: 0,

@@ -15,7 +15,7 @@ pub use super::buffer::{CompleteBody, Unstored};
 
 use super::buffer::{Buffer, Cursor, Push, Read, Rules, concat};
 use super::sync::Instant;
-use crate::body::{BodyError, BodyStream, Chunk};
+use crate::body::{BodyError, BodyStream, Chunk, StoredBody};
 use crate::config::settings::Fill as FillSettings;
 use crate::pages;
 use crate::semantics::Fields;
@@ -112,6 +112,12 @@ impl Fill {
     /// The whole body, once finished and if it was kept.
     pub fn complete(&self) -> Option<CompleteBody> {
         self.buffer.complete()
+    }
+
+    /// Says that `body`, made of its [`Fill::complete`] bytes, was stored: the store weighs it, so it is not charged to the
+    /// budget for fills any more. Its readers are readers of that from now on.
+    pub fn stored(&self, body: &Arc<StoredBody>) {
+        self.buffer.stored(body);
     }
 
     /// Whether it is still kept for storing, else why not. Its flight is then retired: nobody new may join.
@@ -224,6 +230,10 @@ impl BodyStream for FillReader {
             Read::End => None,
             Read::Failed(error) => Some(Err(error)),
         })
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.buffer.is_revoked()
     }
 }
 

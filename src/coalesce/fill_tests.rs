@@ -69,6 +69,25 @@ const TAKEN: Poll<Result<(), Abandoned>> = Poll::Ready(Ok(()));
 const ABANDONED: Poll<Result<(), Abandoned>> = Poll::Ready(Err(Abandoned));
 
 #[test]
+fn what_is_stored_is_charged_no_more_however_slow_its_readers_are() {
+    let (budget, mut writer, fill) = fill(1000, Some(300), 1000);
+    let mut reader = fill.reader(0, None).unwrap();
+    assert_eq!(push(&mut writer, pattern(300)), TAKEN);
+    writer.finish(None).unwrap();
+    assert_eq!(budget.used(), 300);
+    let body = Arc::new(StoredBody::new(&fill.complete().unwrap().segments));
+    fill.stored(&body);
+    drop(fill);
+    assert_eq!((budget.used(), Arc::strong_count(&body)), (0, 2), "its reader reads what is stored");
+    assert!(!reader.is_revoked());
+    body.revoke();
+    assert!(reader.is_revoked());
+    assert_eq!(drain(&mut reader), (pattern(300).to_vec(), false, Some(Ok(()))), "whether it waits is for others to see");
+    drop(reader);
+    assert_eq!(Arc::strong_count(&body), 1);
+}
+
+#[test]
 fn a_stored_body_is_read_from_anywhere_while_it_comes_and_after() {
     let body = pattern(10_000);
     let (budget, mut writer, fill) = fill(1 << 20, None, 1 << 20);

@@ -21,6 +21,14 @@ pub struct Markers {
     max_ms: u64,
 }
 
+/// What setting a marker came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Set {
+    Kept,
+    /// The bound was reached: an older one had to go, or there is room for none.
+    Full,
+}
+
 #[derive(Debug, Default)]
 struct Shard {
     markers: HashMap<u128, Marker>,
@@ -72,21 +80,24 @@ impl Markers {
     /// Sets or confirms: 2 s, doubled each time it is confirmed, up to 2 min.
     ///
     /// A confirmation counts from the second half of the span on, until as long again after it has run out. Where the
-    /// set is full the oldest marker goes.
-    pub fn set(&self, key: u128, now_mono_ms: u64) {
+    /// set is full the oldest marker goes, and [`Set::Full`] says so.
+    pub fn set(&self, key: u128, now_mono_ms: u64) -> Set {
         let mut shard = self.shard(key).lock();
         let marker = match shard.markers.get(&key) {
             Some(marker) => marker.confirmed(now_mono_ms, self.first_ms, self.max_ms),
             None => Some(Marker { set_ms: now_mono_ms, span_ms: self.first_ms }),
         };
-        let Some(marker) = marker else { return };
+        let Some(marker) = marker else { return Set::Kept };
         shard.remove(key);
+        let mut set = Set::Kept;
         while shard.markers.len() >= self.capacity {
-            let Some((_, oldest)) = shard.ages.first().copied() else { return };
+            set = Set::Full;
+            let Some((_, oldest)) = shard.ages.first().copied() else { return set };
             shard.remove(oldest);
         }
         shard.ages.insert((marker.set_ms, key));
         shard.markers.insert(key, marker);
+        set
     }
 
     /// The key's response could be shared after all.
@@ -196,10 +207,10 @@ mod tests {
     fn the_oldest_goes_when_full() {
         let markers = markers(SHARDS * 2);
         let same_shard = |n: u128| n * SHARDS as u128;
-        markers.set(same_shard(1), 0);
-        markers.set(same_shard(2), 1);
-        markers.set(same_shard(1), 1500);
-        markers.set(same_shard(3), 1600);
+        assert_eq!(markers.set(same_shard(1), 0), Set::Kept);
+        assert_eq!(markers.set(same_shard(2), 1), Set::Kept);
+        assert_eq!(markers.set(same_shard(1), 1500), Set::Kept);
+        assert_eq!(markers.set(same_shard(3), 1600), Set::Full);
         assert!(markers.is_set(same_shard(1), 1700));
         assert!(!markers.is_set(same_shard(2), 1700));
         assert!(markers.is_set(same_shard(3), 1700));

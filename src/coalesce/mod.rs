@@ -1,7 +1,8 @@
 //! Collapsed forwarding (RFC 9111 §4; DESIGN section 5): one fetch, many readers.
 //!
 //! [`flight`] is the table of fetches under way and knows nothing of HTTP; [`fill`] the body that one
-//! writer fills and any number of readers follow; [`marker`] remembers keys for which lining up is pointless.
+//! writer fills and any number of readers follow; [`pinned`] accounts for bodies that outlived their place in the store;
+//! [`marker`] remembers keys for which lining up is pointless.
 //!
 //! Everything waits for events, nothing polls: [`wake`] holds the wakers, and no waker is invoked while a lock is
 //! held. [`flight`], [`buffer`], [`budget`] and [`wake`] take locks and atomics from [`sync`] alone, so that
@@ -12,5 +13,6 @@ mod buffer;
 pub mod fill;
 pub mod flight;
 pub mod marker;
+pub mod pinned;
 mod sync;
 mod wake;

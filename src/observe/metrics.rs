@@ -41,6 +41,7 @@ pub enum Bound {
     Variants,
     SurrogateKeys,
     ReaderDetached,
+    PinnedMemory,
     Markers,
     MemoryPressure,
     UpstreamConnections,
@@ -48,8 +49,7 @@ pub enum Bound {
     UpstreamQueueTimeout,
     AccessLogQueue,
     InterimDropped,
-    JournalFold,
-    Receipts,
+    InvalidatedGroups,
     DrainTimeout,
     AdminConnections,
 }
@@ -72,6 +72,7 @@ impl Bound {
         Self::Variants,
         Self::SurrogateKeys,
         Self::ReaderDetached,
+        Self::PinnedMemory,
         Self::Markers,
         Self::MemoryPressure,
         Self::UpstreamConnections,
@@ -79,8 +80,7 @@ impl Bound {
         Self::UpstreamQueueTimeout,
         Self::AccessLogQueue,
         Self::InterimDropped,
-        Self::JournalFold,
-        Self::Receipts,
+        Self::InvalidatedGroups,
         Self::DrainTimeout,
         Self::AdminConnections,
     ];
@@ -102,6 +102,7 @@ impl Bound {
             Self::Variants => "variants",
             Self::SurrogateKeys => "surrogate_keys",
             Self::ReaderDetached => "reader_detached",
+            Self::PinnedMemory => "pinned_memory",
             Self::Markers => "markers",
             Self::MemoryPressure => "memory_pressure",
             Self::UpstreamConnections => "upstream_connections",
@@ -109,8 +110,7 @@ impl Bound {
             Self::UpstreamQueueTimeout => "upstream_queue_timeout",
             Self::AccessLogQueue => "access_log_queue",
             Self::InterimDropped => "interim_dropped",
-            Self::JournalFold => "journal_fold",
-            Self::Receipts => "receipts",
+            Self::InvalidatedGroups => "invalidated_groups",
             Self::DrainTimeout => "drain_timeout",
             Self::AdminConnections => "admin_connections",
         }
@@ -183,6 +183,29 @@ impl StaleReason {
     }
 }
 
+/// Why a value left a tier for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Eviction {
+    /// For capacity, or refused by the admission policy.
+    Size,
+    /// Past its deadline.
+    Dropped,
+    /// Taken out: purged, or not to be kept any more.
+    Removed,
+}
+
+impl Eviction {
+    pub const ALL: [Self; 3] = [Self::Size, Self::Dropped, Self::Removed];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Size => "size",
+            Self::Dropped => "dropped",
+            Self::Removed => "removed",
+        }
+    }
+}
+
 /// Usage of a tier, read at scrape.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TierUsage {
@@ -198,6 +221,8 @@ pub trait Gauges: Send + Sync {
     fn fill_memory(&self) -> (u64, u64);
     /// Bytes of bodies that sockets can take by page.
     fn pages(&self) -> u64;
+    /// Bytes in pinned bodies alone.
+    fn pinned_memory(&self) -> u64;
     /// Flights under way, followers waiting.
     fn flights(&self) -> (usize, usize);
     fn markers(&self) -> usize;
@@ -218,7 +243,7 @@ pub struct Metrics {
     stale_served: Vec<IntCounter>,
     stores: [IntCounter; 2],
     written_bytes: IntCounter,
-    evictions: IntCounterVec,
+    evictions: Vec<IntCounter>,
     leaders: IntCounter,
     wait_seconds: Histogram,
     connections: IntGauge,
@@ -232,7 +257,6 @@ pub struct Metrics {
     reload: Reload,
 }
 
-const EVICTION_REASONS: [&str; 4] = ["size", "expired", "replaced", "purged"];
 const PURGE_KINDS: [&str; 7] = ["url", "key", "group", "prefix", "host", "site", "everything"];
 const PURGE_MODES: [&str; 2] = ["hard", "soft"];
 const LOST_REASONS: [&str; 2] = ["queue", "write"];
@@ -248,6 +272,7 @@ impl Metrics {
         scrape::register(&registry, hot.clone(), gauges.clone());
         series::BUILD_INFO.gauges(&registry).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let stores = series::STORES.counters(&registry);
+        let evictions = series::EVICTIONS.counters(&registry);
         Arc::new(Self {
             bounds: children(&series::BOUND_REACHED.counters(&registry), Bound::ALL.map(Bound::as_str)),
             not_stored: children(&series::NOT_STORED.counters(&registry), NotStored::ALL.map(NotStored::as_str)),
@@ -256,7 +281,7 @@ impl Metrics {
             stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
-            evictions: grid(series::EVICTIONS.counters(&registry), &[MEMORY], &EVICTION_REASONS),
+            evictions: Eviction::ALL.iter().map(|eviction| evictions.with_label_values(&[MEMORY, eviction.as_str()])).collect(),
             leaders: single(&series::LEADERS.counters(&registry)),
             wait_seconds: series::WAIT_SECONDS.histograms(&registry).with_label_values::<&str>(&[]),
             connections: series::CONNECTIONS.gauges(&registry).with_label_values::<&str>(&[]),
@@ -332,9 +357,8 @@ impl Metrics {
             self.stores[1].inc();
         }
     }
-    /// `reason`: size, expired, replaced, purged.
-    pub fn evicted(&self, reason: &'static str, count: u64) {
-        self.evictions.with_label_values(&[MEMORY, reason]).inc_by(count);
+    pub fn evicted(&self, eviction: Eviction) {
+        self.evictions[eviction as usize].inc();
     }
     pub fn refreshed(&self, outcome: RefreshOutcome) {
         self.refreshes[outcome as usize].inc();
@@ -542,6 +566,7 @@ mod tests {
         assert!(NotStored::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
         assert!(FollowOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
         assert!(RefreshOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
+        assert!(Eviction::ALL.iter().enumerate().all(|(at, eviction)| *eviction as usize == at));
         assert!(StaleReason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
     }
 }

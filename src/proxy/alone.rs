@@ -1,7 +1,7 @@
 //! Fetches that nobody else waits for: past the cache, and cacheable ones that do not line up.
 
 use super::admit::Past;
-use super::exchange::{Arrival, Exchange};
+use super::exchange::{Arrival, Exchange, PanicNote};
 use super::fill::{Candidate, Failure, FlightHead, Own, is_origin_error, pump};
 use super::store::{self, Began};
 use super::{Proxy, answer, deliver, forward, purge, revalidate};
@@ -35,7 +35,10 @@ pub enum Reason {
 pub fn past_the_cache(proxy: &Arc<Proxy>, arrival: Arrival<'_>, body: RequestBody, interim: &mut InterimSlot, why: Past) -> Handled {
     let interim = (arrival.head.minor_version > 0).then(|| interim.sender());
     let (proxy, exchange) = (Arc::clone(proxy), Arc::new(arrival.own()));
-    Handled::Later(Box::pin(async move { pass(&proxy, &exchange, body, interim, why).await }))
+    Handled::Later(Box::pin(async move {
+        let _note = PanicNote::on(Arc::clone(&exchange));
+        pass(&proxy, &exchange, body, interim, why).await
+    }))
 }
 
 async fn pass(proxy: &Proxy, exchange: &Exchange, body: RequestBody, interim: Option<InterimSender>, why: Past) -> Response {
@@ -137,7 +140,7 @@ fn judge(
             let to_its_own = matches!(inbound.status.as_u16(), 206 | 304 | 412 | 416);
             if reason == Reason::Marked && not_stored.is_of_response() && !to_its_own {
                 let known = proxy.vary_memory.get(exchange.key.hash()).map(|vary| vary.secondary_key(&exchange.fields, exchange.policy()));
-                proxy.markers.set(super::fill::marker_key(exchange, known.as_ref()), received.mono_ms);
+                proxy.set_marker(super::fill::marker_key(exchange, known.as_ref()), received.mono_ms);
             }
             return deliver::direct(exchange, inbound, why, Some(not_stored));
         }
@@ -156,7 +159,10 @@ fn judge(
         if pump(body, writer, &fill, || {}).await
             && let Some(complete) = fill.complete()
         {
-            let _ = store::whole(&task_proxy, &task_exchange, head, complete, 1); // counted there
+            // Counted there if not.
+            if let Ok(response) = store::whole(&task_proxy, &task_exchange, head, complete, 1) {
+                fill.stored(response.kept.body());
+            }
         } else {
             task_proxy.metrics.not_stored(NotStored::Incomplete);
         }

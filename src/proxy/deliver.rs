@@ -6,14 +6,14 @@ use super::exchange::{Arrival, Exchange};
 use super::fill::{self, FlightBody, FlightHead, Own};
 use super::live::Routed;
 use super::resume::Resuming;
-use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, Tunnel};
+use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader};
 use crate::config::settings::FieldEdit;
 use crate::listener::{ExtraLines, Response, ResponseFields};
 use crate::observe::metrics::StaleReason;
-use crate::proxy::outcome::{CacheResult, Outcome, Source};
+use crate::proxy::outcome::{CacheResult, Outcome, Source, Timing};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::precondition::{self, Precondition};
 use crate::semantics::range::{self, Selection};
@@ -81,6 +81,7 @@ pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead
     outcome.forward = Some(why);
     outcome.forward_status = Some(flight.forward_status);
     outcome.endpoint = Some(Arc::clone(&flight.endpoint));
+    outcome.timing = flight.timing;
     outcome.stored = flight.sure;
     outcome.not_stored = flight.not_stored;
     // A response that comes from the origin has no Age unless another cache gave it one (RFC 9111 §5.1).
@@ -159,8 +160,7 @@ pub fn past(exchange: &Exchange, inbound: Inbound, why: &Past) -> Response {
 fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Response {
     outcome.forward_status = Some(inbound.status.as_u16());
     outcome.endpoint = Some(Arc::clone(&inbound.endpoint));
-    outcome.timing.connect = inbound.connect;
-    outcome.timing.first_byte = Some(inbound.first_byte);
+    outcome.timing = Timing::of_fetch(inbound.connect, inbound.first_byte);
     let route = &exchange.routed.route;
     let mut fields = inbound.fields;
     strip_tags(&mut fields, &route.forward_tags);
@@ -220,9 +220,7 @@ impl Body<'_> {
         let length = self.length();
         match self {
             Self::Stored(stored) if stored.length == 0 => ResponseBody::Empty,
-            Self::Stored(stored) => {
-                ResponseBody::Segments { segments: Arc::clone(&stored.segments), start, end: end.unwrap_or(stored.length) }
-            }
+            Self::Stored(stored) => ResponseBody::Stored { body: Arc::clone(stored.kept.body()), start, end: end.unwrap_or(stored.length) },
             Self::Flight { fill, reader, proxy, exchange } => {
                 let wanted = if start == 0 && end.is_none() { reader } else { fill.reader(start, end) };
                 match wanted {
@@ -392,7 +390,7 @@ fn several_ranges(
         }
         part.extend_from_slice(format!("content-range: {}\r\n\r\n", range::content_range(range, stored.length)).as_bytes());
         segments.push(part.into());
-        slices(&stored.segments, range, &mut segments);
+        slices(stored.kept.body().segments(), range, &mut segments);
     }
     segments.push(format!("\r\n--{boundary}--\r\n").into());
     let length: u64 = segments.iter().map(|segment| segment.len() as u64).sum();
@@ -400,7 +398,7 @@ fn several_ranges(
     fields.remove(name::CONTENT_TYPE);
     line(&mut fields, name::CONTENT_TYPE, format!("multipart/byteranges; boundary={boundary}").as_bytes());
     line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
-    let body = ResponseBody::Segments { segments: segments.into(), start: 0, end: length };
+    let body = ResponseBody::Stored { body: Arc::new(StoredBody::of_parts(&segments, stored.kept.body())), start: 0, end: length };
     own(asked, StatusCode::PARTIAL_CONTENT, fields, body, age_ms, outcome)
 }
 

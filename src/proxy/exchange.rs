@@ -98,6 +98,25 @@ impl Exchange {
     }
 }
 
+/// Notes whose request it was where a task or future that holds this is ended by a panic: the panic itself tells only
+/// where it happened.
+pub struct PanicNote(Arc<Exchange>);
+
+impl PanicNote {
+    pub const fn on(exchange: Arc<Exchange>) -> Self {
+        Self(exchange)
+    }
+}
+
+impl Drop for PanicNote {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let Exchange { request_id, routed, .. } = &*self.0;
+            tracing::error!(request_id = &**request_id, site = &*routed.site, "panic in a request");
+        }
+    }
+}
+
 /// 32 random hexadecimal digits.
 pub fn new_request_id() -> Arc<str> {
     format!("{:032x}", rand::random::<u128>()).into()

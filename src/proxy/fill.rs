@@ -3,7 +3,7 @@
 //! A flight's own task reads from the upstream; clients' connections only follow, the leader's too. What a flight comes
 //! to is told to its client by [`Led`] and to followers by [`Published`].
 
-use super::exchange::{Arrival, Exchange};
+use super::exchange::{Arrival, Exchange, PanicNote};
 use super::lookup::{self, Found};
 use super::store::{self, Began};
 use super::{Proxy, alone, answer, deliver, forward, revalidate};
@@ -16,6 +16,7 @@ use crate::coalesce::flight::{FlightKey, Follower, Join, Leader, Published};
 use crate::invalidation::Stamp;
 use crate::listener::{Handled, InterimSender, InterimSlot, NotTaken, RequestBody, Response};
 use crate::observe::metrics::{Bound, FollowOutcome};
+use crate::proxy::outcome::Timing;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Reuse, Validity, may_serve_on_error_to, reuse};
 use crate::semantics::storage::NotStored;
@@ -103,6 +104,8 @@ pub struct FlightHead {
     /// Why a confirmed response could not be kept.
     pub not_stored: Option<NotStored>,
     pub endpoint: Arc<str>,
+    /// Of the fetch: for the client that led.
+    pub timing: Timing,
 }
 
 impl FlightHead {
@@ -116,6 +119,7 @@ impl FlightHead {
             had_age: inbound.fields.has(name::AGE),
             forward_status: inbound.status.as_u16(),
             endpoint: Arc::clone(&inbound.endpoint),
+            timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
         }
     }
 
@@ -130,6 +134,7 @@ impl FlightHead {
             sure: not_stored.is_none(),
             not_stored,
             endpoint: Arc::clone(&inbound.endpoint),
+            timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
         };
         (flight, Own { reader: None, fields: own })
     }
@@ -211,6 +216,7 @@ struct Errand {
 type Round = std::ops::ControlFlow<Response>;
 
 async fn from_upstream(mut errand: Errand) -> Response {
+    let _note = PanicNote::on(Arc::clone(&errand.exchange));
     for round in 0..ROUNDS {
         // A flight may have come and gone since the last look: what it stored answers.
         if round > 0
@@ -482,6 +488,7 @@ pub async fn lead(
     candidate: Candidate,
     anew: bool,
 ) -> Option<u16> {
+    let _note = PanicNote::on(Arc::clone(&exchange));
     proxy.metrics.flight_led();
     let mut began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
     // A hard-purged response is never a source of validators; one that is valid at the stamp may be confirmed.
@@ -588,7 +595,7 @@ impl Duty {
             return self.fail(&failure, true);
         }
         if self.asks_part_of_large(&inbound) {
-            self.proxy.markers.set(large_key(&self.exchange), received.mono_ms);
+            self.proxy.set_marker(large_key(&self.exchange), received.mono_ms);
             self.tell(Led::AsItCame);
             // Whoever wants the whole goes on with it; for its own sake it is not fetched.
             if self.leader.retire_if_deserted() {
@@ -636,7 +643,7 @@ impl Duty {
 
     fn mark(&self, secondary: Option<&SecondaryKey>, now_mono_ms: u64) {
         let known = secondary.cloned().or_else(|| secondary_known(&self.proxy, &self.exchange, None));
-        self.proxy.markers.set(marker_key(&self.exchange, known.as_ref()), now_mono_ms);
+        self.proxy.set_marker(marker_key(&self.exchange, known.as_ref()), now_mono_ms);
     }
 
     fn confirmed(&mut self, inbound: &Inbound, stored: &Arc<StoredResponse>, began: &Began, received: crate::semantics::Now) {
@@ -708,8 +715,9 @@ impl Duty {
         };
         if whole && let Some(complete) = fill.complete() {
             let wanted = self.leader.followers();
-            if let Err(why) = store::whole(&self.proxy, &self.exchange, head, complete, wanted) {
-                tracing::debug!(reason = why.as_str(), "not stored after all");
+            match store::whole(&self.proxy, &self.exchange, head, complete, wanted) {
+                Ok(response) => fill.stored(response.kept.body()),
+                Err(why) => tracing::debug!(reason = why.as_str(), "not stored after all"),
             }
         } else {
             self.proxy.metrics.not_stored(match fill.unstored() {

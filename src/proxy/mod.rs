@@ -30,7 +30,8 @@ use crate::cache::{Variants, VaryMemory};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
-use crate::coalesce::marker::Markers;
+use crate::coalesce::marker::{Markers, Set};
+use crate::coalesce::pinned::Pins;
 use crate::config::Settings;
 use crate::invalidation::Journal;
 use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
@@ -62,6 +63,8 @@ pub struct Proxy {
     failed_refreshes: Markers,
     vary_memory: VaryMemory,
     budget: Arc<FillBudget>,
+    /// Bodies that left the tiers while they are read.
+    pins: Arc<Pins>,
     pub metrics: Arc<Metrics>,
     pub access_log: Arc<AccessLog>,
     /// The process holds nearly all it may: new fills are not stored.
@@ -147,8 +150,9 @@ impl Proxy {
         let memory = MemoryTier::new(Setup {
             capacity: settings.memory.stored_bytes(),
             lru: settings.memory.policy == crate::config::settings::Eviction::Lru,
-            on_eviction: Box::new(move |_, eviction| told.evicted(eviction.as_str(), 1)),
+            on_eviction: Box::new(move |_, eviction| told.evicted(eviction)),
         });
+        let budget = FillBudget::new(settings.memory.fill_bytes());
         Arc::new(Self {
             live: ArcSwap::from_pointee(live),
             memory,
@@ -158,7 +162,8 @@ impl Proxy {
             refusals: moka::sync::Cache::new(REFUSAL_KEYS),
             failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
-            budget: FillBudget::new(settings.memory.fill_bytes()),
+            pins: Pins::new(&budget),
+            budget,
             metrics,
             access_log,
             under_pressure: AtomicBool::new(false),
@@ -177,6 +182,25 @@ impl Proxy {
             self.memory.shed(SHED_SHARE);
         }
         self.under_pressure.store(pressure != Pressure::None, Ordering::Relaxed);
+    }
+
+    /// Gives memory back that slow clients pin beyond its part; a background task calls it.
+    pub fn relieve(&self) {
+        let stall = self.live.load().settings.fill.stall;
+        for _ in 0..self.pins.relieve(clock::now().mono_ms, stall) {
+            self.metrics.bound(Bound::PinnedMemory);
+        }
+    }
+
+    /// Requests for this key do not line up for a while.
+    fn set_marker(&self, key: u128, now_mono_ms: u64) {
+        self.count_marker(self.markers.set(key, now_mono_ms));
+    }
+
+    fn count_marker(&self, set: Set) {
+        if set == Set::Full {
+            self.metrics.bound(Bound::Markers);
+        }
     }
 
     /// Why a body of this many bytes could not be kept now, if so.
@@ -199,6 +223,9 @@ impl Gauges for Proxy {
     }
     fn pages(&self) -> u64 {
         crate::pages::used()
+    }
+    fn pinned_memory(&self) -> u64 {
+        self.pins.bytes()
     }
     fn flights(&self) -> (usize, usize) {
         self.flights.usage()

@@ -114,6 +114,13 @@ pub struct Timing {
     pub connect: Option<Duration>,
 }
 
+impl Timing {
+    /// Of the request whose fetch it was; who followed another's has none.
+    pub const fn of_fetch(connect: Option<Duration>, first_byte: Duration) -> Self {
+        Self { waited: None, first_byte: Some(first_byte), connect }
+    }
+}
+
 impl Outcome {
     /// The record as RFC 9211 puts it.
     pub fn cache_status<'a>(&'a self, key: Option<&'a str>) -> CacheStatus<'a> {

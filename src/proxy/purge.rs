@@ -5,6 +5,7 @@ use super::{Proxy, admit, answer};
 use crate::cache::named_groups;
 use crate::invalidation::{Mode, Selector};
 use crate::listener::{Response, ResponseFields};
+use crate::observe::metrics::Bound;
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::{CacheKey, Fields, Method, Now, Target, invalidation, name};
@@ -85,12 +86,18 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
         proxy.metrics.unsafe_invalidation();
     }
     let mut groups = named_groups(&inbound.fields, name::CACHE_GROUP_INVALIDATION, exchange.target.origin());
-    groups.truncate(32);
+    if groups.len() > GROUPS_PER_ANSWER {
+        proxy.metrics.bound(Bound::InvalidatedGroups);
+        groups.truncate(GROUPS_PER_ANSWER);
+    }
     if !groups.is_empty() {
         proxy.journal.invalidate_groups(&groups, now);
         proxy.metrics.unsafe_invalidation();
     }
 }
+
+/// Groups of one Cache-Group-Invalidation that are heeded: what an answer may be tagged with must fit (RFC 9875 §3).
+const GROUPS_PER_ANSWER: usize = 32;
 
 impl Proxy {
     /// Invalidates, counts and writes the audit line.

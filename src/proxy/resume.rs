@@ -79,6 +79,10 @@ impl BodyStream for Resuming {
             };
         }
     }
+
+    fn is_revoked(&self) -> bool {
+        matches!(&self.source, Source::Flight(reader) if reader.is_revoked())
+    }
 }
 
 /// The rest of the response from `position` on; `None` where the origin does not give it.

@@ -60,8 +60,7 @@ pub fn confirm(
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
     let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
-    let segments = Arc::clone(&stored.segments);
-    let updated = StoredResponse::new(head, segments, stored.length, policy, received);
+    let updated = StoredResponse::new(head, stored.kept.clone(), stored.length, policy, received);
     let response = Arc::new(updated);
     match not_stored {
         None => store::insert(proxy, exchange, &response, 1, received),
@@ -141,7 +140,7 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
         let status = fill::lead(Arc::clone(&proxy), Arc::new(exchange), leader, None, Some((stored, Validity::Valid)), true).await;
         match status {
             Some(status) if status < 500 => proxy.failed_refreshes.clear(failing),
-            _ => proxy.failed_refreshes.set(failing, clock::now().mono_ms),
+            _ => proxy.count_marker(proxy.failed_refreshes.set(failing, clock::now().mono_ms)),
         }
         proxy.metrics.refreshed(match status {
             Some(304) => RefreshOutcome::NotModified,

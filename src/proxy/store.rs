@@ -5,6 +5,7 @@ use super::exchange::Exchange;
 use crate::cache::{Insertion, StoredHead, StoredResponse, Tags, Variants, subject};
 use crate::clock;
 use crate::coalesce::fill::CompleteBody;
+use crate::coalesce::pinned::Kept;
 use crate::invalidation::Stamp;
 use crate::observe::metrics::Bound;
 use crate::semantics::freshness::Facts;
@@ -118,7 +119,7 @@ pub fn whole(
         proxy.metrics.not_stored(NotStored::Purged);
         return Err(NotStored::Purged);
     }
-    let response = Arc::new(StoredResponse::new(head, body.segments, body.length, exchange.policy(), now));
+    let response = Arc::new(StoredResponse::new(head, Kept::new(&body.segments, &proxy.pins), body.length, exchange.policy(), now));
     if response.drop_at_mono_ms <= now.mono_ms {
         proxy.metrics.not_stored(NotStored::NoFreshness);
         return Err(NotStored::NoFreshness);

@@ -1,4 +1,5 @@
-//! Work that no request waits for: memory watch, housekeeping of the memory tier, sweeping what was purged.
+//! Work that no request waits for: memory watch, housekeeping of the memory tier, sweeping what was purged, taking back
+//! what slow clients pin.
 
 use crate::observe::metrics::Gauges;
 use crate::proxy::{Pressure, Proxy};
@@ -16,6 +17,7 @@ pub fn spawn(proxy: Weak<Proxy>) -> std::io::Result<()> {
         let (mut swept, mut scale) = (None, Scale::default());
         while let Some(proxy) = proxy.upgrade() {
             proxy.memory.tend();
+            proxy.relieve();
             watch_memory(&proxy, &mut scale);
             // Unsafe methods invalidate too often for a walk each time; what they made invalid goes with the next look-up.
             let applied = proxy.journal.stamp().purge;

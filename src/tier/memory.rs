@@ -3,11 +3,13 @@
 //! Start reading at [`MemoryTier::update`]. Invariants: values are immutable and shared; every change of a key is made
 //! under its turn, first in the index, then in moka, and its closure does no I/O; whatever moka lets go of leaves the
 //! index unless a newer value has taken its place. So a value in the index is in moka or about to be, and nothing
-//! stays that is not weighed. moka is told of reads by choice: see [`MemoryTier::get`] and decision 0006.
+//! stays that is not weighed. moka holds references that keep nothing alive: it frees what it let go of when it comes to
+//! it, an idle process perhaps never, and the bytes of a value must be gone when their weight is. moka is told of reads by choice: see [`MemoryTier::get`] and decision 0006.
 
 mod index;
 
 use crate::clock;
+pub use crate::observe::metrics::Eviction;
 use index::{Folded, Index, SHARDS};
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
@@ -15,8 +17,8 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 use std::cell::Cell;
 use std::hash::BuildHasherDefault;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// What a value must tell about itself.
@@ -35,27 +37,6 @@ pub enum Change<V> {
     Remove,
 }
 
-/// Why a value left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Eviction {
-    /// For capacity, or refused by the admission policy.
-    Size,
-    /// Past its deadline.
-    Dropped,
-    Removed,
-}
-
-impl Eviction {
-    /// Label in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Size => "size",
-            Self::Dropped => "dropped",
-            Self::Removed => "removed",
-        }
-    }
-}
-
 /// Told of a value that left, and why.
 pub type OnEviction<V> = Box<dyn Fn(&Arc<V>, Eviction) + Send + Sync>;
 
@@ -71,7 +52,7 @@ pub struct Setup<V> {
 /// Values by the 128-bit hash of their key; whoever stores compares the whole key.
 pub struct MemoryTier<V: Held> {
     index: Arc<Index<V>>,
-    policy: Cache<u128, Arc<V>, BuildHasherDefault<Folded>>,
+    policy: Policy<V>,
     /// Changes of one key stand in line here.
     turns: Box<[Mutex<()>]>,
     reads: Reads,
@@ -80,6 +61,8 @@ pub struct MemoryTier<V: Held> {
     capacity: u64,
     lru: bool,
 }
+
+type Policy<V> = Cache<u128, Weak<V>, BuildHasherDefault<Folded>>;
 
 /// Locks that changes share by key.
 const TURNS: usize = 256;
@@ -93,7 +76,7 @@ impl<V: Held> MemoryTier<V> {
             .name("memory")
             .max_capacity(setup.capacity)
             .eviction_policy(if setup.lru { EvictionPolicy::lru() } else { EvictionPolicy::tiny_lfu() })
-            .weigher(|_, value: &Arc<V>| value.weight())
+            .weigher(|_, value: &Weak<V>| value.upgrade().map_or(0, |value| value.weight())) // its putter holds it
             .eviction_listener(listener(Arc::clone(&index), setup.on_eviction))
             .build_with_hasher(BuildHasherDefault::default());
         Self {
@@ -144,7 +127,7 @@ impl<V: Held> MemoryTier<V> {
                 // Not replaced in place: where an entry whose weight changed is removed before moka has applied the change,
                 // moka 0.12.16 takes off the new weight for the old one, and its sum drifts for good.
                 self.policy.invalidate(&key);
-                self.policy.insert(key, value);
+                self.policy.insert(key, Arc::downgrade(&value));
             }
             Change::Remove => {
                 self.policy.invalidate(&key); // whose listener counts it
@@ -184,7 +167,7 @@ impl<V: Held> MemoryTier<V> {
             if shed >= goal {
                 break;
             }
-            shed += u64::from(value.weight());
+            shed += value.upgrade().map_or(0, |value| u64::from(value.weight()));
             self.remove(*key);
         }
         self.policy.run_pending_tasks();
@@ -230,18 +213,19 @@ impl<V: Held> MemoryTier<V> {
 }
 
 /// Told by moka of each value that it lets go of. Takes no turn: it may run inside a change of any key.
-fn listener<V: Held>(index: Arc<Index<V>>, on_eviction: OnEviction<V>) -> impl Fn(Arc<u128>, Arc<V>, RemovalCause) + Send + Sync + 'static {
+fn listener<V: Held>(
+    index: Arc<Index<V>>,
+    on_eviction: OnEviction<V>,
+) -> impl Fn(Arc<u128>, Weak<V>, RemovalCause) + Send + Sync + 'static {
     move |key, value, cause| {
+        let Some(value) = index.forget(*key, &value) else { return }; // a newer value replaced it
         let eviction = match cause {
-            RemovalCause::Replaced => return,
             RemovalCause::Size => Eviction::Size,
             RemovalCause::Expired => Eviction::Dropped,
             RemovalCause::Explicit if value.keep().is_zero() => Eviction::Dropped,
-            RemovalCause::Explicit => Eviction::Removed,
+            RemovalCause::Explicit | RemovalCause::Replaced => Eviction::Removed,
         };
-        if index.forget(*key, &value) {
-            on_eviction(&value, eviction);
-        } // else a newer value replaced it
+        on_eviction(&value, eviction);
     }
 }
 
@@ -269,7 +253,7 @@ impl Reads {
     }
 
     /// Counts a read; says whether it is in the sample.
-    fn count<V: Held>(&self, policy: &Cache<u128, Arc<V>, BuildHasherDefault<Folded>>) -> bool {
+    fn count<V: Held>(&self, policy: &Policy<V>) -> bool {
         let sampled = CHANCE.with(|chance| {
             let mut x = chance.get(); // xorshift
             x ^= x << 13;
@@ -414,6 +398,20 @@ mod tests {
     }
 
     #[test]
+    fn what_leaves_is_freed_at_once() {
+        let (tier, _) = tier(10_000, true);
+        let values: Vec<_> = (0..3).map(|_| value(10)).collect();
+        let left: Vec<_> = values.iter().map(Arc::downgrade).collect();
+        for (key, value) in values.into_iter().enumerate() {
+            tier.update(key as u128, |_| Change::Put(value));
+        }
+        tier.tend();
+        tier.remove(0);
+        tier.update(1, |_| Change::Put(value(10)));
+        assert_eq!(left.iter().map(Weak::strong_count).collect::<Vec<_>>(), [0, 0, 1]);
+    }
+
+    #[test]
     fn putting_what_is_there_changes_nothing() {
         let (tier, evicted) = tier(10_000, true);
         tier.update(1, |_| Change::Put(value(10)));
@@ -441,7 +439,7 @@ mod tests {
             assert_eq!(tier.usage(), (held, tier.values().count() as u64));
             for key in KEYS {
                 let indexed = tier.get(key).map(|value| Arc::as_ptr(&value));
-                assert_eq!(indexed, tier.policy.get(&key).map(|value| Arc::as_ptr(&value)), "key {key}");
+                assert_eq!(indexed, tier.policy.get(&key).map(|value| value.as_ptr()), "key {key}");
             }
         }
     }

@@ -57,7 +57,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("proxy::outcome", &["semantics::cache_status", "semantics::storage"]),
     ("route", &["config::settings", "semantics"]),
-    ("cache", &["tier", "invalidation", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
+    ("cache", &["tier", "invalidation", "coalesce::pinned", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
     ("invalidation", &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "sync"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),

@@ -7,6 +7,7 @@
 mod crowd;
 mod failures;
 mod leaving;
+mod pinned;
 mod purges;
 mod ranges;
 mod sharing;

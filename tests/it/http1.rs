@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tiercel::body::{BodyError, BodyStream, Chunk, ResponseBody};
+use tiercel::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody};
 use tiercel::config::settings::Limits;
 use tiercel::listener::http1::serve;
 use tiercel::listener::{
@@ -541,10 +541,11 @@ async fn a_body_that_ends_wrongly_never_looks_whole() {
 
 #[tokio::test]
 async fn a_large_stored_body_reaches_a_client_that_reads_late() {
-    let segments: Arc<[Bytes]> = (0..400u32).map(|i| Bytes::from(vec![i as u8; 20_000])).collect();
+    let segments: Vec<Bytes> = (0..400u32).map(|i| Bytes::from(vec![i as u8; 20_000])).collect();
     let expected = segments.concat()[5..7_999_990].to_vec();
+    let body = Arc::new(StoredBody::new(&segments));
     let server = Server::start(limits(), move |_, _, _| {
-        Handled::Ready(response(206, ResponseBody::Segments { segments: Arc::clone(&segments), start: 5, end: 7_999_990 }))
+        Handled::Ready(response(206, ResponseBody::Stored { body: Arc::clone(&body), start: 5, end: 7_999_990 }))
     })
     .await;
     let mut client = server.client().await;
@@ -553,6 +554,25 @@ async fn a_large_stored_body_reaches_a_client_that_reads_late() {
     let answer = client.answer(false).await.unwrap();
     assert!(answer.whole && answer.body == expected);
     assert_eq!(server.told(|told| told.finished.len() == 1).await.finished[0].body_bytes, expected.len() as u64);
+}
+
+#[tokio::test]
+async fn a_stored_body_that_is_wanted_back_is_let_go_of_by_slow_clients() {
+    let body = Arc::new(StoredBody::new(&vec![Bytes::from(vec![0; 64 << 10]); 512]));
+    let (kept, gone) = (Arc::clone(&body), Arc::downgrade(&body));
+    let length = body.length();
+    let answer = move || response(200, ResponseBody::Stored { body: Arc::clone(&kept), start: 0, end: length });
+    let server = Server::start(limits(), move |_, _, _| Handled::Ready(answer())).await;
+    let mut client = server.client().await;
+    client.send(GET).await;
+    client.until("\r\n\r\n").await.expect("a head");
+    assert_eq!(gone.strong_count(), 3, "the test, the handler, the connection");
+    body.revoke();
+    assert!((client.rest().await.len() as u64) < length);
+    let sent = server.told(|told| told.finished.len() == 1).await.finished[0];
+    assert_eq!(sent.aborted, Some(BodyError::Detached));
+    server.told(|told| told.ended == 1).await;
+    assert_eq!(gone.strong_count(), 2);
 }
 
 // ---- request bodies ----

@@ -11,6 +11,7 @@ mod http1_differential;
 mod journal;
 mod lifecycle;
 mod observe;
+mod panics;
 mod rules;
 mod serve;
 mod support;

@@ -8,7 +8,9 @@ use tiercel::body::BodyError;
 use tiercel::config::settings::{self, AccessFormat, LogTarget};
 use tiercel::listener::{Peer, RequestHead, Sent};
 use tiercel::observe::access_log::AccessLog;
-use tiercel::observe::metrics::{Bound, FollowOutcome, Gauges, Metrics, RefreshOutcome, SERIES, StaleReason, TierUsage, UPSTREAM_ERRORS};
+use tiercel::observe::metrics::{
+    Bound, Eviction, FollowOutcome, Gauges, Metrics, RefreshOutcome, SERIES, StaleReason, TierUsage, UPSTREAM_ERRORS,
+};
 use tiercel::proxy::outcome::{CacheResult, Outcome, RouteId, Source};
 use tiercel::semantics::key::Scheme;
 use tiercel::semantics::storage::NotStored;
@@ -104,6 +106,9 @@ impl Gauges for Scripted {
     fn pages(&self) -> u64 {
         4096
     }
+    fn pinned_memory(&self) -> u64 {
+        20
+    }
     fn flights(&self) -> (usize, usize) {
         (15, 16)
     }
@@ -130,7 +135,7 @@ fn everything(metrics: &Metrics) {
     metrics.connection_closed();
     metrics.flight_led();
     metrics.stored(2000);
-    metrics.evicted("size", 5);
+    Eviction::ALL.iter().for_each(|eviction| metrics.evicted(*eviction));
     metrics.upstream_request("app", Ok(StatusCode::OK), Some(Duration::from_millis(1)), Duration::from_millis(20));
     metrics.upstream_request("app", Err("dns_error"), None, Duration::ZERO);
     metrics.upstream_retry("app", "connection_terminated");
@@ -162,7 +167,8 @@ fn every_method_counts_where_it_says() {
         (r#"tiercel_cache_stores_total{outcome="stored",tier="memory"}"#, 1.0),
         (r#"tiercel_cache_stores_total{outcome="rejected",tier="memory"}"#, 1.0),
         (r#"tiercel_cache_written_bytes_total{tier="memory"}"#, 2000.0),
-        (r#"tiercel_cache_evictions_total{reason="size",tier="memory"}"#, 5.0),
+        (r#"tiercel_cache_evictions_total{reason="size",tier="memory"}"#, 1.0),
+        (r#"tiercel_cache_evictions_total{reason="removed",tier="memory"}"#, 1.0),
         (r#"tiercel_cache_stale_served_total{reason="while_revalidate"}"#, 1.0),
         (r#"tiercel_cache_refresh_total{outcome="not_modified"}"#, 1.0),
         ("tiercel_coalesce_leaders_total", 1.0),
@@ -187,6 +193,7 @@ fn every_method_counts_where_it_says() {
         (r#"tiercel_tier_stored_responses{tier="memory"}"#, 12.0),
         ("tiercel_fill_bytes", 13.0),
         ("tiercel_fill_limit_bytes", 14.0),
+        ("tiercel_pinned_bytes", 20.0),
         ("tiercel_coalesce_in_flight", 15.0),
         ("tiercel_coalesce_waiting", 16.0),
         ("tiercel_markers", 17.0),
@@ -218,6 +225,9 @@ fn enums_and_configured_names_show_zeros_from_the_first_start() {
     for reason in NotStored::ALL {
         assert_eq!(scrape.value(&format!(r#"tiercel_cache_not_stored_total{{reason="{}"}}"#, reason.as_str())), 0.0);
     }
+    let evictions: BTreeSet<_> = scrape.samples.keys().filter(|series| series.starts_with("tiercel_cache_evictions_total")).collect();
+    let reasons = Eviction::ALL.map(|eviction| format!(r#"tiercel_cache_evictions_total{{reason="{}",tier="memory"}}"#, eviction.as_str()));
+    assert_eq!(evictions, reasons.iter().collect());
     for error in UPSTREAM_ERRORS {
         assert_eq!(scrape.value(&format!(r#"tiercel_upstream_errors_total{{error="{error}",upstream="app"}}"#)), 0.0);
     }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use std::future::poll_fn;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
@@ -258,6 +258,10 @@ where
         let (mut deadline, mut before) = (None, None);
         poll_fn(|context| {
             self.pump(context, intake);
+            if frame.is_revoked() {
+                self.handler.bound(Bound::ReaderDetached);
+                return Poll::Ready(Err(BodyError::Detached));
+            }
             match self.poll_write(context, frame) {
                 Poll::Ready(result) => return Poll::Ready(result.map_err(|_| BodyError::ClientLeft)),
                 Poll::Pending => {}
@@ -310,7 +314,7 @@ where
                 Some(Ok(Chunk::Data(data))) if data.is_empty() => {}
                 Some(Ok(Chunk::Data(data))) => {
                     ahead = self.load(answer, data, &mut stream).await?;
-                    self.write_frame(&mut answer.frame, intake).await?;
+                    self.write_piece(&mut answer.frame, intake, &mut stream).await?;
                     answer.frame.restart(&mut self.out);
                     if answer.is_ended() && matches!(ahead, Some(None)) {
                         return Ok(());
@@ -328,6 +332,28 @@ where
                 }
             }
         }
+    }
+
+    /// [`Connection::write_frame`] for a piece of a streamed body, unless the memory behind it is wanted back meanwhile.
+    async fn write_piece(
+        &mut self,
+        frame: &mut Frame,
+        intake: &mut Option<Intake>,
+        stream: &mut Pin<Box<dyn BodyStream>>,
+    ) -> Result<(), BodyError> {
+        let written = {
+            let mut writing = pin!(self.write_frame(frame, intake));
+            // Moved in: shared references to a stream cannot go to another thread.
+            poll_fn(move |context| match stream.is_revoked() {
+                true => Poll::Ready(None),
+                false => writing.as_mut().poll(context).map(Some),
+            })
+            .await
+        };
+        written.unwrap_or_else(|| {
+            self.handler.bound(Bound::ReaderDetached);
+            Err(BodyError::Detached)
+        })
     }
 
     /// Frames a piece. Looks one piece ahead, so that the end of a body goes out together with its last bytes.

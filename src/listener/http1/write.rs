@@ -1,6 +1,6 @@
 //! An answer to bytes: status line, fields, framing (RFC 9112 §4, §6, §7.1). Pure.
 
-use crate::body::ResponseBody;
+use crate::body::{ResponseBody, StoredBody};
 use crate::listener::{Interim, Refusal, ResponseFields};
 use crate::pages::{self, Place};
 use crate::semantics::{Fields, StatusCode, date, name};
@@ -170,9 +170,9 @@ enum Data {
     #[default]
     Nothing,
     One(Bytes),
-    /// Of `segments`, from byte `offset` of number `index`, `left` bytes.
-    Many {
-        segments: Arc<[Bytes]>,
+    /// Of its segments, from byte `offset` of number `index`, `left` bytes.
+    Stored {
+        body: Arc<StoredBody>,
         index: usize,
         offset: usize,
         left: u64,
@@ -205,12 +205,15 @@ impl Frame {
         let mut frame = Self::plain(out);
         frame.data = match body {
             ResponseBody::Full(bytes) => Data::One(bytes),
-            ResponseBody::Segments { segments, start, end } => many(segments, start, end),
+            ResponseBody::Stored { body, start, end } => stored(body, start, end),
             ResponseBody::Empty | ResponseBody::Stream { .. } | ResponseBody::Tunnel(_) => Data::Nothing,
         };
         if frame.data.left() <= COPY_BYTES {
             let copied = frame.data.copy_to(out);
             frame.data.advance(copied);
+            if frame.data.left() == 0 {
+                frame.data = Data::Nothing; // however slow the client is, it holds no stored body
+            }
         }
         frame
     }
@@ -277,6 +280,11 @@ impl Frame {
         self.lead == out.len() && self.data.left() == 0 && self.tail.is_empty()
     }
 
+    /// Whether what is left is of a stored body that is wanted back.
+    pub fn is_revoked(&self) -> bool {
+        matches!(&self.data, Data::Stored { body, .. } if body.is_revoked())
+    }
+
     pub fn body_written(&self) -> u64 {
         self.body_written
     }
@@ -287,14 +295,15 @@ impl Frame {
     }
 }
 
-fn many(segments: Arc<[Bytes]>, start: u64, end: u64) -> Data {
+fn stored(body: Arc<StoredBody>, start: u64, end: u64) -> Data {
+    let segments = body.segments();
     let (mut index, mut skip) = (0, start);
     while index < segments.len() && skip >= segments[index].len() as u64 {
         skip -= segments[index].len() as u64;
         index += 1;
     }
     let left = if index < segments.len() { end.saturating_sub(start) } else { 0 };
-    Data::Many { segments, index, offset: skip as usize, left }
+    Data::Stored { body, index, offset: skip as usize, left }
 }
 
 impl Data {
@@ -302,7 +311,7 @@ impl Data {
         match self {
             Self::Nothing => 0,
             Self::One(bytes) => bytes.len() as u64,
-            Self::Many { left, .. } => *left,
+            Self::Stored { left, .. } => *left,
         }
     }
 
@@ -311,8 +320,8 @@ impl Data {
         match self {
             Self::Nothing => &[],
             Self::One(bytes) => bytes,
-            Self::Many { segments, index, offset, left } => {
-                let Some(segment) = segments.get(*index) else { return &[] };
+            Self::Stored { body, index, offset, left } => {
+                let Some(segment) = body.segments().get(*index) else { return &[] };
                 let left = usize::try_from(*left).unwrap_or(usize::MAX);
                 &segment[*offset..segment.len().min(offset.saturating_add(left))]
             }
@@ -324,9 +333,9 @@ impl Data {
             Self::Nothing => {}
             Self::One(bytes) if bytes.is_empty() => {}
             Self::One(bytes) => slices.push(IoSlice::new(bytes)),
-            Self::Many { segments, index, offset, left } => {
+            Self::Stored { body, index, offset, left } => {
                 let (mut offset, mut left) = (*offset, *left);
-                for segment in &segments[*index..] {
+                for segment in &body.segments()[*index..] {
                     if left == 0 || slices.len() == SLICES {
                         break;
                     }
@@ -353,7 +362,8 @@ impl Data {
         match self {
             Self::Nothing => {}
             Self::One(bytes) => bytes::Buf::advance(bytes, by),
-            Self::Many { segments, index, offset, left } => {
+            Self::Stored { body, index, offset, left } => {
+                let segments = body.segments();
                 *left -= by as u64;
                 while by > 0 {
                     let here = by.min(segments[*index].len() - *offset);
@@ -445,9 +455,10 @@ mod tests {
             let body = segments.concat();
             let (a, b) = ((body.len() as f64 * cut.0) as usize, (body.len() as f64 * cut.1) as usize);
             let (start, end) = (a.min(b), a.max(b));
-            let segments: Arc<[Bytes]> = segments.into_iter().map(Bytes::from).collect();
+            let segments: Vec<Bytes> = segments.into_iter().map(Bytes::from).collect();
+            let stored = Arc::new(StoredBody::new(&segments));
             let mut out = lead.clone();
-            let mut frame = Frame::with_body(&mut out, ResponseBody::Segments { segments, start: start as u64, end: end as u64 });
+            let mut frame = Frame::with_body(&mut out, ResponseBody::Stored { body: stored, start: start as u64, end: end as u64 });
             let mut sent = Vec::new();
             for limit in writes.iter().cycle() {
                 if frame.is_written(&out) {

@@ -105,7 +105,7 @@ series! {
     TIER_RESPONSES = Gauge "tiercel_tier_stored_responses" ["tier"]
         "Stored responses that a tier holds.";
     EVICTIONS = Counter "tiercel_cache_evictions_total" ["tier", "reason"]
-        "Stored responses that left a tier: for size, expired, replaced, or purged.";
+        "Cache keys that left a tier with their stored responses: for size, dropped past their deadline, or removed by a purge.";
     STALE_SERVED = Counter "tiercel_cache_stale_served_total" ["reason"]
         "Answers from stale stored responses, by what allowed it.";
     REFRESHES = Counter "tiercel_cache_refresh_total" ["outcome"]
@@ -126,6 +126,8 @@ series! {
         "Bytes that fills in flight and pinned bodies may hold; past it new fills are not stored.";
     PAGE_BYTES = Gauge "tiercel_page_bytes" []
         "Bytes of large bodies, stored or in flight, that stand in pages which sockets take without a copy.";
+    PINNED_BYTES = Gauge "tiercel_pinned_bytes" []
+        "Bytes of bodies that were stored, left their tier, and are still being read; part of tiercel_fill_bytes.";
     MARKERS = Gauge "tiercel_markers" []
         "Keys whose requests do not line up because their responses could not be stored.";
     PURGES = Counter "tiercel_purge_requests_total" ["kind", "mode"]

@@ -7,8 +7,8 @@ use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Enough that threads seldom meet and that one shard is walked quickly; each costs an empty table.
 pub const SHARDS: usize = 128;
@@ -63,14 +63,11 @@ impl<V> Index<V> {
         self.shard(key).0.read().get(&key).is_some_and(|slot| Arc::ptr_eq(&slot.value, value))
     }
 
-    /// Removes this value, but not another one that has taken its place; says whether it was there.
-    pub fn forget(&self, key: u128, value: &Arc<V>) -> bool {
+    /// Removes this value and gives it back, but not another one that has taken its place.
+    pub fn forget(&self, key: u128, value: &Weak<V>) -> Option<Arc<V>> {
         match self.shard(key).0.write().entry(key) {
-            Entry::Occupied(slot) if Arc::ptr_eq(&slot.get().value, value) => {
-                slot.remove(); // not the last reference: the caller has one
-                true
-            }
-            _ => false,
+            Entry::Occupied(slot) if Arc::as_ptr(&slot.get().value) == value.as_ptr() => Some(slot.remove().value),
+            _ => None,
         }
     }
 
@@ -161,9 +158,9 @@ mod tests {
         let (old, new) = (Arc::new(1), Arc::new(1));
         index.put(7, Arc::clone(&old), 100, 0);
         index.put(7, Arc::clone(&new), 100, 0);
-        assert!(!index.forget(7, &old));
+        assert!(index.forget(7, &Arc::downgrade(&old)).is_none());
         assert!(index.peek(7, 0).is_some_and(|there| Arc::ptr_eq(&there, &new)));
-        assert!(index.forget(7, &new));
+        assert!(index.forget(7, &Arc::downgrade(&new)).is_some_and(|value| Arc::ptr_eq(&value, &new)));
         assert!(index.peek(7, 0).is_none() && index.values().next().is_none());
     }
 

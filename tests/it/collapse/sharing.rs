@@ -36,6 +36,16 @@ async fn goes_to_everybody_alone(name: &'static str, value: &'static str) {
 }
 
 #[tokio::test]
+async fn markers_that_crowd_each_other_out_are_counted() {
+    let stage = Stage::with("fill.marker_count = 1", |_, _| Script::ok("mine").header("Cache-Control", "private"));
+    let series = "tiercel_bound_reached_total{bound=\"markers\"}";
+    stage.get("/a").await;
+    assert_eq!((stage.metric(series).await, stage.metric("tiercel_markers").await), (0, 1));
+    stage.get("/b").await;
+    assert_eq!((stage.metric(series).await, stage.metric("tiercel_markers").await), (1, 1));
+}
+
+#[tokio::test]
 async fn no_store_goes_to_everybody_alone() {
     goes_to_everybody_alone("Cache-Control", "no-store").await;
 }

@@ -76,6 +76,9 @@ async fn every_request_has_a_line_also_those_that_broke_off() {
     let mut both: Vec<_> = found("/a", 200).iter().map(|line| (line["result"].to_string(), line["tier"].to_string())).collect();
     both.sort();
     assert_eq!(both, [("\"hit\"".into(), "\"memory\"".into()), ("\"miss\"".into(), "\"upstream\"".into())]);
+    // Who led has the times of the fetch, though the fetch was a task's.
+    let times = |line: &serde_json::Value| line["upstream_ms"].is_number() && line["connect_ms"].is_number();
+    assert!(found("/a", 200).iter().all(|line| times(line) == (line["result"] == "miss")), "{lines:#?}");
     assert!(found("/torn", 200)[0]["error"].is_string());
     assert_eq!(found("-", 400)[0]["error"], "field-name");
     let left = found("/held", 499)[0];

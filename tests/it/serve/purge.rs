@@ -177,6 +177,31 @@ async fn what_was_being_fetched_when_it_was_purged_is_not_served_afterwards() {
 }
 
 #[tokio::test]
+async fn groups_beyond_the_bound_are_left_out_and_counted() {
+    let named = |count: usize| (0..count).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
+    let served = serve(move |request| match request.method.as_str() {
+        "POST" => Script::status(200, "").header("Cache-Group-Invalidation", &named(32)),
+        "PUT" => Script::status(200, "").header("Cache-Group-Invalidation", &named(33)),
+        _ => fresh("body").header("Cache-Groups", if request.path == "/last" { "\"32\"" } else { "\"31\"" }),
+    });
+    let reached = async || {
+        let (_, metrics) = served.admin("GET", "/metrics", "").await;
+        let metrics = metrics.as_str().expect("text").to_owned();
+        let sample = metrics.lines().find_map(|line| line.strip_prefix("tiercel_bound_reached_total{bound=\"invalidated_groups\"} "));
+        sample.expect("it is there from the start").to_owned()
+    };
+    for path in ["/last", "/last-but-one"] {
+        store(&served, path, "").await;
+    }
+    served.ask("POST", "/write", "", "x").await;
+    assert_eq!(reached().await, "0");
+    served.ask("PUT", "/write", "", "x").await;
+    assert_eq!(reached().await, "1");
+    assert!(served.get("/last").await.says("hit"), "the thirty-third");
+    assert!(served.get("/last-but-one").await.says("fwd=miss"));
+}
+
+#[tokio::test]
 async fn a_cache_group_named_by_an_unsafe_answer_goes_for_that_origin() {
     let served = serve(|request| match request.method.as_str() {
         "POST" => Script::status(200, "").header("Cache-Group-Invalidation", "\"one\", \"three\""),

@@ -22,6 +22,15 @@ pub mod body {
         Detached,
         ClientLeft,
     }
+
+    #[derive(Debug)]
+    pub struct StoredBody;
+
+    impl StoredBody {
+        pub fn is_revoked(&self) -> bool {
+            false
+        }
+    }
 }
 
 pub mod semantics {
