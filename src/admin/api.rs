@@ -112,7 +112,7 @@ async fn purge(State(control): Shared, ConnectInfo(peer): ConnectInfo<PeerAddres
 
 async fn receipt(State(control): Shared, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
     match control.receipt(&id) {
-        Some(receipt) => Ok(Json(purge::receipt_json(&receipt))),
+        Some(receipt) => Ok(Json(receipt.json([]))),
         None => Err(Problem::new(
             StatusCode::NOT_FOUND,
             "no purge of this id is remembered",

@@ -19,10 +19,10 @@ use std::time::Duration;
 
 /// What the admin API can do to the rest of the program; `server::assembly` implements it.
 pub trait Control: Send + Sync + 'static {
-    /// Invalidates; selectors are already normalised.
+    /// Invalidates and writes the audit line; selectors are already normalised.
     fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt;
     fn receipt(&self, id: &str) -> Option<Receipt>;
-    /// The `authority/path?query` that a URL is purged by, after the route's key rules.
+    /// The `authority/path?query` of a URL, before any route's key rules.
     fn normalise_url(&self, url: &str) -> Result<String, String>;
     /// Whether something of this URL is in memory here.
     fn stored_here(&self, url: &str) -> bool;

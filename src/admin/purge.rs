@@ -2,9 +2,9 @@
 
 use super::Control;
 use super::api::Problem;
-use crate::invalidation::{Mode, Receipt, Selector};
+use crate::invalidation::{Mode, Selector};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::Duration;
 
 /// Bytes of one surrogate key or cache group.
@@ -57,7 +57,7 @@ enum Wait {
 /// A purge that can be carried out.
 #[derive(Debug)]
 pub(super) struct Order {
-    /// As given, and as it will be matched.
+    /// As given, and normalised.
     selectors: Vec<(String, Selector)>,
     mode: Mode,
     wait: Wait,
@@ -177,7 +177,7 @@ fn checked<'a>(text: &'a str, list: &str) -> Result<&'a str, Problem> {
     Ok(trimmed)
 }
 
-/// Purges, writes the audit line and builds the answer.
+/// Purges and builds the answer.
 pub(super) fn carry_out(order: Order, control: &dyn Control, actor: &str) -> Value {
     let stored_here = match order.selectors.as_slice() {
         [(_, Selector::Url(url))] => Some(control.stored_here(url)),
@@ -185,16 +185,7 @@ pub(super) fn carry_out(order: Order, control: &dyn Control, actor: &str) -> Val
     };
     let (given, selectors): (Vec<_>, Vec<_>) = order.selectors.into_iter().unzip();
     let receipt = control.purge(selectors, order.mode, actor);
-    let (id, mode, count) = (&receipt.id, mode_name(receipt.mode), receipt.selectors.len());
-    tracing::info!(actor, id, mode, selectors = count, first = %text(&receipt.selectors), "purged");
-    let mut answer = receipt_json(&receipt);
-    if let Some(described) = answer["selectors"].as_array_mut() {
-        for (described, given) in described.iter_mut().zip(given) {
-            if !given.is_empty() {
-                described["given"] = given.into();
-            }
-        }
-    }
+    let mut answer = receipt.json(given);
     if let Some(stored) = stored_here {
         answer["stored_here"] = stored.into();
     }
@@ -204,61 +195,12 @@ pub(super) fn carry_out(order: Order, control: &dyn Control, actor: &str) -> Val
     answer
 }
 
-/// A receipt as the API shows it.
-pub(super) fn receipt_json(receipt: &Receipt) -> Value {
-    let position = receipt.position;
-    json!({
-        "id": receipt.id,
-        "mode": mode_name(receipt.mode),
-        "selectors": receipt.selectors.iter().map(describe).collect::<Vec<_>>(),
-        "position": format!("{}-{}-{}", position.epoch, position.ms, position.sequence),
-        "issued_at": receipt.issued_at,
-        "actor": receipt.actor,
-        "acknowledged": receipt.acknowledged,
-        "complete": receipt.complete,
-    })
-}
-
-const fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Hard => "hard",
-        Mode::Soft => "soft",
-    }
-}
-
-fn describe(selector: &Selector) -> Value {
-    let (kind, normalised) = parts(selector);
-    json!({ "kind": kind, "normalised": normalised })
-}
-
-fn parts(selector: &Selector) -> (&'static str, String) {
-    match selector {
-        Selector::Url(text) => ("url", text.clone()),
-        Selector::Key(text) => ("key", text.clone()),
-        Selector::Group { origin, group } => ("group", format!("{origin} {group}")),
-        Selector::Prefix(text) => ("prefix", text.clone()),
-        Selector::Host(text) => ("host", text.clone()),
-        Selector::Site(text) => ("site", text.clone()),
-        Selector::Everything => ("everything", "*".into()),
-    }
-}
-
-/// The first selector for the audit line, without its query string: those may hold what no log should.
-fn text(selectors: &[Selector]) -> String {
-    let Some(first) = selectors.first() else { return String::new() };
-    let (kind, normalised) = parts(first);
-    let shown = normalised.split('?').next().unwrap_or_default();
-    format!("{kind} {shown}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::admin::ExplainRequest;
-    use crate::config::settings::{AccessFormat, AccessLog, Log, LogFormat, LogTarget};
-    use crate::invalidation::Position;
+    use crate::invalidation::{Position, Receipt};
     use proptest::prelude::*;
-    use std::fs::File;
     use std::pin::Pin;
 
     /// Takes URLs as they are.
@@ -302,21 +244,6 @@ mod tests {
         fn selectors_per_call(&self) -> usize {
             100
         }
-    }
-
-    #[test]
-    fn a_purge_is_logged_with_its_actor_and_without_query_strings() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let access = AccessLog { target: LogTarget::Off, format: AccessFormat::Json, queue: 1 };
-        let settings = Log { level: "info".into(), format: LogFormat::Json, access };
-        let writer = File::options().append(true).open(file.path()).unwrap();
-        let (subscriber, _) = crate::observe::log::subscriber(&settings, writer).unwrap();
-        let body = PurgeBody { urls: vec!["http://shop.example/a?token=hidden".into()], ..PurgeBody::default() };
-        let order = parse(body, PurgeQuery::default(), &Plain).unwrap();
-        tracing::subscriber::with_default(subscriber, || carry_out(order, &Plain, "admin:192.0.2.7:1"));
-        let event: Value = serde_json::from_str(&std::fs::read_to_string(file.path()).unwrap()).unwrap();
-        let facts = ["level", "message", "actor", "id", "mode", "selectors", "first"].map(|name| event[name].clone());
-        assert_eq!(Value::from(facts.to_vec()), json!(["INFO", "purged", "admin:192.0.2.7:1", "f00", "hard", 1, "url shop.example/a"]));
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 
 use crate::config::settings::Purge;
 use crate::invalidation::selector::{group_hash, key_hash};
-use crate::semantics::{Fields, Name, fields, name};
+use crate::semantics::{Fields, Name, fields, name, structured};
 
 /// Response fields that carry surrogate keys; removed towards clients unless the route forwards them.
 pub const TAG_FIELDS: [Name; 4] = [name::SURROGATE_KEY, name::CACHE_TAG, name::EDGE_CACHE_TAG, name::XKEY];
@@ -65,14 +65,13 @@ fn groups(response: &Fields, origin: &str) -> Option<Box<[u128]>> {
     (groups.len() <= 32).then(|| groups.into())
 }
 
-/// Hashes of the groups of an origin that a field names: a list of quoted strings (RFC 9875 §2, §3).
+/// Hashes of the groups of an origin that a field names: a List of Strings (RFC 9875 §2, §3).
+///
+/// A member that is no String is left out, and not all of the field with it (RFC 9651 §4.2): whoever purges a group that
+/// is plainly there must not miss.
 pub fn named_groups(response: &Fields, field: Name, origin: &str) -> Vec<u128> {
     let Some(value) = response.joined(field) else { return Vec::new() };
-    let group = |member: &[u8]| {
-        let text = std::str::from_utf8(member).ok()?.strip_prefix('"')?;
-        Some(group_hash(origin, &text[..text.find('"')?]))
-    };
-    fields::list(&value).filter_map(group).collect()
+    fields::list(&value).filter_map(structured::string_member).map(|group| group_hash(origin, &group)).collect()
 }
 
 #[cfg(test)]
@@ -106,6 +105,13 @@ mod tests {
         assert_eq!(&*tags.text, "a b c");
         assert_eq!(tags.keys.len(), 3);
         assert_eq!(&*tags.groups, [group_hash("http://a", "g"), group_hash("http://a", "h")]);
+    }
+
+    #[test]
+    fn groups_are_strings_of_structured_fields() {
+        let fields = response(&[("Cache-Groups", r#""a\"b", "c,d";x="e", f, "g"#)]);
+        let tags = Tags::parse(&fields, "http://a", &limits()).unwrap();
+        assert_eq!(&*tags.groups, [r#"a"b"#, "c,d"].map(|group| group_hash("http://a", group)));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -19,6 +20,8 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the whole exchange with the admin API; purges that wait for a fleet answer within seconds.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest token file.
+const TOKEN_BYTES_MAX: u64 = 64 << 10;
 /// Where a token is looked for that is given by no file.
 const TOKEN_VARIABLE: &str = "TIERCEL_ADMIN_TOKEN";
 
@@ -70,9 +73,16 @@ impl AdminOptions {
 
     fn token(&self) -> Result<Option<String>, Failure> {
         let Some(file) = &self.token_file else { return Ok(std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty())) };
-        let text = std::fs::read_to_string(file).map_err(|error| Failure::Usage(format!("--token-file {}: {error}", file.display())))?;
+        let text = token_in(file).map_err(|error| Failure::Usage(format!("--token-file {}: {error}", file.display())))?;
         Ok(Some(text.trim().to_owned()))
     }
+}
+
+/// The text of a file or pipe; one that goes on for ever is read no further than any token reaches.
+fn token_in(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(file)?.take(TOKEN_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if read as u64 > TOKEN_BYTES_MAX { Err(io::Error::other(format!("longer than {TOKEN_BYTES_MAX} bytes"))) } else { Ok(text) }
 }
 
 fn read_answer(status: StatusCode, bytes: &[u8]) -> anyhow::Result<Value> {
@@ -156,7 +166,12 @@ pub fn method_argument(text: &str) -> Result<Method, String> {
 
 /// The fields of an answer, one line each.
 pub fn print_fields(fields: &HeaderMap) -> String {
-    fields.iter().map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()).escape_debug())).collect()
+    fields.iter().map(|(name, value)| format!("{name}: {}\n", printable(&String::from_utf8_lossy(value.as_bytes())))).collect()
+}
+
+/// The text with its control characters escaped: none reaches the terminal.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 
 /// A JSON tree as indented lines.
@@ -204,15 +219,13 @@ fn is_flat(value: &Value) -> bool {
     }
 }
 
-/// On one line; control characters never reach the terminal.
+/// On one line.
 fn flat(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::Bool(true) => "yes".into(),
         Value::Bool(false) => "no".into(),
-        Value::String(text) => {
-            text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
-        }
+        Value::String(text) => printable(text),
         Value::Array(items) if items.is_empty() => "none".into(),
         Value::Array(items) => items.iter().map(flat).collect::<Vec<_>>().join(", "),
         Value::Object(_) => "none".into(),
@@ -239,6 +252,13 @@ mod tests {
     fn trees_are_printed_as_lines() {
         let tree = json!({"key": "a\u{1b}[0m", "list": [1, true], "inner": {"none": null}, "steps": [{"a": 1}]});
         assert_eq!(readable(&tree), "inner\n  none  -\nkey   a\\u{1b}[0m\nlist  1, yes\nsteps\n  -\n    a  1\n");
+    }
+
+    #[test]
+    fn fields_are_printed_as_they_came_but_for_control_characters() {
+        let mut fields = HeaderMap::new();
+        fields.insert(header::ETAG, header::HeaderValue::from_bytes(b"\"v\\1\"\t\xc3\xa9\xc2\x9b").unwrap());
+        assert_eq!(print_fields(&fields), "etag: \"v\\1\"\\t\u{e9}\\u{9b}\n");
     }
 
     #[test]

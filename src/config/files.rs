@@ -6,6 +6,7 @@ use super::shape::{Step, Steps};
 use super::variables;
 use serde_json::{Map, Number, Value};
 use std::collections::HashMap;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
@@ -46,7 +47,7 @@ impl Reader<'_> {
             allowed: String::new(),
             remedy: remedy.into(),
         };
-        let text = match read_text(path) {
+        let text = match read_text(path, FILE_BYTES_MAX) {
             Ok(text) => text,
             Err(error) => {
                 let remedy = "give a readable file that ends in .toml, .yaml, .yml or .json";
@@ -160,12 +161,22 @@ impl Reader<'_> {
     }
 }
 
-fn read_text(path: &Path) -> Result<String, String> {
-    let length = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if length > FILE_BYTES_MAX {
-        return Err(format!("longer than {FILE_BYTES_MAX} bytes"));
+/// The bytes of a regular file, at most so many. A device may have no end; a pipe keeps its reader waiting, and could not
+/// be read again by a reload.
+pub fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, String> {
+    let in_words = |error: io::Error| error.to_string();
+    if !std::fs::metadata(path).map_err(in_words)?.is_file() {
+        return Err("not a regular file".into());
     }
-    std::fs::read_to_string(path).map_err(|error| error.to_string())
+    let mut bytes = Vec::new();
+    // Not by the length that it says: files of /proc say 0, and one may grow.
+    let read = std::fs::File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(in_words)?;
+    if read as u64 > most { Err(format!("longer than {most} bytes")) } else { Ok(bytes) }
+}
+
+/// [`read_bytes`] as text.
+pub fn read_text(path: &Path, most: u64) -> Result<String, String> {
+    String::from_utf8(read_bytes(path, most)?).map_err(|error| format!("not UTF-8: {error}"))
 }
 
 /// The files that a pattern names, sorted. A pattern without `*` and `?` names one file, there or not.
@@ -334,6 +345,20 @@ mod tests {
         let names: Vec<_> = found.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["a.toml", "b.toml"]);
         assert_eq!(glob(directory.path(), "none.toml"), [directory.path().join("none.toml")]);
+    }
+
+    #[test]
+    fn only_a_regular_file_within_its_bound_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "12345").unwrap();
+        assert_eq!(read_text(file.path(), 5).as_deref(), Ok("12345"));
+        assert_eq!(read_text(file.path(), 4).unwrap_err(), "longer than 4 bytes");
+        assert!(read_text(Path::new("/proc/self/environ"), 0).is_err(), "a file that says that it has no bytes");
+        std::fs::write(file.path(), b"\xff").unwrap();
+        assert!(read_text(file.path(), 5).unwrap_err().starts_with("not UTF-8"));
+        for other in [Path::new("/dev/zero"), file.path().parent().unwrap()] {
+            assert_eq!(read_bytes(other, 5).unwrap_err(), "not a regular file");
+        }
     }
 
     proptest! {

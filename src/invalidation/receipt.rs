@@ -1,15 +1,16 @@
 //! What a purge did and where, kept for a while (`GET /v1/purge/<id>`).
 
 use super::{Mode, Position, Purge, Selector};
+use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 
 /// The answer to a purge.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone)]
 pub struct Receipt {
     /// Purge id: 32 hex digits.
     pub id: String,
     pub mode: Mode,
-    /// As normalised.
+    /// As matched: first those that were given, in their order, then what else the URLs among them are under other routes.
     pub selectors: Vec<Selector>,
     /// Position of the last of its entries, `epoch-ms-sequence`.
     pub position: Position,
@@ -26,6 +27,29 @@ impl Receipt {
     pub(super) fn local(purge: Purge, position: Position) -> Self {
         let Purge { id, selectors, mode, issued_at, actor } = purge;
         Self { id: id.to_string(), mode, selectors, position, issued_at, actor, acknowledged: "local", complete: true }
+    }
+
+    /// As clients get it. `given` says what the first selectors were before they were normalised; where it is empty, or
+    /// there is none, nothing is said of that.
+    pub fn json(&self, given: impl IntoIterator<Item = String>) -> Value {
+        let mut given = given.into_iter();
+        let describe = |selector: &Selector| {
+            let mut described = json!({ "kind": selector.kind().as_str(), "normalised": selector.text() });
+            if let Some(given) = given.next().filter(|given| !given.is_empty()) {
+                described["given"] = given.into();
+            }
+            described
+        };
+        json!({
+            "id": self.id,
+            "mode": self.mode.as_str(),
+            "selectors": self.selectors.iter().map(describe).collect::<Vec<_>>(),
+            "position": self.position,
+            "issued_at": self.issued_at,
+            "actor": self.actor,
+            "acknowledged": self.acknowledged,
+            "complete": self.complete,
+        })
     }
 }
 

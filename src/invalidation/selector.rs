@@ -2,6 +2,7 @@
 
 use super::Kind;
 use crate::semantics::key::hash128;
+use std::borrow::Cow;
 
 /// Hard: gone. Soft: stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -25,7 +26,7 @@ impl Mode {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "value")]
 pub enum Selector {
-    /// `authority/path?query` after the route's rules, no scheme: all keys and variants of that URL.
+    /// `authority/path?query`, no scheme: all keys and variants of that URL. In the journal after the rules of a route.
     Url(String),
     /// A surrogate key.
     Key(String),
@@ -53,6 +54,15 @@ impl Selector {
             Self::Host(_) => Kind::Host,
             Self::Site(_) => Kind::Site,
             Self::Everything => Kind::Everything,
+        }
+    }
+
+    /// What is matched, for people: a group with its origin, `*` for everything.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Url(text) | Self::Key(text) | Self::Prefix(text) | Self::Host(text) | Self::Site(text) => text.into(),
+            Self::Group { origin, group } => format!("{origin} {group}").into(),
+            Self::Everything => "*".into(),
         }
     }
 }

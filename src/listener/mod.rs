@@ -94,6 +94,11 @@ pub trait Handler: Send + Sync + 'static {
     /// was understood; `duration_ns` from its first byte.
     fn refused(&self, peer: &Peer, head: Option<&RequestHead>, refusal: Refusal, duration_ns: u64);
 
+    /// Our name in Proxy-Status (RFC 9209), for answers of the connection itself.
+    fn name(&self) -> String {
+        env!("CARGO_PKG_NAME").into()
+    }
+
     /// A bound on connections was reached of which no refusal tells.
     fn bound(&self, _: Bound) {}
 }
@@ -115,4 +120,15 @@ pub struct Sent {
 pub struct Refusal {
     pub status: u16,
     pub reason: &'static str,
+}
+
+impl Refusal {
+    /// RFC 9209 §2.3 token for Proxy-Status: `http_request_error` is for 4xx.
+    pub const fn error(self) -> &'static str {
+        match self.status {
+            400..=499 => "http_request_error",
+            501 | 505 => "proxy_internal_response",
+            _ => "proxy_internal_error",
+        }
+    }
 }

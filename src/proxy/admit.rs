@@ -23,6 +23,13 @@ pub struct Refused {
     pub text: String,
 }
 
+impl Refused {
+    /// RFC 9209 §2.3 token for Proxy-Status.
+    pub const fn error(&self) -> &'static str {
+        if self.status == 508 { "proxy_loop_detected" } else { "http_request_error" }
+    }
+}
+
 /// Which way a request goes.
 pub enum Way {
     Cache,

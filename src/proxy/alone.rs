@@ -107,7 +107,7 @@ pub async fn fetch(
         {
             return deliver::instead(proxy, exchange, stored, Some(inbound.status.as_u16()), received);
         }
-        return judge(proxy, exchange, inbound, &began, why, reason);
+        return judge(proxy, exchange, inbound, &began, &candidate, why, reason);
     }
     answer::failed(
         proxy,
@@ -128,11 +128,12 @@ fn judge(
     exchange: &Arc<Exchange>,
     mut inbound: crate::upstream::Inbound,
     began: &Began,
+    candidate: &Candidate,
     why: Forward,
     reason: Reason,
 ) -> Response {
     let received = clock::now();
-    let head = match store::judge(proxy, exchange, &inbound, began, received) {
+    let head = match store::judge(proxy, exchange, &inbound, began, received, candidate) {
         Ok(head) => head,
         Err(not_stored) => {
             proxy.metrics.not_stored(not_stored);

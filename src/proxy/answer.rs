@@ -14,7 +14,7 @@ use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::route;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Validity, may_serve_on_error_to};
-use crate::semantics::{Fields, StatusCode, date, name};
+use crate::semantics::{Fields, StatusCode, date, name, proxy_status};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -26,12 +26,13 @@ pub fn refused(live: &Live, refused: &Refused) -> Response {
     let outcome = Outcome {
         result: CacheResult::Error,
         source: Source::Tiercel,
-        error: Some("http_request_error"),
+        error: Some(refused.error()),
         detail: Some(refused.reason.into()),
         ..Outcome::default()
     };
     let mut fields = text_fields();
-    line(&mut fields, name::PROXY_STATUS, format!("{}; error=http_request_error", live.settings.server.name).as_bytes());
+    let status = proxy_status::member(&live.settings.server.name, refused.error(), Some(refused.reason));
+    line(&mut fields, name::PROXY_STATUS, &status);
     line(&mut fields, name::VIA, live.via.as_bytes());
     text(refused.status, fields, format!("{}\n", refused.text), outcome)
 }
@@ -97,7 +98,7 @@ pub fn failed(
     if failure.status == 503 {
         line(&mut fields, name::RETRY_AFTER, b"1");
     }
-    line(&mut fields, name::PROXY_STATUS, format!("{}; error={}", exchange.routed.node, failure.token).as_bytes());
+    line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&exchange.routed.node, failure.token, None));
     deliver::add_lines(&mut fields, &exchange.routed, exchange.key.as_str(), None, &outcome);
     // The cause without internals: no addresses, no names of upstreams.
     let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -108,7 +109,9 @@ pub fn failed(
 pub fn no_upstream(exchange: &Exchange) -> Response {
     let outcome =
         Outcome { result: CacheResult::Error, source: Source::Tiercel, error: Some("destination_not_found"), ..exchange.outcome() };
-    text(502, text_fields(), "Bad Gateway\n".into(), outcome)
+    let mut fields = text_fields();
+    line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&exchange.routed.node, "destination_not_found", None));
+    text(502, fields, "Bad Gateway\n".into(), outcome)
 }
 
 /// JSON, for answers to PURGE.

@@ -36,13 +36,7 @@ impl Arrival<'_> {
 
     /// A record of what happens from here on.
     pub fn outcome(&self) -> Outcome {
-        Outcome {
-            route: self.routed.id,
-            client: self.trusted.then_some(self.client),
-            log_query: self.routed.route.log_query,
-            request_id: self.request_id.clone(),
-            ..Outcome::default()
-        }
+        self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone())
     }
 
     /// The same request, owned.
@@ -87,14 +81,9 @@ impl Exchange {
     }
 
     pub fn outcome(&self) -> Outcome {
-        Outcome {
-            route: self.routed.id,
-            client: self.trusted.then_some(self.client),
-            log_query: self.routed.route.log_query,
-            request_id: Some(Arc::clone(&self.request_id)),
-            upstream: self.routed.upstream.as_ref().map(|upstream| upstream.settings.name.as_str().into()),
-            ..Outcome::default()
-        }
+        let upstream = self.routed.upstream.as_ref().map(|upstream| upstream.settings.name.as_str().into());
+        let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
+        Outcome { upstream, ..known }
     }
 }
 

@@ -602,7 +602,7 @@ impl Duty {
                 return;
             }
         }
-        match store::judge(&self.proxy, &self.exchange, &inbound, &began, received) {
+        match store::judge(&self.proxy, &self.exchange, &inbound, &began, received, &candidate) {
             Err(why) => {
                 self.proxy.metrics.not_stored(why);
                 if why.is_of_response() {

@@ -2,10 +2,13 @@
 
 use crate::config::{Settings, settings};
 use crate::observe::metrics::Metrics;
-use crate::proxy::outcome::RouteId;
+use crate::proxy::outcome::{Outcome, RouteId};
 use crate::route::Router;
+use crate::semantics::key::KeyPolicy;
+use crate::semantics::{Fields, Method, Target};
 use crate::upstream::Upstream;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// One configuration, immutable.
@@ -32,6 +35,13 @@ pub struct Routed {
     pub node: Arc<str>,
     pub via: Arc<str>,
     pub settings: Arc<Settings>,
+}
+
+impl Routed {
+    /// A record of what happens to a request from here on. `client`: as believed, where that is not the peer itself.
+    pub fn outcome(&self, client: Option<IpAddr>, request_id: Option<Arc<str>>) -> Outcome {
+        Outcome { route: self.id, client, log_query: self.route.log_query, request_id, ..Outcome::default() }
+    }
 }
 
 impl Live {
@@ -75,21 +85,13 @@ impl Live {
         Self { router: Router::new(&settings.sites), limits: Arc::new(settings.limits.clone()), routed, upstreams, via, settings }
     }
 
-    /// The key rules of the routes of a target's site that differ from the plain ones.
-    pub fn key_policies(&self, target: &crate::semantics::Target) -> impl Iterator<Item = &crate::semantics::key::KeyPolicy> {
-        let nothing = crate::semantics::Fields::new();
-        let site = self.router.find(target, &http::Method::GET, &nothing).map(|(_, _, site, _)| site);
-        let routes = site.and_then(|site| self.routed.get(site)).map_or(&[][..], |routes| &routes[..]);
-        routes.iter().filter(|routed| routed.route.cache.enabled).map(|routed| &routed.route.key)
+    /// The key rules of the routes that could answer a URL from what is stored.
+    pub fn key_policies(&self, target: &Target) -> impl Iterator<Item = &KeyPolicy> {
+        self.router.possible(target).into_iter().filter(|route| route.cache.enabled).map(|route| &route.key)
     }
 
     /// The route of a request.
-    pub fn route(
-        &self,
-        target: &crate::semantics::Target,
-        method: &http::Method,
-        fields: &crate::semantics::Fields,
-    ) -> Option<&Arc<Routed>> {
+    pub fn route(&self, target: &Target, method: &Method, fields: &Fields) -> Option<&Arc<Routed>> {
         let (_, _, site, route) = self.router.find(target, method, fields)?;
         self.routed.get(site)?.get(route)
     }

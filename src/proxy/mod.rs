@@ -24,7 +24,6 @@ mod revalidate;
 mod store;
 
 pub use live::{Live, Routed};
-pub use purge::url_text;
 
 use crate::cache::{Variants, VaryMemory};
 use crate::clock;
@@ -137,6 +136,10 @@ impl Handler for Proxy {
         if self.access_log.enabled() {
             refused::log(self, peer, head, refusal, duration_ns);
         }
+    }
+
+    fn name(&self) -> String {
+        self.live.load().settings.server.name.clone()
     }
 
     fn bound(&self, bound: Bound) {

@@ -3,11 +3,10 @@
 use super::exchange::{Arrival, Exchange};
 use super::{Proxy, admit, answer};
 use crate::cache::named_groups;
-use crate::invalidation::{Mode, Selector};
+use crate::invalidation::{Mode, Receipt, Selector};
 use crate::listener::{Response, ResponseFields};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
-use crate::semantics::key::KeyPolicy;
 use crate::semantics::{CacheKey, Fields, Method, Now, Target, invalidation, name};
 use crate::upstream::Inbound;
 
@@ -31,40 +30,41 @@ pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
     if !admit::is_in(allowed, arrival.client) {
         return refuse(403, "PURGE is not allowed from this address");
     }
-    let (selectors, soft_by_field) = selectors(arrival);
+    let (given, selectors) = selectors(arrival);
     if selectors.len() > arrival.routed.settings.purge.selectors_per_call {
         return refuse(400, "too many keys in one PURGE");
     }
-    let soft = soft_by_field || arrival.fields.get(name::FASTLY_SOFT_PURGE).is_some_and(|value| value == b"1");
+    let soft = arrival.fields.has(name::XKEY_SOFTPURGE) || arrival.fields.get(name::FASTLY_SOFT_PURGE).is_some_and(|value| value == b"1");
     let mode = if soft { Mode::Soft } else { Mode::Hard };
-    let stored_here = matches!(selectors[..], [Selector::Url(_)])
-        .then(|| proxy.memory.get(arrival.key.hash()).is_some_and(|set| *set.key() == arrival.key));
+    let stored_here = matches!(selectors[..], [Selector::Url(_)]).then(|| proxy.holds(&arrival.key) || proxy.holds_url(&arrival.target));
     let actor = format!("purge:{}", arrival.client);
-    let receipt = proxy.purge(selectors, mode, &actor, now);
-    let mut body = serde_json::to_value(&receipt).unwrap_or_default();
-    if let (Some(stored_here), Some(body)) = (stored_here, body.as_object_mut()) {
-        body.insert("stored_here".into(), stored_here.into());
+    let mut body = proxy.purge(selectors, mode, &actor, now).json(given);
+    if let Some(stored_here) = stored_here {
+        body["stored_here"] = stored_here.into();
     }
     answer::json(200, &body, outcome)
 }
 
-/// Keys named by Surrogate-Key, xkey or xkey-softpurge (by space), Cache-Tag (by comma); else the URL itself.
-fn selectors(arrival: &Arrival<'_>) -> (Vec<Selector>, bool) {
+/// Keys named by Surrogate-Key, xkey or xkey-softpurge (by space), Cache-Tag (by comma); else the URL itself. As given, and
+/// as selectors.
+fn selectors(arrival: &Arrival<'_>) -> (Vec<String>, Vec<Selector>) {
     let mut keys = Vec::new();
     for field in [name::SURROGATE_KEY, name::CACHE_TAG, name::EDGE_CACHE_TAG, name::XKEY, name::XKEY_SOFTPURGE] {
         for value in arrival.fields.values(field) {
             let text = String::from_utf8_lossy(value);
-            keys.extend(text.split([' ', ',', '\t']).filter(|key| !key.is_empty()).map(|key| Selector::Key(key.to_owned())));
+            keys.extend(text.split([' ', ',', '\t']).filter(|key| !key.is_empty()).map(str::to_owned));
         }
     }
     if keys.is_empty() {
-        keys.push(Selector::Url(url_text(&arrival.key).to_owned()));
+        let url = &arrival.target;
+        return (vec![url.as_str().to_owned()], vec![Selector::Url(url.without_scheme().to_owned())]);
     }
-    (keys, arrival.fields.has(name::XKEY_SOFTPURGE))
+    let selectors = keys.iter().cloned().map(Selector::Key).collect();
+    (keys, selectors)
 }
 
 /// `authority/path?query` of a key.
-pub fn url_text(key: &CacheKey) -> &str {
+fn url_text(key: &CacheKey) -> &str {
     key.url().split_once("://").map_or("", |(_, text)| text)
 }
 
@@ -100,51 +100,120 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
 const GROUPS_PER_ANSWER: usize = 32;
 
 impl Proxy {
-    /// Invalidates, counts and writes the audit line.
-    pub fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> crate::invalidation::Receipt {
-        let selectors = self.widen(selectors);
+    /// Invalidates, counts and writes the audit line. URLs are what was asked for: what the routes make of them is found here.
+    pub fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Receipt {
+        let selectors = self.under_all_routes(selectors);
         for selector in &selectors {
             self.metrics.purged(selector.kind().as_str(), mode.as_str());
         }
         let receipt = self.journal.purge(selectors, mode, actor, now);
-        tracing::info!(id = receipt.id, mode = mode.as_str(), actor, selectors = receipt.selectors.len(), "purge");
+        log(&receipt);
         receipt
     }
 
-    /// The key of a GET for this URL by the rules of its route; as it stands where no site has its host.
-    pub fn key_of(&self, target: &Target) -> CacheKey {
-        let (live, nothing) = (self.live.load(), Fields::new());
-        match live.route(target, &Method::GET, &nothing) {
-            Some(routed) => CacheKey::new(target, &nothing, &routed.route.key),
-            None => CacheKey::new(target, &nothing, &KeyPolicy::default()),
-        }
+    /// Whether something of this URL is in memory, whichever route stored it; what it stored by parts of requests, fields
+    /// or cookies in its key, is not looked for.
+    pub fn holds_url(&self, target: &Target) -> bool {
+        self.keys_of(target).iter().any(|key| self.holds(key))
     }
 
-    /// The keys of this URL by the rules of every route of its site: which route stored it may have hung on its fields.
+    fn holds(&self, key: &CacheKey) -> bool {
+        self.memory.get(key.hash()).is_some_and(|set| set.key() == key)
+    }
+
+    /// The keys of this URL by the rules of every route that could answer it, for a request with no fields: which route
+    /// stored it may have hung on them. The first is that of a plain GET; as it stands where no site has its host.
     fn keys_of(&self, target: &Target) -> Vec<CacheKey> {
         let (live, nothing) = (self.live.load(), Fields::new());
-        let mut keys = vec![self.key_of(target)];
+        let plain = live.route(target, &Method::GET, &nothing).map(|routed| routed.route.key.clone()).unwrap_or_default();
+        let mut keys = vec![CacheKey::new(target, &nothing, &plain)];
         for policy in live.key_policies(target) {
             let key = CacheKey::new(target, &nothing, policy);
-            if !keys.iter().any(|there| there.url_hash() == key.url_hash()) {
+            if !keys.contains(&key) {
                 keys.push(key);
             }
         }
         keys
     }
 
-    /// URL selectors together with what the same URLs are under the other routes of their sites.
-    fn widen(&self, selectors: Vec<Selector>) -> Vec<Selector> {
-        let mut all = Vec::with_capacity(selectors.len());
-        for selector in selectors {
-            if let Selector::Url(text) = &selector
-                && let Ok(target) = Target::from_url(&format!("http://{text}"))
-            {
-                let others = self.keys_of(&target).iter().map(|key| Selector::Url(url_text(key).to_owned())).collect::<Vec<_>>();
-                all.extend(others.into_iter().filter(|other| *other != selector));
+    /// URLs as they are under the rules of their routes: in place of each the first, further ones behind all others. So
+    /// each that was given keeps its place.
+    fn under_all_routes(&self, mut selectors: Vec<Selector>) -> Vec<Selector> {
+        let mut further = Vec::new();
+        for selector in &mut selectors {
+            match selector {
+                Selector::Url(text) => {
+                    let Some(target) = Target::from_text(text) else { continue };
+                    let keys = self.keys_of(&target);
+                    let mut urls: Vec<&str> = Vec::new();
+                    for url in keys.iter().map(url_text) {
+                        // Keys may differ in other parts.
+                        if !urls.contains(&url) {
+                            urls.push(url);
+                        }
+                    }
+                    let mut urls = urls.into_iter().map(str::to_owned);
+                    *text = urls.next().unwrap_or_default(); // a URL has one key at least
+                    further.extend(urls.map(Selector::Url));
+                }
+                Selector::Prefix(text) => self.shorten(text),
+                _ => {}
             }
-            all.push(selector);
         }
-        all
+        selectors.append(&mut further);
+        selectors
+    }
+
+    /// A prefix that reaches into the query ends before it, where a route of its site changes queries: what is stored
+    /// there may not begin as the URL did.
+    fn shorten(&self, prefix: &mut String) {
+        let (Some(query_at), Some(target)) = (prefix.find('?'), Target::from_text(prefix)) else { return };
+        let live = self.live.load();
+        let site = live.router.site(target.host()).and_then(|site| live.settings.sites.get(site));
+        if site.is_some_and(|site| site.routes.iter().any(|route| !route.key.keeps_query())) {
+            prefix.truncate(query_at);
+        }
+    }
+}
+
+/// The audit line. Of the selectors the first, without its query string: those may hold what no log should.
+fn log(receipt: &Receipt) {
+    let first = receipt.selectors.first().map(|selector| {
+        let text = selector.text();
+        format!("{} {}", selector.kind().as_str(), text.split('?').next().unwrap_or_default())
+    });
+    let (id, mode, actor, count) = (&receipt.id, receipt.mode.as_str(), &receipt.actor, receipt.selectors.len());
+    tracing::info!(actor, id, mode, selectors = count, first, "purge");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::{AccessFormat, AccessLog, Log, LogFormat, LogTarget};
+    use crate::invalidation::Position;
+    use serde_json::{Value, json};
+    use std::fs::File;
+
+    #[test]
+    fn a_purge_is_logged_with_its_actor_and_without_query_strings() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let access = AccessLog { target: LogTarget::Off, format: AccessFormat::Json, queue: 1 };
+        let settings = Log { level: "info".into(), format: LogFormat::Json, access };
+        let writer = File::options().append(true).open(file.path()).unwrap();
+        let (subscriber, _) = crate::observe::log::subscriber(&settings, writer).unwrap();
+        let receipt = Receipt {
+            id: "f00".into(),
+            mode: Mode::Hard,
+            selectors: vec![Selector::Url("shop.example/a?token=hidden".into()), Selector::Everything],
+            position: Position::default(),
+            issued_at: String::new(),
+            actor: "admin:192.0.2.7:1".into(),
+            acknowledged: "local",
+            complete: true,
+        };
+        tracing::subscriber::with_default(subscriber, || log(&receipt));
+        let event: Value = serde_json::from_str(&std::fs::read_to_string(file.path()).unwrap()).unwrap();
+        let facts = ["level", "message", "actor", "id", "mode", "selectors", "first"].map(|name| event[name].clone());
+        assert_eq!(Value::from(facts.to_vec()), json!(["INFO", "purge", "admin:192.0.2.7:1", "f00", "hard", 2, "url shop.example/a"]));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::exchange::Exchange;
+use super::fill::Candidate;
 use crate::cache::{Insertion, StoredHead, StoredResponse, Tags, Variants, subject};
 use crate::clock;
 use crate::coalesce::fill::CompleteBody;
@@ -12,7 +13,7 @@ use crate::semantics::freshness::Facts;
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::{self, NotStored, Storage};
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Fields, Now, Response};
+use crate::semantics::{Fields, Now, Response, StatusCode, name};
 use crate::tier::memory::{Change, Held};
 use crate::upstream::Inbound;
 use std::sync::Arc;
@@ -25,14 +26,37 @@ pub struct Began {
     pub sent: Now,
 }
 
-/// May this response be stored? If so, the head that is kept; the response keeps its own fields either way.
-pub fn judge(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, received: Now) -> Result<Arc<StoredHead>, NotStored> {
+/// May this response be stored? If so, the head that is kept; the response keeps its own fields either way. `old`: what
+/// is stored and was not good enough for the request.
+pub fn judge(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    inbound: &Inbound,
+    began: &Began,
+    received: Now,
+    old: &Candidate,
+) -> Result<Arc<StoredHead>, NotStored> {
     let judged = decide(proxy, exchange, inbound, began, received);
     match &judged {
         Ok(_) => proxy.refusals.invalidate(&exchange.key.hash()),
-        Err(why) => proxy.refusals.insert(exchange.key.hash(), *why),
+        Err(why) => {
+            proxy.refusals.insert(exchange.key.hash(), *why);
+            if let Some((old, _)) = old
+                && withdraws(exchange, inbound, *why)
+            {
+                remove(proxy, &old.head, began.fetch);
+            }
+        }
     }
     judged
+}
+
+/// Whether the origin says with a new response that caches are to keep none: then the one of before goes, too, and is
+/// no fallback for errors. RFC 9111 §4.3.3 leaves that open. What was answered to credentials says nothing of what
+/// others would get, and an error nothing of what is stored.
+fn withdraws(exchange: &Exchange, inbound: &Inbound, why: NotStored) -> bool {
+    let is_personal = exchange.fields.has(name::COOKIE) || exchange.fields.has(name::AUTHORIZATION);
+    inbound.status == StatusCode::OK && matches!(why, NotStored::NoStore | NotStored::Private) && !is_personal
 }
 
 fn decide(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, received: Now) -> Result<Arc<StoredHead>, NotStored> {

@@ -43,7 +43,7 @@ impl Router {
                     Some(suffix) => (&mut router.suffixes, suffix),
                     None => (&mut router.exact, host.as_str()),
                 };
-                hosts.entry(without_root_dot(name).into()).or_insert(index);
+                hosts.entry(name.into()).or_insert(index);
             }
         }
         router
@@ -57,14 +57,26 @@ impl Router {
         Some((site, route, site_index, route_index))
     }
 
-    /// The route of a URL alone, as a plain GET would take it: for purges and other things that are no requests.
-    pub fn route_only(&self, target: &Target) -> Option<Found<'_>> {
-        self.find(target, &Method::GET, &Fields::new())
+    /// The routes that a GET or HEAD of this URL could take, whatever its fields: those whose conditions on the URL hold,
+    /// up to the first that has no others. For purges, which know no request.
+    pub fn possible(&self, target: &Target) -> Vec<&Arc<Route>> {
+        let routes = self.site(target.host()).map_or(&[][..], |site| &self.sites[site].routes);
+        let reads = [Method::GET, Method::HEAD];
+        let mut possible = Vec::new();
+        for route in routes.iter().filter(|route| url_matches(&route.matcher, target)) {
+            let methods = &route.matcher.methods;
+            if methods.is_empty() || reads.iter().any(|read| methods.contains(read)) {
+                possible.push(route);
+            }
+            if route.matcher.headers.is_empty() && (methods.is_empty() || reads.iter().all(|read| methods.contains(read))) {
+                break;
+            }
+        }
+        possible
     }
 
-    /// Index of the site of a host (lower case, no port): exact, then the longest `*.suffix`, then the default.
+    /// Index of the site of a host (as a target has it): exact, then the longest `*.suffix`, then the default.
     pub fn site(&self, host: &str) -> Option<usize> {
-        let host = without_root_dot(host);
         let exact = self.exact.get(host).copied();
         exact.or_else(|| self.by_suffix(host)).or(self.default)
     }
@@ -84,16 +96,16 @@ impl Router {
     }
 }
 
-/// `shop.example.` and `shop.example` are one name.
-fn without_root_dot(host: &str) -> &str {
-    host.strip_suffix('.').unwrap_or(host)
-}
-
 /// Whether all conditions hold.
 pub fn matches(condition: &RouteMatch, target: &Target, method: &Method, fields: &Fields) -> bool {
-    path_matches(&condition.path, target.path())
+    url_matches(condition, target)
         && (condition.methods.is_empty() || condition.methods.contains(method))
         && condition.headers.iter().all(|(name, value)| holds(value, field_values(fields, name)))
+}
+
+/// Whether the conditions on path and query hold.
+fn url_matches(condition: &RouteMatch, target: &Target) -> bool {
+    path_matches(&condition.path, target.path())
         && condition.query.iter().all(|(name, value)| holds(value, query_values(target.query(), name)))
 }
 

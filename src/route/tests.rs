@@ -76,7 +76,6 @@ fn hosts_are_found_exact_then_by_longest_suffix_then_by_default() {
     let site = |host: &str| router.site(host).map(|index| router.sites()[index].name.clone());
     for (host, want) in [
         ("shop.example", "shop"),
-        ("shop.example.", "shop"),
         ("www.shop.example", "shop"),
         ("a.b.shop.example", "shop"),
         ("x.eu.shop.example", "deep"),
@@ -107,10 +106,21 @@ fn routes_are_tried_in_order() {
 }
 
 #[test]
-fn a_url_alone_takes_the_route_of_a_plain_get() {
-    let router = Router::new(&sites());
-    let target = Target::from_url("http://shop.example/assets/x").unwrap();
-    assert_eq!(router.route_only(&target).unwrap().1.name, "assets");
+fn a_url_alone_could_take_every_route_up_to_the_first_that_asks_for_nothing_else() {
+    let mut sites = sites();
+    let read = |method| route("read", RouteMatch { methods: vec![method], ..RouteMatch::default() });
+    sites.push(site(
+        "api",
+        &["api.example"],
+        vec![read(Method::HEAD), read(Method::PUT), read(Method::GET), route("all", RouteMatch::default())],
+    ));
+    let router = Router::new(&sites);
+    let names = |url: &str| router.possible(&Target::from_url(url).unwrap()).iter().map(|route| route.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names("http://shop.example/assets/x"), ["assets"]);
+    assert_eq!(names("http://shop.example/x"), ["beta", "default"]);
+    assert_eq!(names("http://shop.example/x?preview"), ["beta", "preview"]);
+    assert_eq!(names("http://api.example/"), ["read", "read", "all"]);
+    assert!(Router::new(&sites[..2]).possible(&Target::from_url("http://other.example/").unwrap()).is_empty());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the cache did, as a member of Cache-Status (RFC 9211).
 
-use super::fields::is_token_byte;
+use super::structured::{write_item, write_string};
 
 /// `fwd` (RFC 9211 §2.2): why the request went forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,35 +93,13 @@ impl CacheStatus<'_> {
 /// Largest Integer of structured fields (RFC 9651 §3.3.1).
 const INTEGER_MAX: i64 = 999_999_999_999_999;
 
-/// A Token where the text is one, else a String (RFC 9651 §3.3.3, §3.3.4).
-fn write_item(text: &str, out: &mut impl Extend<u8>) {
-    if is_token(text.as_bytes()) { write_bytes(text.as_bytes(), out) } else { write_string(text, out) }
-}
-
-fn is_token(text: &[u8]) -> bool {
-    let starts = matches!(text.first(), Some(b'*' | b'a'..=b'z' | b'A'..=b'Z'));
-    starts && text.iter().all(|byte| is_token_byte(*byte) || matches!(byte, b':' | b'/'))
-}
-
-fn write_string(text: &str, out: &mut impl Extend<u8>) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    write_bytes(b"\"", out);
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => write_bytes(&[b'\\', byte], out),
-            b' '..=b'~' => write_bytes(&[byte], out),
-            _ => write_bytes(&[b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]], out),
-        }
-    }
-    write_bytes(b"\"", out);
-}
-
 fn write_bytes(bytes: &[u8], out: &mut impl Extend<u8>) {
     out.extend(bytes.iter().copied());
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::structured::string_member;
     use super::*;
     use proptest::prelude::*;
 
@@ -196,25 +174,11 @@ mod tests {
         assert_eq!(written(key), r#"tiercel; key="http://a/\"b\\%0Ax-lang=%C3%A9""#);
     }
 
-    /// Reads a string of structured fields (RFC 9651 §4.2.5) to its end.
-    fn read_string(text: &str) -> Option<String> {
-        let mut bytes = text.strip_prefix('"')?.bytes();
-        let mut read = String::new();
-        loop {
-            match bytes.next()? {
-                b'\\' => read.push(char::from(bytes.next().filter(|byte| matches!(byte, b'"' | b'\\'))?)),
-                b'"' => return bytes.next().is_none().then_some(read),
-                byte @ b' '..=b'~' => read.push(char::from(byte)),
-                _ => return None,
-            }
-        }
-    }
-
     proptest! {
         #[test]
         fn any_key_is_one_string_of_structured_fields(key in "\\PC*|[\\x00-\\x7f]*") {
             let line = written(CacheStatus { key: Some(&key), ..CacheStatus::default() });
-            let read = read_string(line.strip_prefix("tiercel; key=").unwrap());
+            let read = string_member(line.strip_prefix("tiercel; key=").unwrap().as_bytes());
             prop_assert!(read.is_some(), "{}", line);
             if key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
                 prop_assert_eq!(read.unwrap(), key);

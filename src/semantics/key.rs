@@ -22,8 +22,8 @@ pub fn hash128(bytes: &[u8]) -> u128 {
 
 /// A normalised http or https URL: `scheme://authority/path[?query]`.
 ///
-/// Authority in lower case without userinfo and default port; the path begins with `/`; there is
-/// no fragment, no dot segment, no control byte.
+/// Authority in lower case without userinfo, default port and the root's dot; the path begins with
+/// `/`; there is no fragment, no dot segment, no control byte.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     text: Arc<str>,
@@ -90,6 +90,12 @@ impl Target {
                 target.finish(rest, rules)
             }
         }
+    }
+
+    /// The target whose [`Target::without_scheme`] this is: of http, unless that would leave out a default port.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let read = |scheme| Self::from_url(&format!("{scheme}://{text}")).ok();
+        ["http", "https"].into_iter().filter_map(read).find(|target| target.without_scheme() == text)
     }
 
     /// Builds a target from a URL as an operator writes it in a purge or on the command line. Encodes what a browser
@@ -181,9 +187,13 @@ impl Target {
     pub fn origin(&self) -> &str {
         &self.text[..self.path_start as usize]
     }
-    /// Everything but the scheme: what a URL purge is matched on, hashed.
+    /// Everything but the scheme: `authority/path?query`.
+    pub fn without_scheme(&self) -> &str {
+        &self.text[self.authority_start as usize..]
+    }
+    /// [`Target::without_scheme`], hashed: what a URL purge is matched on.
     pub fn url_hash(&self) -> u128 {
-        hash128(&self.text.as_bytes()[self.authority_start as usize..])
+        hash128(self.without_scheme().as_bytes())
     }
 }
 
@@ -364,6 +374,13 @@ fn push_name(text: &mut Vec<u8>, name: &[u8]) -> Result<(), TargetError> {
         let byte = if *first == b'%' { decode(rest).filter(|byte| is_unreserved(*byte)) } else { Some(*first) };
         text.push(byte.filter(|byte| is_name_byte(*byte)).ok_or(TargetError::HostMalformed)?);
         rest = if *first == b'%' { &rest[3..] } else { after };
+    }
+    // The dot of the root may end a name; with it and without, it is the same host (RFC 3986 §3.2.2). Two would be none.
+    if text[start..].ends_with(b".") {
+        text.pop();
+        if text[start..].ends_with(b".") {
+            return Err(TargetError::HostMalformed);
+        }
     }
     text[start..].make_ascii_lowercase();
     Ok(())
@@ -550,7 +567,11 @@ pub struct KeyPolicy {
 impl KeyPolicy {
     /// Whether the key is the target as it is: no allocation beyond it.
     pub fn is_plain(&self) -> bool {
-        !self.query_sort && self.query_allow.is_none() && self.query_ignore.is_empty() && self.headers.is_empty() && self.cookies.is_empty()
+        self.keeps_query() && self.headers.is_empty() && self.cookies.is_empty()
+    }
+    /// Whether the query is part of the key as it is.
+    pub fn keeps_query(&self) -> bool {
+        !self.query_sort && self.query_allow.is_none() && self.query_ignore.is_empty()
     }
 }
 
@@ -606,8 +627,7 @@ impl CacheKey {
 /// Appends the parameters that count.
 fn push_key_query(text: &mut String, query: Option<&str>, policy: &KeyPolicy) {
     let Some(query) = query else { return };
-    let filtered = policy.query_sort || policy.query_allow.is_some() || !policy.query_ignore.is_empty();
-    if !filtered {
+    if policy.keeps_query() {
         text.push('?');
         text.push_str(query);
         return;
@@ -732,6 +752,29 @@ mod tests {
         assert_eq!((six.authority(), six.host()), ("[::1]:8080", "[::1]"));
         let empty = Target::parse(Scheme::Http, b"/?", &host(b"a"), false).unwrap();
         assert_eq!((empty.query(), empty.as_str()), (Some(""), "http://a/?"));
+    }
+
+    #[test]
+    fn the_dot_of_the_root_names_no_other_host() {
+        let parse = |raw: &[u8], name: &[u8]| Target::parse(Scheme::Http, raw, &host(name), false).map(|target| target.to_string());
+        let want = Ok("http://shop.example:8080/a".to_owned());
+        for name in ["shop.example:8080", "Shop.Example.:8080", "shop.example%2e:8080"] {
+            assert_eq!(parse(b"/a", name.as_bytes()), want);
+            assert_eq!(parse(b"http://shop.example.:8080/a", name.as_bytes()), want);
+            assert_eq!(Target::from_url(&format!("http://{name}/a")).map(|target| target.to_string()), want);
+        }
+        for name in [".", "..", "shop.example..", ".:80"] {
+            assert_eq!(parse(b"/a", name.as_bytes()), Err(TargetError::HostMalformed), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_text_without_scheme_is_read_back_whatever_its_port() {
+        for url in ["http://a/b?c", "https://a/b", "http://a:443/", "https://a:80/", "https://[::1]:80/"] {
+            let target = Target::from_url(url).unwrap();
+            assert_eq!(Target::from_text(target.without_scheme()).unwrap().without_scheme(), target.without_scheme());
+        }
+        assert_eq!(Target::from_text("A/b"), None);
     }
 
     #[test]

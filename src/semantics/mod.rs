@@ -15,9 +15,11 @@ pub mod invalidation;
 pub mod key;
 pub mod policy;
 pub mod precondition;
+pub mod proxy_status;
 pub mod range;
 pub mod reuse;
 pub mod storage;
+pub mod structured;
 pub mod validation;
 pub mod vary;
 

@@ -29,17 +29,13 @@ impl Control for Controller {
     }
 
     fn normalise_url(&self, url: &str) -> Result<String, String> {
-        let target = Target::from_url(url).map_err(|error| format!("`{url}`: {error}"))?;
-        Ok(crate::proxy::url_text(&self.state.proxy.key_of(&target)).to_owned())
+        Target::from_url(url).map(|target| target.without_scheme().to_owned()).map_err(|error| error.to_string())
     }
 
     fn stored_here(&self, url: &str) -> bool {
         // A purge by URL knows no scheme.
-        ["http", "https"].iter().any(|scheme| {
-            let Ok(target) = Target::from_url(&format!("{scheme}://{url}")) else { return false };
-            let key = self.state.proxy.key_of(&target);
-            self.state.proxy.memory.get(key.hash()).is_some_and(|set| *set.key() == key)
-        })
+        let target = |scheme| Target::from_url(&format!("{scheme}://{url}")).ok();
+        ["http", "https"].into_iter().filter_map(target).any(|target| self.state.proxy.holds_url(&target))
     }
 
     fn explain(&self, request: ExplainRequest) -> Result<Value, String> {

@@ -391,6 +391,24 @@ fn includes_are_merged_over_the_file_in_order() {
 }
 
 #[test]
+fn files_that_are_no_files_or_have_no_end_are_refused() {
+    let device = |name: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/zero", folder.path().join(name)).unwrap();
+        folder
+    };
+    let folder = device("endless.toml");
+    let included = Case::toml(&format!("include = ['{}']\n{UPSTREAM}", folder.path().join("endless.toml").display())).problems();
+    assert!(only(&included).what.contains("not a regular file"), "{included}");
+    for keys in ["[admin]\ntoken_file = '/dev/zero'\n", "[[sites.s.routes]]\nrespond = { body_file = '/dev/zero' }\n"] {
+        let problems = Case::toml(&format!("{UPSTREAM}{keys}")).problems();
+        assert!(only(&problems).what.contains("not a regular file"), "{problems}");
+    }
+    let long = Case::toml(&format!("{UPSTREAM}[admin]\ntoken_file = 'token'\n")).file("token", &"x".repeat(70_000)).problems();
+    assert!(only(&long).what.contains("longer than 65536 bytes"), "{long}");
+}
+
+#[test]
 fn problems_in_includes_name_the_included_file() {
     let case = Case::toml(&format!("include = ['a.toml']\n{UPSTREAM}")).file("a.toml", "\n[cache]\nkeep_stale = 5\n");
     let problems = case.problems();

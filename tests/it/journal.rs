@@ -153,11 +153,11 @@ fn receipt_says_what_was_purged_and_is_found_again() {
     let receipt = journal.purge(selectors, Mode::Soft, "ops@127.0.0.1", NOW);
     assert_eq!(receipt.id.len(), 32);
     assert!(receipt.id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)));
-    let json = serde_json::to_value(journal.receipt(&receipt.id).unwrap()).unwrap();
+    let json = journal.receipt(&receipt.id).unwrap().json(["http://Shop.test".into()]);
     let expected = serde_json::json!({
         "id": receipt.id,
         "mode": "soft",
-        "selectors": [{"kind": "url", "value": "shop.test/"}, {"kind": "key", "value": "red"}],
+        "selectors": [{"kind": "url", "given": "http://Shop.test", "normalised": "shop.test/"}, {"kind": "key", "normalised": "red"}],
         "position": "0-1795299066123-0",
         "issued_at": "2026-11-21T22:11:06.123Z",
         "actor": "ops@127.0.0.1",

@@ -54,6 +54,11 @@ async fn bound(admin: SocketAddr, bound: &str) -> f64 {
     metric(admin, "tiercel_bound_reached_total", &[&format!("bound=\"{bound}\"")]).await
 }
 
+/// Waits until nothing is being fetched: whoever asked has an answer before it is stored.
+async fn until_settled(admin: SocketAddr) {
+    until("the end of all fetches", || metric(admin, "tiercel_coalesce_in_flight", &[]), |flights| *flights == 0.0).await;
+}
+
 /// Asks again and again until the answer is right.
 async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> T, right: impl Fn(&T) -> bool) -> T {
     let deadline = Instant::now() + PATIENCE;

@@ -14,7 +14,9 @@ use tiercel::body::{BodyError, BodyStream, Chunk, ResponseBody};
 use tiercel::config::{self, Sources};
 use tiercel::invalidation::Journal;
 use tiercel::listener::http1::serve;
-use tiercel::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent};
+use tiercel::listener::{
+    ClientSocket, Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
+};
 use tiercel::observe::access_log::AccessLog;
 use tiercel::observe::metrics::{Bound, Metrics};
 use tiercel::proxy::outcome::Outcome;
@@ -94,6 +96,7 @@ async fn served(origin: &Origin) -> Served {
     tokio::spawn(async move {
         while let Ok((stream, client)) = listener.accept().await {
             let peer = Peer { client, local: address, worker: 0, scheme: Scheme::Http, listener: "test".into() };
+            let stream = ClientSocket::new(stream.into_std().expect("a socket of ours"));
             tokio::spawn(serve(stream, peer, Arc::clone(&limits), Arc::clone(&handler), draining.clone()));
         }
     });

@@ -7,6 +7,7 @@ mod net;
 mod site;
 mod table;
 
+use super::files::read_text;
 use super::machine;
 use super::raw::*;
 use super::report::Report;
@@ -28,6 +29,8 @@ const MEMORY_MIN: u64 = 16 << 20;
 const WORKERS_MAX: u64 = 1024;
 /// Longest token or other secret.
 const SECRET_BYTES_MAX: usize = 4096;
+/// Longest file with a secret, white space included.
+const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
 /// Bytes of a name that becomes a label.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -141,7 +144,7 @@ fn secret(path: &str, literal: Option<&str>, file: Option<&str>, report: &mut Re
             return None;
         }
         (Some(literal), None) => literal.to_owned(),
-        (None, Some(file)) => match std::fs::read_to_string(report.directory(&file_path).join(file)) {
+        (None, Some(file)) => match read_text(&report.directory(&file_path).join(file), SECRET_FILE_BYTES_MAX) {
             Ok(text) => text.trim_end().to_owned(),
             Err(error) => {
                 report.problem(

@@ -65,7 +65,8 @@ pub fn hosts(path: &str, texts: &[String], report: &mut Report) -> Vec<String> {
         let lower = text.to_ascii_lowercase();
         let name = lower.strip_prefix("*.").unwrap_or(&lower);
         if is_host(name) {
-            return Some(lower);
+            // As targets have it: the dot of the root names the same host.
+            return Some(lower.strip_suffix('.').unwrap_or(&lower).to_owned());
         }
         let bare = lower.trim_start_matches("https://").trim_start_matches("http://");
         let bare = bare.split(['/', '?']).next().unwrap_or_default();

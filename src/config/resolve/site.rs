@@ -3,6 +3,7 @@
 use super::fields::{self, Edits};
 use super::{cache, label, matching, net};
 use crate::config::DEFAULT;
+use crate::config::files::read_bytes;
 use crate::config::raw::{RawAcceptEncoding, RawConfig, RawRedirect, RawRespond, RawRoute, RawSite, RouteKeys};
 use crate::config::report::Report;
 use crate::config::settings::*;
@@ -371,7 +372,7 @@ fn respond_body(at: &str, raw: &RawRespond, report: &mut Report) -> Option<Bytes
         }
         (Some(text), None) => Some(Bytes::from(text.clone())),
         (None, None) => Some(Bytes::new()),
-        (None, Some(file)) => match std::fs::read(report.directory(&path).join(file)) {
+        (None, Some(file)) => match read_bytes(&report.directory(&path).join(file), RESPOND_BYTES_MAX as u64) {
             Ok(bytes) => Some(Bytes::from(bytes)),
             Err(error) => {
                 report.problem(

@@ -382,7 +382,7 @@ where
         self.report_refused(refusal);
         self.out.clear();
         let to_head = self.head_is_whole && self.head.method == Method::HEAD;
-        write::refusal(&mut self.out, refusal, to_head, clock::now().wall_ms);
+        write::refusal(&mut self.out, refusal, &self.handler.name(), to_head, clock::now().wall_ms);
         match self.write_out().await {
             Ok(()) => Next::Linger,
             Err(_) => Next::Close,

@@ -3,7 +3,7 @@
 use crate::body::{ResponseBody, StoredBody};
 use crate::listener::{Interim, Refusal, ResponseFields};
 use crate::pages::{self, Place};
-use crate::semantics::{Fields, StatusCode, date, name};
+use crate::semantics::{Fields, StatusCode, date, name, proxy_status};
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::io::{IoSlice, Write as _};
@@ -138,13 +138,15 @@ pub fn interim(out: &mut Vec<u8>, interim: &Interim) {
 }
 
 /// Writes the answer to a request that the connection itself refuses: it closes afterwards. `wall_ms` is for Date
-/// (RFC 9110 §6.6.1).
-pub fn refusal(out: &mut Vec<u8>, refusal: Refusal, to_head: bool, wall_ms: i64) {
+/// (RFC 9110 §6.6.1), `name` is ours.
+pub fn refusal(out: &mut Vec<u8>, refusal: Refusal, name: &str, to_head: bool, wall_ms: i64) {
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
     let body = format!("{} {}: {}\n", status.as_str(), status.canonical_reason().unwrap_or("Refused"), refusal.reason);
     status_line(out, status);
     out.extend_from_slice(b"date: ");
     out.extend_from_slice(&date::format(wall_ms));
+    out.extend_from_slice(b"\r\nproxy-status: ");
+    out.extend_from_slice(&proxy_status::member(name, refusal.error(), Some(refusal.reason)));
     // Writing to a Vec cannot fail.
     let _ = write!(out, "\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
     if !to_head {

@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 const PATH: &str = "/large";
 const LARGE: usize = 64 << 20;
 /// A body of which nobody keeps more than a little, and readers whose patience with each other is short.
-const NOT_KEPT: &str = "memory.limit = \"256MiB\"\ncache.max_object_size = \"1MiB\"\nfill.lag = \"1MiB\"\nfill.stall = \"100ms\"";
+const NOT_KEPT: &str = "memory.limit = \"256MiB\"\ncache.max_object_size = \"1MiB\"\nfill.lag = \"1MiB\"\nfill.stall = \"500ms\"";
 /// What lag, sockets, buffers and a debug build may take.
 const GROWTH: u64 = 32 << 20;
 

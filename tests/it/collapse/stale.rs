@@ -26,6 +26,7 @@ async fn stale_with(config: &str, cache_control: &'static str, second: impl Fn()
     assert_eq!(stage.get(PATH).await.text(), "version 0");
     assert_eq!(stage.get(PATH).await.text(), "version 0");
     assert_eq!(stage.origin.count(PATH), 1);
+    stage.until_metric("tiercel_coalesce_in_flight", 0).await;
     stage.purge(&json!({ "everything": true, "mode": "soft" })).await;
     (stage, gate)
 }
@@ -38,6 +39,7 @@ async fn one_conditional_request(stage: &Stage, gate: &Gate, body: &str) {
     for answer in answers(clients).await {
         assert_eq!((answer.status, answer.text()), (200, body), "{}", answer.head);
     }
+    stage.until_metric("tiercel_coalesce_in_flight", 0).await;
     let hit = stage.get(PATH).await;
     assert!(hit.text() == body && hit.field("cache-status").is_some_and(|status| status.contains("; hit")), "{}", hit.head);
     assert_eq!(stage.origin.count(PATH), 2);

@@ -1,7 +1,7 @@
 //! `tiercel demo`: what its welcome promises.
 
 use super::process::{INTERRUPT, Process, command};
-use super::{get, get_with, post};
+use super::{get, get_with, post, until_settled};
 use crate::support::client::Client;
 use std::net::SocketAddr;
 
@@ -25,6 +25,7 @@ async fn the_demo_shows_what_it_promises_and_ends_on_ctrl_c() {
     assert_eq!(get(process.admin(), "/readyz").await.status, 200);
 
     assert!(cache_status(proxy, "/articles/1").await.contains("fwd=uri-miss"));
+    until_settled(process.admin()).await;
     assert!(cache_status(proxy, "/articles/1").await.contains("hit"));
     let mut client = Client::connect(proxy).await;
     assert_eq!(client.ask(format!("PURGE /articles/1 HTTP/1.1\r\nHost: {proxy}\r\n\r\n")).await.status, 200);

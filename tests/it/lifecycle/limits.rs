@@ -2,7 +2,7 @@
 
 use super::process::{Process, config};
 use super::{bound, get, get_with, keeping, metric, until};
-use crate::support::client::{Client, Ended};
+use crate::support::client::{Client, Ended, patient};
 use crate::support::origin::{Origin, Script};
 use std::net::SocketAddr;
 
@@ -109,16 +109,16 @@ async fn who_is_too_slow_is_let_go_and_counted() {
     }
     let mut silent = Client::connect(process.http()).await;
     assert_eq!(silent.ended().await, Ended::Closed);
-    let mut idle = Client::connect(process.http()).await;
-    assert_eq!(idle.ask(keeping("/a")).await.status, 200);
+    let (mut idle, answer) = patient(|| Client::connect(process.http()), &keeping("/a")).await;
+    assert_eq!(answer.status, 200);
     assert_eq!(idle.ended().await, Ended::Closed);
-    assert_eq!(bound(admin, "idle_timeout").await, 2.0);
+    assert!(bound(admin, "idle_timeout").await >= 2.0);
 }
 
 #[tokio::test]
 async fn who_does_not_read_is_cut_and_counted() {
     let origin = origin();
-    let process = limited(&origin, "write_timeout = '100ms'");
+    let process = limited(&origin, "write_timeout = '1s'");
     let mut client = Client::connect(process.http()).await;
     client.send(keeping("/large")).await;
     until("the bound is reached", || bound(process.admin(), "write_timeout"), |count| *count >= 1.0).await;

@@ -1,7 +1,7 @@
 //! What is left of requests: a line each, and a count each.
 
 use super::process::{Process, TERMINATE, USER_1, config};
-use super::{get, get_with, keeping, metric, until};
+use super::{get, get_with, keeping, metric, post, until, until_settled};
 use crate::support::client::Client;
 use crate::support::origin::{Gate, Origin, Recorded, Script, Step};
 use std::path::{Path, PathBuf};
@@ -51,6 +51,23 @@ async fn sigusr1_moves_to_a_new_file_and_loses_no_line() {
 }
 
 #[tokio::test]
+async fn a_purge_is_logged_once_however_it_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = origin(&Gate::new());
+    let mut process = Process::with_config(folder.path(), &config(&origin.url(), "[purge]\nallow = ['127.0.0.0/8']\n"));
+    assert_eq!(post(process.admin(), "/v1/purge", r#"{"tags": ["of-admin"]}"#).await.status, 200);
+    let mut client = Client::connect(process.http()).await;
+    assert_eq!(client.ask("PURGE / HTTP/1.1\r\nHost: test.example\r\nSurrogate-Key: of-method\r\n\r\n").await.status, 200);
+    process.signal(TERMINATE);
+    assert_eq!(process.end(), Some(0));
+    let written = process.err.whole();
+    for key in ["key of-admin", "key of-method"] {
+        assert_eq!(written.iter().filter(|line| line.contains("purge") && line.contains(key)).count(), 1, "{key}: {written:#?}");
+    }
+    assert_eq!(written.iter().filter(|line| line.contains("purge")).count(), 2, "{written:#?}");
+}
+
+#[tokio::test]
 async fn every_request_has_a_line_also_those_that_broke_off() {
     let folder = tempfile::tempdir().unwrap();
     let gate = Gate::new();
@@ -58,6 +75,7 @@ async fn every_request_has_a_line_also_those_that_broke_off() {
     let (process, log) = logging(folder.path(), &origin.url(), "json");
     let http = process.http();
     get(http, "/a").await;
+    until_settled(process.admin()).await;
     get(http, "/a").await;
     get(http, "/torn").await;
     Client::connect(http).await.ask("GET / HTTP/1.1\r\nHost: a\r\nbroken\r\n\r\n").await;
@@ -133,6 +151,7 @@ async fn metrics_count_every_request_once() {
     let default = "site=\"default\",route=\"default\"";
     for path in ["/a", "/a", "/a", "/b", "/private"] {
         assert_eq!(get(http, path).await.status, 200);
+        until_settled(admin).await;
     }
     let mut client = Client::connect(http).await;
     assert_eq!(client.ask("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").await.status, 200);

@@ -139,6 +139,16 @@ impl Lines {
         self.0.0.lock().lines.clone()
     }
 
+    /// Waits for the end of the stream; all lines.
+    pub fn whole(&self) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut read = self.0.0.lock();
+        while !read.ended {
+            assert!(!self.0.1.wait_until(&mut read, deadline).timed_out(), "the stream goes on: {:#?}", read.lines);
+        }
+        read.lines.clone()
+    }
+
     /// Waits for the first such line.
     pub fn wait(&self, what: &str, is: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;

@@ -1,7 +1,7 @@
 //! Both runtimes, and connections shared among workers.
 
 use super::process::{Process, TERMINATE, config};
-use super::{get, keeping, metric, post, until};
+use super::{get, keeping, metric, post, until, until_settled};
 use crate::support::client::Client;
 use crate::support::origin::{Origin, Script};
 use std::net::SocketAddr;
@@ -31,6 +31,7 @@ async fn both_runtimes_serve_store_collapse_purge_and_end() {
         let (http, admin) = (process.http(), process.admin());
         let miss = get(http, "/a").await;
         assert!(miss.field("cache-status").is_some_and(|status| status.contains("fwd=uri-miss")), "{runtime}: {}", miss.head);
+        until_settled(admin).await;
         let hit = get(http, "/a").await;
         assert!(hit.field("cache-status").is_some_and(|status| status.contains("hit")), "{runtime}: {}", hit.head);
         let many: Vec<_> = (0..50).map(|_| tokio::spawn(async move { get(http, "/together").await })).collect();

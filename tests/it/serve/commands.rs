@@ -46,7 +46,7 @@ async fn purge_invalidates_and_prints_the_receipt() {
         let output = served.command(&[arguments, &["--json"]].concat());
         let receipt: Value = serde_json::from_str(said(&output)).expect("JSON");
         assert_eq!((&receipt["complete"], &receipt["mode"]), (&json!(true), &json!("hard")), "{receipt}");
-        assert!(served.get("/a").await.says("fwd=miss"), "{arguments:?}");
+        assert!(served.get("/a").await.is_miss(), "{arguments:?}");
     }
     let output = served.command(&["purge", "http://shop.example/a", "--soft"]);
     let lines = said(&output);

@@ -65,7 +65,7 @@ async fn a_request_that_came_around_is_refused() {
     let served = serve_with("[server]\nname = \"edge-1\"\n", |_| fresh("body"));
     let refused = served.get_with("/a", "CDN-Loop: other, edge-1; v=2\r\n").await;
     assert_eq!(refused.status, 508);
-    assert_eq!(refused.field("proxy-status"), Some("edge-1; error=http_request_error"));
+    assert_eq!(refused.field("proxy-status"), Some("edge-1; error=proxy_loop_detected; details=\"loop\""));
     assert_eq!(served.get_with("/a", "CDN-Loop: edge-2\r\n").await.status, 200);
     assert_eq!(served.last("/a").field("cdn-loop"), Some("edge-2, edge-1"));
     assert_eq!(served.origin.total(), 1);

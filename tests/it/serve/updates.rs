@@ -59,6 +59,39 @@ async fn a_304_that_forbids_storing_is_delivered_and_what_was_stored_goes() {
 }
 
 #[tokio::test]
+async fn a_200_by_which_the_origin_withdraws_a_response_takes_the_stored_one_with_it() {
+    let personal = "Cookie: session=1\r\n";
+    let cases = [
+        ("Cache-Control", "no-store", "", true),
+        ("Cache-Control", "private", "", true),
+        ("Cache-Control", "private", personal, false),
+        ("Set-Cookie", "id=1", "", false),
+    ];
+    for (collapse, (name, value, lines, goes)) in [true, false].into_iter().flat_map(|collapse| cases.map(|case| (collapse, case))) {
+        let served = serve_with(&format!("[cache]\ncollapse = {collapse}\n"), move |request| match request.field("if-none-match") {
+            None => stale("old"),
+            Some(_) => Script::ok("new").header(name, value),
+        });
+        served.get("/a").await;
+        served.until_stored("/a").await;
+        let answer = served.get_with("/a", lines).await;
+        assert_eq!((answer.text(), answer.says("stored")), ("new", false), "{}", answer.head);
+        assert_eq!(served.explain("/a").await["stored"].is_null(), goes, "{name}: {value} {lines} collapse={collapse}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_may_not_be_stored_leaves_what_is_stored() {
+    let served = serve_with("[cache]\nstale_if_error = \"0s\"\n", |request| {
+        confirm_or(request, Script::status(503, "no").header("Cache-Control", "no-store"), stale("old"))
+    });
+    served.get("/a").await;
+    served.until_stored("/a").await;
+    assert_eq!(served.get("/a").await.status, 503);
+    assert_eq!(served.explain("/a").await["stored"]["status"], 200);
+}
+
+#[tokio::test]
 async fn a_cookie_of_a_304_is_for_nobody_where_cookies_are_stripped() {
     let (served, answer) =
         confirmed_by("[cache]\nset_cookie = \"strip\"\n", &[("Set-Cookie", "id=1"), ("Cache-Control", "max-age=600"), ("Age", "0")]).await;

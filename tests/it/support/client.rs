@@ -50,6 +50,12 @@ impl Answer {
         self.field("cache-status").is_some_and(|value| value.split("; ").any(|said| said == parameter))
     }
 
+    /// Whether nothing usable was stored. What was purged is there until somebody meets it or it is swept out, so there are
+    /// two words for that.
+    pub fn is_miss(&self) -> bool {
+        self.says("fwd=miss") || self.says("fwd=uri-miss")
+    }
+
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("text")
     }
@@ -171,6 +177,19 @@ impl Client {
             Err(_) => Ended::Reset,
         }
     }
+}
+
+/// Asks where a connection may idle for a moment only: on a busy machine the request may come too late, and is sent again
+/// on another.
+pub async fn patient(connect: impl AsyncFn() -> Client, request: &str) -> (Client, Answer) {
+    for _ in 0..100 {
+        let mut client = connect().await;
+        client.send(request).await;
+        if let Some(answer) = client.answer(false).await {
+            return (client, answer);
+        }
+    }
+    panic!("every connection ended before an answer");
 }
 
 /// How a connection ended.
