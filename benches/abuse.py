@@ -30,7 +30,7 @@ from pathlib import Path
 
 from hit import HERE, Server, fetch, load
 
-HEADER_TIMEOUT = BODY_TIMEOUT = 5  # seconds; shorter than the defaults, so that deadlines pass within a round
+HEADER_TIMEOUT = BODY_TIMEOUT = 8  # seconds; shorter than the defaults, so that deadlines pass within a round
 GRACE = 2.5  # seconds by which an end may come after its deadline: this machine does other things, too
 CONFIG = f"""
 [server]
@@ -188,7 +188,7 @@ OPENINGS = {
     "idle": b"GET /hit HTTP/1.1\r\nHost: bench\r\n\r\n",
     "silent": b"",
 }
-DRIP_SECONDS = 2.0
+DRIP_SECONDS = 3.0
 DRIPS = {"heads", "bodies"}
 
 
@@ -398,14 +398,14 @@ def deadlines(bench, ends, longest, seconds):
 
 
 def heads(bench):
-    """Slow heads: a byte every two seconds."""
+    """Slow heads: a byte every three seconds."""
     _, ends, longest, grown = misbehaviour(bench, "heads", bench.options.count)
     deadlines(bench, ends, longest, HEADER_TIMEOUT)
     bench.check("memory per slow head", grown / bench.options.count / 1024, 16, " KiB")
 
 
 def bodies(bench):
-    """Slow bodies: a long one announced, a byte every two seconds, each on its way to the origin."""
+    """Slow bodies: a long one announced, a byte every three seconds, each on its way to the origin."""
     _, ends, longest, grown = misbehaviour(bench, "bodies", bench.options.count)
     deadlines(bench, ends, longest, BODY_TIMEOUT + 1)
     bench.check("memory per slow body, its connection to the origin included", grown / bench.options.count / 1024, 64, " KiB")
@@ -519,9 +519,10 @@ def stampede(bench):
             lags = [statistics.median(lag) for lag, _ in rounds]
             late = [max(lag - 0.012 * position for position, lag in enumerate(sorted(lag), 1)) for lag, _ in rounds]
             last = statistics.median(max(lag) for lag, _ in rounds)
+            spread = statistics.median((max(*lag, 0) - min(*lag, 0)) / count for lag, _ in rounds)
             cost = statistics.median(cost for _, cost in rounds)
-            print(f"  {count} followers: the median ends {statistics.median(lags):.3f} ms after the leader, the last {last:.3f} ms; "
-                  f"this client itself takes {cost * 1000:.1f} us for each")
+            print(f"  {count} followers: the median ends {statistics.median(lags):.3f} ms after the leader, the last {last:.3f} ms (before it where "
+                  f"negative);\n  from the first answer to the last {spread * 1000:.1f} us each, of which this client takes {cost * 1000:.1f} us")
             bench.check("requests that reached the origin for one response", metric_of_origin(bench, count), 1)
             if count == 64:
                 bench.check("median of the followers after the leader", statistics.median(lags), 1, " ms", timed=True)

@@ -2,8 +2,10 @@
 
 use super::sockets;
 use super::workers::{Counted, Shared};
+use crate::clock;
 use crate::config::settings::Limits;
 use crate::listener::{Peer, http1};
+use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::Proxy;
 use crate::semantics::key::Scheme;
@@ -41,6 +43,8 @@ impl Doorway {
 const HANDSHAKE_WAIT: Duration = Duration::from_millis(200);
 /// Between attempts to accept while there are no descriptors or no memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Between two warnings of that, milliseconds.
+const WARN_INTERVAL_MS: u64 = 10_000;
 
 /// Accepts on the current runtime until `stop`; `open` is held as long as the socket is.
 pub fn spawn(
@@ -116,7 +120,10 @@ impl Acceptor {
             return;
         }
         self.doorway.proxy.metrics.bound(Bound::Connections);
-        tracing::warn!(%error, listener = &*self.doorway.name(), "cannot accept");
+        static LIMIT: RateLimit = RateLimit::new(WARN_INTERVAL_MS);
+        if let Some(held_back) = LIMIT.pass(clock::now().mono_ms) {
+            tracing::warn!(%error, listener = &*self.doorway.name(), held_back, "cannot accept");
+        }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
