@@ -70,7 +70,7 @@ mod tests {
         let limits = Limits { body_timeout: 10 * SECOND, body_rate: 100, ..limits() };
         assert_eq!(refused_after(1, 11 * SECOND, &limits), Some((10, "body-timeout")));
         assert_eq!(refused_after(1, SECOND, &limits), Some((10, "body-rate")));
-        assert_eq!(refused_after(50, SECOND, &limits), Some((20, "body-rate")));
+        assert_eq!(refused_after(50, SECOND, &limits), Some((19, "body-rate")));
         assert_eq!(refused_after(100, SECOND, &limits), None);
         assert_eq!(refused_after(1, SECOND, &Limits { body_rate: 0, ..limits }), None);
     }
