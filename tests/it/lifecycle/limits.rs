@@ -65,11 +65,11 @@ async fn hits_go_on_while_there_are_no_descriptors_and_accepting_does_afterwards
     for _ in 0..100 {
         assert_eq!(kept.ask(keeping("/a")).await.text(), "fresh");
     }
+    assert_eq!(origin.count("/a"), 1);
     drop(silent);
     until("others are accepted again", || get(process.http(), "/a"), |answer| answer.status == 200).await;
     assert!(bound(process.admin(), "connections").await >= 2.0, "those turned away, and those that could not be accepted");
     until("they are counted out", || metric(process.admin(), "tiercel_connections", &[]), |count| *count == 1.0).await;
-    assert_eq!(origin.count("/a"), 1);
 }
 
 #[tokio::test]
