@@ -30,7 +30,7 @@ from pathlib import Path
 
 from hit import HERE, Server, fetch, load
 
-HEADER_TIMEOUT = BODY_TIMEOUT = 10  # seconds; shorter than the defaults, so that deadlines pass within a round
+DEADLINES = {"heads": 10, "bodies": 20}  # seconds; that of bodies is shorter than the default, so that it passes within a round
 GRACE = 2.5  # seconds by which an end may come after its deadline: this machine does other things, too
 CONFIG = f"""
 [server]
@@ -43,8 +43,8 @@ address = "127.0.0.1:0"
 limit = "1GiB"
 [limits]
 requests_per_connection = 1000000000
-header_timeout = "{HEADER_TIMEOUT}s"
-body_timeout = "{BODY_TIMEOUT}s"
+header_timeout = "{DEADLINES["heads"]}s"
+body_timeout = "{DEADLINES["bodies"]}s"
 [upstreams.origin]
 endpoints = ["http://127.0.0.1:@ORIGIN@"]
 connections = 6000
@@ -188,8 +188,7 @@ OPENINGS = {
     "idle": b"GET /hit HTTP/1.1\r\nHost: bench\r\n\r\n",
     "silent": b"",
 }
-DRIP_SECONDS = 3.0
-DRIPS = {"heads", "bodies"}
+DRIPS = {"heads": 3.0, "bodies": 5.0}  # seconds between two bytes
 
 
 class Crowd:
@@ -200,7 +199,7 @@ class Crowd:
         self.poll, self.members, self.drips = select.epoll(), {}, collections.deque()
         self.opened = self.greeted = 0
         # Those that are let go by a deadline come spread over it, so that they go spread, too.
-        self.each, self.next = (HEADER_TIMEOUT / count if kind in DRIPS else 0), time.monotonic()
+        self.each, self.next = DEADLINES.get(kind, 0) / count, time.monotonic()
         self.ends, self.longest = collections.Counter(), 0.0
 
     def open(self):
@@ -220,7 +219,7 @@ class Crowd:
         with contextlib.suppress(OSError):
             member[0].send(OPENINGS[self.kind])
         if self.kind in DRIPS:
-            self.drips.append((member[1] + DRIP_SECONDS, fd, member))
+            self.drips.append((member[1] + DRIPS[self.kind], fd, member))
         if self.kind != "idle":
             self.greeted += 1
 
@@ -251,7 +250,7 @@ class Crowd:
             if self.members.get(fd) is member:
                 with contextlib.suppress(OSError):
                     member[0].send(b"a")
-                self.drips.append((now + DRIP_SECONDS, fd, member))
+                self.drips.append((now + DRIPS[self.kind], fd, member))
 
     def run(self, pipe):
         said = False
@@ -405,14 +404,14 @@ def deadlines(bench, ends, longest, seconds):
 def heads(bench):
     """Slow heads: a byte every three seconds."""
     _, ends, longest, grown = misbehaviour(bench, "heads", bench.options.count)
-    deadlines(bench, ends, longest, HEADER_TIMEOUT)
+    deadlines(bench, ends, longest, DEADLINES["heads"])
     bench.check("memory per slow head", grown / bench.options.count / 1024, 16, " KiB")
 
 
 def bodies(bench):
-    """Slow bodies: a long one announced, a byte every three seconds, each on its way to the origin."""
+    """Slow bodies: a long one announced, a byte every five seconds, each on its way to the origin."""
     _, ends, longest, grown = misbehaviour(bench, "bodies", bench.options.count)
-    deadlines(bench, ends, longest, BODY_TIMEOUT + 1)
+    deadlines(bench, ends, longest, DEADLINES["bodies"] + 1)
     bench.check("memory per slow body, its connection to the origin included", grown / bench.options.count / 1024, 64, " KiB")
 
 
