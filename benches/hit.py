@@ -70,12 +70,12 @@ PEER = """
 
 
 class Server:
-    """A process of ours with its descendants, pinned to one CPU."""
+    """A process of ours with its descendants, pinned to these CPUs."""
 
-    def __init__(self, name, command, cpu, work):
+    def __init__(self, name, command, cpus, work):
         self.name, self.port, self.is_hit = name, None, None
         self.output = open(work / f"{name}.out", "w+b")
-        pin = lambda: os.sched_setaffinity(0, {cpu})  # inherited by what it starts
+        pin = lambda: os.sched_setaffinity(0, cpus)  # inherited by what it starts
         self.process = subprocess.Popen(command, stdout=self.output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=pin)
 
     def said(self):
@@ -131,9 +131,9 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def fetch(port, path):
+def fetch(port, path, **fields):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", path)
+    connection.request("GET", path, headers=fields)
     response = connection.getresponse()
     return response, response.read()
 
@@ -143,7 +143,7 @@ def nginx(name, http, cpu, work, **facts):
     user = "user root;" if os.geteuid() == 0 else ""
     file = work / f"{name}.conf"
     file.write_text(COMMON.format(name=name, work=work, user=user, http=http.format(work=work, port=port, **facts)))
-    return Server(name, ["nginx", "-c", str(file), "-e", str(work / f"{name}.log")], cpu, work).await_port(port)
+    return Server(name, ["nginx", "-c", str(file), "-e", str(work / f"{name}.log")], {cpu}, work).await_port(port)
 
 
 def tiercel(binary, origin, cpu, work):
@@ -152,7 +152,7 @@ def tiercel(binary, origin, cpu, work):
         text = text.replace(f"@{name}@", value)
     file = work / "tiercel.toml"
     file.write_text(text)
-    server = Server("tiercel", [str(binary), "run", "--config", str(file)], cpu, work)
+    server = Server("tiercel", [str(binary), "run", "--config", str(file)], {cpu}, work)
     server.admin = int(server.await_said(r"admin http://127\.0\.0\.1:(\d+)"))
     return server.await_port(int(server.await_said(r"listener http http://127\.0\.0\.1:(\d+)")))
 

@@ -86,6 +86,7 @@ fn limits(l: &Limits) -> Value {
         "header_timeout": print_duration(l.header_timeout),
         "idle_timeout": print_duration(l.idle_timeout),
         "body_timeout": print_duration(l.body_timeout),
+        "body_rate": print_size(l.body_rate),
         "write_timeout": print_duration(l.write_timeout),
         "waiting": l.waiting,
     })

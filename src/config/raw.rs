@@ -217,6 +217,8 @@ pub struct RawLimits {
     pub idle_timeout: Option<RawDuration>,
     /// Between two reads of a request body (408).
     pub body_timeout: Option<RawDuration>,
+    /// Bytes a second of a request body (408).
+    pub body_rate: Option<RawSize>,
     /// Between two writes that make progress.
     pub write_timeout: Option<RawDuration>,
     /// Requests that wait for another's response head, in the process.

@@ -120,6 +120,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Between two reads of a request body (408).
     pub body_timeout: Duration,
+    /// Bytes a second of a request body, on average beyond `body_timeout` (408); 0: no bound.
+    pub body_rate: u64,
     /// Between two writes that make progress.
     pub write_timeout: Duration,
     /// Followers that wait for a head, in the process (DESIGN section 5).

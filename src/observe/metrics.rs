@@ -34,6 +34,7 @@ pub enum Bound {
     HeaderTimeout,
     IdleTimeout,
     BodyTimeout,
+    BodyRate,
     WriteTimeout,
     Waiting,
     FillMemory,
@@ -55,7 +56,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -65,6 +66,7 @@ impl Bound {
         Self::HeaderTimeout,
         Self::IdleTimeout,
         Self::BodyTimeout,
+        Self::BodyRate,
         Self::WriteTimeout,
         Self::Waiting,
         Self::FillMemory,
@@ -95,6 +97,7 @@ impl Bound {
             Self::HeaderTimeout => "header_timeout",
             Self::IdleTimeout => "idle_timeout",
             Self::BodyTimeout => "body_timeout",
+            Self::BodyRate => "body_rate",
             Self::WriteTimeout => "write_timeout",
             Self::Waiting => "waiting",
             Self::FillMemory => "fill_memory",

@@ -18,7 +18,8 @@ pub fn count(metrics: &Metrics, refusal: Refusal) {
 
 /// The bound behind a reason of `listener::http1`.
 fn bound(reason: &str) -> Option<Bound> {
-    [Bound::HeaderBytes, Bound::HeaderCount, Bound::UrlBytes, Bound::BodyBytes, Bound::HeaderTimeout, Bound::BodyTimeout]
+    use Bound::{BodyBytes, BodyRate, BodyTimeout, HeaderBytes, HeaderCount, HeaderTimeout, UrlBytes};
+    [HeaderBytes, HeaderCount, UrlBytes, BodyBytes, HeaderTimeout, BodyTimeout, BodyRate]
         .into_iter()
         .find(|bound| bound.as_str().bytes().map(|byte| if byte == b'_' { b'-' } else { byte }).eq(reason.bytes()))
 }
@@ -47,7 +48,12 @@ mod tests {
 
     #[test]
     fn reasons_that_stand_for_a_bound_count_it() {
-        for (reason, want) in [("header-bytes", Some(Bound::HeaderBytes)), ("body-timeout", Some(Bound::BodyTimeout)), ("bare-lf", None)] {
+        for (reason, want) in [
+            ("header-bytes", Some(Bound::HeaderBytes)),
+            ("body-timeout", Some(Bound::BodyTimeout)),
+            ("body-rate", Some(Bound::BodyRate)),
+            ("bare-lf", None),
+        ] {
             assert_eq!(bound(reason), want);
         }
     }

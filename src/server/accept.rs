@@ -2,8 +2,10 @@
 
 use super::sockets;
 use super::workers::{Counted, Shared};
+use crate::clock;
 use crate::config::settings::Limits;
 use crate::listener::{ClientSocket, Peer, http1};
+use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::Proxy;
 use crate::semantics::key::Scheme;
@@ -40,8 +42,12 @@ impl Doorway {
 
 /// How long handshakes that have begun may take to end before a listening socket closes; and then one round trip is due.
 const HANDSHAKE_WAIT: Duration = Duration::from_millis(200);
+/// Connections accepted before others get their turn: hundreds that come at once hold up hits by well below a millisecond.
+const ACCEPTS_IN_A_ROW: usize = 16;
 /// Between attempts to accept while there are no descriptors or no memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Between two warnings of that, milliseconds.
+const WARN_INTERVAL_MS: u64 = 10_000;
 
 /// Accepts on the current runtime until `stop`; `open` is held as long as the socket is.
 pub fn spawn(
@@ -84,7 +90,7 @@ struct Acceptor {
 
 impl Acceptor {
     async fn run(mut self, listener: AsyncFd<TcpListener>, mut stop: watch::Receiver<bool>) {
-        loop {
+        for number in 1_usize.. {
             let accepted = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
@@ -93,6 +99,9 @@ impl Acceptor {
             match accepted {
                 Ok((stream, client)) => self.place(stream, client),
                 Err(error) => self.pause(&error).await,
+            }
+            if number.is_multiple_of(ACCEPTS_IN_A_ROW) {
+                tokio::task::yield_now().await;
             }
         }
         self.close(listener).await;
@@ -124,7 +133,10 @@ impl Acceptor {
             return;
         }
         self.doorway.proxy.metrics.bound(Bound::Connections);
-        tracing::warn!(%error, listener = &*self.doorway.name(), "cannot accept");
+        static LIMIT: RateLimit = RateLimit::new(WARN_INTERVAL_MS);
+        if let Some(held_back) = LIMIT.pass(clock::now().mono_ms) {
+            tracing::warn!(%error, listener = &*self.doorway.name(), held_back, "cannot accept");
+        }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 

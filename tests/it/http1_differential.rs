@@ -354,6 +354,7 @@ fn limits() -> Limits {
         header_timeout: PATIENCE,
         idle_timeout: PATIENCE,
         body_timeout: PATIENCE,
+        body_rate: 0,
         write_timeout: PATIENCE,
         waiting: 1,
     }

@@ -225,6 +225,7 @@ fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
         header_timeout: t.timeout("header_timeout", raw.header_timeout.as_ref(), secs(10)),
         idle_timeout: t.timeout("idle_timeout", raw.idle_timeout.as_ref(), secs(75)),
         body_timeout: t.timeout("body_timeout", raw.body_timeout.as_ref(), secs(30)),
+        body_rate: t.size("body_rate", raw.body_rate.as_ref(), 512, 0..=GIB),
         write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), secs(30)),
         waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
     }

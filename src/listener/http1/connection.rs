@@ -3,6 +3,7 @@
 
 use super::alarms::Alarms;
 use super::framing::RequestPlan;
+use super::held::Held;
 use super::intake::Intake;
 use super::parse::{HeadExtent, HeadScan};
 use super::write::{self, Frame, Framing};
@@ -10,7 +11,7 @@ use super::{ANSWERS_IN_A_ROW, FIRST_REQUEST_WAIT, LINGER_BYTES, LINGER_TIME, REA
 use crate::body::{BodyError, BodyStream, ResponseBody, Tunnel};
 use crate::clock;
 use crate::config::settings::Limits;
-use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestHead, Response, Sent, Socket};
+use crate::listener::{Handled, Handler, InterimReceiver, InterimSlot, Peer, Refusal, RequestHead, Response, Sent, Socket};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::key::Scheme;
@@ -59,6 +60,16 @@ pub(super) struct Answer {
     pub persist: bool,
 }
 
+/// How far a request came without waiting.
+enum Begun {
+    Done(Next),
+    /// The socket takes no more for now, or the body is yet to come.
+    Answering(Box<Answer>),
+    /// The handler, or the request body, is to be waited for.
+    Exchange(Box<(Handled, Option<InterimReceiver>, Option<Intake>)>),
+    Panicked,
+}
+
 /// Where the body of an answer comes from, beyond what the frame holds.
 pub(super) enum Source {
     None,
@@ -75,6 +86,8 @@ pub(super) struct Connection<S, H> {
     pub alarms: Alarms,
     /// Bytes read and not used yet.
     pub buffer: BytesMut,
+    /// While there are buffers.
+    held: Option<Held>,
     scan: HeadScan,
     pub head: RequestHead,
     /// Whether `head` is that of the request under way.
@@ -103,6 +116,7 @@ where
             handler,
             alarms: Alarms::new(drain),
             buffer: BytesMut::new(),
+            held: None,
             scan: HeadScan::default(),
             head: RequestHead { method: Method::GET, target: Vec::new(), minor_version: 1, fields: Fields::new() },
             head_is_whole: false,
@@ -165,28 +179,42 @@ where
     }
 
     async fn dispatch(&mut self, plan: RequestPlan) -> Next {
+        match poll_fn(|context| Poll::Ready(self.begin(context, plan))).await {
+            Begun::Done(next) => next,
+            Begun::Answering(answer) => Box::pin(self.answer(*answer, None, plan)).await,
+            Begun::Exchange(begun) => {
+                let (handled, interims, intake) = *begun;
+                Box::pin(self.exchange(handled, interims, intake, plan)).await
+            }
+            Begun::Panicked => Box::pin(self.refuse(PANIC)).await,
+        }
+    }
+
+    /// Asks the handler, and does all that needs no waiting. Not `async`: what is at hand for an answer is large, and would
+    /// be a part of every connection, idle ones too.
+    fn begin(&mut self, context: &mut Context<'_>, plan: RequestPlan) -> Begun {
         let (body, intake) = Intake::open(plan.body, self.limits.body_bytes, self.limits.header_count, plan.expect);
         let mut interim = InterimSlot::default();
         let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle(&self.peer, &self.head, body, &mut interim)));
         let interims = interim.take();
         match handled {
-            Ok(Handled::Ready(response)) if intake.is_none() && interims.is_none() => self.answer_at_once(response, plan).await,
-            Ok(handled) => Box::pin(self.exchange(handled, interims, intake, plan)).await,
-            Err(_) => Box::pin(self.refuse(PANIC)).await,
+            Ok(Handled::Ready(response)) if intake.is_none() && interims.is_none() => self.answer_at_once(context, response, plan),
+            Ok(handled) => Begun::Exchange(Box::new((handled, interims, intake))),
+            Err(_) => Begun::Panicked,
         }
     }
 
     /// The fast path: all bytes of the answer are at hand, and the socket takes them.
-    async fn answer_at_once(&mut self, response: Response, plan: RequestPlan) -> Next {
+    fn answer_at_once(&mut self, context: &mut Context<'_>, response: Response, plan: RequestPlan) -> Begun {
         let mut answer = self.begin_answer(response, plan, None);
         if matches!(answer.source, Source::None) {
-            match poll_fn(|context| Poll::Ready(self.poll_write(context, &mut answer.frame))).await {
-                Poll::Ready(Ok(())) => return self.finish(answer, plan),
-                Poll::Ready(Err(_)) => return self.finish_aborted(answer, BodyError::ClientLeft),
+            match self.poll_write(context, &mut answer.frame) {
+                Poll::Ready(Ok(())) => return Begun::Done(self.finish(answer, plan)),
+                Poll::Ready(Err(_)) => return Begun::Done(self.finish_aborted(answer, BodyError::ClientLeft)),
                 Poll::Pending => {}
             }
         }
-        Box::pin(self.answer(answer, None, plan)).await
+        Begun::Answering(Box::new(answer))
     }
 
     /// Frames the answer: its head, and a body that is at hand, stand ready to be written.
@@ -294,6 +322,7 @@ where
         ready!(Pin::new(&mut self.io).poll_read(context, &mut read))?;
         self.eof |= read.filled().is_empty();
         if !self.eof {
+            self.held.get_or_insert_with(|| Held::by(self.peer.worker));
             self.buffer.reserve(READ_BYTES);
             self.buffer.extend_from_slice(read.filled());
         }
@@ -346,6 +375,9 @@ where
             Poll::Ready(Ok(_)) => return Poll::Ready(Filled::More),
             Poll::Pending => {}
         }
+        if idle && self.held.as_ref().is_some_and(Held::by_many) {
+            self.trim();
+        }
         let wait = if idle { self.trim_after() } else { self.limits.header_timeout };
         let mut at = *deadline.get_or_insert_with(|| Instant::now() + wait);
         if idle && self.alarms.poll_drain(context).is_ready() {
@@ -370,6 +402,7 @@ where
 
     /// Gives memory back while nothing is under way.
     fn trim(&mut self) {
+        self.held = None;
         self.buffer = BytesMut::new();
         self.scan = HeadScan::default();
         self.out = Vec::new();

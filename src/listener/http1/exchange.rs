@@ -27,7 +27,6 @@ use tokio::time::Instant;
 type Later = Pin<Box<dyn Future<Output = Response> + Send>>;
 type Polled = Option<Result<Chunk, BodyError>>;
 
-const BODY_TIMEOUT: Refusal = Refusal { status: 408, reason: "body-timeout" };
 /// The client left before there was an answer. No such status goes out; it names the case in log and metrics.
 const CLIENT_LEFT: Refusal = Refusal { status: 499, reason: "client-left" };
 
@@ -132,7 +131,7 @@ where
                 Poll::Ready(Room::Open) => {}
                 Poll::Ready(Room::Gone) if intake.discarding && !intake.is_too_long_to_discard() => {}
                 Poll::Ready(Room::Gone) | Poll::Pending => {
-                    intake.deadline = None;
+                    intake.pace.stop(Instant::now, 0);
                     return Poll::Pending;
                 }
             }
@@ -160,8 +159,8 @@ where
             return Poll::Ready(Err(bad("body-truncated")));
         }
         match self.poll_read(context, BODY_READ_BYTES) {
-            Poll::Ready(Ok(_)) => {
-                intake.deadline = None;
+            Poll::Ready(Ok(read)) => {
+                intake.pace.stop(Instant::now, read);
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(_)) => {
@@ -169,10 +168,10 @@ where
                 Poll::Ready(Err(CLIENT_LEFT))
             }
             Poll::Pending => {
-                let at = *intake.deadline.get_or_insert_with(|| Instant::now() + self.limits.body_timeout);
+                let (at, refusal) = intake.pace.wait(Instant::now, &self.limits);
                 if self.alarms.poll_deadline(context, at).is_ready() {
                     intake.fail(BodyError::Timeout);
-                    return Poll::Ready(Err(BODY_TIMEOUT));
+                    return Poll::Ready(Err(refusal));
                 }
                 Poll::Pending
             }

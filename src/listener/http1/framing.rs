@@ -351,6 +351,7 @@ pub(super) mod tests {
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
+            body_rate: 100,
             write_timeout: Duration::from_secs(10),
             waiting: 100,
         }

@@ -4,6 +4,7 @@
 //! its socket while [`CHANNEL_BYTES`] wait.
 
 use super::framing::{BodyLength, Chunked};
+use super::pace::Pace;
 use super::{PIPELINE_BYTES, UNREAD_BODY_BYTES};
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::listener::{Refusal, RequestBody};
@@ -13,7 +14,6 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use tokio::time::Instant;
 
 /// Bytes that may wait between connection and reader.
 const CHANNEL_BYTES: usize = 64 * 1024;
@@ -37,12 +37,13 @@ struct Reader(Arc<Mutex<State>>);
 impl BodyStream for Reader {
     fn poll_chunk(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
         let mut state = self.0.lock();
-        state.wanted = true;
+        let first = !std::mem::replace(&mut state.wanted, true);
         let chunk = state.chunks.pop_front();
         if let Some(Chunk::Data(bytes)) = &chunk {
             state.bytes -= bytes.len();
         }
-        let feeder = state.feeder.take();
+        // Only where this makes a difference to it: where both are one task, waking it in vain would keep it busy for ever.
+        let feeder = if first || chunk.is_some() { state.feeder.take() } else { None };
         let polled = match (chunk, state.end) {
             (Some(chunk), _) => Poll::Ready(Some(Ok(chunk))),
             (None, Some(end)) => Poll::Ready(end.err().map(Err)),
@@ -99,8 +100,7 @@ pub(super) struct Intake {
     discarded: u64,
     done: bool,
     failed: bool,
-    /// When the next byte must be there.
-    pub deadline: Option<Instant>,
+    pub pace: Pace,
 }
 
 impl Intake {
@@ -113,7 +113,8 @@ impl Intake {
         };
         let shared = Arc::new(Mutex::new(State::default()));
         let stream = Box::pin(Reader(Arc::clone(&shared)));
-        let intake = Self { shared, decoder, expects, discarding: false, discarded: 0, done: false, failed: false, deadline: None };
+        let pace = Pace::default();
+        let intake = Self { shared, decoder, expects, discarding: false, discarded: 0, done: false, failed: false, pace };
         (RequestBody::Stream { length, stream }, Some(intake))
     }
 

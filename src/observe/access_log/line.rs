@@ -1,6 +1,6 @@
 //! One line per request in three formats. Cookies and credentials are never read here.
 
-use super::text::{self, Object, TARGET_MAX, TEXT_MAX};
+use super::text::{self, Object, TARGET_MAX, TEXT_MAX, member};
 use crate::body::BodyError;
 use crate::config::settings::AccessFormat;
 use crate::listener::{Peer, RequestHead, Sent};
@@ -98,97 +98,97 @@ impl Line<'_> {
     fn json(&self, stamp: &mut Stamp, out: &mut Vec<u8>) {
         let outcome = self.outcome;
         let mut line = Object::begin(out);
-        line.plain("timestamp", |out| stamp.rfc3339(self.wall_ms, out));
-        line.plain("client", |out| text::address(self.client(), out));
-        line.text("method", self.head.method.as_str().as_bytes(), TEXT_MAX);
-        line.token("scheme", self.peer.scheme.as_str());
-        line.text_or_null("host", self.head.fields.get(name::HOST));
+        line.plain(member!("timestamp"), |out| stamp.rfc3339(self.wall_ms, out));
+        line.plain(member!("client"), |out| text::address(self.client(), out));
+        line.text(member!("method"), self.head.method.as_str().as_bytes(), TEXT_MAX);
+        line.token(member!("scheme"), self.peer.scheme.as_str());
+        line.text_or_null(member!("host"), self.head.fields.get(name::HOST));
         let (path, query) = self.path_and_query();
-        line.text("path", path, TARGET_MAX);
+        line.text(member!("path"), path, TARGET_MAX);
         if let Some(query) = query {
-            line.text("query", query, TARGET_MAX);
+            line.text(member!("query"), query, TARGET_MAX);
         }
-        line.token("protocol", self.protocol());
-        line.number("status", self.sent.status.as_u16());
-        line.number("bytes", self.sent.body_bytes);
-        line.value("duration_ms", |out| text::milliseconds(self.sent.duration_ns, out));
-        line.token("result", outcome.result.as_str());
-        line.token("tier", outcome.source.as_str());
+        line.token(member!("protocol"), self.protocol());
+        line.number(member!("status"), self.sent.status.as_u16());
+        line.number(member!("bytes"), self.sent.body_bytes);
+        line.value(member!("duration_ms"), |out| text::milliseconds(self.sent.duration_ns, out));
+        line.token(member!("result"), outcome.result.as_str());
+        line.token(member!("tier"), outcome.source.as_str());
         self.json_cache(&mut line);
-        line.text("site", self.site.as_bytes(), TEXT_MAX);
-        line.text("route", self.route.as_bytes(), TEXT_MAX);
-        line.text("listener", self.peer.listener.as_bytes(), TEXT_MAX);
+        line.text(member!("site"), self.site.as_bytes(), TEXT_MAX);
+        line.text(member!("route"), self.route.as_bytes(), TEXT_MAX);
+        line.text(member!("listener"), self.peer.listener.as_bytes(), TEXT_MAX);
         self.json_upstream(&mut line);
-        line.text_or_null("request_id", outcome.request_id.as_deref().map(str::as_bytes));
+        line.text_or_null(member!("request_id"), outcome.request_id.as_deref().map(str::as_bytes));
         if let Some(trace) = self.trace_id() {
-            line.text("trace_id", trace, TEXT_MAX);
+            line.text(member!("trace_id"), trace, TEXT_MAX);
         }
-        line.text_or_null("referer", self.referer().as_deref());
-        line.text_or_null("user_agent", self.user_agent());
+        line.text_or_null(member!("referer"), self.referer().as_deref());
+        line.text_or_null(member!("user_agent"), self.user_agent());
         line.end();
     }
 
     fn json_cache(&self, line: &mut Object<'_>) {
         let outcome = self.outcome;
-        line.text_or_null("reason", self.reason().map(str::as_bytes));
-        line.text_or_null("detail", outcome.detail.as_deref().map(str::as_bytes));
-        line.text_or_null("error", self.error().map(str::as_bytes));
-        line.boolean("stored", outcome.stored);
-        line.boolean("collapsed", outcome.collapsed);
+        line.text_or_null(member!("reason"), self.reason().map(str::as_bytes));
+        line.text_or_null(member!("detail"), outcome.detail.as_deref().map(str::as_bytes));
+        line.text_or_null(member!("error"), self.error().map(str::as_bytes));
+        line.boolean(member!("stored"), outcome.stored);
+        line.boolean(member!("collapsed"), outcome.collapsed);
         if let Some(age) = outcome.age_ms {
-            line.number("age_ms", age);
+            line.number(member!("age_ms"), age);
         }
         if let Some(ttl) = outcome.ttl_ms {
-            line.number("ttl_ms", ttl);
+            line.number(member!("ttl_ms"), ttl);
         }
     }
 
     fn json_upstream(&self, line: &mut Object<'_>) {
         let outcome = self.outcome;
-        line.text_or_null("upstream", outcome.upstream.as_deref().map(str::as_bytes));
-        line.text_or_null("endpoint", outcome.endpoint.as_deref().map(str::as_bytes));
+        line.text_or_null(member!("upstream"), outcome.upstream.as_deref().map(str::as_bytes));
+        line.text_or_null(member!("endpoint"), outcome.endpoint.as_deref().map(str::as_bytes));
         if let Some(status) = outcome.forward_status {
-            line.number("upstream_status", status);
+            line.number(member!("upstream_status"), status);
         }
-        line.milliseconds_or_null("connect_ms", outcome.timing.connect);
-        line.milliseconds_or_null("upstream_ms", outcome.timing.first_byte);
-        line.milliseconds_or_null("wait_ms", outcome.timing.waited);
+        line.milliseconds_or_null(member!("connect_ms"), outcome.timing.connect);
+        line.milliseconds_or_null(member!("upstream_ms"), outcome.timing.first_byte);
+        line.milliseconds_or_null(member!("wait_ms"), outcome.timing.waited);
     }
 
     /// Elastic Common Schema; what it has no field for goes under `tiercel.`.
     fn ecs(&self, stamp: &mut Stamp, out: &mut Vec<u8>) {
         let outcome = self.outcome;
         let mut line = Object::begin(out);
-        line.plain("@timestamp", |out| stamp.rfc3339(self.wall_ms, out));
-        line.token("ecs.version", "8.17.0");
-        line.token("event.dataset", "tiercel.access");
-        line.token("event.kind", "event");
-        line.number("event.duration", self.sent.duration_ns);
-        line.plain("client.ip", |out| text::address(self.client(), out));
-        line.text("http.request.method", self.head.method.as_str().as_bytes(), TEXT_MAX);
+        line.plain(member!("@timestamp"), |out| stamp.rfc3339(self.wall_ms, out));
+        line.token(member!("ecs.version"), "8.17.0");
+        line.token(member!("event.dataset"), "tiercel.access");
+        line.token(member!("event.kind"), "event");
+        line.number(member!("event.duration"), self.sent.duration_ns);
+        line.plain(member!("client.ip"), |out| text::address(self.client(), out));
+        line.text(member!("http.request.method"), self.head.method.as_str().as_bytes(), TEXT_MAX);
         if let Some(id) = outcome.request_id.as_deref() {
-            line.text("http.request.id", id.as_bytes(), TEXT_MAX);
+            line.text(member!("http.request.id"), id.as_bytes(), TEXT_MAX);
         }
         if let Some(referer) = self.referer() {
-            line.text("http.request.referrer", &referer, TEXT_MAX);
+            line.text(member!("http.request.referrer"), &referer, TEXT_MAX);
         }
-        line.number("http.response.status_code", self.sent.status.as_u16());
-        line.number("http.response.body.bytes", self.sent.body_bytes);
-        line.token("http.version", if self.head.minor_version == 0 { "1.0" } else { "1.1" });
-        line.token("url.scheme", self.peer.scheme.as_str());
+        line.number(member!("http.response.status_code"), self.sent.status.as_u16());
+        line.number(member!("http.response.body.bytes"), self.sent.body_bytes);
+        line.token(member!("http.version"), if self.head.minor_version == 0 { "1.0" } else { "1.1" });
+        line.token(member!("url.scheme"), self.peer.scheme.as_str());
         if let Some(host) = self.head.fields.get(name::HOST) {
-            line.text("url.domain", without_port(host), TEXT_MAX);
+            line.text(member!("url.domain"), without_port(host), TEXT_MAX);
         }
         let (path, query) = self.path_and_query();
-        line.text("url.path", path, TARGET_MAX);
+        line.text(member!("url.path"), path, TARGET_MAX);
         if let Some(query) = query {
-            line.text("url.query", query, TARGET_MAX);
+            line.text(member!("url.query"), query, TARGET_MAX);
         }
         if let Some(agent) = self.user_agent() {
-            line.text("user_agent.original", agent, TEXT_MAX);
+            line.text(member!("user_agent.original"), agent, TEXT_MAX);
         }
         if let Some(trace) = self.trace_id() {
-            line.text("trace.id", trace, TEXT_MAX);
+            line.text(member!("trace.id"), trace, TEXT_MAX);
         }
         self.ecs_tiercel(&mut line);
         line.end();
@@ -196,20 +196,20 @@ impl Line<'_> {
 
     fn ecs_tiercel(&self, line: &mut Object<'_>) {
         let outcome = self.outcome;
-        line.token("tiercel.result", outcome.result.as_str());
-        line.token("tiercel.tier", outcome.source.as_str());
-        line.text_or_null("tiercel.reason", self.reason().map(str::as_bytes));
-        line.text_or_null("tiercel.detail", outcome.detail.as_deref().map(str::as_bytes));
-        line.text_or_null("tiercel.error", self.error().map(str::as_bytes));
-        line.boolean("tiercel.stored", outcome.stored);
-        line.boolean("tiercel.collapsed", outcome.collapsed);
-        line.text("tiercel.site", self.site.as_bytes(), TEXT_MAX);
-        line.text("tiercel.route", self.route.as_bytes(), TEXT_MAX);
-        line.text("tiercel.listener", self.peer.listener.as_bytes(), TEXT_MAX);
-        line.text_or_null("tiercel.upstream", outcome.upstream.as_deref().map(str::as_bytes));
-        line.text_or_null("tiercel.endpoint", outcome.endpoint.as_deref().map(str::as_bytes));
-        line.milliseconds_or_null("tiercel.upstream_ms", outcome.timing.first_byte);
-        line.milliseconds_or_null("tiercel.wait_ms", outcome.timing.waited);
+        line.token(member!("tiercel.result"), outcome.result.as_str());
+        line.token(member!("tiercel.tier"), outcome.source.as_str());
+        line.text_or_null(member!("tiercel.reason"), self.reason().map(str::as_bytes));
+        line.text_or_null(member!("tiercel.detail"), outcome.detail.as_deref().map(str::as_bytes));
+        line.text_or_null(member!("tiercel.error"), self.error().map(str::as_bytes));
+        line.boolean(member!("tiercel.stored"), outcome.stored);
+        line.boolean(member!("tiercel.collapsed"), outcome.collapsed);
+        line.text(member!("tiercel.site"), self.site.as_bytes(), TEXT_MAX);
+        line.text(member!("tiercel.route"), self.route.as_bytes(), TEXT_MAX);
+        line.text(member!("tiercel.listener"), self.peer.listener.as_bytes(), TEXT_MAX);
+        line.text_or_null(member!("tiercel.upstream"), outcome.upstream.as_deref().map(str::as_bytes));
+        line.text_or_null(member!("tiercel.endpoint"), outcome.endpoint.as_deref().map(str::as_bytes));
+        line.milliseconds_or_null(member!("tiercel.upstream_ms"), outcome.timing.first_byte);
+        line.milliseconds_or_null(member!("tiercel.wait_ms"), outcome.timing.waited);
     }
 
     fn client(&self) -> std::net::IpAddr {

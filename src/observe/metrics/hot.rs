@@ -169,6 +169,15 @@ impl Hot {
         (0..self.count.load(Acquire)).filter_map(|id| Some((self.names(RouteId(id))?, self.total(id))))
     }
 
+    /// Requests of each worker, for a scrape.
+    pub(super) fn requests_by_worker(&self) -> impl Iterator<Item = u64> {
+        let routes = self.count.load(Acquire);
+        self.workers.iter().map(move |worker| {
+            let counters = (0..routes).filter_map(|id| worker.get(id)).flat_map(|counters| &counters.requests);
+            counters.map(|counter| counter.load(Relaxed)).sum()
+        })
+    }
+
     fn total(&self, id: u32) -> RouteTotals {
         let mut totals = RouteTotals { matched: id != 0, ..RouteTotals::default() };
         for counters in self.workers.iter().filter_map(|worker| worker.get(id)) {

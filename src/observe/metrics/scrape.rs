@@ -32,7 +32,7 @@ pub(super) fn register(registry: &Registry, hot: Arc<Hot>, gauges: GaugeSource) 
     }
 }
 
-const HOT: &[Series] = &[series::REQUESTS, series::RESPONSE_BYTES, series::REQUEST_SECONDS];
+const HOT: &[Series] = &[series::REQUESTS, series::RESPONSE_BYTES, series::REQUEST_SECONDS, series::WORKER_REQUESTS];
 const READ: &[Series] = &[
     series::TIER_BYTES,
     series::TIER_LIMIT,
@@ -68,11 +68,17 @@ impl Collector for Scrape {
         families.push(family(&series::REQUESTS, requests));
         families.push(family(&series::RESPONSE_BYTES, bytes));
         families.push(family(&series::REQUEST_SECONDS, seconds));
+        families.push(family(&series::WORKER_REQUESTS, self.by_worker()));
         families
     }
 }
 
 impl Scrape {
+    fn by_worker(&self) -> Vec<Metric> {
+        let one = |(worker, count): (usize, u64)| metric(Kind::Counter, labels(&series::WORKER_REQUESTS, &[&worker.to_string()]), count);
+        self.hot.requests_by_worker().enumerate().map(one).collect()
+    }
+
     fn read_gauges(&self) -> Vec<MetricFamily> {
         let gauges = self.gauges.get();
         let read = gauges.as_deref();

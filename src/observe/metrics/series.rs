@@ -92,6 +92,8 @@ series! {
         "Bytes of response bodies written to clients.";
     REQUEST_SECONDS = Histogram "tiercel_request_duration_seconds" ["site", "route", "result"]
         "From the first byte of a request to the last byte of its answer.";
+    WORKER_REQUESTS = Counter "tiercel_worker_requests_total" ["worker"]
+        "Requests answered, by worker: whether the load is shared.";
     NOT_STORED = Counter "tiercel_cache_not_stored_total" ["reason"]
         "Responses that were not stored, by reason; the reason is the detail in Cache-Status.";
     STORES = Counter "tiercel_cache_stores_total" ["tier", "outcome"]

@@ -1,6 +1,6 @@
 //! Every bound on clients: what they get beyond it, and the metric that shows it.
 
-use super::process::{Process, config};
+use super::process::{Process, config, write_config};
 use super::{bound, get, get_with, keeping, metric, until};
 use crate::support::client::{Client, Ended, patient};
 use crate::support::origin::{Origin, Script};
@@ -47,6 +47,29 @@ async fn a_connection_too_many_is_told_to_come_back() {
         clients.pop();
         until("there is room again", || get(process.http(), "/a"), |answer| answer.status == 200).await;
     }
+}
+
+/// With 64 descriptors 16 connections are allowed; those that are to be turned away, and say nothing, hold all the others.
+#[tokio::test]
+async fn hits_go_on_while_there_are_no_descriptors_and_accepting_does_afterwards() {
+    let origin = origin();
+    let folder = tempfile::tempdir().unwrap();
+    let file = write_config(folder.path(), &config(&origin.url(), "[server]\nworkers = 1\n"));
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "ulimit -n 64; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tiercel"), "run", "--config", file.to_str().unwrap()]);
+    let process = Process::spawn(&mut shell);
+    let mut kept = Client::connect(process.http()).await;
+    assert_eq!(kept.ask(keeping("/a")).await.status, 200);
+    let silent: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(process.http()).unwrap()).collect();
+    process.err.wait("that accepting fails", |line| line.contains("cannot accept"));
+    for _ in 0..100 {
+        assert_eq!(kept.ask(keeping("/a")).await.text(), "fresh");
+    }
+    assert_eq!(origin.count("/a"), 1);
+    drop(silent);
+    until("others are accepted again", || get(process.http(), "/a"), |answer| answer.status == 200).await;
+    assert!(bound(process.admin(), "connections").await >= 2.0, "those turned away, and those that could not be accepted");
+    until("they are counted out", || metric(process.admin(), "tiercel_connections", &[]), |count| *count == 1.0).await;
 }
 
 #[tokio::test]

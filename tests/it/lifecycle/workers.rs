@@ -63,6 +63,10 @@ async fn two_workers_share_what_is_accepted() {
         assert_eq!(loads.iter().sum::<u64>(), 64, "{runtime}: {loads:?}");
         // Nobody has more than half as much again as the mean.
         assert!(loads.iter().all(|load| (16..=49).contains(load)), "{runtime}: {loads:?}");
+        let counted = async |worker: &str| metric(process.admin(), "tiercel_worker_requests_total", &[worker]).await;
+        until("all are counted", || metric(process.admin(), "tiercel_worker_requests_total", &[]), |count| *count == 64.0).await;
+        let counts = [counted("worker=\"0\"").await, counted("worker=\"1\"").await];
+        assert!(counts.iter().all(|count| *count >= 15.0), "{runtime}: {counts:?}");
     }
 }
 
