@@ -92,7 +92,7 @@ impl Exchange {
             client: self.trusted.then_some(self.client),
             log_query: self.routed.route.log_query,
             request_id: Some(Arc::clone(&self.request_id)),
-            upstream: self.routed.upstream.as_ref().map(|upstream| upstream.settings.name.as_str().into()),
+            upstream: self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name)),
             ..Outcome::default()
         }
     }
