@@ -29,6 +29,8 @@ pub fn judge(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Bega
     let judged = decide(proxy, exchange, inbound, began, received);
     match &judged {
         Ok(_) => proxy.refusals.invalidate(&exchange.key.hash()),
+        // What is known already is not written again: everything uncacheable passes here.
+        Err(why) if proxy.refusals.get(&exchange.key.hash()) == Some(*why) => {}
         Err(why) => proxy.refusals.insert(exchange.key.hash(), *why),
     }
     judged

@@ -347,7 +347,8 @@ impl Fields {
             return Err(FieldError::Name);
         }
         let value = trim(value);
-        if !value.iter().all(|b| is_value_byte(*b)) {
+        // Without a way out in the middle, so that many bytes are looked at together.
+        if !value.iter().fold(true, |good, byte| good & is_value_byte(*byte)) {
             return Err(FieldError::Value);
         }
         let start = self.block.len();
