@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tiercel::listener::http1::framing::{ChunkError, Chunked};
+use tiercel::http1::chunked::{ChunkError, Chunked};
 use tiercel::semantics::Fields;
 
 const BODY_BYTES: u64 = 1 << 16;

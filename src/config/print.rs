@@ -109,6 +109,7 @@ fn upstream(u: &Upstream) -> Value {
     json!({
         "endpoints": u.endpoints.iter().map(|endpoint| endpoint.url.clone()).collect::<Vec<_>>(),
         "balance": match u.balance { Balance::RoundRobin => "round_robin", Balance::LeastRequests => "least_requests" },
+        "http1": match u.http1 { UpstreamCodec::Own => "own", UpstreamCodec::Hyper => "hyper" },
         "connections": u.connections,
         "queue": u.queue,
         "queue_timeout": print_duration(u.queue_timeout),

@@ -252,6 +252,8 @@ pub struct RawUpstream {
     /// `http://host:port`, one or more.
     pub endpoints: Option<Vec<String>>,
     pub balance: Option<RawBalance>,
+    /// What speaks HTTP/1.1 to the endpoints.
+    pub http1: Option<RawCodec>,
     /// Connections per endpoint.
     pub connections: Option<u64>,
     /// Requests that may wait for a connection, per endpoint.
@@ -281,6 +283,14 @@ pub struct RawUpstream {
 pub enum RawBalance {
     RoundRobin,
     LeastRequests,
+}
+
+/// What speaks HTTP/1.1 to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawCodec {
+    Own,
+    Hyper,
 }
 
 /// A routed host space.

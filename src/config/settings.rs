@@ -152,6 +152,7 @@ pub struct Upstream {
     pub name: String,
     pub endpoints: Vec<Endpoint>,
     pub balance: Balance,
+    pub http1: UpstreamCodec,
     /// Connections per endpoint.
     pub connections: usize,
     /// Requests that may wait for a connection, per endpoint.
@@ -186,6 +187,16 @@ pub struct Endpoint {
 pub enum Balance {
     RoundRobin,
     LeastRequests,
+}
+
+/// What speaks HTTP/1.1 to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UpstreamCodec {
+    /// Our own: the task of the request reads and writes.
+    #[default]
+    Own,
+    /// hyper's client: a task per connection.
+    Hyper,
 }
 
 /// A routed host space.

@@ -48,6 +48,9 @@ pub enum Bound {
     UpstreamConnections,
     UpstreamQueue,
     UpstreamQueueTimeout,
+    UpstreamHeaderBytes,
+    UpstreamHeaderCount,
+    UpstreamInterim,
     AccessLogQueue,
     InterimDropped,
     InvalidatedGroups,
@@ -56,7 +59,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 31] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -80,6 +83,9 @@ impl Bound {
         Self::UpstreamConnections,
         Self::UpstreamQueue,
         Self::UpstreamQueueTimeout,
+        Self::UpstreamHeaderBytes,
+        Self::UpstreamHeaderCount,
+        Self::UpstreamInterim,
         Self::AccessLogQueue,
         Self::InterimDropped,
         Self::InvalidatedGroups,
@@ -111,6 +117,9 @@ impl Bound {
             Self::UpstreamConnections => "upstream_connections",
             Self::UpstreamQueue => "upstream_queue",
             Self::UpstreamQueueTimeout => "upstream_queue_timeout",
+            Self::UpstreamHeaderBytes => "upstream_header_bytes",
+            Self::UpstreamHeaderCount => "upstream_header_count",
+            Self::UpstreamInterim => "upstream_interim",
             Self::AccessLogQueue => "access_log_queue",
             Self::InterimDropped => "interim_dropped",
             Self::InvalidatedGroups => "invalidated_groups",
@@ -118,6 +127,38 @@ impl Bound {
             Self::AdminConnections => "admin_connections",
         }
     }
+}
+
+/// Why a connection to an upstream was closed that might have been used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dropped {
+    /// The peer closed it while it was idle.
+    Closed,
+    /// The peer sent bytes while it was idle.
+    Spoke,
+    /// Bytes came after a complete response.
+    Surplus,
+    /// The response was complete before the request was.
+    Early,
+}
+
+impl Dropped {
+    pub const ALL: [Self; 4] = [Self::Closed, Self::Spoke, Self::Surplus, Self::Early];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Spoke => "spoke",
+            Self::Surplus => "surplus",
+            Self::Early => "early",
+        }
+    }
+}
+
+/// How many connections of an upstream are in use, and how many idle.
+#[derive(Debug, Clone)]
+pub struct ConnectionGauges {
+    pub active: IntGauge,
+    pub idle: IntGauge,
 }
 
 /// How following a flight ended.
@@ -397,9 +438,14 @@ impl Metrics {
     pub fn upstream_retry(&self, upstream: &str, reason: &'static str) {
         self.upstreams.retries.with_label_values(&[upstream, reason]).inc();
     }
-    /// Change of connections of an endpoint: `state` is `active` or `idle`.
-    pub fn upstream_connections(&self, upstream: &str, state: &'static str, change: i64) {
-        self.upstreams.connections.with_label_values(&[upstream, state]).add(change);
+    /// The gauges of an upstream's connections, to be kept by who counts them.
+    pub fn connection_gauges(&self, upstream: &str) -> ConnectionGauges {
+        let gauge = |state| self.upstreams.connections.with_label_values(&[upstream, state]);
+        ConnectionGauges { active: gauge("active"), idle: gauge("idle") }
+    }
+    /// A connection was closed that might have been used again.
+    pub fn upstream_dropped(&self, upstream: &str, why: Dropped) {
+        self.upstreams.dropped.with_label_values(&[upstream, why.as_str()]).inc();
     }
     /// `kind`: url, key, group, prefix, host, site, everything; `mode`: hard, soft.
     pub fn purged(&self, kind: &'static str, mode: &'static str) {
@@ -467,6 +513,7 @@ struct Upstreams {
     errors: IntCounterVec,
     retries: IntCounterVec,
     connections: IntGaugeVec,
+    dropped: IntCounterVec,
 }
 
 #[derive(Clone)]
@@ -502,6 +549,7 @@ impl Upstreams {
             errors: series::UPSTREAM_ERRORS.counters(registry),
             retries: series::UPSTREAM_RETRIES.counters(registry),
             connections: series::UPSTREAM_CONNECTIONS.gauges(registry),
+            dropped: series::UPSTREAM_DROPPED.counters(registry),
         }
     }
 
@@ -523,6 +571,9 @@ impl Upstreams {
         }
         for state in ["active", "idle"] {
             self.connections.with_label_values(&[name, state]);
+        }
+        for why in Dropped::ALL {
+            self.dropped.with_label_values(&[name, why.as_str()]);
         }
         UpstreamChildren {
             responses: CLASSES.map(|class| self.requests.with_label_values(&[name, class])),

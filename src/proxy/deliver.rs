@@ -19,7 +19,7 @@ use crate::semantics::precondition::{self, Precondition};
 use crate::semantics::range::{self, Selection};
 use crate::semantics::storage::NotStored;
 use crate::semantics::{CacheKey, Fields, Method, Name, Now, Request, StatusCode, date, name, reuse};
-use crate::upstream::Inbound;
+use crate::upstream::{Arriving, Inbound};
 use bytes::Bytes;
 use std::borrow::Cow;
 use std::pin::Pin;
@@ -171,7 +171,8 @@ fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Respo
     add_lines(&mut fields, &exchange.routed, exchange.key.as_str(), None, &outcome);
     let body = match (inbound.tunnel, inbound.body) {
         (Some(tunnel), _) => ResponseBody::Tunnel(tunnel as Box<dyn Tunnel>),
-        (None, Some(stream)) => ResponseBody::Stream { length: inbound.length, stream },
+        (None, Some(Arriving::Whole(bytes))) => ResponseBody::Full(bytes),
+        (None, Some(Arriving::Stream(stream))) => ResponseBody::Stream { length: inbound.length, stream },
         (None, None) => ResponseBody::Empty,
     };
     Response { status: inbound.status, fields: ResponseFields::Own(fields), body, close: false, outcome }

@@ -81,7 +81,7 @@ impl Exchange {
     }
 
     pub fn outcome(&self) -> Outcome {
-        let upstream = self.routed.upstream.as_ref().map(|upstream| upstream.settings.name.as_str().into());
+        let upstream = self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name));
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
         Outcome { upstream, ..known }
     }

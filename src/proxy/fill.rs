@@ -7,7 +7,7 @@ use super::exchange::{Arrival, Exchange, PanicNote};
 use super::lookup::{self, Found};
 use super::store::{self, Began};
 use super::{Proxy, alone, answer, deliver, forward, revalidate};
-use crate::body::{BodyStream, Chunk};
+use crate::body::Chunk;
 use crate::cache::{StoredHead, StoredResponse, Tags, subject};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader, FillWriter, Unstored};
@@ -22,7 +22,7 @@ use crate::semantics::reuse::{Reuse, Validity, may_serve_on_error_to, reuse};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
 use crate::semantics::{Fields, Method, StatusCode, name, range};
-use crate::upstream::{FetchError, Inbound};
+use crate::upstream::{Arriving, FetchError, Inbound};
 use parking_lot::Mutex;
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock, Weak};
@@ -550,14 +550,19 @@ impl Duty {
             Err(error) => return Some(Err(error)),
         };
         let mut sending = Box::pin(upstream.send(request));
-        loop {
+        let result = loop {
             tokio::select! {
                 biased;
                 interim = interims.recv() => self.leader.stamp().interims.tell(&self.proxy, &interim),
-                result = &mut sending => return Some(result),
+                result = &mut sending => break result,
                 () = deserted(&mut self.client, &self.leader), if !self.is_refresh => return None,
             }
+        };
+        // Interim responses that came together with the final one go first.
+        while let Some(interim) = interims.try_recv() {
+            self.leader.stamp().interims.tell(&self.proxy, &interim);
         }
+        Some(result)
     }
 
     fn tell(&mut self, led: Led) {
@@ -754,7 +759,7 @@ async fn deserted(client: &mut Option<oneshot::Sender<Led>>, leader: &Leader<Fli
 
 /// Moves the body from the upstream to whoever reads; true if it is whole. `on_unstored` is called once when it is not
 /// kept for storing any more, so that nobody new joins.
-pub async fn pump(body: Option<std::pin::Pin<Box<dyn BodyStream>>>, mut writer: FillWriter, fill: &Fill, on_unstored: impl Fn()) -> bool {
+pub async fn pump(body: Option<Arriving>, mut writer: FillWriter, fill: &Fill, on_unstored: impl Fn()) -> bool {
     let Some(mut body) = body else { return writer.finish(None).is_ok() };
     let mut trailers = None;
     if fill.unstored().is_some() {
@@ -763,7 +768,7 @@ pub async fn pump(body: Option<std::pin::Pin<Box<dyn BodyStream>>>, mut writer: 
     loop {
         let next = tokio::select! {
             biased;
-            next = poll_fn(|context| body.as_mut().poll_chunk(context)) => next,
+            next = poll_fn(|context| body.poll_chunk(context)) => next,
             () = writer.abandoned() => return false,
         };
         match next {

@@ -41,11 +41,7 @@ const OVERRIDES: [Name; 5] =
 /// An error where the route's rewriting made a target that is ambiguous: it must not go on.
 pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSender>) -> Result<Outbound, FetchError> {
     let route = &exchange.routed.route;
-    let mut fields = exchange.fields.clone();
-    let protocol = fields.get(name::UPGRADE).map(<[u8]>::to_vec);
-    hop::strip(&mut fields);
-    fields.remove(name::EXPECT);
-    fields.remove(name::PROXY_AUTHORIZATION);
+    let mut fields = end_to_end(exchange);
     describe_client(exchange, &mut fields);
     let (mut body, mut upgrade, mut method) = (RequestBody::Empty, false, exchange.method.clone());
     match kind {
@@ -76,31 +72,25 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     {
         let _ = fields.set("max-forwards", left.saturating_sub(1).to_string()); // digits are a field value
     }
-    if upgrade && let Some(protocol) = protocol {
-        set(&mut fields, name::UPGRADE, &protocol);
+    if upgrade && let Some(protocol) = exchange.fields.get(name::UPGRADE) {
+        set(&mut fields, name::UPGRADE, protocol);
     }
     if let Some(asked) = vary::asked_encoding(&exchange.fields, exchange.policy()) {
         set(&mut fields, name::ACCEPT_ENCODING, asked.as_bytes());
     }
     edit(&mut fields, &route.request_edits);
-    let target =
-        route::rewrite(&exchange.target, &route.rewrite).map_err(|_| FetchError::InvalidRequest("rewriting made an ambiguous path"))?;
+    const AMBIGUOUS: FetchError = FetchError::InvalidRequest("rewriting made an ambiguous path");
+    let path_and_query = match route.rewrite.is_empty() {
+        true => exchange.target.path_and_query().to_owned(),
+        false => route::rewrite(&exchange.target, &route.rewrite).map_err(|_| AMBIGUOUS)?.path_and_query().to_owned(),
+    };
     let host = match &route.host {
         UpstreamHost::Preserve => Some(exchange.target.authority().to_owned()),
         UpstreamHost::Upstream => None,
         UpstreamHost::Literal(host) => Some(host.clone()),
     };
     fields.remove(name::HOST);
-    Ok(Outbound {
-        method,
-        path_and_query: target.path_and_query().to_owned(),
-        host,
-        fields,
-        body,
-        upgrade,
-        interim,
-        worker: exchange.peer.worker,
-    })
+    Ok(Outbound { method, path_and_query, host, fields, body, upgrade, interim, worker: exchange.peer.worker })
 }
 
 fn drop_overrides(fields: &mut Fields) {
@@ -110,38 +100,44 @@ fn drop_overrides(fields: &mut Fields) {
 }
 
 fn set(fields: &mut Fields, name: Name, value: &[u8]) {
-    let _ = fields.set(name, value); // values of ours and values that were fields are field values
+    // Values of ours and values that were fields are field values.
+    let _ = if fields.has(name) { fields.set(name, value) } else { fields.append(name, value) };
+}
+
+/// What goes on of the client's fields: not those of its connection, of its hop, or of its own choosing. Host is told apart.
+fn end_to_end(exchange: &Exchange) -> Fields {
+    let of_connection = hop::of_connection(&exchange.fields);
+    exchange.fields.copy_if(|number, name, _| match number {
+        Some(name::HOST | name::EXPECT | name::PROXY_AUTHORIZATION) => false,
+        Some(number) if !exchange.trusted && FORWARDING.contains(&number) => false,
+        number => !of_connection(number, name),
+    })
 }
 
 /// Via, CDN-Loop, X-Forwarded-*, Forwarded, X-Request-Id. What a trusted proxy said is kept and continued.
 fn describe_client(exchange: &Exchange, fields: &mut Fields) {
-    if !exchange.trusted {
-        for name in FORWARDING {
-            fields.remove(name);
-        }
-    }
     let peer = exchange.peer.client.ip().to_canonical();
-    append(fields, name::X_FORWARDED_FOR, &peer.to_string());
+    let (address, authority) = (peer.to_string(), exchange.target.authority());
+    append(fields, name::X_FORWARDED_FOR, &address);
     let scheme = exchange.target.scheme().as_str();
     if !fields.has(name::X_FORWARDED_PROTO) {
         set(fields, name::X_FORWARDED_PROTO, scheme.as_bytes());
     }
     if !fields.has(name::X_FORWARDED_HOST) {
-        set(fields, name::X_FORWARDED_HOST, exchange.target.authority().as_bytes());
+        set(fields, name::X_FORWARDED_HOST, authority.as_bytes());
     }
-    let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
-    append(fields, name::FORWARDED, &format!("for={node};host=\"{}\";proto={scheme}", exchange.target.authority()));
+    let (open, close) = if peer.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
+    append(fields, name::FORWARDED, &["for=", open, &address, close, ";host=\"", authority, "\";proto=", scheme].concat());
     set(fields, name::X_REQUEST_ID, exchange.request_id.as_bytes());
-    let via = format!("1.{} {}", exchange.minor_version, exchange.routed.node);
-    append(fields, name::VIA, &via);
+    let version = if exchange.minor_version == 0 { "1.0 " } else { "1.1 " };
+    append(fields, name::VIA, &[version, &exchange.routed.node].concat());
     append(fields, name::CDN_LOOP, &exchange.routed.node);
 }
 
 /// Continues a list field.
 fn append(fields: &mut Fields, name: Name, member: &str) {
-    let value = match fields.joined(name) {
-        Some(there) if !there.is_empty() => [&there[..], b", ", member.as_bytes()].concat(),
-        _ => member.as_bytes().to_vec(),
-    };
-    set(fields, name, &value);
+    match fields.joined(name).filter(|there| !there.is_empty()).map(|there| [&there[..], b", ", member.as_bytes()].concat()) {
+        Some(value) => set(fields, name, &value),
+        None => set(fields, name, member.as_bytes()),
+    }
 }

@@ -12,6 +12,7 @@ use crate::cache::StoredHead;
 use crate::coalesce::fill::FillReader;
 use crate::observe::metrics::Bound;
 use crate::semantics::{StatusCode, name, precondition, range};
+use crate::upstream::Arriving;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -29,12 +30,12 @@ pub struct Resuming {
 }
 
 /// The rest of a body, from the origin.
-type Rest = Pin<Box<dyn BodyStream>>;
+type Rest = Arriving;
 
 enum Source {
     Flight(FillReader),
     Asking(Pin<Box<dyn Future<Output = Option<Rest>> + Send>>),
-    Own(Pin<Box<dyn BodyStream>>),
+    Own(Rest),
 }
 
 impl Resuming {
@@ -72,10 +73,10 @@ impl BodyStream for Resuming {
                     other => return Poll::Ready(other),
                 },
                 Source::Asking(asking) => match ready!(asking.as_mut().poll(context)) {
-                    Some(stream) => Source::Own(stream),
+                    Some(body) => Source::Own(body),
                     None => return Poll::Ready(Some(Err(BodyError::Detached))),
                 },
-                Source::Own(stream) => return stream.as_mut().poll_chunk(context),
+                Source::Own(body) => return body.poll_chunk(context),
             };
         }
     }
@@ -86,7 +87,7 @@ impl BodyStream for Resuming {
 }
 
 /// The rest of the response from `position` on; `None` where the origin does not give it.
-async fn rest(exchange: Arc<Exchange>, head: Arc<StoredHead>, position: u64, end: Option<u64>) -> Option<Pin<Box<dyn BodyStream>>> {
+async fn rest(exchange: Arc<Exchange>, head: Arc<StoredHead>, position: u64, end: Option<u64>) -> Option<Rest> {
     let validator = head.fields.get(name::ETAG).filter(|tag| precondition::strong_match(tag, tag))?;
     if head.status != StatusCode::OK {
         return None;

@@ -40,7 +40,10 @@ pub fn judge(
     match &judged {
         Ok(_) => proxy.refusals.invalidate(&exchange.key.hash()),
         Err(why) => {
-            proxy.refusals.insert(exchange.key.hash(), *why);
+            // What is known already is not written again: everything uncacheable passes here.
+            if proxy.refusals.get(&exchange.key.hash()) != Some(*why) {
+                proxy.refusals.insert(exchange.key.hash(), *why);
+            }
             if let Some((old, _)) = old
                 && withdraws(exchange, inbound, *why)
             {

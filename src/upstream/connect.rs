@@ -1,69 +1,16 @@
 //! New connections to an endpoint.
 
-use super::body::Upload;
-use super::wire::Wire;
-use super::{FetchError, settings};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use super::FetchError;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 /// The least time an address gets before the next one is tried (RFC 8305 §5 recommends 250 ms between attempts).
 const ATTEMPT_MIN: Duration = Duration::from_millis(250);
-/// Bytes that a connection buffers of a body in each direction: what back-pressure leaves in memory.
-const BUFFER_BYTES: usize = 64 * 1024;
-/// The least that hyper takes for it.
-const BUFFER_BYTES_MIN: usize = 8192;
-/// Lines of a head for which hyper needs no memory from the heap.
-const HYPER_LINES: usize = 100;
-
-/// An open connection and its driver, a task of its own. Dropping it closes the connection.
-pub(super) struct Link {
-    pub sender: http1::SendRequest<Upload>,
-    pub wire: Arc<Wire>,
-    pub driver: AbortHandle,
-    /// Worker on whose runtime the driver runs.
-    pub home: usize,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-impl Link {
-    /// Connects to the first address that answers, in this order, within `connect_timeout`.
-    pub(super) async fn open(addresses: &[SocketAddr], settings: &settings::Upstream, home: usize) -> Result<Self, FetchError> {
-        let stream = connect(addresses, settings.connect_timeout).await?;
-        let (wire, socket) = Wire::new(stream);
-        let handshake = builder(settings).handshake(TokioIo::new(socket)).await;
-        let (sender, connection) = handshake.map_err(|error| FetchError::Connect(error.to_string()))?;
-        let driver = tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "upstream connection ended");
-            }
-        });
-        Ok(Self { sender, wire, driver: driver.abort_handle(), home })
-    }
-}
-
-fn builder(settings: &settings::Upstream) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder.max_header_size(settings.header_bytes);
-    builder.max_buf_size(settings.header_bytes.max(BUFFER_BYTES).max(BUFFER_BYTES_MIN));
-    if settings.header_count != HYPER_LINES {
-        builder.max_headers(settings.header_count);
-    }
-    builder
-}
-
-async fn connect(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, FetchError> {
+/// A connection to the first address that answers, in this order.
+pub(super) async fn connect(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, FetchError> {
     let deadline = Instant::now() + limit;
     let mut last = FetchError::Dns;
     for (at, address) in addresses.iter().enumerate() {

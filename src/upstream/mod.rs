@@ -1,36 +1,37 @@
-//! Requests to upstreams: an own pool on hyper's connection API.
+//! Requests to upstreams: pools of connections, and what is spoken on them.
 //!
 //! [`Upstream::send`] is the way in; `send` tells the story of one request. Names become addresses in `resolve`,
-//! `balance` chooses among endpoints, `pool` keeps each one's connections under its cap, `connect` makes them, `wire` is
-//! their socket, `body` streams both ways, and `convert` is the only place that knows both `http::HeaderMap` and our
-//! `Fields`.
+//! `balance` chooses among endpoints, `pool` keeps each one's connections under its cap, `connect` makes them. Behind
+//! the seam `codec` HTTP/1.1 is spoken by `own`, or by `hyper_client` where the configuration asks for it.
 //!
 //! Deliberately not here: active health checks, breakers, HTTP/2 and TLS towards upstreams. Redirects are never
 //! followed. Nothing is sent before the first request, names are not even looked up.
 
 pub mod balance;
-mod body;
+mod codec;
 mod connect;
-mod convert;
 pub mod error;
+mod hyper_client;
+mod own;
 mod pool;
 mod resolve;
 mod send;
-mod wire;
 
 pub use error::FetchError;
 
-use crate::body::BodyStream;
+use crate::body::{BodyError, BodyStream, Chunk};
 use crate::clock;
 use crate::config::settings;
 use crate::listener::{InterimSender, RequestBody};
 use crate::observe::metrics::Metrics;
 use crate::semantics::{Fields, StatusCode};
+use bytes::Bytes;
 use http::Method;
 use smallvec::SmallVec;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// A request ready to go: fields without those of a connection; Host included in `fields`.
@@ -57,12 +58,30 @@ pub struct Inbound {
     pub fields: Fields,
     /// Content-Length where valid and the body is delimited by it.
     pub length: Option<u64>,
-    pub body: Option<Pin<Box<dyn BodyStream>>>,
+    pub body: Option<Arriving>,
     /// After 101.
     pub tunnel: Option<Box<dyn crate::body::Tunnel>>,
     pub endpoint: Arc<str>,
     pub connect: Option<Duration>,
     pub first_byte: Duration,
+}
+
+/// The body of a response, as it comes.
+pub enum Arriving {
+    /// It is all there; the connection is free already.
+    Whole(Bytes),
+    Stream(Pin<Box<dyn BodyStream>>),
+}
+
+impl Arriving {
+    /// As [`BodyStream::poll_chunk`].
+    pub fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        match self {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Chunk::Data(std::mem::take(bytes))))),
+            Self::Stream(stream) => stream.as_mut().poll_chunk(context),
+        }
+    }
 }
 
 /// How long an endpoint that could not be connected to is passed over while another is left.
@@ -71,6 +90,8 @@ const EJECTION: Duration = Duration::from_secs(5);
 /// One upstream: its endpoints, their connections, counters.
 pub struct Upstream {
     pub settings: Arc<settings::Upstream>,
+    /// As in the configuration.
+    pub name: Arc<str>,
     endpoints: Box<[Endpoint]>,
     /// Grows by one per choice of an endpoint.
     turn: AtomicUsize,
@@ -112,7 +133,7 @@ impl Upstream {
             ejected_until: AtomicU64::new(0),
         };
         let endpoints = settings.endpoints.iter().map(endpoint).collect();
-        Arc::new(Self { endpoints, turn: AtomicUsize::new(0), metrics, settings })
+        Arc::new(Self { name: settings.name.as_str().into(), endpoints, turn: AtomicUsize::new(0), metrics, settings })
     }
 
     /// Sends a request and waits for the head of the answer, by the upstream's timeouts, with a retry on a fresh

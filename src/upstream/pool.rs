@@ -8,9 +8,9 @@
 //! Invariant: `open` counts every connection, idle or not, and every [`Permit`] to make one. Nothing is ever dropped
 //! while the line is locked that would have to lock it again: permits that are not passed on are disarmed first.
 
-use super::connect::Link;
+use super::codec::{Idle, Link};
 use super::{FetchError, settings};
-use crate::observe::metrics::{Bound, Metrics};
+use crate::observe::metrics::{Bound, ConnectionGauges, Dropped, Metrics};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,12 +19,13 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// A connection used within this time is taken to be alive, where the request could be sent again if it is not.
-const RECENT: Duration = Duration::from_millis(50);
+/// How often idle connections are looked at, in search of those that their peers closed.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Pool {
     settings: Arc<settings::Upstream>,
     metrics: Arc<Metrics>,
+    gauges: ConnectionGauges,
     /// One per worker.
     shelves: Box<[Mutex<Shelf>]>,
     open: AtomicUsize,
@@ -44,7 +45,6 @@ struct Shelf {
 
 struct Parked {
     link: Link,
-    since: Instant,
     until: Instant,
 }
 
@@ -67,10 +67,12 @@ pub(super) enum Slot {
 
 /// A connection in use. Dropping it closes it.
 pub(super) struct Connection {
-    /// `None` only while it is being taken apart.
-    link: Option<Link>,
-    permit: Permit,
+    pub link: Link,
+    pub hold: Hold,
 }
+
+/// The place in the pool of a connection in use: its right to be, and to come back. Dropped after the connection.
+pub(super) struct Hold(Permit);
 
 /// The right to have one connection.
 pub(super) struct Permit {
@@ -84,15 +86,15 @@ pub(super) struct Want {
     pub worker: usize,
     /// One that was never used, because an idle one has just failed this request.
     pub fresh: bool,
-    /// The request can be sent again if an idle connection turns out to be dead.
-    pub repeatable: bool,
 }
 
 impl Pool {
     pub(super) fn new(settings: Arc<settings::Upstream>, workers: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+        let gauges = metrics.connection_gauges(&settings.name);
         Arc::new(Self {
             settings,
             metrics,
+            gauges,
             shelves: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
             open: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
@@ -119,7 +121,7 @@ impl Pool {
     pub(super) async fn acquire(self: &Arc<Self>, want: Want) -> Result<Slot, FetchError> {
         if !want.fresh && self.waiting.load(Ordering::Acquire) == 0 {
             while let Some(parked) = self.take(want.worker) {
-                if parked.is_usable(want) {
+                if self.is_usable(&parked) {
                     return Ok(Slot::Connection(self.revive(parked)));
                 }
                 drop(self.revive(parked));
@@ -149,7 +151,7 @@ impl Pool {
             if let Some(parked) = self.take_any(want.worker) {
                 self.waiting.store(0, Ordering::Release);
                 drop(line);
-                let usable = !want.fresh && parked.is_usable(want);
+                let usable = !want.fresh && self.is_usable(&parked);
                 let connection = self.revive(parked);
                 return Ok(Joined::At(if usable { Slot::Connection(connection) } else { Slot::Permit(connection.into_permit()) }));
             }
@@ -175,7 +177,7 @@ impl Pool {
     fn take(&self, worker: usize) -> Option<Parked> {
         let parked = self.shelves[worker % self.shelves.len()].lock().parked.pop()?;
         self.idle.fetch_sub(1, Ordering::Relaxed);
-        self.metrics.upstream_connections(&self.settings.name, "idle", -1);
+        self.gauges.idle.dec();
         Some(parked)
     }
 
@@ -197,11 +199,11 @@ impl Pool {
         }
         let now = Instant::now();
         let until = now + keep.min(self.settings.idle_timeout);
-        self.metrics.upstream_connections(&self.settings.name, "idle", 1);
+        self.gauges.idle.inc();
         let link = connection.into_link();
-        let at = link.home % self.shelves.len();
+        let at = link.home() % self.shelves.len();
         let mut shelf = self.shelves[at].lock();
-        shelf.parked.push(Parked { link, since: now, until });
+        shelf.parked.push(Parked { link, until });
         let sweep = !std::mem::replace(&mut shelf.swept, true);
         drop(shelf);
         if sweep {
@@ -252,6 +254,20 @@ impl Pool {
         }
     }
 
+    /// Whether a request may go out on it: young enough, and nothing heard of it, by a look at the socket itself.
+    fn is_usable(&self, parked: &Parked) -> bool {
+        Instant::now() < parked.until && self.is_quiet(parked, true)
+    }
+
+    fn is_quiet(&self, parked: &Parked, closely: bool) -> bool {
+        match parked.link.idle(closely) {
+            Idle::Quiet => return true,
+            Idle::Closed => self.metrics.upstream_dropped(&self.settings.name, Dropped::Closed),
+            Idle::Spoke => self.metrics.upstream_dropped(&self.settings.name, Dropped::Spoke),
+        }
+        false
+    }
+
     /// Closes what grows too old: a task that ends when the shelf is empty or the pool is gone.
     fn sweep_in_background(self: &Arc<Self>, at: usize) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
@@ -270,26 +286,16 @@ impl Pool {
     fn sweep(self: &Arc<Self>, at: usize) -> Option<Instant> {
         let now = Instant::now();
         let mut shelf = self.shelves[at].lock();
-        let dead: Vec<Parked> = shelf.parked.extract_if(.., |parked| parked.until <= now || parked.link.sender.is_closed()).collect();
-        let next = shelf.parked.iter().map(|parked| parked.until).min();
+        let dead: Vec<Parked> = shelf.parked.extract_if(.., |parked| parked.until <= now || !self.is_quiet(parked, false)).collect();
+        let next = shelf.parked.iter().map(|parked| parked.until).min().map(|until| until.min(now + SWEEP_EVERY));
         shelf.swept = next.is_some();
         drop(shelf);
         self.idle.fetch_sub(dead.len(), Ordering::Relaxed);
         for parked in dead {
-            self.metrics.upstream_connections(&self.settings.name, "idle", -1);
+            self.gauges.idle.dec();
             drop(self.revive(parked));
         }
         next
-    }
-}
-
-impl Parked {
-    /// Whether a request may go out on it. A connection that seems alive to hyper may have been closed by the peer a
-    /// moment ago; a request that cannot be repeated goes out only after a look at the socket itself.
-    fn is_usable(&self, want: Want) -> bool {
-        let now = Instant::now();
-        let trusted = want.repeatable && now.saturating_duration_since(self.since) < RECENT;
-        now < self.until && self.link.sender.is_ready() && (trusted || self.link.wire.is_quiet())
     }
 }
 
@@ -346,49 +352,66 @@ impl Drop for Permit {
 
 impl Connection {
     fn new(link: Link, permit: Permit) -> Self {
-        let connection = Self { link: Some(link), permit };
-        connection.count(1);
-        connection
-    }
-
-    fn count(&self, change: i64) {
-        if let Some(pool) = &self.permit.pool {
-            pool.metrics.upstream_connections(&pool.settings.name, "active", change);
-        }
-    }
-
-    /// The connection itself.
-    pub(super) fn link(&mut self) -> &mut Link {
-        self.link.as_mut().expect("only `into_link` and `into_permit` take it, and they consume the connection")
+        Self { link, hold: Hold::new(permit) }
     }
 
     /// The exchange is over and the connection good for another: keeps it idle, at most `keep` and the configured time.
     pub(super) fn park(self, keep: Duration) {
-        let pool = self.permit.pool.clone();
-        if let Some(pool) = pool.filter(|_| self.link.as_ref().is_some_and(|link| !link.sender.is_closed())) {
-            pool.park(self, keep);
+        let Self { link, hold } = self;
+        if link.idle(false) == Idle::Quiet {
+            hold.park(link, keep);
         }
     }
 
     /// Without the right to it, which goes to the shelf together with the connection.
-    fn into_link(mut self) -> Link {
-        self.count(-1);
-        self.permit.pool = None;
-        self.link.take().expect("taken once, here, with the connection consumed")
+    fn into_link(self) -> Link {
+        self.hold.into_permit().pool = None;
+        self.link
     }
 
     /// Closes it and keeps the right to another.
-    fn into_permit(mut self) -> Permit {
-        self.count(-1);
-        self.link = None;
-        Permit { pool: self.permit.pool.take() }
+    fn into_permit(self) -> Permit {
+        drop(self.link);
+        self.hold.into_permit()
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        if self.link.is_some() {
-            self.count(-1);
+impl Hold {
+    fn new(permit: Permit) -> Self {
+        if let Some(pool) = &permit.pool {
+            pool.gauges.active.inc();
         }
+        Self(permit)
+    }
+
+    /// See [`Connection::park`].
+    pub(super) fn park(self, link: Link, keep: Duration) {
+        if let Some(pool) = self.0.pool.clone() {
+            pool.park(Connection { link, hold: self }, keep);
+        }
+    }
+
+    /// The connection is closed though it might have been used again.
+    pub(super) fn dropped(&self, why: Dropped) {
+        if let Some(pool) = &self.0.pool {
+            pool.metrics.upstream_dropped(&pool.settings.name, why);
+        }
+    }
+
+    fn into_permit(mut self) -> Permit {
+        self.count_out();
+        Permit { pool: self.0.pool.take() }
+    }
+
+    fn count_out(&self) {
+        if let Some(pool) = &self.0.pool {
+            pool.gauges.active.dec();
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.count_out();
     }
 }

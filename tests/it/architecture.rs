@@ -35,7 +35,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["invalidation", "config::settings", "observe", "semantics", "clock"]),
-    ("listener", &["proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"]),
+    ("http1", &["semantics"]),
+    ("listener", &["http1", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"]),
     (
         "proxy",
         &[
@@ -66,7 +67,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "coalesce::flight",
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
     ),
-    ("upstream", &["listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
+    ("upstream", &["http1", "listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
     ("config", &["semantics"]),
     ("config::settings", &["semantics::key", "semantics::policy"]),
@@ -78,7 +79,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that decide and do not act: `now` comes in as a value, and nothing but values goes out.
-const PURE: &[&str] = &["semantics", "invalidation::selector", "route"];
+const PURE: &[&str] = &["semantics", "http1", "invalidation::selector", "route"];
 
 /// Words that a pure module has no use for: waiting, clocks, sockets, files, threads and the crates that bring them.
 const IMPURE: &[&str] = &[

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
-use tiercel::config::settings::{Action, FieldEdit, LogTarget, PathMatch, Rewrite, Settings, UpstreamHost, ValueMatch};
+use tiercel::config::settings::{Action, FieldEdit, LogTarget, PathMatch, Rewrite, Settings, UpstreamCodec, UpstreamHost, ValueMatch};
 use tiercel::config::{Place, Problem, Problems, Sources, changes, effective, load, schema};
 use tiercel::semantics::policy::{SetCookie, Statuses, TtlRule};
 
@@ -184,6 +184,7 @@ fn upstreams_are_checked() {
     refused("http://app:99999", "not a port", "");
     refused("http://", "not a host", "");
     refused("http://user@app", "not a host", "");
+    refused_after("http1 = \"hypr\"\n", 1, 9, "upstreams.app.http1", "not one of the words", "did you mean \"hyper\"?");
     super::config::refused("[upstreams.app]\nretries = 1\n", 1, 12, "upstreams.app", "needs endpoints", "endpoints = ");
     refused_after("[sites.s]\nupstream = \"ap\"\n", 2, 12, "sites.s.upstream", "there is no upstream", "did you mean \"app\"?");
     refused_after(
@@ -194,6 +195,13 @@ fn upstreams_are_checked() {
         "there is no upstream",
         "[upstreams.other]",
     );
+}
+
+#[test]
+fn what_speaks_to_an_upstream_can_be_chosen() {
+    let codec = |line: &str| Case::toml(&format!("{UPSTREAM}{line}")).settings().upstreams[0].http1;
+    assert_eq!((codec(""), codec("http1 = 'own'")), (UpstreamCodec::Own, UpstreamCodec::Own));
+    assert_eq!(codec("http1 = 'hyper'"), UpstreamCodec::Hyper);
 }
 
 #[test]

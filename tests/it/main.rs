@@ -16,6 +16,10 @@ mod rules;
 mod serve;
 mod support;
 mod upstream;
+mod upstream_differential;
+#[expect(clippy::duplicate_mod, reason = "the same cases through the other codec, see `upstream::codec`")]
+#[path = "upstream.rs"]
+mod upstream_hyper;
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;

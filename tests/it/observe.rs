@@ -139,8 +139,10 @@ fn everything(metrics: &Metrics) {
     metrics.upstream_request("app", Ok(StatusCode::OK), Some(Duration::from_millis(1)), Duration::from_millis(20));
     metrics.upstream_request("app", Err("dns_error"), None, Duration::ZERO);
     metrics.upstream_retry("app", "connection_terminated");
-    metrics.upstream_connections("app", "idle", 3);
-    metrics.upstream_connections("app", "idle", -1);
+    let gauges = metrics.connection_gauges("app");
+    gauges.idle.add(3);
+    gauges.idle.dec();
+    metrics.upstream_dropped("app", tiercel::observe::metrics::Dropped::Surplus);
     metrics.purged("url", "hard");
     metrics.unsafe_invalidation();
     metrics.panicked();

@@ -1,5 +1,6 @@
 //! End-to-end tests: what a client and an origin see through the running binary, one behaviour each.
 
+mod answers;
 mod bad_input;
 mod commands;
 mod forwarding;

@@ -1,4 +1,5 @@
-//! Requests to upstreams against a scripted origin on real sockets.
+//! Requests to upstreams against a scripted origin on real sockets. The whole file runs twice: as `upstream` through our
+//! own codec, as `upstream_hyper` through hyper's.
 
 use crate::support::origin::{Gate, Origin, Recorded, Script, Step, eventually};
 use bytes::Bytes;
@@ -26,11 +27,21 @@ fn endpoint(host: &str, port: u16) -> settings::Endpoint {
     settings::Endpoint { url: format!("http://{host}:{port}"), host: host.to_owned(), port }
 }
 
+fn codec() -> settings::UpstreamCodec {
+    if module_path!().ends_with("_hyper") { settings::UpstreamCodec::Hyper } else { settings::UpstreamCodec::Own }
+}
+
+/// One endpoint, through this codec.
+pub fn codec_settings(http1: settings::UpstreamCodec, address: SocketAddr) -> settings::Upstream {
+    settings::Upstream { http1, ..to(&[address]) }
+}
+
 fn to(addresses: &[SocketAddr]) -> settings::Upstream {
     settings::Upstream {
         name: "app".to_owned(),
         endpoints: addresses.iter().map(|address| endpoint(&address.ip().to_string(), address.port())).collect(),
         balance: settings::Balance::RoundRobin,
+        http1: codec(),
         connections: 8,
         queue: 8,
         queue_timeout: LONG,
@@ -51,7 +62,7 @@ fn start(settings: settings::Upstream) -> Arc<Upstream> {
 }
 
 fn upstream(origin: &Origin) -> Arc<Upstream> {
-    start(to(&[origin.addr()]))
+    start(codec_settings(codec(), origin.addr()))
 }
 
 fn request(method: Method, path: &str, body: RequestBody) -> Outbound {
@@ -59,7 +70,7 @@ fn request(method: Method, path: &str, body: RequestBody) -> Outbound {
     Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0 }
 }
 
-fn get(path: &str) -> Outbound {
+pub fn get(path: &str) -> Outbound {
     request(Method::GET, path, RequestBody::Empty)
 }
 
@@ -96,7 +107,7 @@ impl BodyStream for Pieces {
 
 async fn next(inbound: &mut Inbound) -> Option<Result<Chunk, BodyError>> {
     let body = inbound.body.as_mut()?;
-    poll_fn(|context| body.as_mut().poll_chunk(context)).await
+    poll_fn(|context| body.poll_chunk(context)).await
 }
 
 /// The body to its end, and how it ended.
@@ -797,6 +808,19 @@ async fn an_answer_before_the_end_of_the_upload_is_delivered() {
     assert_eq!(upstream.usage().open, 0);
     eventually("the upload is dropped", || Arc::strong_count(&alive) == 1).await;
     gate.open();
+}
+
+#[tokio::test]
+async fn an_origin_may_answer_while_it_still_reads() {
+    let origin = Origin::start_at_head(|_| {
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n".to_vec();
+        Script::steps([Step::Bytes(head), Step::ReadBody, Step::Bytes(b"ok".to_vec())])
+    });
+    let upstream = upstream(&origin);
+    let pieces = vec![Bytes::from(vec![b'x'; 64 * 1024]); 256];
+    let body = RequestBody::Stream { length: Some(256 * 64 * 1024), stream: Box::pin(Pieces { pieces, end: End::Clean }) };
+    assert_eq!(fetch(&upstream, request(Method::POST, "/", body)).await, ok());
+    assert_eq!((origin.body_bytes(), upstream.usage().idle), (256 * 64 * 1024, 1));
 }
 
 #[tokio::test]

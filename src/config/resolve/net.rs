@@ -3,9 +3,9 @@
 use super::table::Table;
 use super::{KIB, MIB, label, secs};
 use crate::config::problem::nearest;
-use crate::config::raw::{RawBalance, RawUpstream};
+use crate::config::raw::{RawBalance, RawCodec, RawUpstream};
 use crate::config::report::Report;
-use crate::config::settings::{Balance, Endpoint, Upstream};
+use crate::config::settings::{Balance, Endpoint, Upstream, UpstreamCodec};
 use crate::config::shape::join;
 use crate::config::units;
 use ipnet::IpNet;
@@ -116,6 +116,10 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
         balance: match raw.balance {
             None | Some(RawBalance::RoundRobin) => Balance::RoundRobin,
             Some(RawBalance::LeastRequests) => Balance::LeastRequests,
+        },
+        http1: match raw.http1 {
+            None | Some(RawCodec::Own) => UpstreamCodec::Own,
+            Some(RawCodec::Hyper) => UpstreamCodec::Hyper,
         },
         connections: t.count("connections", raw.connections, 256, 1..=1_000_000) as usize,
         queue: t.count("queue", raw.queue, 4096, 0..=10_000_000) as usize,

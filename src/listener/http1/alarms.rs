@@ -1,18 +1,15 @@
 //! What wakes a connection besides its socket: one timer, and the signal to drain.
 //!
-//! The fast path must not pay for them. The timer is armed only while something waits, and not moved while it stands
-//! early enough: it then fires early, once in a while, and is set to the deadline that counts by then. The same holds
-//! for the drain signal: it is registered once and stays so.
+//! The fast path must not pay for them: the timer is an [`Alarm`], and the drain signal is registered once and stays so.
 
+use crate::clock::Alarm;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 pub(super) struct Alarms {
-    sleep: Option<Pin<Box<Sleep>>>,
-    /// Whom the timer wakes.
-    sleeper: Option<Waker>,
+    alarm: Alarm,
     drain: watch::Receiver<bool>,
     draining: bool,
     changed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -23,29 +20,12 @@ pub(super) struct Alarms {
 impl Alarms {
     pub fn new(drain: watch::Receiver<bool>) -> Self {
         let draining = *drain.borrow();
-        Self { sleep: None, sleeper: None, drain, draining, changed: None, listener: None }
+        Self { alarm: Alarm::default(), drain, draining, changed: None, listener: None }
     }
 
     /// Ready once `deadline` passed; until then the task is woken in time. Several deadlines may be asked for in turn.
     pub fn poll_deadline(&mut self, context: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        let registered = self.sleeper.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
-        if registered && sleep.deadline() <= deadline && !sleep.is_elapsed() {
-            return Poll::Pending;
-        }
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
-        }
-        if !registered {
-            self.sleeper = Some(context.waker().clone());
-        }
-        while sleep.as_mut().poll(context).is_ready() {
-            if sleep.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
-        }
-        Poll::Pending
+        self.alarm.poll_deadline(context, deadline)
     }
 
     /// Whether the connection is to end: one atomic load.

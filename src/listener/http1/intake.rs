@@ -3,10 +3,11 @@
 //! The reader may live on another task (an upstream's); both sides wake each other. The connection stops reading from
 //! its socket while [`CHANNEL_BYTES`] wait.
 
-use super::framing::{BodyLength, Chunked};
+use super::framing::BodyLength;
 use super::pace::Pace;
-use super::{PIPELINE_BYTES, UNREAD_BODY_BYTES};
+use super::{PIPELINE_BYTES, UNREAD_BODY_BYTES, bad};
 use crate::body::{BodyError, BodyStream, Chunk};
+use crate::http1::chunked::{ChunkError, Chunked};
 use crate::listener::{Refusal, RequestBody};
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -87,6 +88,14 @@ pub(super) enum Room {
     Open,
     /// Nobody reads any more.
     Gone,
+}
+
+/// What the client is told of a chunked body that is refused, and what its reader.
+const fn refused(error: ChunkError) -> (Refusal, BodyError) {
+    match error {
+        ChunkError::Malformed(reason) => (bad(reason), BodyError::Malformed),
+        ChunkError::TooLarge => (Refusal { status: 413, reason: "body-bytes" }, BodyError::TooLarge),
+    }
 }
 
 /// The connection's end: undoes the framing and hands on what comes.
@@ -170,8 +179,9 @@ impl Intake {
                 let step = match chunked.decode(buffer) {
                     Ok(step) => step,
                     Err(error) => {
-                        self.fail(error.body_error());
-                        return Err(error.refusal());
+                        let (refusal, told) = refused(error);
+                        self.fail(told);
+                        return Err(refusal);
                     }
                 };
                 buffer.advance(step.consumed - step.data);

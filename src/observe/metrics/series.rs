@@ -150,6 +150,8 @@ series! {
         "Requests sent once more on a fresh connection, by why the first attempt failed.";
     UPSTREAM_CONNECTIONS = Gauge "tiercel_upstream_connections" ["upstream", "state"]
         "Connections to upstreams, active or idle.";
+    UPSTREAM_DROPPED = Counter "tiercel_upstream_connections_dropped_total" ["upstream", "reason"]
+        "Connections to upstreams closed that might have been used again: the upstream closed an idle one, or spoke on it, sent more than its response, or answered before it had the request.";
     CONNECTIONS = Gauge "tiercel_connections" []
         "Connections of clients.";
     REFUSED = Counter "tiercel_refused_total" ["reason", "code"]

@@ -88,11 +88,21 @@ async fn events_are_passed_on_as_they_come() {
 
 #[tokio::test]
 async fn a_body_of_unknown_length_is_stored_and_then_has_one() {
-    let served = serve(|_| {
-        Script::raw("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n")
+    let gate = Gate::new();
+    let served = serve({
+        let gate = gate.clone();
+        move |_| {
+            Script::raw("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+                .then(Step::Wait(gate.clone()))
+                .then(Step::Bytes(b"4\r\ndefg\r\n0\r\n\r\n".to_vec()))
+        }
     });
-    let miss = served.get("/a").await;
-    assert_eq!((miss.text(), miss.whole, miss.field("content-length")), ("abcdefg", true, None));
+    let mut client = served.client().await;
+    client.send(request("GET", "/a", "", "")).await;
+    let head = client.until("abc\r\n").await.expect("the first piece");
+    assert!(head.contains("transfer-encoding: chunked") && !head.contains("content-length"), "{head}");
+    gate.open();
+    assert_eq!(client.until("0\r\n\r\n").await.expect("the end"), "4\r\ndefg\r\n0\r\n\r\n");
     let hit = served.until_hit("/a", "").await;
     assert_eq!((hit.text(), hit.field("content-length"), hit.field("transfer-encoding")), ("abcdefg", Some("7"), None));
 }

@@ -1,9 +1,11 @@
 //! Bodies on this edge: a request's on its way up, a response's on its way down.
 
 use super::convert;
-use super::pool::Connection;
 use crate::body::{BodyError, BodyStream, Chunk};
+use crate::http1::response::of_trailer_section;
 use crate::listener::RequestBody;
+use crate::upstream::codec::Pace;
+use crate::upstream::pool::Connection;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -155,15 +157,6 @@ pub(super) struct Download {
     armed: bool,
 }
 
-/// Bounds on the time that a response body takes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
-    /// Between two reads.
-    pub read_timeout: Duration,
-    /// End of the exchange, whatever comes.
-    pub deadline: Option<Instant>,
-}
-
 impl Download {
     /// The body of a response; `None` where it has none, with the connection given back already.
     pub(super) fn new(
@@ -260,7 +253,7 @@ impl BodyStream for Download {
                 Err(frame) => frame.into_trailers().ok(),
             };
             let Some(trailers) = trailers else { continue };
-            match convert::trailers(&trailers) {
+            match convert::fields(&trailers).map(of_trailer_section) {
                 Err(_) => return self.fail(BodyError::Malformed),
                 Ok(fields) if fields.is_empty() => {}
                 Ok(fields) => {

@@ -1,0 +1,179 @@
+//! The seam between an exchange and what carries it: two codecs for HTTP/1.1, our own and hyper's client, that take the
+//! same request and give the same answer or the same error. `own` is the default; `hyper_client` is there to be compared
+//! with, and to fall back to.
+
+use super::pool::{Connection, Hold};
+use super::{Arriving, FetchError, Outbound, hyper_client, own, settings};
+use crate::body::Tunnel;
+use crate::config::settings::UpstreamCodec;
+use crate::http1::response::{self, Asked, Fault, Head};
+use crate::listener::{Interim, InterimSender};
+use crate::observe::metrics::{Bound, Metrics};
+use crate::semantics::{Fields, StatusCode};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// An open connection to an endpoint. Dropping it closes it.
+pub(super) enum Link {
+    Own(own::Link),
+    Hyper(hyper_client::Link),
+}
+
+/// What an idle connection turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Idle {
+    Quiet,
+    /// The peer closed it.
+    Closed,
+    /// The peer sent bytes that nobody asked for: they must not be taken for the next answer.
+    Spoke,
+}
+
+impl Link {
+    /// Connects to the first address that answers, in this order, within `connect_timeout`.
+    pub(super) async fn open(addresses: &[SocketAddr], settings: &settings::Upstream, home: usize) -> Result<Self, FetchError> {
+        let stream = super::connect::connect(addresses, settings.connect_timeout).await?;
+        Ok(match settings.http1 {
+            UpstreamCodec::Own => Self::Own(own::Link::new(stream, home)),
+            UpstreamCodec::Hyper => Self::Hyper(hyper_client::Link::new(stream, settings, home).await?),
+        })
+    }
+
+    /// Worker on whose runtime it lives.
+    pub(super) fn home(&self) -> usize {
+        match self {
+            Self::Own(link) => link.home,
+            Self::Hyper(link) => link.home,
+        }
+    }
+
+    /// Whether a request may go out on it; `closely`: also if that takes a look at the socket itself.
+    pub(super) fn idle(&self, closely: bool) -> Idle {
+        match self {
+            Self::Own(link) => link.idle(closely),
+            Self::Hyper(link) => link.idle(closely),
+        }
+    }
+}
+
+/// A request head as a codec takes it, made before there is a connection.
+pub(super) enum Message {
+    Own(Vec<u8>),
+    Hyper(Box<http::Request<()>>),
+}
+
+impl Message {
+    /// Nothing was sent where this fails.
+    pub(super) fn new(codec: UpstreamCodec, request: &Outbound, asked: Asked, authority: &str) -> Result<Self, FetchError> {
+        if request.method == http::Method::CONNECT {
+            return Err(FetchError::InvalidRequest("CONNECT is not passed on"));
+        }
+        Ok(match codec {
+            UpstreamCodec::Own => Self::Own(own::request::head(request, asked.upgrade, authority)?),
+            UpstreamCodec::Hyper => Self::Hyper(Box::new(hyper_client::message(request, asked.upgrade, authority)?)),
+        })
+    }
+}
+
+/// What a codec has to know of an exchange.
+pub(super) struct Order<'a> {
+    pub settings: &'a settings::Upstream,
+    pub metrics: &'a Arc<Metrics>,
+    pub asked: Asked,
+    /// Where interim responses go.
+    pub interim: Option<&'a InterimSender>,
+    pub began: Instant,
+    /// End of the exchange, whatever comes.
+    pub deadline: Option<Instant>,
+}
+
+/// Bounds on the time that a response body takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// Between two reads.
+    pub read_timeout: Duration,
+    /// End of the exchange, whatever comes.
+    pub deadline: Option<Instant>,
+}
+
+/// The answer of an endpoint.
+pub(super) struct Answer {
+    pub head: Head,
+    pub body: Option<Arriving>,
+    pub tunnel: Option<Box<dyn Tunnel>>,
+}
+
+/// An exchange that came to no answer.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub error: FetchError,
+    pub reach: Reach,
+}
+
+/// How far a broken exchange came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Not a byte was written; the request has its body back.
+    Unwritten,
+    /// Nothing came back.
+    Unanswered,
+    Answered,
+}
+
+impl Order<'_> {
+    /// Sends the request and waits for the head of the answer. The request's body is used up unless it comes back
+    /// unwritten.
+    pub(super) async fn carry_out(&self, message: Message, request: &mut Outbound, connection: Connection) -> Result<Answer, Broken> {
+        let Connection { link, hold } = connection;
+        match (message, link) {
+            (Message::Own(head), Link::Own(link)) => own::exchange(self, head, request, link, hold).await,
+            (Message::Hyper(message), Link::Hyper(link)) => hyper_client::exchange(self, *message, request, link, hold).await,
+            // The connections of a pool are all of the one codec that its settings name, and so are its messages.
+            (_, link) => Err(mixed_up(link, hold)),
+        }
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        Pace { read_timeout: self.settings.read_timeout, deadline: self.deadline }
+    }
+
+    pub(super) fn limits(&self) -> response::Limits {
+        response::Limits { header_bytes: self.settings.header_bytes, header_count: self.settings.header_count }
+    }
+
+    /// Passes an interim response on (but 100: it belongs to our hop).
+    pub(super) fn relay(&self, status: StatusCode, fields: Fields) {
+        if let Some(interim) = self.interim {
+            relay(interim, status, fields, self.metrics);
+        }
+    }
+
+    /// A fault in a head as an error, with its bound counted.
+    pub(super) fn fault(&self, fault: Fault) -> FetchError {
+        match fault {
+            Fault::Malformed(reason) => FetchError::Malformed(reason.to_owned()),
+            Fault::HeadTooLarge(bound) => {
+                self.metrics.bound(if bound == "header-count" { Bound::UpstreamHeaderCount } else { Bound::UpstreamHeaderBytes });
+                FetchError::HeadTooLarge
+            }
+            Fault::Flood => {
+                self.metrics.bound(Bound::UpstreamInterim);
+                FetchError::Malformed("too many interim responses".to_owned())
+            }
+            Fault::Truncated => FetchError::Closed,
+        }
+    }
+}
+
+pub(super) fn relay(to: &InterimSender, status: StatusCode, fields: Fields, metrics: &Metrics) {
+    if status != StatusCode::CONTINUE && to.try_send(Interim { status, fields }).is_err() {
+        metrics.bound(Bound::InterimDropped);
+    }
+}
+
+fn mixed_up(link: Link, hold: Hold) -> Broken {
+    drop((link, hold));
+    Broken { error: FetchError::InvalidRequest("the connection speaks through another codec"), reach: Reach::Answered }
+}
