@@ -1,4 +1,4 @@
-//! Memory for large bodies that a socket can take without copying them (decision 0007).
+//! Memory for large bodies that a socket can take without copying them (decision 0008).
 //!
 //! One file without a name, in memory only, mapped once: whoever reads a body here reads bytes like any others, and
 //! `sendfile` lets the kernel send the pages themselves. Nothing is ever written twice: a slot that is given back loses

@@ -31,6 +31,9 @@ pub struct StoredHead {
     pub fetch: u64,
 }
 
+// With the two counts of an `Arc` this is a size of the allocator; the next one is 128 bytes more.
+const _: () = assert!(size_of::<StoredHead>() <= 496);
+
 impl StoredHead {
     /// As the rules see it.
     pub fn as_response(&self) -> Response<'_> {
@@ -57,7 +60,7 @@ impl StoredHead {
 pub fn subject<'a>(key: &'a CacheKey, site: &'a str, tags: &'a Tags) -> Subject<'a> {
     let url_text = key.url().split_once("://").map_or("", |(_, text)| text);
     let authority = url_text.split_once('/').map_or(url_text, |(authority, _)| authority);
-    Subject { url: key.url_hash(), url_text, authority, site, keys: &tags.keys, groups: &tags.groups }
+    Subject { url: key.url_hash(), url_text, authority, site, keys: tags.keys(), groups: tags.groups() }
 }
 
 /// A whole response. Immutable but for what the journal has checked.

@@ -7,13 +7,16 @@ use crate::semantics::{Fields, Name, fields, name, structured};
 /// Response fields that carry surrogate keys; removed towards clients unless the route forwards them.
 pub const TAG_FIELDS: [Name; 4] = [name::SURROGATE_KEY, name::CACHE_TAG, name::EDGE_CACHE_TAG, name::XKEY];
 
-/// The keys and groups that invalidations can name, hashed, and the text of the keys for `explain`.
+/// The keys and groups that invalidations can name, hashed, and the text of the keys for `explain`. Most responses have
+/// none, which takes no memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tags {
-    pub keys: Box<[u128]>,
-    pub groups: Box<[u128]>,
-    /// Keys as they came, one space between; empty where there are none.
-    pub text: Box<str>,
+pub struct Tags(Option<Box<Named>>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Named {
+    keys: Box<[u128]>,
+    groups: Box<[u128]>,
+    text: Box<str>,
 }
 
 /// A response named more surrogate keys, or longer ones, than is allowed: it is not stored, because a purge could miss it.
@@ -35,11 +38,9 @@ impl Tags {
         if texts.len() > limits.keys_per_response || texts.iter().any(|key| key.len() > limits.key_bytes) {
             return Err(TooManyKeys);
         }
-        Ok(Self {
-            keys: texts.iter().map(|key| key_hash(key)).collect(),
-            groups: groups(response, origin).ok_or(TooManyKeys)?,
-            text: texts.join(" ").into(),
-        })
+        let groups = groups(response, origin).ok_or(TooManyKeys)?;
+        let keys = texts.iter().map(|key| key_hash(key)).collect();
+        Ok(Self::of(keys, groups, texts.join(" ").into()))
     }
 
     /// The tags of both, for a 304 whose newer keys do not lift purges of older ones.
@@ -51,11 +52,30 @@ impl Tags {
             all.dedup();
             all.into_boxed_slice()
         };
-        Self { keys: both(&self.keys, &other.keys), groups: both(&self.groups, &other.groups), text: other.text.clone() }
+        Self::of(both(self.keys(), other.keys()), both(self.groups(), other.groups()), other.text().into())
     }
 
     pub fn memory(&self) -> usize {
-        (self.keys.len() + self.groups.len()) * size_of::<u128>() + self.text.len()
+        let named = |named: &Named| size_of::<Named>() + (named.keys.len() + named.groups.len()) * size_of::<u128>() + named.text.len();
+        self.0.as_deref().map_or(0, named)
+    }
+
+    pub fn keys(&self) -> &[u128] {
+        self.0.as_deref().map_or(&[], |named| &named.keys)
+    }
+
+    pub fn groups(&self) -> &[u128] {
+        self.0.as_deref().map_or(&[], |named| &named.groups)
+    }
+
+    /// Keys as they came, one space between; empty where there are none.
+    pub fn text(&self) -> &str {
+        self.0.as_deref().map_or("", |named| &named.text)
+    }
+
+    fn of(keys: Box<[u128]>, groups: Box<[u128]>, text: Box<str>) -> Self {
+        let none = keys.is_empty() && groups.is_empty();
+        Self((!none).then(|| Box::new(Named { keys, groups, text })))
     }
 }
 
@@ -102,16 +122,16 @@ mod tests {
     fn keys_of_all_fields_are_read_once() {
         let fields = response(&[("Surrogate-Key", "a b"), ("Cache-Tag", "b,c"), ("Cache-Groups", "\"g\", \"h\"")]);
         let tags = Tags::parse(&fields, "http://a", &limits()).unwrap();
-        assert_eq!(&*tags.text, "a b c");
-        assert_eq!(tags.keys.len(), 3);
-        assert_eq!(&*tags.groups, [group_hash("http://a", "g"), group_hash("http://a", "h")]);
+        assert_eq!(tags.text(), "a b c");
+        assert_eq!(tags.keys().len(), 3);
+        assert_eq!(tags.groups(), [group_hash("http://a", "g"), group_hash("http://a", "h")]);
     }
 
     #[test]
     fn groups_are_strings_of_structured_fields() {
         let fields = response(&[("Cache-Groups", r#""a\"b", "c,d";x="e", f, "g"#)]);
         let tags = Tags::parse(&fields, "http://a", &limits()).unwrap();
-        assert_eq!(&*tags.groups, [r#"a"b"#, "c,d"].map(|group| group_hash("http://a", group)));
+        assert_eq!(tags.groups(), [r#"a"b"#, "c,d"].map(|group| group_hash("http://a", group)));
     }
 
     #[test]
@@ -125,7 +145,7 @@ mod tests {
         let one = Tags::parse(&response(&[("xkey", "a b")]), "", &limits()).unwrap();
         let two = Tags::parse(&response(&[("xkey", "b c")]), "", &limits()).unwrap();
         let both = one.union(&two);
-        assert_eq!(both.keys.len(), 3);
-        assert_eq!(&*both.text, "b c");
+        assert_eq!(both.keys().len(), 3);
+        assert_eq!(&*both.text(), "b c");
     }
 }

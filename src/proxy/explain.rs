@@ -89,7 +89,7 @@ impl Proxy {
             "last_modified": text(head.fields.get(name::LAST_MODIFIED)),
             "vary": text(head.fields.get(name::VARY)),
             "variant": String::from_utf8_lossy(&head.secondary.0),
-            "surrogate_keys": head.tags.text.split(' ').filter(|key| !key.is_empty()).collect::<Vec<_>>(),
+            "surrogate_keys": head.tags.text().split(' ').filter(|key| !key.is_empty()).collect::<Vec<_>>(),
             "stamp": head.stamp.purge.position,
             "validity": format!("{validity:?}"),
             "last_matching_purge": self.journal.last_match(&head.subject()),
