@@ -3,6 +3,8 @@
 //! One file without a name, in memory only, mapped once: whoever reads a body here reads bytes like any others, and
 //! `sendfile` lets the kernel send the pages themselves. Nothing is ever written twice: a slot that is given back loses
 //! its pages, so that what a socket still holds of them stays what it was, and gets new ones when it is used again.
+//! That holds for pages of the usual size only: of a large one the kernel would wipe a part in place. So large ones are
+//! declined, and before the first body comes the kernel has to show that it does as is said here.
 //!
 //! Invariants: a slot is written by whoever takes it, before anybody else can see it, and never again; slots do not
 //! overlap. Where the system gives no such memory, or it is used up, bodies live on the heap.
@@ -11,8 +13,10 @@ use bytes::Bytes;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, MemfdFlags};
-use std::io;
+use rustix::process::{Resource, getrlimit};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -27,6 +31,9 @@ static ARENA: OnceLock<Arc<Arena>> = OnceLock::new();
 pub fn reserve(bytes: u64) -> io::Result<()> {
     if ARENA.get().is_none() {
         let arena = Arc::new(Arena::new(bytes)?);
+        if !Arena::keeps_what_is_sent(&arena)? {
+            return Err(io::Error::other("the kernel wipes what a socket still holds"));
+        }
         let _ = ARENA.set(arena); // somebody may have been quicker
     }
     Ok(())
@@ -87,11 +94,33 @@ struct Slots {
 
 impl Arena {
     fn new(bytes: u64) -> io::Result<Self> {
+        // Beyond this limit the kernel would not refuse, but end the process (SIGXFSZ).
+        if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < bytes) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         let file = rustix::fs::memfd_create("tiercel-bodies", MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&file, bytes)?;
         let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let map = MmapOptions::new().len(length).map_raw(&file)?;
+        // A kernel without large pages does not know this advice.
+        let _ = map.advise(Advice::NoHugePage);
         Ok(Self { file, map, slots: Mutex::default(), used: AtomicU64::new(0) })
+    }
+
+    /// Whether a socket keeps what it was given when the slot it came from is given back: tried with bytes that lie where
+    /// a large page would.
+    fn keeps_what_is_sent(arena: &Arc<Self>) -> io::Result<bool> {
+        let (mut reader, writer) = UnixStream::pair()?;
+        writer.set_nonblocking(true)?;
+        let bytes = Bytes::from(vec![b'a'; size(CLASSES - 1) as usize]);
+        // Large pages are two of the largest slots, and need not begin where the first slot does.
+        let slots: Vec<Bytes> = (0..4).map_while(|_| Self::gather(arena, std::slice::from_ref(&bytes))).collect();
+        let Some(place) = slots.get(2).and_then(|slot| arena.find(&slot[..MIN])) else { return Ok(false) };
+        let sent = place.send(&writer)?;
+        drop(slots);
+        let mut kept = vec![0; sent];
+        reader.read_exact(&mut kept)?;
+        Ok(sent > 0 && kept.iter().all(|byte| *byte == b'a'))
     }
 
     fn gather(arena: &Arc<Self>, pieces: &[Bytes]) -> Option<Bytes> {
@@ -188,7 +217,6 @@ impl Drop for Slot {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::io::Read;
     use std::net::{TcpListener, TcpStream};
 
     fn arena(bytes: u64) -> Arc<Arena> {
@@ -233,6 +261,31 @@ mod tests {
         let mut got = vec![0; sent];
         client.read_exact(&mut got).unwrap();
         assert!(got.iter().all(|byte| *byte == 1) && second.iter().all(|byte| *byte == 2));
+    }
+
+    #[test]
+    fn the_kernel_shows_that_a_socket_keeps_what_it_holds() {
+        let arena = arena(16 << 20);
+        assert!(Arena::keeps_what_is_sent(&arena).unwrap());
+        assert_eq!(arena.used.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_trial_tells_the_truth_whatever_pages_there_are() {
+        for advice in [Advice::NoHugePage, Advice::HugePage] {
+            let arena = arena(16 << 20);
+            // Whether the second is taken depends on how the system is set; a kernel may also know neither.
+            let _ = arena.map.advise(advice);
+            let said = Arena::keeps_what_is_sent(&arena).unwrap();
+            let slots: Vec<Bytes> = (0..8).map_while(|_| Arena::gather(&arena, &[piece(1, 1 << 20)])).collect();
+            let (mut client, server) = pair();
+            let sent = arena.find(&slots[3][..MIN]).unwrap().send(&server).unwrap();
+            drop(slots);
+            let mut got = vec![0; sent];
+            client.read_exact(&mut got).unwrap();
+            assert_eq!(got.iter().all(|byte| *byte == 1), said, "{advice:?}");
+            assert!(said || advice == Advice::HugePage);
+        }
     }
 
     #[test]
