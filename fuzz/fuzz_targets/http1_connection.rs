@@ -133,7 +133,7 @@ fn read_answer(bytes: &[u8], to_head: bool) -> (usize, u16, Answer) {
     (taken, status, answer)
 }
 
-/// The client's side: bytes come in pieces, and with pauses between them, and are taken so too.
+/// The client's side: bytes come in pieces, with pauses between them or without, and are taken so too.
 struct Wire {
     input: Vec<u8>,
     taken: usize,
@@ -145,9 +145,9 @@ struct Wire {
 impl Socket for Wire {}
 
 impl Wire {
-    /// Pending every other time, unless everything is there at once.
+    /// Pending every other time, where pieces are uneven.
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<usize> {
-        self.paused = !self.paused && self.arrival != Arrival::AtOnce;
+        self.paused = !self.paused && matches!(self.arrival, Arrival::Uneven(_));
         if self.paused {
             context.waker().wake_by_ref();
             return Poll::Pending;
