@@ -1,50 +1,56 @@
-//! The chunked transfer coding. At once or byte by byte: the same data, the same trailers, the same refusal.
+//! The chunked transfer coding. However it is split on arrival: the same data, the same trailers, the same refusal.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use tiercel::http1::chunked::{ChunkError, Chunked};
 use tiercel::semantics::Fields;
+use tiercel_fuzz::Arrival;
 
-const BODY_BYTES: u64 = 1 << 16;
-const TRAILER_LINES: usize = 16;
+const BODY_BYTES: u64 = 256; // small enough to be reached
+const TRAILER_LINES: usize = 4;
 
 fuzz_target!(|data: &[u8]| {
-    let at_once = decode(data, data.len());
-    let bytewise = decode(data, 1);
-    assert_eq!(at_once.data, bytewise.data);
-    assert_eq!(at_once.consumed, bytewise.consumed);
-    assert_eq!(at_once.error, bytewise.error);
-    assert_eq!(at_once.trailers.as_ref().map(Fields::wire), bytewise.trailers.as_ref().map(Fields::wire));
-    assert!(at_once.data.len() as u64 <= BODY_BYTES);
+    let of_request = || Chunked::new(BODY_BYTES, TRAILER_LINES);
+    let of_response = || Chunked::of_response(TRAILER_LINES);
+    let [at_once, others @ ..] = Arrival::ways(data);
+    let (request, response) = (decode(of_request(), data, at_once), decode(of_response(), data, at_once));
+    for arrival in others {
+        assert_eq!(request, decode(of_request(), data, arrival));
+        assert_eq!(response, decode(of_response(), data, arrival));
+    }
+    assert!(request.data.len() as u64 <= BODY_BYTES);
+    if request.error.is_none() {
+        // A response may only have more said of it, never anything else.
+        assert_eq!(request, response);
+    }
 });
 
+#[derive(Debug, PartialEq, Eq)]
 struct Decoded {
     data: Vec<u8>,
     consumed: usize,
     error: Option<ChunkError>,
-    trailers: Option<Fields>,
+    /// As wire bytes.
+    trailers: Option<Vec<u8>>,
 }
 
-/// Decodes as if `piece` bytes came at a time.
-fn decode(input: &[u8], piece: usize) -> Decoded {
-    let mut chunked = Chunked::new(BODY_BYTES, TRAILER_LINES);
+fn decode(mut chunked: Chunked, input: &[u8], mut arrival: Arrival) -> Decoded {
     let mut decoded = Decoded { data: Vec::new(), consumed: 0, error: None, trailers: None };
     while decoded.consumed < input.len() && !chunked.is_done() {
-        let end = input.len().min(decoded.consumed + piece);
-        match chunked.decode(&input[decoded.consumed..end]) {
+        let there = arrival.next(decoded.consumed, input.len());
+        match chunked.decode(&input[decoded.consumed..there]) {
             Ok(step) => {
                 assert!(step.consumed > 0 && step.data <= step.consumed);
-                let taken = decoded.consumed + step.consumed;
-                decoded.data.extend_from_slice(&input[taken - step.data..taken]);
-                decoded.consumed = taken;
+                decoded.consumed += step.consumed;
+                decoded.data.extend_from_slice(&input[decoded.consumed - step.data..decoded.consumed]);
             }
             Err(error) => {
                 decoded.error = Some(error);
                 decoded.consumed = 0; // where in a piece it was found does not matter
-                return decoded;
+                break;
             }
         }
     }
-    decoded.trailers = chunked.take_trailers();
+    decoded.trailers = chunked.take_trailers().map(|fields: Fields| fields.wire().to_vec());
     decoded
 }

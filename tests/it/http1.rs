@@ -596,6 +596,45 @@ async fn a_client_that_expects_100_gets_it_when_the_body_is_read_and_not_before(
     assert_eq!(client.ended().await, Ended::Closed);
 }
 
+/// Answers at once, with the body as it comes.
+async fn streaming_echo_server(limits: Limits) -> Server {
+    Server::start(limits, |_, body, _| match body {
+        RequestBody::Stream { length, stream } => Handled::Ready(response(200, ResponseBody::Stream { length, stream })),
+        RequestBody::Empty => Handled::Ready(text("")),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_body_that_is_first_read_once_its_answer_began_is_taken_without_100() {
+    let head = "POST / HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
+    let server = streaming_echo_server(limits()).await;
+    let mut client = server.client().await;
+    client.send(head).await;
+    let answer = client.until("\r\n\r\n").await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+    client.send("hello").await;
+    assert_eq!(client.rest().await, b"hello");
+
+    // One that sends nothing is not waited for longer than for any other body.
+    let server = streaming_echo_server(Limits { body_timeout: Duration::from_millis(50), ..limits() }).await;
+    let mut client = server.client().await;
+    client.send(head).await;
+    client.until("\r\n\r\n").await.unwrap();
+    client.ended().await;
+    let told = server.told(|told| told.ended == 1).await;
+    assert_eq!(told.finished[0].aborted, Some(BodyError::Timeout));
+
+    // One that leaves is noticed.
+    let server = streaming_echo_server(limits()).await;
+    let mut client = server.client().await;
+    client.send(head).await;
+    client.until("\r\n\r\n").await.unwrap();
+    drop(client);
+    let told = server.told(|told| told.ended == 1).await;
+    assert_eq!(told.finished[0].aborted, Some(BodyError::ClientLeft));
+}
+
 #[tokio::test]
 async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
     let server = hello_server(limits()).await;

@@ -283,6 +283,10 @@ where
         if let Some(intake) = intake
             && !intake.is_failed()
         {
+            if intake.wants_continue() {
+                // No 100 may follow a final head (RFC 9110 §15.2), but the client must not wait for it for ever (§10.1.1).
+                intake.expects = false;
+            }
             _ = self.poll_intake(context, intake);
         }
     }
