@@ -787,6 +787,23 @@ async fn an_upgrade_becomes_a_tunnel() {
 }
 
 #[tokio::test]
+async fn a_switch_to_a_protocol_that_was_not_asked_for_is_refused() {
+    let origin = Origin::start(|request| {
+        let protocols = request.path.trim_start_matches('/');
+        Script::raw(format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocols}\r\nConnection: upgrade\r\n\r\nhello"))
+            .then(Step::Echo)
+    });
+    let upstream = upstream(&origin);
+    for protocols in ["", "h2c", "websocket,h2c", "websocket/13"] {
+        let error = fails(&upstream, websocket(&format!("/{protocols}"))).await;
+        assert!(matches!(error, FetchError::Malformed(_)), "{protocols}: {error:?}");
+        assert_eq!(upstream.usage().open, 0, "{protocols}");
+        origin.until("the connection is closed", |origin| origin.open_connections() == 0).await;
+    }
+    assert!(upstream.send(websocket("/WebSocket")).await.unwrap().tunnel.is_some());
+}
+
+#[tokio::test]
 async fn an_upgrade_that_is_declined_is_an_ordinary_answer() {
     let origin = Origin::start(|_| Script::ok("ok"));
     let upstream = upstream(&origin);
