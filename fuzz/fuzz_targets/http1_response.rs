@@ -7,11 +7,11 @@ use tiercel_fuzz::Arrival;
 
 fuzz_target!(|data: &[u8]| {
     let Some((flags, bytes)) = data.split_first() else { return };
-    let asked = Asked { head: flags & 1 > 0, range: flags & 2 > 0, upgrade: flags & 4 > 0 };
+    let asked = Asked { head: flags & 1 > 0, range: flags & 2 > 0, upgrade: (flags & 4 > 0).then(|| (*b"a, b").into()) };
     let [at_once, others @ ..] = Arrival::ways(bytes);
-    let whole = read(asked, bytes, at_once);
+    let whole = read(asked.clone(), bytes, at_once);
     for arrival in others {
-        assert_eq!(whole, read(asked, bytes, arrival), "{arrival:?}");
+        assert_eq!(whole, read(asked.clone(), bytes, arrival), "{arrival:?}");
     }
 });
 

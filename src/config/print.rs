@@ -22,6 +22,7 @@ pub fn effective(settings: &Settings) -> Value {
             "name": s.server.name,
             "workers": s.server.workers,
             "runtime": match s.server.runtime { Runtime::PerCore => "per_core", Runtime::Shared => "shared" },
+            "drain_delay": print_duration(s.server.drain_delay),
             "drain_timeout": print_duration(s.server.drain_timeout),
             "trusted_proxies": networks(&s.server.trusted_proxies),
             "lenient_path": s.server.lenient_path,

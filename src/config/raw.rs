@@ -129,7 +129,9 @@ pub struct RawServer {
     /// Worker threads; `auto`: one per core.
     pub workers: Option<RawWorkers>,
     pub runtime: Option<RawRuntime>,
-    /// How long SIGTERM waits for requests under way.
+    /// How long SIGTERM lets everything go on with readiness fallen, before the listeners close.
+    pub drain_delay: Option<RawDuration>,
+    /// How long SIGTERM then waits for requests under way.
     pub drain_timeout: Option<RawDuration>,
     /// Networks whose X-Forwarded-*, Forwarded and X-Request-Id are believed.
     pub trusted_proxies: Option<Vec<String>>,

@@ -36,7 +36,9 @@ pub struct Server {
     /// Worker threads that serve connections.
     pub workers: usize,
     pub runtime: Runtime,
-    /// How long SIGTERM waits for requests under way.
+    /// How long SIGTERM lets everything go on with readiness fallen, before the listeners close.
+    pub drain_delay: Duration,
+    /// How long SIGTERM then waits for requests under way.
     pub drain_timeout: Duration,
     /// Peers whose X-Forwarded-*, Forwarded, X-Request-Id are believed.
     pub trusted_proxies: Vec<IpNet>,

@@ -8,7 +8,7 @@
 
 use super::chunked::{ChunkError, Chunked};
 use crate::semantics::fields::{list, trim};
-use crate::semantics::{Fields, StatusCode, hop, name};
+use crate::semantics::{Fields, StatusCode, hop, name, upgrade};
 use memchr::memchr;
 use std::mem::MaybeUninit;
 use std::time::Duration;
@@ -23,11 +23,12 @@ const KEEP_ALIVE_MARGIN_S: u64 = 1;
 const VERSION: &[u8] = b"HTTP/1.";
 
 /// What the request was, as far as the reading of its response depends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Asked {
     pub head: bool,
     pub range: bool,
-    pub upgrade: bool,
+    /// The protocols that Upgrade named.
+    pub upgrade: Option<Box<[u8]>>,
 }
 
 /// Bounds on heads. All heads of one answer together, interim ones included, have twice `header_bytes`.
@@ -183,7 +184,7 @@ impl Reader {
             hop::strip(&mut fields);
             return Ok((end, Event::Interim(status, fields)));
         }
-        let head = vet(self.asked, minor_version, status, fields)?;
+        let head = vet(&self.asked, minor_version, status, fields)?;
         self.state = match head.body {
             BodyEnd::None => State::Done,
             BodyEnd::Length(length) => State::Length(length),
@@ -297,11 +298,13 @@ const fn reason(error: httparse::Error) -> &'static str {
 ///
 /// Refused: Content-Length that is no number or several ones, and with Transfer-Encoding (RFC 9112 §6.3: ought to be
 /// handled as an error); Transfer-Encoding in HTTP/1.0 (§6.1); transfer codings that change the content and that nobody
-/// asked for (we send no TE); 101 that was not asked for (RFC 9110 §15.2.2); 206 and 416 to a request without Range
+/// asked for (we send no TE); 101 that was not asked for, or to another protocol (RFC 9110 §7.8, §15.2.2); 206 and 416 to a request without Range
 /// (RFC 9110 §15.3.7, §15.5.17).
-pub fn vet(asked: Asked, minor_version: u8, status: StatusCode, mut fields: Fields) -> Result<Head, Fault> {
+pub fn vet(asked: &Asked, minor_version: u8, status: StatusCode, mut fields: Fields) -> Result<Head, Fault> {
     match status {
-        StatusCode::SWITCHING_PROTOCOLS if !asked.upgrade || !fields.has(name::UPGRADE) => return Err(Fault::Malformed("unasked-101")),
+        StatusCode::SWITCHING_PROTOCOLS if !asked.upgrade.as_ref().is_some_and(|asked| upgrade::is_answer_to(asked, &fields)) => {
+            return Err(Fault::Malformed("unasked-101"));
+        }
         StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if !asked.range => return Err(Fault::Malformed("unasked-range")),
         _ => {}
     }
@@ -437,7 +440,7 @@ mod tests {
     use proptest::prelude::*;
 
     const LIMITS: Limits = Limits { header_bytes: 1000, header_count: 20 };
-    const PLAIN: Asked = Asked { head: false, range: false, upgrade: false };
+    const PLAIN: Asked = Asked { head: false, range: false, upgrade: None };
 
     /// All that a response came to, data joined.
     #[derive(Debug, Default, PartialEq, Eq)]
@@ -479,7 +482,7 @@ mod tests {
     }
 
     fn vetted(status: u16, lines: &[(&str, &str)]) -> Result<Head, Fault> {
-        vet(PLAIN, 1, StatusCode::from_u16(status).unwrap(), fields(lines))
+        vet(&PLAIN, 1, StatusCode::from_u16(status).unwrap(), fields(lines))
     }
 
     fn fields(lines: &[(&str, &str)]) -> Fields {
@@ -603,7 +606,7 @@ mod tests {
         assert_eq!((not_modified.length, not_modified.keep), (None, Some(Duration::MAX)));
         assert!(vetted(204, &[("content-length", "10")]).unwrap().fields.is_empty());
         let asked = Asked { head: true, ..PLAIN };
-        let to_head = vet(asked, 1, StatusCode::OK, fields(&[("content-length", "10")])).unwrap();
+        let to_head = vet(&asked, 1, StatusCode::OK, fields(&[("content-length", "10")])).unwrap();
         assert_eq!((to_head.length, to_head.fields.get(name::CONTENT_LENGTH)), (None, Some(&b"10"[..])));
     }
 
@@ -612,12 +615,14 @@ mod tests {
         for status in [101, 206, 416] {
             assert!(vetted(status, &[("upgrade", "x"), ("content-length", "0")]).is_err(), "{status}");
         }
-        let asked = Asked { range: true, upgrade: true, ..PLAIN };
+        let asked = Asked { range: true, upgrade: Some((*b"x").into()), ..PLAIN };
         for status in [StatusCode::SWITCHING_PROTOCOLS, StatusCode::PARTIAL_CONTENT, StatusCode::RANGE_NOT_SATISFIABLE] {
-            let head = vet(asked, 1, status, fields(&[("connection", "upgrade"), ("upgrade", "x")])).unwrap();
+            let head = vet(&asked, 1, status, fields(&[("connection", "upgrade"), ("upgrade", "x")])).unwrap();
             assert_eq!(head.fields.has(name::UPGRADE), status == 101, "{status}");
         }
-        assert!(vet(asked, 1, StatusCode::SWITCHING_PROTOCOLS, Fields::new()).is_err());
+        for lines in [&[][..], &[("upgrade", "y")], &[("upgrade", "x, y")]] {
+            assert!(vet(&asked, 1, StatusCode::SWITCHING_PROTOCOLS, fields(lines)).is_err(), "{lines:?}");
+        }
     }
 
     #[test]
@@ -630,7 +635,7 @@ mod tests {
         assert_eq!(keep(&[("content-length", "0"), ("keep-alive", "timeout=soon")]), Some(Duration::MAX));
         assert_eq!(keep(&[("content-length", "0"), ("connection", "x, Close")]), None);
         assert_eq!(keep(&[]), None);
-        let old = vet(PLAIN, 0, StatusCode::OK, fields(&[("content-length", "0"), ("connection", "keep-alive")]));
+        let old = vet(&PLAIN, 0, StatusCode::OK, fields(&[("content-length", "0"), ("connection", "keep-alive")]));
         assert_eq!(old.unwrap().keep, None);
     }
 
@@ -642,7 +647,7 @@ mod tests {
     }
 
     fn asked() -> impl Strategy<Value = Asked> {
-        any::<(bool, bool, bool)>().prop_map(|(head, range, upgrade)| Asked { head, range, upgrade })
+        any::<(bool, bool, bool)>().prop_map(|(head, range, upgrade)| Asked { head, range, upgrade: upgrade.then(|| (*b"x").into()) })
     }
 
     proptest! {
@@ -651,7 +656,7 @@ mod tests {
             Just(b'\r'), Just(b'\n'), Just(b' '), Just(b':'), Just(b'0'), Just(b'2'), any::<u8>()], 0..200), step in 1usize..40) {
             let begin = ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.0 "][start];
             let bytes = [begin.as_bytes(), &bytes].concat();
-            prop_assert_eq!(told(asked, &bytes, step), told(asked, &bytes, usize::MAX));
+            prop_assert_eq!(told(asked.clone(), &bytes, step), told(asked, &bytes, usize::MAX));
         }
 
         #[test]
@@ -660,7 +665,7 @@ mod tests {
                 5;a=\"b\"\r\nhello\r\n006\r\n world\r\n0\r\nX-Sum: 1\r\n\r\nHTTP/1.1 200 OK".to_vec();
             let at = at % bytes.len();
             bytes[at] = byte;
-            prop_assert_eq!(told(asked, &bytes, step), told(asked, &bytes, usize::MAX));
+            prop_assert_eq!(told(asked.clone(), &bytes, step), told(asked, &bytes, usize::MAX));
         }
 
         #[test]

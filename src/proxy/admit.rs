@@ -7,7 +7,7 @@ use crate::config::settings::{Action, Server};
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::route;
 use crate::semantics::key::{CacheKey, Scheme, Target};
-use crate::semantics::{Fields, Method, cache_control, fields, name};
+use crate::semantics::{Fields, Method, cache_control, fields, name, upgrade};
 use ipnet::IpNet;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -48,7 +48,7 @@ pub enum Past {
     Disabled,
     /// A bypass rule, with its reason.
     Rule(Arc<str>),
-    /// The client wants another protocol.
+    /// The client wants another protocol, one that may pass.
     Upgrade,
     /// GET or HEAD with a body.
     Body,
@@ -122,7 +122,7 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
         "TRACE" | "CONNECT" => return Way::Local(LocalAnswer::MethodNotAllowed),
         _ => return Way::Past(Past::Method),
     }
-    if arrival.fields.has(name::UPGRADE) && wants_upgrade(&arrival.fields) {
+    if arrival.fields.has(name::UPGRADE) && wants_upgrade(arrival.head.minor_version, &arrival.fields) {
         return Way::Past(Past::Upgrade);
     }
     if !matches!(body, RequestBody::Empty) {
@@ -142,9 +142,11 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
     Way::Cache
 }
 
-/// Whether Connection names upgrade (RFC 9110 §7.8).
-pub fn wants_upgrade(fields: &Fields) -> bool {
-    fields.values(name::CONNECTION).flat_map(fields::list).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+/// Whether Connection names upgrade, and Upgrade a protocol that may pass. Any other Upgrade is ignored, as that of an
+/// HTTP/1.0 client must be (RFC 9110 §7.8).
+fn wants_upgrade(minor_version: u8, fields: &Fields) -> bool {
+    let mut options = fields.values(name::CONNECTION).flat_map(fields::list);
+    minor_version > 0 && options.any(|option| option.eq_ignore_ascii_case(b"upgrade")) && upgrade::passing(fields).next().is_some()
 }
 
 /// How many more times a request may be forwarded (RFC 9110 §7.6.2); `None` where it does not say, or not as a number.
@@ -212,9 +214,18 @@ mod tests {
     }
 
     #[test]
-    fn upgrade_is_wanted_only_if_connection_names_it() {
-        assert!(wants_upgrade(&fields(&[("connection", "keep-alive, Upgrade")])));
-        assert!(!wants_upgrade(&fields(&[("connection", "keep-alive")])));
+    fn upgrade_is_wanted_only_if_connection_names_it_and_it_may_pass() {
+        for (minor_version, connection, protocols, wanted) in [
+            (1, "keep-alive, Upgrade", "websocket", true),
+            (1, "upgrade", "h2c, websocket", true),
+            (1, "keep-alive", "websocket", false),
+            (1, "upgrade, http2-settings", "h2c", false),
+            (1, "upgrade", "", false),
+            (0, "upgrade", "websocket", false),
+        ] {
+            let fields = fields(&[("connection", connection), ("upgrade", protocols)]);
+            assert_eq!(wants_upgrade(minor_version, &fields), wanted, "1.{minor_version} {connection}: {protocols}");
+        }
     }
 
     #[test]

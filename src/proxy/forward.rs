@@ -6,7 +6,7 @@ use crate::cache::StoredResponse;
 use crate::config::settings::UpstreamHost;
 use crate::listener::{InterimSender, RequestBody};
 use crate::route;
-use crate::semantics::{Fields, Method, Name, hop, name, validation, vary};
+use crate::semantics::{Fields, Method, Name, hop, name, upgrade, validation, vary};
 use crate::upstream::{FetchError, Outbound};
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     let route = &exchange.routed.route;
     let mut fields = end_to_end(exchange);
     describe_client(exchange, &mut fields);
-    let (mut body, mut upgrade, mut method) = (RequestBody::Empty, false, exchange.method.clone());
+    let (mut body, mut wants_upgrade, mut method) = (RequestBody::Empty, false, exchange.method.clone());
     match kind {
         Kind::Whole(stored) => {
             method = Method::GET;
@@ -64,7 +64,7 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
             if exchange.policy().enabled && exchange.method.is_safe() {
                 drop_overrides(&mut fields);
             }
-            (body, upgrade) = (sent, wanted);
+            (body, wants_upgrade) = (sent, wanted);
         }
     }
     if exchange.method == Method::OPTIONS
@@ -72,8 +72,9 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     {
         let _ = fields.set("max-forwards", left.saturating_sub(1).to_string()); // digits are a field value
     }
-    if upgrade && let Some(protocol) = exchange.fields.get(name::UPGRADE) {
-        set(&mut fields, name::UPGRADE, protocol);
+    if wants_upgrade {
+        let protocols: Vec<&[u8]> = upgrade::passing(&exchange.fields).collect();
+        set(&mut fields, name::UPGRADE, &protocols.join(&b", "[..]));
     }
     if let Some(asked) = vary::asked_encoding(&exchange.fields, exchange.policy()) {
         set(&mut fields, name::ACCEPT_ENCODING, asked.as_bytes());
@@ -90,7 +91,7 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
         UpstreamHost::Literal(host) => Some(host.clone()),
     };
     fields.remove(name::HOST);
-    Ok(Outbound { method, path_and_query, host, fields, body, upgrade, interim, worker: exchange.peer.worker })
+    Ok(Outbound { method, path_and_query, host, fields, body, upgrade: wants_upgrade, interim, worker: exchange.peer.worker })
 }
 
 fn drop_overrides(fields: &mut Fields) {

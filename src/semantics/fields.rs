@@ -67,6 +67,7 @@ names! {
     FASTLY_SOFT_PURGE = "fastly-soft-purge",
     FORWARDED = "forwarded",
     HOST = "host",
+    HTTP2_SETTINGS = "http2-settings",
     IF_MATCH = "if-match",
     IF_MODIFIED_SINCE = "if-modified-since",
     IF_NONE_MATCH = "if-none-match",

@@ -7,8 +7,17 @@ use super::{Fields, Name, name};
 ///
 /// Proxy-Authenticate and Proxy-Authentication-Info are not among them: they are meant for the next client outward,
 /// and a gateway passes them on (RFC 9110 §11.7).
-const OF_CONNECTION: [Name; 7] =
-    [name::CONNECTION, name::KEEP_ALIVE, name::PROXY_CONNECTION, name::TE, name::TRAILER, name::TRANSFER_ENCODING, name::UPGRADE];
+/// HTTP2-Settings goes with an upgrade to h2c (RFC 7540 §3.2.1), whether Connection names it or not.
+const OF_CONNECTION: [Name; 8] = [
+    name::CONNECTION,
+    name::HTTP2_SETTINGS,
+    name::KEEP_ALIVE,
+    name::PROXY_CONNECTION,
+    name::TE,
+    name::TRAILER,
+    name::TRANSFER_ENCODING,
+    name::UPGRADE,
+];
 
 /// Fields that a Connection option cannot remove: RFC 9110 §7.6.1 forbids to list fields meant for all recipients, and
 /// without these a message would mean something else, be framed or stored otherwise, or lose its loop protection.
@@ -33,8 +42,8 @@ const PROTECTED: [Name; 18] = [
     name::VIA,
 ];
 
-/// Removes Connection, every field it names, and those that belong to one connection by definition: Keep-Alive,
-/// Proxy-Connection, TE, Trailer, Transfer-Encoding, Upgrade.
+/// Removes Connection, every field it names, and those that belong to one connection by definition:
+/// HTTP2-Settings, Keep-Alive, Proxy-Connection, TE, Trailer, Transfer-Encoding, Upgrade.
 ///
 /// A Connection option never removes Cache-Control, Host, Content-Length, Content-Type, Date, ETag, Set-Cookie,
 /// Authorization, Vary and a few more that say what a message is.
@@ -74,6 +83,7 @@ mod tests {
             ("Trailer", "x"),
             ("Transfer-Encoding", "chunked"),
             ("Upgrade", "h2c"),
+            ("HTTP2-Settings", "AAMAAABk"),
             ("A", "1"),
             ("b", "2"),
             ("C", "3"),

@@ -119,12 +119,17 @@ impl Server {
         self.state.listeners()
     }
 
-    /// Stops accepting, answers what is under way, ends; true if nothing had to be cut within the drain timeout.
+    /// Gives others the time to notice that we are about to go, stops accepting, answers what is under way, ends; true if
+    /// nothing had to be cut within the drain timeout.
     pub fn drain(self) -> bool {
         let state = &self.state;
         // Readiness first: whoever asks from here on is told to send requests elsewhere.
         state.draining.store(true, Ordering::Release);
-        let timeout = state.proxy.live.load().settings.server.drain_timeout;
+        let (delay, timeout) = {
+            let server = &state.proxy.live.load().settings.server;
+            (server.drain_delay, server.drain_timeout)
+        };
+        std::thread::sleep(delay);
         let deadline = Instant::now() + timeout;
         for door in self.state.doors.lock().open.drain(..) {
             door.stop.send_replace(true);

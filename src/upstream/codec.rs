@@ -66,13 +66,13 @@ pub(super) enum Message {
 
 impl Message {
     /// Nothing was sent where this fails.
-    pub(super) fn new(codec: UpstreamCodec, request: &Outbound, asked: Asked, authority: &str) -> Result<Self, FetchError> {
+    pub(super) fn new(codec: UpstreamCodec, request: &Outbound, asked: &Asked, authority: &str) -> Result<Self, FetchError> {
         if request.method == http::Method::CONNECT {
             return Err(FetchError::InvalidRequest("CONNECT is not passed on"));
         }
         Ok(match codec {
-            UpstreamCodec::Own => Self::Own(own::request::head(request, asked.upgrade, authority)?),
-            UpstreamCodec::Hyper => Self::Hyper(Box::new(hyper_client::message(request, asked.upgrade, authority)?)),
+            UpstreamCodec::Own => Self::Own(own::request::head(request, asked.upgrade.is_some(), authority)?),
+            UpstreamCodec::Hyper => Self::Hyper(Box::new(hyper_client::message(request, asked.upgrade.is_some(), authority)?)),
         })
     }
 }

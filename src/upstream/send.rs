@@ -122,9 +122,11 @@ impl Attempt<'_> {
             range: request.fields.has(name::RANGE),
             // An upgrade of a request with a body is ignored (RFC 9110 §7.8 allows it): no byte of a client can be
             // taken for the new protocol before the 101.
-            upgrade: request.upgrade && matches!(request.body, RequestBody::Empty),
+            upgrade: (request.upgrade && matches!(request.body, RequestBody::Empty))
+                .then(|| request.fields.joined(name::UPGRADE).map(|protocols| protocols.into_owned().into()))
+                .flatten(),
         };
-        let message = Message::new(settings.http1, request, asked, &self.endpoint.authority).map_err(Failed::before)?;
+        let message = Message::new(settings.http1, request, &asked, &self.endpoint.authority).map_err(Failed::before)?;
         let (connection, connect) = self.connection().await?;
         let interim = request.interim.clone();
         let order = Order {

@@ -781,6 +781,40 @@ async fn bytes_sent_ahead_of_a_declined_upgrade_are_not_read_as_http() {
     assert_eq!(client.ask(GET).await.text(), "hello");
 }
 
+#[tokio::test]
+async fn clients_that_offer_h2c_keep_their_connection_and_may_go_on_at_once() {
+    let offer = "GET /offer HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
+    let server = hello_server(limits()).await;
+    let mut client = server.client().await;
+    client.send(format!("{offer}{offer}{GET}")).await;
+    for _ in 0..3 {
+        let answer = client.answer(false).await.unwrap();
+        assert_eq!((answer.text(), answer.field("connection")), ("hello", None));
+    }
+    assert_eq!(client.ask(GET).await.text(), "hello");
+    assert_eq!(server.told(|told| told.finished.len() == 4).await.handled, ["GET /offer", "GET /offer", "GET /", "GET /"]);
+}
+
+#[tokio::test]
+async fn what_begins_in_an_ignored_protocol_is_never_read_as_a_request() {
+    for (protocols, bytes, status) in [
+        ("h2c", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n", Some(505)),
+        ("TLS/1.2", "\x16\x03\x01\x02\0GET /smuggled HTTP/1.1\r\n\r\n", Some(400)),
+        ("h2c, chat", "GET /smuggled HTTP/1.1\r\n\r\n", None),
+        ("h2c, \"", "GET /smuggled HTTP/1.1\r\n\r\n", None),
+    ] {
+        let server = hello_server(limits()).await;
+        let mut client = server.client().await;
+        client.send(format!("GET /a HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: {protocols}\r\n\r\n{bytes}")).await;
+        assert_eq!(client.answer(false).await.unwrap().text(), "hello", "{protocols}");
+        if let Some(status) = status {
+            assert_eq!(client.answer(false).await.unwrap().status, status, "{protocols}");
+        }
+        assert_eq!(client.ended().await, Ended::Closed, "{protocols}");
+        assert_eq!(server.told(|told| told.ended == 1).await.handled, ["GET /a"], "{protocols}");
+    }
+}
+
 // ---- clients that leave, stall, or find us leaving ----
 
 #[tokio::test]

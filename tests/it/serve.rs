@@ -13,6 +13,7 @@ mod routes;
 mod sharing;
 mod streaming;
 mod updates;
+mod upgrades;
 
 use crate::support::client::{Answer, Client};
 use crate::support::origin::{Origin, PATIENCE, Recorded, Script};

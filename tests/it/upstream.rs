@@ -447,6 +447,56 @@ async fn a_body_that_stalls_is_a_timeout() {
     assert_eq!(upstream.usage().open, 0);
 }
 
+/// An answer that begins before the upload has ended, and what is to come of it after that.
+fn early(rest: Step) -> Script {
+    Script::steps([Step::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nearly".to_vec()), Step::ReadBody, rest])
+}
+
+#[tokio::test]
+async fn a_slow_upload_is_not_a_stalled_body() {
+    let origin = Origin::start_at_head(|_| early(Step::Bytes(b"late".to_vec())));
+    // Long enough for the rest from a busy machine, and shorter than the upload.
+    let read_timeout = 20 * SHORT;
+    let upstream = start(settings::Upstream { read_timeout, ..to(&[origin.addr()]) });
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let body = RequestBody::Stream { length: None, stream: Box::pin(Piped(receiver)) };
+    let mut inbound = upstream.send(request(Method::POST, "/", body)).await.unwrap();
+    let ((), answered) = tokio::join!(
+        async {
+            sender.send(Bytes::from_static(b"piece")).await.unwrap();
+            tokio::time::sleep(2 * read_timeout).await; // the slow client itself
+            sender.send(Bytes::from_static(b"piece")).await.unwrap();
+            drop(sender);
+        },
+        read(&mut inbound)
+    );
+    assert_eq!(answered, (b"earlylate".to_vec(), None));
+    origin.wait_for("the whole upload", |origin| origin.body_bytes() == 10);
+}
+
+#[tokio::test]
+async fn an_origin_that_has_the_whole_upload_may_not_stall() {
+    let origin = Origin::start_at_head(|_| early(Step::Wait(Gate::new())));
+    let upstream = start(settings::Upstream { read_timeout: SHORT, ..to(&[origin.addr()]) });
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let body = RequestBody::Stream { length: None, stream: Box::pin(Piped(receiver)) };
+    let mut inbound = upstream.send(request(Method::POST, "/", body)).await.unwrap();
+    sender.send(Bytes::from_static(b"piece")).await.unwrap();
+    drop(sender);
+    assert_eq!(read(&mut inbound).await, (b"early".to_vec(), Some(BodyError::Timeout)));
+}
+
+#[tokio::test]
+async fn a_slow_upload_ends_with_the_exchange() {
+    let origin = Origin::start_at_head(|_| early(Step::Wait(Gate::new())));
+    // Time enough for a head from a busy machine.
+    let upstream = start(settings::Upstream { total_timeout: Some(20 * SHORT), ..to(&[origin.addr()]) });
+    let stream = Pieces { pieces: vec![Bytes::from_static(b"piece")], end: End::Never(Arc::new(())) };
+    let body = RequestBody::Stream { length: None, stream: Box::pin(stream) };
+    let mut inbound = upstream.send(request(Method::POST, "/", body)).await.unwrap();
+    assert_eq!(read(&mut inbound).await, (b"early".to_vec(), Some(BodyError::Timeout)));
+}
+
 #[tokio::test]
 async fn the_whole_exchange_has_a_deadline() {
     let origin = Origin::start(|request| match request.path.as_str() {
@@ -734,6 +784,23 @@ async fn an_upgrade_becomes_a_tunnel() {
     assert_eq!(upstream.usage().open, 0);
     let seen = &origin.requests("/")[0];
     assert_eq!((seen.field("connection"), seen.field("upgrade")), (Some("upgrade"), Some("websocket")));
+}
+
+#[tokio::test]
+async fn a_switch_to_a_protocol_that_was_not_asked_for_is_refused() {
+    let origin = Origin::start(|request| {
+        let protocols = request.path.trim_start_matches('/');
+        Script::raw(format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocols}\r\nConnection: upgrade\r\n\r\nhello"))
+            .then(Step::Echo)
+    });
+    let upstream = upstream(&origin);
+    for protocols in ["", "h2c", "websocket,h2c", "websocket/13"] {
+        let error = fails(&upstream, websocket(&format!("/{protocols}"))).await;
+        assert!(matches!(error, FetchError::Malformed(_)), "{protocols}: {error:?}");
+        assert_eq!(upstream.usage().open, 0, "{protocols}");
+        origin.until("the connection is closed", |origin| origin.open_connections() == 0).await;
+    }
+    assert!(upstream.send(websocket("/WebSocket")).await.unwrap().tunnel.is_some());
 }
 
 #[tokio::test]

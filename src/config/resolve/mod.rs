@@ -78,6 +78,7 @@ fn server(raw: &RawServer, report: &mut Report) -> Server {
     let mut table = Table::new(report, "server");
     Server {
         workers: workers(raw.workers.as_ref(), &mut table),
+        drain_delay: table.duration("drain_delay", raw.drain_delay.as_ref(), Duration::ZERO),
         drain_timeout: table.duration("drain_timeout", raw.drain_timeout.as_ref(), secs(30)),
         runtime: match raw.runtime {
             None | Some(RawRuntime::PerCore) => Runtime::PerCore,

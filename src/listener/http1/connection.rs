@@ -15,7 +15,7 @@ use crate::listener::{Handled, Handler, InterimReceiver, InterimSlot, Peer, Refu
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::key::Scheme;
-use crate::semantics::{Fields, StatusCode, name};
+use crate::semantics::{Fields, StatusCode, name, upgrade};
 use bytes::{Buf, BytesMut};
 use http::Method;
 use std::future::poll_fn;
@@ -254,8 +254,10 @@ where
     }
 
     pub fn after(&self, answer: &Answer, plan: RequestPlan) -> Next {
-        // What follows a request to upgrade that was declined may be of the other protocol: not read as HTTP.
-        let early = !self.buffer.is_empty() && self.head.fields.has(name::UPGRADE);
+        // What follows a request to upgrade that was declined may be of the other protocol: not read as HTTP. A client that
+        // offers h2c goes on in HTTP/1.1 where nobody takes it up, and may do so at once.
+        let fields = &self.head.fields;
+        let early = !self.buffer.is_empty() && fields.has(name::UPGRADE) && upgrade::may_look_like_requests(fields);
         if answer.persist && !early {
             Next::Request
         } else if !plan.persist && self.buffer.is_empty() {

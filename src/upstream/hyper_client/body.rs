@@ -154,7 +154,8 @@ pub(super) struct Download {
     deadline: Option<Instant>,
     /// Made when the first read has to wait, moved only when a later one has to.
     timer: Option<Pin<Box<Sleep>>>,
-    armed: bool,
+    /// Set when a read has to wait, and the timer with it.
+    silent_since: Option<Instant>,
 }
 
 impl Download {
@@ -168,7 +169,7 @@ impl Download {
     ) -> Option<Self> {
         let Pace { read_timeout, deadline } = pace;
         let connection = Some(connection);
-        let mut body = Self { incoming, connection, upload, keep, read_timeout, deadline, timer: None, armed: false };
+        let mut body = Self { incoming, connection, upload, keep, read_timeout, deadline, timer: None, silent_since: None };
         if body.incoming.is_end_stream() {
             body.finish();
             return None;
@@ -207,13 +208,29 @@ impl Download {
     }
 
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(Duration::ZERO)));
-        if !self.armed {
-            let silence = Instant::now() + self.read_timeout;
-            timer.as_mut().reset(self.deadline.map_or(silence, |deadline| deadline.min(silence)));
-            self.armed = true;
+        loop {
+            let is_armed = self.silent_since.is_some();
+            let since = *self.silent_since.get_or_insert_with(Instant::now);
+            let until = self.silent_until(since, Instant::now());
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(Duration::ZERO)));
+            if !is_armed || timer.is_elapsed() {
+                timer.as_mut().reset(until);
+            }
+            ready!(timer.as_mut().poll(context));
+            // It was set for what was known then: the origin's turn may have begun later.
+            let now = Instant::now();
+            if self.silent_until(since, now) <= now {
+                return Poll::Ready(());
+            }
         }
-        timer.as_mut().poll(context)
+    }
+
+    /// When a wait that began then is over. An upload takes as long as the client needs for it: while it is the client's
+    /// turn this moves on with the time. The end of the exchange does not.
+    fn silent_until(&self, since: Instant, now: Instant) -> Instant {
+        let turn = self.upload.as_ref().map_or(Some(since), |upload| upload.origin_silent_since());
+        let until = turn.unwrap_or(now).max(since) + self.read_timeout;
+        self.deadline.map_or(until, |deadline| deadline.min(until))
     }
 
     fn overdue(&self) -> bool {
@@ -228,7 +245,7 @@ impl BodyStream for Download {
                 ready!(self.poll_timer(context));
                 return self.fail(BodyError::Timeout);
             };
-            self.armed = false;
+            self.silent_since = None;
             let frame = match frame {
                 None if self.incoming.size_hint().lower() > 0 => return self.fail(BodyError::Truncated),
                 None => {

@@ -166,7 +166,7 @@ async fn answer(
             return Err(order.fault(Fault::HeadTooLarge("header-count")));
         }
         let minor_version = u8::from(response.version() == http::Version::HTTP_11);
-        vet(order.asked, minor_version, response.status(), fields).map_err(|fault| order.fault(fault))
+        vet(&order.asked, minor_version, response.status(), fields).map_err(|fault| order.fault(fault))
     });
     let head = vetted.map_err(|error| Broken { error, reach: Reach::Answered })?;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {

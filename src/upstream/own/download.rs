@@ -18,14 +18,14 @@ pub(super) struct Download {
     keep: Option<Duration>,
     pace: Pace,
     /// Set when a read has to wait.
-    silent_until: Option<Instant>,
+    silent_since: Option<Instant>,
 }
 
 type Polled = Option<Result<Chunk, BodyError>>;
 
 impl Download {
     pub(super) fn new(talk: Box<Conversation>, keep: Option<Duration>, pace: Pace) -> Self {
-        Self { talk: Some(talk), keep, pace, silent_until: None }
+        Self { talk: Some(talk), keep, pace, silent_since: None }
     }
 
     fn finish(&mut self) {
@@ -39,10 +39,11 @@ impl Download {
         Poll::Ready(Some(Err(error)))
     }
 
-    /// When the wait that begins now is over.
-    fn silence(pace: Pace) -> Instant {
-        let silent_until = Instant::now() + pace.read_timeout;
-        pace.deadline.map_or(silent_until, |deadline| deadline.min(silent_until))
+    /// When a wait that began then is over. An upload takes as long as the client needs for it: meanwhile the origin need
+    /// not say anything, and only the end of the exchange ends the wait.
+    fn silent_until(pace: Pace, since: Instant, origins_turn: Option<Instant>) -> Option<Instant> {
+        let silent_until = origins_turn.map(|turn| turn.max(since) + pace.read_timeout);
+        silent_until.into_iter().chain(pace.deadline).min()
     }
 }
 
@@ -58,14 +59,15 @@ impl BodyStream for Download {
         let event = match event {
             Poll::Ready(event) => event,
             Poll::Pending => {
-                let at = *this.silent_until.get_or_insert_with(|| Self::silence(this.pace));
+                let since = *this.silent_since.get_or_insert_with(Instant::now);
+                let Some(at) = Self::silent_until(this.pace, since, talk.upload.origin_silent_since()) else { return Poll::Pending };
                 return match talk.link.alarm.poll_deadline(context, at) {
                     Poll::Ready(()) => this.fail(BodyError::Timeout),
                     Poll::Pending => Poll::Pending,
                 };
             }
         };
-        this.silent_until = None;
+        this.silent_since = None;
         let is_overdue = this.pace.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         match event {
             Err(trouble) => this.fail(trouble.in_body()),

@@ -136,7 +136,7 @@ pub(super) async fn exchange(
         link,
         hold,
         upload: Upload::new(head, body, order.began),
-        reader: Reader::new(order.asked, order.limits()),
+        reader: Reader::new(order.asked.clone(), order.limits()),
         room: READ_BYTES,
         answered: false,
         eof: false,

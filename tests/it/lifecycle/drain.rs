@@ -1,6 +1,6 @@
 //! Ending: nobody who asked in time goes without an answer.
 
-use super::process::{Process, TERMINATE, config};
+use super::process::{HANGUP, Process, TERMINATE, config, write_config};
 use super::{get, keeping, metric, until};
 use crate::support::client::{Client, Ended};
 use crate::support::origin::{Gate, Origin, Recorded, Script};
@@ -86,6 +86,42 @@ fn a_signal_right_after_the_addresses_were_printed_is_an_orderly_end() {
         process.signal(TERMINATE);
         assert_eq!(process.end(), Some(0));
     }
+}
+
+#[tokio::test]
+async fn whoever_connects_during_the_drain_delay_is_served_and_a_second_signal_ends_it() {
+    let origin = origin(&Gate::new());
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::with_config(folder.path(), &config(&origin.url(), ""));
+    let (http, admin) = (process.http(), process.admin());
+    // Longer than this test waits for anything.
+    write_config(folder.path(), &config(&origin.url(), "[server]\ndrain_delay = '10m'\n"));
+    process.signal(HANGUP);
+    process.err.wait("the reload", |line| line.contains("configuration reloaded"));
+    process.signal(TERMINATE);
+    until_draining(admin).await;
+    let mut client = Client::connect(http).await;
+    for _ in 0..2 {
+        let answer = client.ask(keeping("/a")).await;
+        assert_eq!((answer.status, answer.text(), answer.field("connection")), (200, "fresh", None));
+    }
+    assert_eq!(get(admin, "/readyz").await.status, 503);
+    process.signal(TERMINATE);
+    assert_eq!(process.end(), Some(1));
+}
+
+#[tokio::test]
+async fn after_the_drain_delay_the_process_drains() {
+    let origin = origin(&Gate::new());
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::with_config(folder.path(), &config(&origin.url(), "[server]\ndrain_delay = '300ms'\n"));
+    let http = process.http();
+    let mut idle = Client::connect(http).await;
+    assert_eq!(idle.ask(keeping("/a")).await.status, 200);
+    process.signal(TERMINATE);
+    assert_eq!(idle.ended().await, Ended::Closed);
+    assert_eq!(process.end(), Some(0));
+    assert!(TcpStream::connect(http).is_err());
 }
 
 /// How a client that connects again and again ended.

@@ -10,6 +10,8 @@ async fn malformed_requests_reach_neither_cache_nor_origin() {
         ("GARBAGE\r\n\r\n", 400),
         ("GET /a\r\nHost: shop.example\r\n\r\n", 400),
         ("GET /a HTTP/1.1\r\n\r\n", 400),
+        ("GET /a HTTP/1.0\r\n\r\n", 400),
+        ("GET http://shop.example/a HTTP/1.0\r\n\r\n", 400),
         ("GET /a HTTP/1.1\r\nHost: shop.example\r\nHost: other.example\r\n\r\n", 400),
         ("GET /a HTTP/1.1\r\nHost: shop example\r\n\r\n", 400),
         ("GET http://other.example/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
