@@ -128,9 +128,11 @@ async fn explain(State(control): Shared, body: Body) -> Result<Json<Value>, Prob
 }
 
 async fn reload(State(control): Shared) -> Result<Json<Value>, Problem> {
-    let remedy = "nothing was changed: the configuration before stays in use; `tiercel check` shows the same problems";
     let outcome = control.reload().await;
-    outcome.map(Json).map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error, remedy))
+    outcome.map(Json).map_err(|refused| {
+        let remedy = format!("nothing was changed: the configuration before stays in use; {}", refused.remedy);
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, refused.message, remedy)
+    })
 }
 
 async fn parse_json<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {

@@ -24,12 +24,14 @@ pub trait Control: Send + Sync + 'static {
     fn receipt(&self, id: &str) -> Option<Receipt>;
     /// The `authority/path?query` of a URL, before any route's key rules.
     fn normalise_url(&self, url: &str) -> Result<String, String>;
+    /// Whether a site has this name; else what helps.
+    fn check_site(&self, name: &str) -> Result<(), String>;
     /// Whether something of this URL is in memory here.
     fn stored_here(&self, url: &str) -> bool;
     /// What the cache knows and would do for a request (`tiercel explain`).
     fn explain(&self, request: ExplainRequest) -> Result<serde_json::Value, String>;
     /// Re-reads the configuration whole or not at all; the error names every problem.
-    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, String>> + Send>>;
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, ReloadRefused>> + Send>>;
     /// `Ok` when requests are welcome; else why not.
     fn ready(&self) -> Result<(), String>;
     fn metrics(&self) -> String;
@@ -42,6 +44,13 @@ pub trait Control: Send + Sync + 'static {
     fn selectors_per_call(&self) -> usize;
     /// The listener's connections are at their bound; a metric should show it.
     fn connections_full(&self) {}
+}
+
+/// Why a reload changed nothing, and what helps.
+#[derive(Debug)]
+pub struct ReloadRefused {
+    pub message: String,
+    pub remedy: &'static str,
 }
 
 /// A request to be explained, not made.

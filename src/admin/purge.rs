@@ -133,6 +133,8 @@ fn selectors(body: PurgeBody, control: &dyn Control) -> Result<Vec<(String, Sele
     }
     for site in body.sites {
         let name = checked(&site, "sites")?.to_owned();
+        // A name that is mistyped would match nothing, and look like success.
+        control.check_site(&name).map_err(|remedy| Problem::bad(format!("sites: there is no site `{name}`"), remedy))?;
         all.push((site, Selector::Site(name)));
     }
     if body.everything {
@@ -220,13 +222,16 @@ mod tests {
         fn normalise_url(&self, url: &str) -> Result<String, String> {
             url.split_once("://").map(|(_, rest)| rest.to_owned()).ok_or_else(|| "no scheme".into())
         }
+        fn check_site(&self, _: &str) -> Result<(), String> {
+            Ok(())
+        }
         fn stored_here(&self, _: &str) -> bool {
             false
         }
         fn explain(&self, _: ExplainRequest) -> Result<Value, String> {
             Ok(Value::Null)
         }
-        fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+        fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, crate::admin::ReloadRefused>> + Send>> {
             Box::pin(async { Ok(Value::Null) })
         }
         fn ready(&self) -> Result<(), String> {

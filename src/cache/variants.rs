@@ -23,7 +23,11 @@ pub struct Variants {
 /// What inserting a response came to.
 #[derive(Debug)]
 pub enum Insertion {
-    Put(Variants),
+    Put {
+        set: Variants,
+        /// A response that was worth something had to go: there were `max`.
+        crowded: bool,
+    },
     /// A response whose fetch began later is there: nothing to do.
     Older,
 }
@@ -45,12 +49,13 @@ impl Variants {
             return Insertion::Older;
         }
         responses.push(Arc::clone(&response));
-        let kept = others
+        let mut kept = others
             .iter()
             .filter(|other| !same(other) && other.drop_at_mono_ms > now.mono_ms && other.head.check(journal) != Validity::Purged);
-        responses.extend(kept.take(max.saturating_sub(1)).cloned());
+        responses.extend(kept.by_ref().take(max.saturating_sub(1)).cloned());
+        let crowded = kept.next().is_some();
         let drop_at_mono_ms = responses.iter().map(|response: &Arc<StoredResponse>| response.drop_at_mono_ms).max().unwrap_or(0);
-        Insertion::Put(Self { responses, drop_at_mono_ms })
+        Insertion::Put { set: Self { responses, drop_at_mono_ms }, crowded }
     }
 
     /// The key of them all; not to be asked of a set that lost its last response.

@@ -1,7 +1,7 @@
 //! `tiercel run`.
 
+use super::Failure;
 use super::flags::ConfigFlags;
-use super::{Failure, print_warnings};
 use clap::Args;
 
 /// Serves. A file, flags, or both: flags add to the file and override it. SIGTERM and Ctrl-C
@@ -14,6 +14,5 @@ pub struct Options {
 
 pub fn run(options: Options) -> Result<(), Failure> {
     let (sources, settings) = options.config.load()?;
-    print_warnings(&settings.warnings);
     Ok(crate::server::run(sources, settings)?)
 }

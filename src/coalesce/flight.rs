@@ -80,6 +80,8 @@ pub struct Failure {
     pub text: Arc<str>,
     /// Whether a stale response may stand in (RFC 5861 §4).
     pub stale_may_be_served: bool,
+    /// Who was asked last, if anybody was.
+    pub endpoint: Option<Arc<str>>,
 }
 
 impl<H> Clone for Published<H> {

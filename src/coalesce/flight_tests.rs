@@ -196,5 +196,5 @@ fn a_wait_that_was_given_up_can_be_taken_up_again() {
 }
 
 fn failure() -> Arc<Failure> {
-    Arc::new(Failure { status: 502, token: "dns_error", text: "no address".into(), stale_may_be_served: true })
+    Arc::new(Failure { status: 502, token: "dns_error", text: "no address".into(), stale_may_be_served: true, endpoint: None })
 }

@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use shape::{Step, Steps};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Name of the upstream that `--upstream` makes, and of the site that leads to it.
 pub const DEFAULT: &str = "default";
@@ -61,6 +62,18 @@ const FLAGS: &[(&str, &str)] = &[
     ("log.access.target", "--access-log"),
     ("metrics.address", "--metrics"),
 ];
+
+/// What helps who named a site that does not exist: the nearest names, or some of them all.
+pub fn site_remedy(name: &str, sites: &[Arc<settings::Site>]) -> String {
+    const SHOWN_MAX: usize = 10;
+    let names = || sites.iter().map(|site| site.name.as_str());
+    let shown = names().take(SHOWN_MAX).collect::<Vec<_>>().join(", ");
+    let more = if sites.len() > SHOWN_MAX { format!(" and {} more", sites.len() - SHOWN_MAX) } else { String::new() };
+    match problem::nearest(name, names()) {
+        Some(nearest) => format!("did you mean `{nearest}`? The sites are: {shown}{more}"),
+        None => format!("the sites are: {shown}{more}"),
+    }
+}
 
 /// Reads, merges, types and resolves. Needs no network; may be called again for a reload.
 pub fn load(sources: &Sources) -> Result<Settings, Problems> {

@@ -164,6 +164,10 @@ impl Report {
         self.removed.insert(path);
     }
 
+    pub fn is_removed(&self, path: &str) -> bool {
+        self.removed.contains(path)
+    }
+
     pub fn warn(&mut self, path: &str, text: &str) {
         self.warnings.push(format!("{path}: {text}"));
     }

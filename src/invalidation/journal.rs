@@ -131,14 +131,15 @@ impl Journal {
         (purges.0 + unsafe_methods.0, purges.1 + unsafe_methods.1)
     }
 
-    /// The last entry that matches, for `explain`: `class`, `kind`, `mode`, `position` and `at` (both null while it is
-    /// provisional), `folded` if it may have been meant for something else.
-    pub fn last_match(&self, subject: &Subject<'_>) -> Option<serde_json::Value> {
-        let purge = self.purges.read(|ledger| Match::last(ledger, "purge", subject));
-        let unsafe_method = self.unsafe_methods.read(|ledger| Match::last(ledger, "unsafe_method", subject));
-        // Both journals begin their positions with the time.
-        let last = purge.into_iter().chain(unsafe_method).max_by_key(Match::when)?;
-        Some(last.json())
+    /// The entry that decides about what was fetched at `stamp`, for `explain`: hard before soft, then the last; where
+    /// all that match are older than the fetch, the last of them. `class`, `kind`, `mode`, `position` and `at` (both null
+    /// while it is provisional), `folded` if it may have been meant for something else, `applies` unless the fetch began
+    /// after it.
+    pub fn deciding_match(&self, subject: &Subject<'_>, stamp: &Stamp) -> Option<serde_json::Value> {
+        let purge = self.purges.read(|ledger| Match::deciding(ledger, "purge", subject, &stamp.purge));
+        let unsafe_method = self.unsafe_methods.read(|ledger| Match::deciding(ledger, "unsafe_method", subject, &stamp.unsafe_method));
+        let deciding = purge.into_iter().chain(unsafe_method).max_by_key(Match::rank)?;
+        Some(deciding.json())
     }
 
     fn look(&self, subject: &Subject<'_>, stamp: &Stamp, since: [u64; 2]) -> u64 {
@@ -179,25 +180,28 @@ struct Match {
     mode: Mode,
     mark: Mark,
     folded: bool,
+    /// What it does to what was fetched at the stamp: [`validity_of`].
+    severity: u64,
 }
 
 impl Match {
-    fn last(ledger: &Ledger, class: &'static str, subject: &Subject<'_>) -> Option<Self> {
-        let mut last: Option<Self> = None;
+    fn deciding(ledger: &Ledger, class: &'static str, subject: &Subject<'_>, stamp: &Mark) -> Option<Self> {
+        let mut deciding: Option<Self> = None;
         ledger.each_match(subject, Kinds::ALL, |kind, slot, folded| {
             for (mode, mark) in [(Mode::Soft, slot.soft), (Mode::Hard, slot.hard)] {
-                let found = Self { class, kind, mode, mark, folded };
-                if mark != Mark::default() && last.is_none_or(|last| found.when() >= last.when()) {
-                    last = Some(found);
+                let found = Self { class, kind, mode, mark, folded, severity: slot.severity_of(mode, stamp) };
+                if mark != Mark::default() && deciding.is_none_or(|deciding| found.rank() >= deciding.rank()) {
+                    deciding = Some(found);
                 }
             }
         });
-        last
+        deciding
     }
 
-    /// Provisional entries are later than all in order.
-    const fn when(&self) -> (u64, super::Position) {
-        (self.mark.local, self.mark.position)
+    /// The worst, then the last. Provisional entries are later than all in order; positions of both classes begin with
+    /// the time.
+    const fn rank(&self) -> (u64, u64, super::Position) {
+        (self.severity, self.mark.local, self.mark.position)
     }
 
     fn json(&self) -> serde_json::Value {
@@ -210,6 +214,7 @@ impl Match {
             "position": in_order.then_some(self.mark.position),
             "at": in_order.then(|| rfc3339(wall_ms)),
             "folded": self.folded,
+            "applies": validity_of(self.severity) != Validity::Valid,
         })
     }
 }

@@ -90,12 +90,15 @@ impl Slot {
 
     /// Hard wins whatever the order.
     fn severity(&self, stamp: &Mark) -> u64 {
-        if self.hard.came_after(stamp) {
-            PURGED
-        } else if self.soft.came_after(stamp) {
-            severity_of_soft(self.soft_since_mono_ms)
-        } else {
-            VALID
+        self.severity_of(Mode::Hard, stamp).max(self.severity_of(Mode::Soft, stamp))
+    }
+
+    /// What the entries of one mode alone do.
+    pub(super) fn severity_of(&self, mode: Mode, stamp: &Mark) -> u64 {
+        match mode {
+            Mode::Hard if self.hard.came_after(stamp) => PURGED,
+            Mode::Soft if self.soft.came_after(stamp) => severity_of_soft(self.soft_since_mono_ms),
+            _ => VALID,
         }
     }
 }

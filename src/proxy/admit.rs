@@ -62,6 +62,18 @@ impl Past {
     pub const fn is_choice(&self) -> bool {
         matches!(self, Self::Disabled | Self::Rule(_) | Self::RequestNoStore)
     }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Method => "the method is not GET or HEAD".into(),
+            Self::Disabled => "the route does not cache".into(),
+            Self::Rule(reason) => format!("a bypass rule ({reason})"),
+            Self::Upgrade => "the client asks for another protocol".into(),
+            Self::Body => "the request has a body".into(),
+            Self::RequestNoStore => "the request says no-store".into(),
+        }
+    }
 }
 
 /// An answer that the configuration gives.

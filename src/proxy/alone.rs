@@ -47,10 +47,10 @@ async fn pass(proxy: &Proxy, exchange: &Exchange, body: RequestBody, interim: Op
     let forward = if matches!(why, Past::Method) { Forward::Method } else { Forward::Bypass };
     let sent = match forward::request(exchange, forward::Kind::AsItCame { body, upgrade }, interim) {
         Ok(request) => upstream.send(request).await,
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     };
     match sent {
-        Err(error) => answer::failed(proxy, exchange, &Failure::from(&error), forward, None),
+        Err(unanswered) => answer::failed(proxy, exchange, &Failure::from(&unanswered), forward, None),
         Ok(inbound) => {
             // Who wrote reads its write: what is invalid is invalid before the head goes out (RFC 9111 §4.4).
             if !exchange.method.is_safe() {
@@ -82,11 +82,11 @@ pub async fn fetch(
         };
         let sent = match forward::request(exchange, kind, interim.clone()) {
             Ok(request) => upstream.send(request).await,
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         let inbound = match sent {
             Ok(inbound) => inbound,
-            Err(error) => return answer::failed(proxy, exchange, &Failure::from(&error), why, candidate.as_ref()),
+            Err(unanswered) => return answer::failed(proxy, exchange, &Failure::from(&unanswered), why, candidate.as_ref()),
         };
         let received = clock::now();
         if let Some((stored, _)) = confirming.filter(|_| inbound.status == 304) {
@@ -117,6 +117,7 @@ pub async fn fetch(
             token: "http_protocol_error",
             text: "the origin confirmed what nobody asked about".into(),
             stale_may_be_served: false,
+            endpoint: None,
         },
         why,
         None,

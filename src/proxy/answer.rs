@@ -84,13 +84,16 @@ pub fn failed(
         && failure.stale_may_be_served
         && may_serve_on_error_to(exchange.request(), &stored.head.facts, exchange.policy(), *validity, now)
     {
-        return deliver::instead(proxy, exchange, stored, None, now);
+        let mut response = deliver::instead(proxy, exchange, stored, None, now);
+        response.outcome.endpoint = failure.endpoint.clone();
+        return response;
     }
     let outcome = Outcome {
         result: CacheResult::Error,
         source: Source::Tiercel,
         forward: Some(why),
         error: Some(failure.token),
+        endpoint: failure.endpoint.clone(),
         ..exchange.outcome()
     };
     tracing::debug!(site = &*exchange.routed.site, error = failure.token, text = &*failure.text, "request failed");

@@ -262,7 +262,7 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
                 return own(asked, StatusCode::NOT_MODIFIED, fields, ResponseBody::Empty, age_ms, outcome);
             }
             Precondition::Failed => {
-                return own(asked, StatusCode::PRECONDITION_FAILED, Fields::new(), ResponseBody::Empty, None, outcome);
+                return own(asked, StatusCode::PRECONDITION_FAILED, dated(now), ResponseBody::Empty, None, outcome);
             }
         }
     }
@@ -280,13 +280,20 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
                 }
             }
             Selection::Unsatisfiable => {
-                let mut fields = Fields::new();
+                let mut fields = dated(now);
                 line(&mut fields, name::CONTENT_RANGE, range::unsatisfied_range(length).as_bytes());
                 return own(asked, StatusCode::RANGE_NOT_SATISFIABLE, fields, ResponseBody::Empty, None, outcome);
             }
         }
     }
     whole(asked, head, body, length, age_ms, outcome)
+}
+
+/// The beginning of an answer that we make ourselves (RFC 9110 §6.6.1).
+fn dated(now: Now) -> Fields {
+    let mut fields = Fields::new();
+    line(&mut fields, name::DATE, &date::format(now.wall_ms));
+    fields
 }
 
 fn whole(

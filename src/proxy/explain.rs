@@ -6,7 +6,7 @@ use super::{Proxy, admit};
 use crate::cache::StoredResponse;
 use crate::clock;
 use crate::listener::{Peer, RequestBody, RequestHead};
-use crate::semantics::reuse::{Reuse, Validity};
+use crate::semantics::reuse::{MustAsk, Reuse, StaleWhy, Unusable, Validity};
 use crate::semantics::storage::NotStored;
 use crate::semantics::{Fields, Now, date, name};
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ impl Proxy {
         let route = &arrival.routed.route;
         let way = match admit::way(arrival, &RequestBody::Empty) {
             admit::Way::Cache => "cache".to_owned(),
-            admit::Way::Past(why) => format!("past the cache: {why:?}"),
+            admit::Way::Past(why) => format!("past the cache: {}", why.text()),
             admit::Way::Local(_) => "answered by configuration".to_owned(),
             admit::Way::Purge => "purge".to_owned(),
         };
@@ -60,7 +60,7 @@ impl Proxy {
             "way": way,
             "key": arrival.key.as_str(),
             "key_parts": arrival.key.as_str().lines().collect::<Vec<_>>(),
-            "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| format!("{vary:?}")),
+            "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| json!(vary.names())),
             "do_not_line_up": self.markers.is_set(arrival.key.hash(), now.mono_ms),
             "stored": found,
             "not_stored": self.refusals.get(&arrival.key.hash()).map(NotStored::as_str),
@@ -88,21 +88,55 @@ impl Proxy {
             "etag": text(head.fields.get(name::ETAG)),
             "last_modified": text(head.fields.get(name::LAST_MODIFIED)),
             "vary": text(head.fields.get(name::VARY)),
-            "variant": String::from_utf8_lossy(&head.secondary.0),
+            "variant": String::from_utf8_lossy(&head.secondary.0).lines().collect::<Vec<_>>(),
             "surrogate_keys": head.tags.text().split(' ').filter(|key| !key.is_empty()).collect::<Vec<_>>(),
             "stamp": head.stamp.purge.position,
-            "validity": format!("{validity:?}"),
-            "last_matching_purge": self.journal.last_match(&head.subject()),
+            "validity": validity_text(validity),
+            "matching_purge": self.journal.deciding_match(&head.subject(), &head.stamp),
             "dropped_in_seconds": response.keep(now).as_secs(),
         })
+    }
+}
+
+const fn validity_text(validity: Validity) -> &'static str {
+    match validity {
+        Validity::Valid => "valid",
+        Validity::Soft { .. } => "soft-purged",
+        Validity::Purged => "purged",
     }
 }
 
 fn decision(reuse: Reuse) -> String {
     match reuse {
         Reuse::Fresh { .. } => "hit: the stored response is fresh".into(),
-        Reuse::StaleNow { why, .. } => format!("serve stale: {why:?}"),
-        Reuse::Revalidate { why, .. } => format!("ask the origin first: {why:?}"),
-        Reuse::Unusable(why) => format!("fetch: what is stored is unusable: {why:?}"),
+        Reuse::StaleNow { why, .. } => format!("serve stale: {}", stale_text(why)),
+        Reuse::Revalidate { why, .. } => format!("ask the origin first: {}", must_ask_text(why)),
+        Reuse::Unusable(why) => format!("fetch: {}", unusable_text(why)),
+    }
+}
+
+const fn stale_text(why: StaleWhy) -> &'static str {
+    match why {
+        StaleWhy::WhileRevalidate => "stale-while-revalidate, with a refresh behind",
+        StaleWhy::MaxStale => "the request's max-stale allows it",
+    }
+}
+
+const fn must_ask_text(why: MustAsk) -> &'static str {
+    match why {
+        MustAsk::Stale => "what is stored is stale",
+        MustAsk::SoftPurged => "what is stored was soft-purged",
+        MustAsk::NoCache => "what is stored says no-cache",
+        MustAsk::Request => "the request wants it so",
+    }
+}
+
+const fn unusable_text(why: Unusable) -> &'static str {
+    match why {
+        Unusable::Purged => "what is stored was purged",
+        Unusable::Forbidden => "what is stored is for another request alone (no-store or private)",
+        Unusable::Authorization => "what is stored may not be shared between requests with Authorization",
+        Unusable::Policy => "today's configuration would not have stored it",
+        Unusable::VaryStar => "what is stored has Vary: *",
     }
 }

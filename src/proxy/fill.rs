@@ -22,7 +22,7 @@ use crate::semantics::reuse::{Reuse, Validity, may_serve_on_error_to, reuse};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
 use crate::semantics::{Fields, Method, StatusCode, name, range};
-use crate::upstream::{Arriving, FetchError, Inbound};
+use crate::upstream::{Arriving, Inbound, Unanswered};
 use parking_lot::Mutex;
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock, Weak};
@@ -169,13 +169,14 @@ pub enum Led {
     AsItCame,
 }
 
-impl From<&FetchError> for Failure {
-    fn from(error: &FetchError) -> Self {
+impl From<&Unanswered> for Failure {
+    fn from(Unanswered { error, endpoint }: &Unanswered) -> Self {
         Self {
             status: error.status(),
             token: error.token(),
             text: error.to_string().into(),
             stale_may_be_served: error.stale_may_be_served(),
+            endpoint: endpoint.clone(),
         }
     }
 }
@@ -364,11 +365,18 @@ fn too_many_waiting() -> Failure {
         token: "connection_limit_reached",
         text: "too many requests wait for this response".into(),
         stale_may_be_served: true,
+        endpoint: None,
     }
 }
 
 fn died() -> Failure {
-    Failure { status: 500, token: "proxy_internal_error", text: "the fetch ended without a result".into(), stale_may_be_served: true }
+    Failure {
+        status: 500,
+        token: "proxy_internal_error",
+        text: "the fetch ended without a result".into(),
+        stale_may_be_served: true,
+        endpoint: None,
+    }
 }
 
 /// Why a request does not wait for another's fetch, if so.
@@ -496,15 +504,15 @@ pub async fn lead(
     let is_refresh = client.is_none();
     let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew };
     let mut result = duty.fetch(confirming.as_ref()).await?;
-    if let Err(error) = &result
-        && duty.hand_on(error)
+    if let Err(unanswered) = &result
+        && duty.hand_on(unanswered)
     {
         began.sent = clock::now();
         result = duty.fetch(confirming.as_ref()).await?;
     }
     match result {
-        Err(error) => {
-            duty.fail(&Failure::from(&error), error.is_shared());
+        Err(unanswered) => {
+            duty.fail(&Failure::from(&unanswered), unanswered.error.is_shared());
             None
         }
         Ok(inbound) => {
@@ -542,12 +550,12 @@ struct Duty {
 
 impl Duty {
     /// Asks the upstream; `None` if everybody left before there was a head.
-    async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, FetchError>> {
+    async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, Unanswered>> {
         let upstream = self.exchange.routed.upstream.clone()?;
         let (sender, mut interims) = InterimSender::queue();
         let request = match forward::request(&self.exchange, forward::Kind::Whole(confirming), Some(sender)) {
             Ok(request) => request,
-            Err(error) => return Some(Err(error)),
+            Err(error) => return Some(Err(error.into())),
         };
         let mut sending = Box::pin(upstream.send(request));
         let result = loop {
@@ -573,12 +581,12 @@ impl Duty {
 
     /// The connection was lost, or the answer malformed, after the request was sent. That may be this request's doing,
     /// so it is not sent again; but one of those who wait leads anew, once, and the others stay in line.
-    fn hand_on(&mut self, error: &FetchError) -> bool {
-        if error.is_shared() || self.anew {
+    fn hand_on(&mut self, unanswered: &Unanswered) -> bool {
+        if unanswered.error.is_shared() || self.anew {
             return false;
         }
         let Some(successor) = self.leader.stamp().successor() else { return false };
-        self.tell(Led::Failed(Failure::from(error)));
+        self.tell(Led::Failed(Failure::from(unanswered)));
         self.proxy.metrics.flight_led();
         (self.exchange, self.is_refresh, self.anew) = (successor, false, true);
         true
@@ -635,6 +643,7 @@ impl Duty {
             token: "http_response_incomplete",
             text: format!("the origin answered {}", inbound.status.as_u16()).into(),
             stale_may_be_served: true,
+            endpoint: Some(Arc::clone(&inbound.endpoint)),
         })
     }
 

@@ -14,8 +14,8 @@ use crate::upstream::Inbound;
 pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
     let outcome = Outcome { result: CacheResult::Local, source: Source::Tiercel, ..arrival.outcome() };
     let allowed = &arrival.routed.route.purge_from;
-    let refuse = |status, message: &str| {
-        let body = serde_json::json!({"error": {"message": message, "remedy": "list the network in `purge.allow` of the route, or use the admin API"}});
+    let refuse = |status, message: &str, remedy: &str| {
+        let body = serde_json::json!({"error": {"message": message, "remedy": remedy}});
         let mut response = answer::json(status, &body, outcome.clone());
         if status == 405
             && let ResponseFields::Own(fields) = &mut response.fields
@@ -25,14 +25,16 @@ pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
         response
     };
     if allowed.is_empty() {
-        return refuse(405, "PURGE is not allowed here");
+        return refuse(405, "PURGE is not allowed here", ALLOW_IT);
     }
     if !admit::is_in(allowed, arrival.client) {
-        return refuse(403, "PURGE is not allowed from this address");
+        return refuse(403, "PURGE is not allowed from this address", ALLOW_IT);
     }
     let (given, selectors) = selectors(arrival);
-    if selectors.len() > arrival.routed.settings.purge.selectors_per_call {
-        return refuse(400, "too many keys in one PURGE");
+    let most = arrival.routed.settings.purge.selectors_per_call;
+    if selectors.len() > most {
+        let message = format!("{} keys in one PURGE; at most {most} are allowed", selectors.len());
+        return refuse(400, &message, "send several, purge by a key that they share, or raise purge.selectors_per_call");
     }
     let soft = arrival.fields.has(name::XKEY_SOFTPURGE) || arrival.fields.get(name::FASTLY_SOFT_PURGE).is_some_and(|value| value == b"1");
     let mode = if soft { Mode::Soft } else { Mode::Hard };
@@ -45,8 +47,10 @@ pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
     answer::json(200, &body, outcome)
 }
 
-/// Keys named by Surrogate-Key, xkey or xkey-softpurge (by space), Cache-Tag (by comma); else the URL itself. As given, and
-/// as selectors.
+const ALLOW_IT: &str = "list the network in `purge.allow` of the route, or use the admin API";
+
+/// Keys named by any of the tag fields, parted by spaces, commas or tabs in each of them; else the URL itself. As given,
+/// and as selectors.
 fn selectors(arrival: &Arrival<'_>) -> (Vec<String>, Vec<Selector>) {
     let mut keys = Vec::new();
     for field in [name::SURROGATE_KEY, name::CACHE_TAG, name::EDGE_CACHE_TAG, name::XKEY, name::XKEY_SOFTPURGE] {

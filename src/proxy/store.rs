@@ -164,11 +164,11 @@ pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>
     }
     proxy.memory.update(hash, |there| {
         let there = there.map(AsRef::as_ref);
-        if there.is_some_and(|set| set.responses().len() >= exchange.policy().max_variants) {
-            proxy.metrics.bound(Bound::Variants);
-        }
         match Variants::with(there, Arc::clone(response), exchange.policy().max_variants, &proxy.journal, now) {
-            Insertion::Put(set) => {
+            Insertion::Put { set, crowded } => {
+                if crowded {
+                    proxy.metrics.bound(Bound::Variants);
+                }
                 weight = Some(u64::from(set.weight()));
                 Change::Put(Arc::new(set))
             }

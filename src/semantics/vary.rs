@@ -100,6 +100,15 @@ impl Vary {
         matches!(self, Self::Star)
     }
 
+    /// What it names, for people: `*` alone where that is among it.
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Nothing => Vec::new(),
+            Self::Star => vec!["*"],
+            Self::Fields(names) => names.iter().map(|name| &**name).collect(),
+        }
+    }
+
     /// Bytes of memory on the heap.
     pub fn memory(&self) -> usize {
         match self {

@@ -66,6 +66,36 @@ impl Door {
     }
 }
 
+/// Why a reload changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    #[error("the process is ending")]
+    Ending,
+    /// What `tiercel check` finds, too.
+    #[error("{0}")]
+    Wrong(config::Problems),
+    /// Right as such, but not what the process was started with.
+    #[error("{0}")]
+    Fixed(config::Problems),
+    /// An address that nobody could know to be taken without binding it.
+    #[error("{0:#}")]
+    Address(anyhow::Error),
+    #[error("{0:#}")]
+    Failed(anyhow::Error),
+}
+
+impl ReloadError {
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::Ending => "reload the process that takes its place",
+            Self::Wrong(_) => "`tiercel check` shows the same problems",
+            Self::Fixed(_) => "write these keys as they were and reload, or restart the process",
+            Self::Address(_) => "give the listener another address, or end what listens there, and reload",
+            Self::Failed(_) => "the message says what failed; reload again once that is mended",
+        }
+    }
+}
+
 /// A listener that is bound and not served yet.
 type Bind = (Listener, Vec<TcpListener>);
 
@@ -250,7 +280,7 @@ impl State {
     }
 
     /// Re-reads the configuration whole or not at all.
-    pub fn reload(&self) -> Result<Arc<Settings>, String> {
+    pub fn reload(&self) -> Result<Arc<Settings>, ReloadError> {
         let _one_at_a_time = self.reloading.lock();
         let result = self.try_reload();
         match &result {
@@ -260,28 +290,28 @@ impl State {
             }
             Err(error) => {
                 self.proxy.metrics.reloaded(false, &self.proxy.live.load().settings.hash);
-                tracing::error!(error, "configuration refused; the old one stays");
+                tracing::error!(%error, "configuration refused; the old one stays");
             }
         }
         result
     }
 
-    fn try_reload(&self) -> Result<Arc<Settings>, String> {
+    fn try_reload(&self) -> Result<Arc<Settings>, ReloadError> {
         if self.draining.load(Ordering::Acquire) {
-            return Err("the process is ending".into());
+            return Err(ReloadError::Ending);
         }
-        let mut settings = config::load(&self.sources).map_err(|problems| problems.to_string())?;
+        let mut settings = config::load(&self.sources).map_err(ReloadError::Wrong)?;
         let before = self.proxy.live.load_full();
-        config::changes(&before.settings, &settings).map_err(|problems| problems.to_string())?;
+        config::changes(&before.settings, &settings).map_err(ReloadError::Fixed)?;
         fit_descriptors(&mut settings);
-        let bound = self.bind(&settings).map_err(|error| format!("{error:#}"))?;
+        let bound = self.bind(&settings).map_err(ReloadError::Address)?;
         if let Some(log) = &self.log {
-            log.set_level(&settings.log).map_err(|error| error.to_string())?;
+            log.set_level(&settings.log).map_err(|error| ReloadError::Failed(error.into()))?;
         }
         let live = Arc::new(Live::new(settings, Some(&before), &self.proxy.metrics));
         let settings = Arc::clone(&live.settings);
         self.proxy.live.store(live);
-        self.listen(&settings.listeners, bound).map_err(|error| format!("{error:#}"))?;
+        self.listen(&settings.listeners, bound).map_err(ReloadError::Failed)?;
         Ok(settings)
     }
 }

@@ -1,8 +1,8 @@
 //! What the admin API may do.
 
-use super::assembly::State;
+use super::assembly::{ReloadError, State};
 use super::background::resident_bytes;
-use crate::admin::{Control, ExplainRequest};
+use crate::admin::{Control, ExplainRequest, ReloadRefused};
 use crate::clock;
 use crate::config;
 use crate::config::settings::Secret;
@@ -32,6 +32,15 @@ impl Control for Controller {
         Target::from_url(url).map(|target| target.without_scheme().to_owned()).map_err(|error| error.to_string())
     }
 
+    fn check_site(&self, name: &str) -> Result<(), String> {
+        let live = self.state.proxy.live.load();
+        let sites = &live.settings.sites;
+        match sites.iter().any(|site| site.name == name) {
+            true => Ok(()),
+            false => Err(config::site_remedy(name, sites)),
+        }
+    }
+
     fn stored_here(&self, url: &str) -> bool {
         // A purge by URL knows no scheme.
         let target = |scheme| Target::from_url(&format!("{scheme}://{url}")).ok();
@@ -42,12 +51,14 @@ impl Control for Controller {
         self.state.proxy.explain(&request.url, &request.method, &request.headers)
     }
 
-    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, ReloadRefused>> + Send>> {
         let state = Arc::clone(&self.state);
         Box::pin(async move {
             // Reads files: not on the runtime of the admin listener's own connections.
-            let reloaded = tokio::task::spawn_blocking(move || state.reload()).await.map_err(|error| error.to_string())?;
-            reloaded.map(|settings| json!({"reloaded": true, "hash": settings.hash, "warnings": settings.warnings}))
+            let reloaded = tokio::task::spawn_blocking(move || state.reload()).await;
+            let reloaded = reloaded.unwrap_or_else(|error| Err(ReloadError::Failed(error.into())));
+            let settings = reloaded.map_err(|error| ReloadRefused { message: error.to_string(), remedy: error.remedy() })?;
+            Ok(json!({"reloaded": true, "hash": settings.hash, "warnings": settings.warnings}))
         })
     }
 

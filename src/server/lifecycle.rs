@@ -10,8 +10,8 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// `tiercel run`: serves until SIGTERM or SIGINT, then drains; a second one ends at once. SIGHUP reloads, SIGUSR1
-/// reopens log files.
+/// `tiercel run`: serves until SIGTERM or SIGINT, then drains; a second one ends as soon as the access log is written.
+/// SIGHUP reloads, SIGUSR1 reopens log files.
 pub fn run(sources: Sources, settings: Settings) -> Result<()> {
     match serve(sources, settings, announce)? {
         true => Ok(()),
@@ -29,8 +29,11 @@ pub fn serve(sources: Sources, settings: Settings, announce: impl FnOnce(&Server
     announce(&server);
     signals.obey(&server);
     tracing::info!("draining");
+    let access_log = Arc::clone(&server.state.proxy.access_log);
     std::thread::Builder::new().name("second-signal".into()).spawn(move || {
         signals.wait_for_end();
+        tracing::warn!("second signal: ending without waiting for what is under way");
+        access_log.close(); // takes two seconds at most
         std::process::exit(1);
     })?;
     let clean = server.drain();

@@ -1,5 +1,7 @@
 //! Why a fetch failed.
 
+use std::sync::Arc;
+
 /// Causes, named after RFC 9209's error tokens where there is one.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
@@ -32,6 +34,20 @@ pub enum FetchError {
     /// Nothing was sent.
     #[error("the request cannot be sent: {0}")]
     InvalidRequest(&'static str),
+}
+
+/// A request without an answer: why, and which endpoint was tried last, if any was.
+#[derive(Debug, Clone)]
+pub struct Unanswered {
+    pub error: FetchError,
+    pub endpoint: Option<Arc<str>>,
+}
+
+impl From<FetchError> for Unanswered {
+    /// No endpoint was tried.
+    fn from(error: FetchError) -> Self {
+        Self { error, endpoint: None }
+    }
 }
 
 /// Whose fault it is.

@@ -17,7 +17,7 @@ mod pool;
 mod resolve;
 mod send;
 
-pub use error::FetchError;
+pub use error::{FetchError, Unanswered};
 
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::clock;
@@ -141,9 +141,9 @@ impl Upstream {
     ///
     /// 101 comes with a `tunnel`, and with Upgrade in its fields; Connection is left to whoever sends it on. Dropping
     /// the future closes the connection that it was using.
-    pub async fn send(self: &Arc<Self>, request: Outbound) -> Result<Inbound, FetchError> {
+    pub async fn send(self: &Arc<Self>, request: Outbound) -> Result<Inbound, Unanswered> {
         if self.endpoints.is_empty() {
-            return Err(FetchError::Dns);
+            return Err(FetchError::Dns.into());
         }
         send::send(self, request).await
     }

@@ -8,25 +8,32 @@
 use super::codec::{Answer, Broken, Link, Message, Order, Reach};
 use super::connect;
 use super::pool::{Connection, Slot, Want};
-use super::{Endpoint, FetchError, Inbound, Outbound, Upstream};
+use super::{Endpoint, FetchError, Inbound, Outbound, Unanswered, Upstream};
 use crate::http1::response::Asked;
 use crate::listener::RequestBody;
 use crate::semantics::name;
 use crate::upstream::error::Retry;
 use http::Method;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// See [`Upstream::send`].
-pub(super) async fn send(upstream: &Upstream, request: Outbound) -> Result<Inbound, FetchError> {
-    let Some(limit) = upstream.settings.total_timeout else { return attempts(upstream, request, None).await };
-    let deadline = Instant::now() + limit;
-    let sent = tokio::time::timeout_at(deadline, attempts(upstream, request, Some(deadline))).await;
-    sent.unwrap_or_else(|_| {
-        upstream.metrics.upstream_request(&upstream.settings.name, Err(FetchError::TotalTimeout.token()), None, limit);
-        Err(FetchError::TotalTimeout)
-    })
+pub(super) async fn send(upstream: &Upstream, request: Outbound) -> Result<Inbound, Unanswered> {
+    let mut tried = None;
+    let sent = match upstream.settings.total_timeout {
+        None => attempts(upstream, request, None, &mut tried).await,
+        Some(limit) => {
+            let deadline = Instant::now() + limit;
+            let sent = tokio::time::timeout_at(deadline, attempts(upstream, request, Some(deadline), &mut tried)).await;
+            sent.unwrap_or_else(|_| {
+                upstream.metrics.upstream_request(&upstream.settings.name, Err(FetchError::TotalTimeout.token()), None, limit);
+                Err(FetchError::TotalTimeout)
+            })
+        }
+    };
+    sent.map_err(|error| Unanswered { error, endpoint: tried.map(|at| Arc::clone(&upstream.endpoints[at].authority)) })
 }
 
 /// An attempt that failed, and what of it decides whether there may be another.
@@ -59,12 +66,19 @@ impl Stage {
     }
 }
 
-async fn attempts(upstream: &Upstream, mut request: Outbound, deadline: Option<Instant>) -> Result<Inbound, FetchError> {
+/// `tried` becomes the index of the endpoint that is tried: it tells it also where this is dropped.
+async fn attempts(
+    upstream: &Upstream,
+    mut request: Outbound,
+    deadline: Option<Instant>,
+    tried: &mut Option<usize>,
+) -> Result<Inbound, FetchError> {
     let name = &upstream.settings.name;
     let repeatable = is_repeatable(&request);
     let (mut left, mut avoid, mut fresh) = (upstream.settings.retries, None, false);
     loop {
         let at = upstream.pick(avoid);
+        *tried = Some(at);
         let endpoint = &upstream.endpoints[at];
         let attempt = Attempt { upstream, endpoint, want: Want { worker: request.worker, fresh }, deadline };
         let failed = match attempt.run(&mut request).await {

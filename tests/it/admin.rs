@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::pin::Pin;
 use std::sync::Arc;
-use tiercel::admin::{self, Control, ExplainRequest, Handle};
+use tiercel::admin::{self, Control, ExplainRequest, Handle, ReloadRefused};
 use tiercel::config::settings::Secret;
 use tiercel::invalidation::{Mode, Position, Receipt, Selector};
 use tiercel::observe::metrics::{Metrics, SERIES};
@@ -58,6 +58,9 @@ impl Control for Scripted {
         let (_, rest) = url.split_once("://").ok_or("it has no scheme")?;
         Ok(rest.to_ascii_lowercase())
     }
+    fn check_site(&self, name: &str) -> Result<(), String> {
+        if name == "shop" { Ok(()) } else { Err("the sites are: shop".into()) }
+    }
     fn stored_here(&self, url: &str) -> bool {
         url == "shop.example/stored"
     }
@@ -68,11 +71,12 @@ impl Control for Scripted {
         self.explained.lock().push(request);
         Ok(json!({ "tier": "memory" }))
     }
-    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, ReloadRefused>> + Send>> {
         let mut reloads = self.reloads.lock();
         *reloads += 1;
         let first = *reloads == 1;
-        Box::pin(async move { if first { Ok(json!({ "hash": "abc" })) } else { Err("sites.shop: two problems".into()) } })
+        let refused = ReloadRefused { message: "sites.shop: two problems".into(), remedy: "mend both" };
+        Box::pin(async move { if first { Ok(json!({ "hash": "abc" })) } else { Err(refused) } })
     }
     fn ready(&self) -> Result<(), String> {
         self.ready.lock().clone()
@@ -300,6 +304,7 @@ fn purges_that_are_not_understood_are_refused_whole() {
         (json!({ "tags": [" "] }), "tags"),
         (json!({ "tags": ["x".repeat(1025)] }), "1024"),
         (json!({ "sites": ["a\nb"] }), "sites"),
+        (json!({ "tags": ["a"], "sites": ["shopp"] }), "there is no site `shopp`"),
         (json!({ "hosts": ["https://shop.example"] }), "hosts"),
         (json!({ "groups": [{ "origin": "shop.example", "group": "g" }] }), "origin"),
         (json!({ "tags": ["a"], "timeout": "2" }), "timeout"),

@@ -24,7 +24,7 @@ fn join(table: &Table) -> Join<Fill, u64> {
 }
 
 fn refused() -> Failure {
-    Failure { status: 502, token: "connection_refused", text: "refused".into(), stale_may_be_served: true }
+    Failure { status: 502, token: "connection_refused", text: "refused".into(), stale_may_be_served: true, endpoint: None }
 }
 
 fn lead(table: &Table) -> Leader<Fill, u64> {

@@ -261,6 +261,25 @@ fn the_whole_is_checked_for_conflicts() {
 }
 
 #[test]
+fn what_is_no_host_moves_no_other_and_leaves_no_site_without() {
+    let case = Case::toml(&format!("{UPSTREAM}[sites.s]\nhosts = ['exa mple.com', '*.*.x', 'a.com', 'A.com']\n"));
+    let problems = case.problems();
+    let told: Vec<_> = problems.iter().map(|problem| (problem.path.as_str(), problem.what.as_str(), problem.found.as_str())).collect();
+    let expected = [
+        ("sites.s.hosts[0]", "not a host", "\"exa mple.com\""),
+        ("sites.s.hosts[1]", "not a host", "\"*.*.x\""),
+        ("sites.s.hosts[3]", "a host named twice", "\"A.com\""),
+    ];
+    assert_eq!(told, expected, "{problems}");
+    let hosts = [("['b/d']", "['c d']"), ("'a.example'", "'b.example'")];
+    for (first, second) in hosts {
+        let problems = Case::toml(&format!("{UPSTREAM}[sites.a]\nhosts = {first}\n[sites.b]\nhosts = {second}\n")).problems();
+        assert!(problems.iter().all(|problem| problem.path.contains(".hosts")), "{problems}");
+        assert_eq!(problems.len(), 2, "{problems}");
+    }
+}
+
+#[test]
 fn routes_are_checked() {
     let refused = |route: &str, column: usize, key: &str, what: &str, remedy: &str| {
         let text = format!("[sites.s]\nupstream = 'app'\n[[sites.s.routes]]\n{route}\n");

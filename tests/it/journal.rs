@@ -67,7 +67,7 @@ fn each_kind_of_selector_matches_its_own_and_nothing_else() {
         assert_eq!(journal.check(&subject, &stamp, &checked), expected, "{selector:?}");
         assert_eq!(journal.validity(&subject, &stamp), expected, "{selector:?}");
         assert_eq!(journal.validity(&subject, &journal.stamp()), Validity::Valid, "fetched after it: {selector:?}");
-        assert_eq!(journal.last_match(&subject).is_some(), matches, "{selector:?}");
+        assert_eq!(journal.deciding_match(&subject, &stamp).is_some(), matches, "{selector:?}");
     }
 }
 
@@ -171,25 +171,35 @@ fn receipt_says_what_was_purged_and_is_found_again() {
 }
 
 #[test]
-fn explain_names_the_last_match() {
+fn explain_names_the_match_that_decides() {
     let journal = journal();
     let keys = [key_hash("red")];
     let subject = subject(&keys, &[]);
-    assert_eq!(journal.last_match(&subject), None);
+    let before = journal.stamp();
+    assert_eq!(journal.deciding_match(&subject, &before), None);
     journal.purge(vec![key("red")], Mode::Hard, "test", NOW);
+    let between = journal.stamp();
     journal.purge(vec![Selector::Host("shop.test:8080".into())], Mode::Soft, "test", NOW.plus_ms(1000));
     journal.purge(vec![key("green")], Mode::Hard, "test", NOW.plus_ms(2000));
-    let expected = serde_json::json!({
-        "class": "purge", "kind": "host", "mode": "soft", "position": "0-1795299067123-0",
-        "at": "2026-11-21T22:11:07.123Z", "folded": false,
+    let soft = |applies: bool| {
+        Some(serde_json::json!({
+            "class": "purge", "kind": "host", "mode": "soft", "position": "0-1795299067123-0",
+            "at": "2026-11-21T22:11:07.123Z", "folded": false, "applies": applies,
+        }))
+    };
+    let hard = serde_json::json!({
+        "class": "purge", "kind": "key", "mode": "hard", "position": "0-1795299066123-0",
+        "at": "2026-11-21T22:11:06.123Z", "folded": false, "applies": true,
     });
-    assert_eq!(journal.last_match(&subject), Some(expected));
+    assert_eq!(journal.deciding_match(&subject, &before), Some(hard), "hard wins, though the soft one came later");
+    assert_eq!(journal.deciding_match(&subject, &between), soft(true), "fetched after the hard one");
+    assert_eq!(journal.deciding_match(&subject, &journal.stamp()), soft(false), "fetched after both");
     journal.invalidate_unsafe(&[subject.url], NOW.plus_ms(3000));
-    let last = journal.last_match(&subject).unwrap();
-    assert_eq!((&last["class"], &last["kind"]), (&"unsafe_method".into(), &"url".into()));
+    let deciding = journal.deciding_match(&subject, &before).unwrap();
+    assert_eq!((&deciding["class"], &deciding["kind"]), (&"unsafe_method".into(), &"url".into()));
     journal.issue(vec![key("red")], Mode::Hard, "test", NOW);
-    let last = journal.last_match(&subject).unwrap();
-    assert_eq!((&last["kind"], &last["position"], &last["at"]), (&"key".into(), &().into(), &().into()));
+    let deciding = journal.deciding_match(&subject, &before).unwrap();
+    assert_eq!((&deciding["kind"], &deciding["position"], &deciding["at"]), (&"key".into(), &().into(), &().into()));
 }
 
 /// The stream of a fleet: what has been appended, in order.

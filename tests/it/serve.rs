@@ -143,6 +143,14 @@ impl Served {
         }
     }
 
+    /// How often a bound was reached.
+    async fn bound(&self, bound: &str) -> u64 {
+        let (_, metrics) = self.admin("GET", "/metrics", "").await;
+        let series = format!("tiercel_bound_reached_total{{bound=\"{bound}\"}} ");
+        let value = metrics.as_str().and_then(|text| text.lines().find_map(|line| line.strip_prefix(series.as_str())));
+        value.and_then(|value| value.parse().ok()).expect("a series of this bound")
+    }
+
     /// Makes everything stale at once.
     async fn soften(&self) {
         let (status, answer) = self.admin("POST", "/v1/purge", r#"{"everything": true, "mode": "soft"}"#).await;

@@ -131,7 +131,7 @@ async fn fetch(upstream: &Arc<Upstream>, request: Outbound) -> (StatusCode, Stri
 }
 
 async fn fails(upstream: &Arc<Upstream>, request: Outbound) -> FetchError {
-    upstream.send(request).await.map(|inbound| inbound.status).unwrap_err()
+    upstream.send(request).await.map(|inbound| inbound.status).unwrap_err().error
 }
 
 fn ok() -> (StatusCode, String) {

@@ -62,12 +62,10 @@ pub fn networks(path: &str, texts: &[String], report: &mut Report) -> Vec<IpNet>
 /// Hosts of a site: lower case, no port; `*.suffix` for all below a name.
 pub fn hosts(path: &str, texts: &[String], report: &mut Report) -> Vec<String> {
     let host = |(index, text): (usize, &String)| {
-        let lower = text.to_ascii_lowercase();
-        let name = lower.strip_prefix("*.").unwrap_or(&lower);
-        if is_host(name) {
-            // As targets have it: the dot of the root names the same host.
-            return Some(lower.strip_suffix('.').unwrap_or(&lower).to_owned());
+        if let Some(host) = site_host(text) {
+            return Some(host);
         }
+        let lower = text.to_ascii_lowercase();
         let bare = lower.trim_start_matches("https://").trim_start_matches("http://");
         let bare = bare.split(['/', '?']).next().unwrap_or_default();
         let bare = bare.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(bare, |(host, _)| host);
@@ -81,6 +79,13 @@ pub fn hosts(path: &str, texts: &[String], report: &mut Report) -> Vec<String> {
         None
     };
     texts.iter().enumerate().filter_map(host).collect()
+}
+
+/// One host of a site, as targets have it; `None` where it is none.
+pub fn site_host(text: &str) -> Option<String> {
+    let lower = text.to_ascii_lowercase();
+    // The dot of the root names the same host.
+    is_host(lower.strip_prefix("*.").unwrap_or(&lower)).then(|| lower.strip_suffix('.').unwrap_or(&lower).to_owned())
 }
 
 /// A registered name, an IPv4 address, or an IPv6 address in brackets.

@@ -12,7 +12,7 @@ use crate::semantics::key::KeyPolicy;
 use crate::semantics::policy::{AcceptEncoding, CachePolicy};
 use bytes::Bytes;
 use ipnet::IpNet;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Longest fixed answer.
@@ -155,7 +155,7 @@ pub fn sites(raw: &RawConfig, upstreams: &[Arc<Upstream>], report: &mut Report) 
     } else {
         raw.sites.iter().map(|(name, raw)| Arc::new(site(name, raw, &base, upstreams, report))).collect()
     };
-    check_hosts(&sites, report);
+    check_hosts(&raw.sites, report);
     sites
 }
 
@@ -388,29 +388,28 @@ fn respond_body(at: &str, raw: &RawRespond, report: &mut Report) -> Option<Bytes
     }
 }
 
-/// A host belongs to one site; and only one site may take what the others leave.
-fn check_hosts(sites: &[Arc<Site>], report: &mut Report) {
-    let mut taken: HashMap<&str, &str> = HashMap::new();
+/// A host belongs to one site; and only one site may take what the others leave. By the lists as they are written: what
+/// is no host was told before, and makes no other problem.
+fn check_hosts(sites: &BTreeMap<String, RawSite>, report: &mut Report) {
+    let mut taken: HashMap<String, &str> = HashMap::new();
     let mut default: Option<&str> = None;
-    for site in sites {
-        let at = join("sites", &site.name);
-        if site.hosts.is_empty()
-            && let Some(other) = default.replace(&site.name)
+    for (name, site) in sites {
+        let at = join("sites", name);
+        let hosts = site.hosts.as_deref().unwrap_or_default();
+        if hosts.is_empty()
+            && !report.is_removed(&join(&at, "hosts"))
+            && let Some(other) = default.replace(name)
         {
             let what = format!("no hosts, like site \"{other}\"");
-            report.problem(&at, what, "", "one default site", format!("write hosts = [\"...\"] in sites.{} or sites.{other}", site.name));
+            report.problem(&at, what, "", "one default site", format!("write hosts = [\"...\"] in sites.{name} or sites.{other}"));
         }
-        for (index, host) in site.hosts.iter().enumerate() {
-            if let Some(other) = taken.insert(host, &site.name) {
-                let what =
-                    if other == site.name { "a host named twice".to_owned() } else { format!("a host that site \"{other}\" has, too") };
-                report.problem(
-                    &format!("{}[{index}]", join(&at, "hosts")),
-                    what,
-                    format!("\"{host}\""),
-                    "each host in one site",
-                    "remove it here or there",
-                );
+        for (index, text) in hosts.iter().enumerate() {
+            if let Some(host) = net::site_host(text)
+                && let Some(other) = taken.insert(host, name)
+            {
+                let what = if other == name { "a host named twice".to_owned() } else { format!("a host that site \"{other}\" has, too") };
+                let path = format!("{}[{index}]", join(&at, "hosts"));
+                report.problem(&path, what, format!("\"{text}\""), "each host in one site", "remove it here or there");
             }
         }
     }

@@ -67,8 +67,10 @@ async fn what_outlasts_the_drain_timeout_is_cut_and_the_exit_code_says_so() {
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
     let origin = origin(&Gate::new());
+    let log = tempfile::NamedTempFile::new().unwrap();
     // The drain timeout of 30 s is longer than this test waits.
-    let mut process = Process::run(&["--upstream", &origin.url()]);
+    let mut process = Process::run(&["--upstream", &origin.url(), "--access-log", log.path().to_str().unwrap()]);
+    assert_eq!(get(process.http(), "/asked").await.status, 200);
     let mut client = Client::connect(process.http()).await;
     client.send(keeping("/held")).await;
     origin.wait_for_requests("/held", 1);
@@ -76,6 +78,10 @@ async fn a_second_signal_ends_at_once() {
     until_draining(process.admin()).await;
     process.signal(TERMINATE);
     assert_eq!(process.end(), Some(1));
+    let warnings = process.err.whole().into_iter().filter(|line| line.contains("second signal")).collect::<Vec<_>>();
+    assert!(matches!(&warnings[..], [line] if line.contains("WARN")), "{warnings:?}");
+    let lines = std::fs::read_to_string(log.path()).unwrap();
+    assert!(lines.contains("/asked"), "what was queued is written: {lines}");
 }
 
 #[test]

@@ -107,6 +107,19 @@ async fn every_request_has_a_line_also_those_that_broke_off() {
 }
 
 #[tokio::test]
+async fn the_endpoint_that_failed_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (process, log) = logging(folder.path(), "http://127.0.0.1:1", "json");
+    assert_eq!(get(process.http(), "/a").await.status, 502);
+    let mut posting = Client::connect(process.http()).await;
+    assert_eq!(posting.ask("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").await.status, 502);
+    for line in lines_of(&log, 2).await {
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&line["error"], &line["endpoint"]), (&"connection_refused".into(), &"127.0.0.1:1".into()), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn clients_cannot_write_lines_of_their_own() {
     for format in ["combined", "json", "ecs"] {
         let folder = tempfile::tempdir().unwrap();

@@ -58,7 +58,7 @@ async fn a_bad_file_is_refused_whole_and_the_old_one_stays() {
     let refused = command();
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1));
-    assert!(message.contains("unknown_key"), "{message}");
+    assert!(message.contains("unknown_key") && message.contains("`tiercel check` shows the same"), "{message}");
     assert_eq!((success().await, said(http).await.as_str()), (0.0, "one"));
     process.signal(HANGUP);
     process.err.wait("refusal", |line| line.contains("refused") && line.contains("unknown_key"));
@@ -85,6 +85,7 @@ async fn what_cannot_change_live_is_refused_by_name() {
     for key in keys {
         assert!(answer.contains(&format!("{key}: cannot change while the process runs")), "{key}: {answer}");
     }
+    assert!(answer.contains("restart the process") && !answer.contains("tiercel check"), "{answer}");
     assert_eq!(said(process.http()).await, "one");
 }
 
@@ -129,6 +130,7 @@ async fn a_listener_that_cannot_be_bound_refuses_the_whole_reload() {
     let (status, answer) = reload(process.admin()).await;
     assert_eq!(status, 422);
     assert!(answer.contains("listeners.b.address") && answer.contains(&taken.local_addr().unwrap().to_string()), "{answer}");
+    assert!(answer.contains("another address") && !answer.contains("tiercel check"), "{answer}");
     assert_eq!((said(process.http()).await.as_str(), listener(process.admin(), "b").await), ("one", None));
 }
 

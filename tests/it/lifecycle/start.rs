@@ -1,6 +1,6 @@
 //! Starting: from flags, from files, from both, and not at all.
 
-use super::process::{Process, command, config, fails, run, write_config};
+use super::process::{Process, TERMINATE, command, config, fails, run, write_config};
 use super::{get, get_with};
 use crate::support::origin::{Origin, Script};
 use std::net::TcpListener;
@@ -102,6 +102,16 @@ fn a_broken_configuration_is_exit_code_2_and_binds_nothing() {
     let (code, said) = fails(&["run", "--config", file.to_str().unwrap()]);
     assert_eq!(code, Some(2));
     assert!(said.contains("upstreams.default.endpoint") && said.contains("endpoints") && !said.contains("taken"), "{said}");
+}
+
+#[test]
+fn what_a_configuration_widens_is_said_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::with_config(folder.path(), &config("http://127.0.0.1:1", "[cache]\nset_cookie = 'store'\n"));
+    process.signal(TERMINATE);
+    assert_eq!(process.end(), Some(0));
+    let said: Vec<String> = process.err.whole().into_iter().filter(|line| line.contains("cache.set_cookie")).collect();
+    assert!(matches!(&said[..], [line] if line.contains("WARN")), "{said:?}");
 }
 
 #[test]

@@ -66,6 +66,16 @@ async fn purge_says_what_was_wrong_and_what_helps() {
 }
 
 #[tokio::test]
+async fn purge_of_a_site_that_does_not_exist_is_refused_with_the_nearest() {
+    let served = serve(|_| fresh("body"));
+    let output = served.command(&["purge", "--site", "defualt"]);
+    let said = complaint(&output, 1);
+    assert!(said.contains("no site `defualt`") && said.contains("did you mean `default`?"), "{said}");
+    assert!(complaint(&served.command(&["purge", "--site", "elsewhere"]), 1).contains("the sites are: default"));
+    assert!(served.command(&["purge", "--site", "default"]).status.success());
+}
+
+#[tokio::test]
 async fn a_token_is_asked_for_and_read_from_a_file() {
     let served = serve_with("[admin]\ntoken = \"only-for-tests\"\n", |_| fresh("body"));
     let output = served.command(&["purge", "--everything"]);
@@ -90,11 +100,32 @@ async fn explain_tells_what_the_cache_knows_and_would_do() {
     let after: Value = serde_json::from_str(said(&output)).expect("JSON");
     assert_eq!((&after["stored"]["status"], &after["stored"]["freshness_from"]), (&json!(200), &json!("max-age")), "{after}");
     assert_eq!(after["stored"]["surrogate_keys"], json!(["k1", "k2"]));
+    assert_eq!((&after["vary_known"], &after["stored"]["variant"]), (&json!(["accept-language"]), &json!(["accept-language:de"])));
+    assert_eq!((&after["stored"]["validity"], &after["stored"]["matching_purge"]), (&json!("valid"), &Value::Null));
     assert!(after["decision"].as_str().is_some_and(|decision| decision.starts_with("hit")), "{after}");
     let output = served.command(&["explain", "http://shop.example/a", "-H", "Accept-Language: fr"]);
     assert!(said(&output).lines().any(|line| line.starts_with("decision") && line.contains("vary-miss")), "{}", said(&output));
     assert_eq!(served.origin.total(), 1, "explaining asks nobody");
     assert!(complaint(&served.command(&["explain", "/a"]), 1).contains("remedy: "));
+}
+
+#[tokio::test]
+async fn explain_names_the_purge_that_decides_and_speaks_in_words() {
+    let served = serve_with("[[bypass]]\nreason = \"ADMIN\"\npath = \"/admin\"\n", |_| fresh("body").header("Surrogate-Key", "k"));
+    served.until_hit("/a", "").await;
+    let purge = async |body: &str| assert_eq!(served.admin("POST", "/v1/purge", body).await.0, 200, "{body}");
+    purge(r#"{"urls": ["http://shop.example/a"], "mode": "soft"}"#).await;
+    let soft = served.explain("/a").await;
+    let deciding = |explained: &Value| {
+        let purge = &explained["stored"]["matching_purge"];
+        [&explained["stored"]["validity"], &purge["kind"], &purge["mode"], &purge["applies"]].map(Clone::clone)
+    };
+    assert_eq!(deciding(&soft), [json!("soft-purged"), json!("url"), json!("soft"), json!(true)], "{soft}");
+    assert_eq!(soft["decision"], "ask the origin first: what is stored was soft-purged");
+    served.until_hit("/a", "").await;
+    let again = served.explain("/a").await;
+    assert_eq!(deciding(&again), [json!("valid"), json!("url"), json!("soft"), json!(false)], "{again}");
+    assert_eq!(served.explain("/admin").await["way"], "past the cache: a bypass rule (ADMIN)");
 }
 
 #[tokio::test]

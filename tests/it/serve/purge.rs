@@ -34,6 +34,12 @@ async fn purge_is_off_by_default_and_for_listed_networks_only() {
     let (status, answer) = purge(&served, "/a", "").await;
     assert_eq!(status, 403);
     assert!(answer["error"]["remedy"].as_str().is_some_and(|remedy| remedy.contains("purge.allow")), "{answer}");
+    served.reload(&format!("{ALLOWED}selectors_per_call = 2\n")).await;
+    let (status, answer) = purge(&served, "/a", "Cache-Tag: k1,k2 k3\r\n").await;
+    let error = &answer["error"];
+    assert_eq!((status, error["message"].as_str()), (400, Some("3 keys in one PURGE; at most 2 are allowed")));
+    assert!(error["remedy"].as_str().is_some_and(|remedy| remedy.contains("purge.selectors_per_call")), "{answer}");
+    served.reload("[purge]\nallow = [\"192.0.2.0/24\"]\n").await;
     assert_eq!(purge(&served, "/a", "X-Forwarded-For: 192.0.2.1\r\n").await.0, 403, "who says so is not believed");
     assert!(served.get("/a").await.says("hit"));
     assert!(served.origin.requests("/a").iter().all(|request| request.method == "GET"), "PURGE never goes on");
@@ -288,6 +294,7 @@ async fn calls_that_cannot_be_meant_are_refused_and_purge_nothing() {
         r#"{"everything": true, "url": []}"#.to_owned(),
         r#"{"everything": true, "timeout": "5"}"#.to_owned(),
         json!({"everything": true, "tags": [""]}).to_string(),
+        json!({"everything": true, "sites": ["defualt"]}).to_string(),
         json!({ "everything": true, "tags": many }).to_string(),
     ] {
         let (status, answer) = served.admin("POST", "/v1/purge", &body).await;

@@ -60,6 +60,7 @@ async fn ranges_past_the_end_are_416_and_malformed_ones_ignored() {
     let served = stored().await;
     let answer = part(&served, "bytes=20-").await;
     assert_eq!((answer.status, answer.field("content-range"), answer.body.len()), (416, Some("bytes */20"), 0));
+    assert!(answer.field("date").is_some(), "{}", answer.head);
     for ignored in ["bytes=5-4", "lines=0-1", "bytes=a-b", "bytes 0-1"] {
         let answer = part(&served, ignored).await;
         assert_eq!((answer.status, answer.text()), (200, BODY), "{ignored}");
