@@ -811,6 +811,7 @@ async fn what_begins_in_an_ignored_protocol_is_never_read_as_a_request() {
             assert_eq!(client.answer(false).await.unwrap().status, status, "{protocols}");
         }
         assert_eq!(client.ended().await, Ended::Closed, "{protocols}");
+        drop(client); // the server listens on for as long as it stays
         assert_eq!(server.told(|told| told.ended == 1).await.handled, ["GET /a"], "{protocols}");
     }
 }
