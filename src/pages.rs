@@ -110,7 +110,7 @@ impl Arena {
 
     fn find(&self, bytes: &[u8]) -> Option<Place<'_>> {
         let offset = (bytes.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize)?;
-        (offset < self.map.len()).then(|| Place { arena: self, offset: offset as u64, length: bytes.len() })
+        (offset < self.map.len()).then_some(Place { arena: self, offset: offset as u64, length: bytes.len() })
     }
 }
 

@@ -146,6 +146,6 @@ mod tests {
         let two = Tags::parse(&response(&[("xkey", "b c")]), "", &limits()).unwrap();
         let both = one.union(&two);
         assert_eq!(both.keys().len(), 3);
-        assert_eq!(&*both.text(), "b c");
+        assert_eq!(both.text(), "b c");
     }
 }
