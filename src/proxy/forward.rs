@@ -108,12 +108,16 @@ fn set(fields: &mut Fields, name: Name, value: &[u8]) {
 /// What goes on of the client's fields: not those of its connection, of its hop, or of its own choosing. Host is told apart.
 fn end_to_end(exchange: &Exchange) -> Fields {
     let of_connection = hop::of_connection(&exchange.fields);
-    exchange.fields.copy_if(|number, name, _| match number {
+    exchange.fields.copy_if_with_room(DESCRIBED_BYTES, DESCRIBED_LINES, |number, name, _| match number {
         Some(name::HOST | name::EXPECT | name::PROXY_AUTHORIZATION) => false,
         Some(number) if !exchange.trusted && FORWARDING.contains(&number) => false,
         number => !of_connection(number, name),
     })
 }
+
+/// Room for what [`describe_client`] says as a rule.
+const DESCRIBED_BYTES: usize = 384;
+const DESCRIBED_LINES: usize = 8;
 
 /// Via, CDN-Loop, X-Forwarded-*, Forwarded, X-Request-Id. What a trusted proxy said is kept and continued.
 fn describe_client(exchange: &Exchange, fields: &mut Fields) {

@@ -319,6 +319,12 @@ impl Fields {
         Self { block: Vec::with_capacity(bytes), lines: Vec::with_capacity(lines), present: 0 }
     }
 
+    /// Makes room for `bytes` more of lines in `lines` lines.
+    pub fn reserve(&mut self, bytes: usize, lines: usize) {
+        self.block.reserve(bytes);
+        self.lines.reserve(lines);
+    }
+
     /// Forgets all lines and keeps the memory.
     pub fn clear(&mut self) {
         self.block.clear();
@@ -413,8 +419,14 @@ impl Fields {
     /// A copy with the lines for which `keep(number, name, value)` is true, asked once for each in order. The number is
     /// `None` for a name that is not well known.
     #[must_use]
-    pub fn copy_if(&self, mut keep: impl FnMut(Option<Name>, &[u8], &[u8]) -> bool) -> Self {
-        let mut kept = Self::with_capacity(self.block.len(), self.lines.len());
+    pub fn copy_if(&self, keep: impl FnMut(Option<Name>, &[u8], &[u8]) -> bool) -> Self {
+        self.copy_if_with_room(0, 0, keep)
+    }
+
+    /// [`Fields::copy_if`] with room for so many more bytes and lines.
+    #[must_use]
+    pub fn copy_if_with_room(&self, bytes: usize, lines: usize, mut keep: impl FnMut(Option<Name>, &[u8], &[u8]) -> bool) -> Self {
+        let mut kept = Self::with_capacity(self.block.len() + bytes, self.lines.len() + lines);
         for line in &self.lines {
             let (name, value) = (&self.block[line.name_range()], &self.block[line.value_range()]);
             let number = (line.number != UNKNOWN).then_some(Name(line.number));

@@ -136,6 +136,7 @@ fn read<'b>(
     }
     head.method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("method"))?;
     head.target.extend_from_slice(target.as_bytes());
+    head.fields.reserve(bytes.len(), request.headers.len());
     head.minor_version = minor;
     for line in request.headers.iter() {
         head.fields.push(line.name, line.value).map_err(|error| match error {

@@ -9,6 +9,8 @@ use smallvec::SmallVec;
 use std::io::{IoSlice, Write as _};
 use std::sync::Arc;
 
+/// Room for what a head holds beside its fields.
+const BESIDES: usize = 128;
 /// A body up to this length is copied behind its head: cheaper than a second element of a vectored write.
 const COPY_BYTES: u64 = 4096;
 /// Fewer bytes are copied into the socket though they stand in pages.
@@ -65,6 +67,7 @@ pub fn head(out: &mut Vec<u8>, status: StatusCode, fields: &ResponseFields, fram
 }
 
 fn head_of(out: &mut Vec<u8>, status: StatusCode, fields: &Fields, extra: &[u8], framing: Framing, connection: Connection) {
+    out.reserve(fields.wire().len() + extra.len() + BESIDES);
     status_line(out, status);
     let length = lines(out, fields, framing);
     out.extend_from_slice(extra);
@@ -354,6 +357,7 @@ impl Data {
     /// Copies what one vectored write would take; the rest, if there are very many small segments, stays.
     fn copy_to(&self, out: &mut Vec<u8>) -> usize {
         let before = out.len();
+        out.reserve(usize::try_from(self.left()).unwrap_or_default());
         let mut slices = SmallVec::new();
         self.slices(&mut slices);
         slices.iter().for_each(|slice| out.extend_from_slice(slice));
