@@ -58,7 +58,7 @@ impl StoredHead {
 
 /// What of a response the journal matches on.
 pub fn subject<'a>(key: &'a CacheKey, site: &'a str, tags: &'a Tags) -> Subject<'a> {
-    let url_text = key.url().split_once("://").map_or("", |(_, text)| text);
+    let url_text = key.url_text();
     let authority = url_text.split_once('/').map_or(url_text, |(authority, _)| authority);
     Subject { url: key.url_hash(), url_text, authority, site, keys: tags.keys(), groups: tags.groups() }
 }

@@ -79,10 +79,13 @@ impl Tags {
     }
 }
 
-/// Members of Cache-Groups: quoted strings (RFC 9875 §2). At most 32 groups of 128 bytes count.
+/// Groups that one response may be in, and that one Cache-Group-Invalidation may name.
+pub const GROUPS_MAX: usize = 32;
+
+/// Members of Cache-Groups: quoted strings (RFC 9875 §2). `None` where there are more than [`GROUPS_MAX`].
 fn groups(response: &Fields, origin: &str) -> Option<Box<[u128]>> {
     let groups = named_groups(response, name::CACHE_GROUPS, origin);
-    (groups.len() <= 32).then(|| groups.into())
+    (groups.len() <= GROUPS_MAX).then(|| groups.into())
 }
 
 /// Hashes of the groups of an origin that a field names: a List of Strings (RFC 9875 §2, §3).

@@ -1,8 +1,9 @@
-//! The chunked transfer coding (RFC 9112 §7.1), undone as bytes come in. Pure.
+//! The chunked transfer coding (RFC 9112 §7.1): undone as bytes come in, and begun. Pure.
 
 use crate::semantics::fields::{is_token_byte, is_value_byte};
 use crate::semantics::{Fields, name};
 use memchr::memchr;
+use std::io::Write as _;
 
 /// Bytes of chunk extensions in one body; they are checked and ignored.
 const EXTENSION_BYTES: usize = 4096;
@@ -10,6 +11,11 @@ const EXTENSION_BYTES: usize = 4096;
 const TRAILER_BYTES: usize = 8192;
 /// Hex digits of a chunk size: what 64 bits hold.
 const SIZE_DIGITS: u8 = 16;
+
+/// Writes the line that begins a chunk. An empty chunk would end the body: callers skip those.
+pub fn begin_chunk(out: &mut Vec<u8>, length: usize) {
+    let _ = write!(out, "{length:x}\r\n"); // writing to memory cannot fail
+}
 
 /// Why a chunked body was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::exchange::{Arrival, Exchange};
 use super::{Proxy, admit, answer};
-use crate::cache::named_groups;
+use crate::cache::{GROUPS_MAX, named_groups};
 use crate::invalidation::{Mode, Receipt, Selector};
 use crate::listener::{Response, ResponseFields};
 use crate::observe::metrics::Bound;
@@ -67,11 +67,6 @@ fn selectors(arrival: &Arrival<'_>) -> (Vec<String>, Vec<Selector>) {
     (keys, selectors)
 }
 
-/// `authority/path?query` of a key.
-fn url_text(key: &CacheKey) -> &str {
-    key.url().split_once("://").map_or("", |(_, text)| text)
-}
-
 /// A successful answer to an unsafe method invalidates its URL and those of Location and Content-Location; groups that
 /// it names by Cache-Group-Invalidation likewise (RFC 9875 §3).
 pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
@@ -90,18 +85,15 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
         proxy.metrics.unsafe_invalidation();
     }
     let mut groups = named_groups(&inbound.fields, name::CACHE_GROUP_INVALIDATION, exchange.target.origin());
-    if groups.len() > GROUPS_PER_ANSWER {
+    if groups.len() > GROUPS_MAX {
         proxy.metrics.bound(Bound::InvalidatedGroups);
-        groups.truncate(GROUPS_PER_ANSWER);
+        groups.truncate(GROUPS_MAX);
     }
     if !groups.is_empty() {
         proxy.journal.invalidate_groups(&groups, now);
         proxy.metrics.unsafe_invalidation();
     }
 }
-
-/// Groups of one Cache-Group-Invalidation that are heeded: what an answer may be tagged with must fit (RFC 9875 §3).
-const GROUPS_PER_ANSWER: usize = 32;
 
 impl Proxy {
     /// Invalidates, counts and writes the audit line. URLs are what was asked for: what the routes make of them is found here.
@@ -150,7 +142,7 @@ impl Proxy {
                     let Some(target) = Target::from_text(text) else { continue };
                     let keys = self.keys_of(&target);
                     let mut urls: Vec<&str> = Vec::new();
-                    for url in keys.iter().map(url_text) {
+                    for url in keys.iter().map(CacheKey::url_text) {
                         // Keys may differ in other parts.
                         if !urls.contains(&url) {
                             urls.push(url);

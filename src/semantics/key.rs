@@ -614,6 +614,10 @@ impl CacheKey {
     pub fn url(&self) -> &str {
         &self.text[..self.url_length as usize]
     }
+    /// The URL part without its scheme: `authority/path?query`.
+    pub fn url_text(&self) -> &str {
+        self.url().split_once("://").map_or("", |(_, text)| text)
+    }
     /// Hash of the whole key.
     pub const fn hash(&self) -> u128 {
         self.hash

@@ -187,7 +187,17 @@ fn authority(host: &str, port: u16) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::authority;
+    use super::*;
+
+    /// A GET of `/`, as both codecs are given it.
+    pub fn request(lines: &[(&str, &str)], body: RequestBody) -> Outbound {
+        let mut fields = Fields::new();
+        for (name, value) in lines {
+            fields.push(name, value).unwrap();
+        }
+        let (method, path_and_query) = (Method::GET, "/".to_owned());
+        Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0 }
+    }
 
     #[test]
     fn authorities_are_written_as_in_host() {

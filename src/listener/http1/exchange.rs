@@ -12,6 +12,7 @@ use super::intake::{Intake, Room};
 use super::write::{self, Frame, Framing};
 use super::{BODY_READ_BYTES, PIPELINE_BYTES, READ_BYTES, UNREAD_BODY_TIME, bad};
 use crate::body::{BodyError, BodyStream, Chunk, Tunnel};
+use crate::http1::chunked::begin_chunk;
 use crate::listener::{Handled, Handler, Interim, InterimReceiver, Refusal, Response, Socket};
 use crate::observe::metrics::Bound;
 use crate::semantics::name;
@@ -372,7 +373,7 @@ where
             _ => b"",
         };
         if chunked {
-            write::chunk_line(&mut self.out, data.len());
+            begin_chunk(&mut self.out, data.len());
         }
         answer.frame.load(&self.out, data, tail);
         Ok(ahead)

@@ -157,11 +157,6 @@ pub fn refusal(out: &mut Vec<u8>, refusal: Refusal, name: &str, to_head: bool, w
     }
 }
 
-/// Writes the line that begins a chunk. An empty chunk would end the body: callers skip those.
-pub fn chunk_line(out: &mut Vec<u8>, length: usize) {
-    let _ = write!(out, "{length:x}\r\n");
-}
-
 /// Writes the end of a chunked body.
 pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&Fields>) {
     out.extend_from_slice(b"0\r\n");

@@ -90,16 +90,8 @@ pub(super) fn fields(head: &HeaderMap) -> Result<Fields, FetchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::tests::request;
     use proptest::prelude::*;
-
-    fn request(lines: &[(&str, &str)], body: RequestBody) -> Outbound {
-        let mut fields = Fields::new();
-        for (name, value) in lines {
-            fields.push(name, value).unwrap();
-        }
-        let (method, path_and_query) = (Method::GET, "/".to_owned());
-        Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0 }
-    }
 
     fn lines(map: &HeaderMap) -> Vec<(String, String)> {
         map.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()

@@ -4,7 +4,6 @@ use crate::listener::RequestBody;
 use crate::semantics::fields::is_value_byte;
 use crate::semantics::{Fields, Method, Name, hop, name};
 use crate::upstream::{FetchError, Outbound};
-use std::io::Write as _;
 
 /// Fields that this hop writes itself, or that end here (RFC 9110 §7.6.1; TE: we take trailers without being asked).
 const OURS: [Name; 9] = [
@@ -80,24 +79,11 @@ fn frame(out: &mut Vec<u8>, method: &Method, body: &RequestBody) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes the line that begins a chunk. An empty chunk would end the body: callers skip those.
-pub(super) fn chunk_line(out: &mut Vec<u8>, length: usize) {
-    let _ = write!(out, "{length:x}\r\n"); // writing to memory cannot fail
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::tests::request;
     use proptest::prelude::*;
-
-    fn request(lines: &[(&str, &str)], body: RequestBody) -> Outbound {
-        let mut fields = Fields::new();
-        for (name, value) in lines {
-            fields.push(name, value).unwrap();
-        }
-        let (method, path_and_query) = (Method::GET, "/".to_owned());
-        Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0 }
-    }
 
     fn sent(request: &Outbound, upgrade: bool) -> String {
         String::from_utf8(head(request, upgrade, "origin:80").unwrap()).unwrap()

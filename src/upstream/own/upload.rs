@@ -1,7 +1,7 @@
 //! A request on its way up: its head, and its body as the client sends it.
 
-use super::request::chunk_line;
 use crate::body::{BodyError, BodyStream, Chunk};
+use crate::http1::chunked::begin_chunk;
 use crate::listener::RequestBody;
 use bytes::{Buf, Bytes};
 use std::io::{self, IoSlice};
@@ -143,7 +143,7 @@ impl Upload {
                 self.piece = data;
             }
             (Some(Ok(Chunk::Data(data))), None) => {
-                chunk_line(&mut self.lead, data.len());
+                begin_chunk(&mut self.lead, data.len());
                 (self.piece, self.tail) = (data, b"\r\n");
             }
             (Some(Ok(Chunk::Trailers(_))) | None, Some(1..)) => return Err(BodyError::Truncated),
