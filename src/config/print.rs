@@ -244,6 +244,8 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
             ttl.insert(name.into(), Value::Object(rules.iter().map(ttl_rule).collect()));
         }
     }
+    let body_key = [("QUERY", policy.body_key.query), ("POST", policy.body_key.post)];
+    let body_key_methods: Vec<_> = body_key.into_iter().filter(|(_, is_on)| *is_on).map(|(method, _)| method).collect();
     // What a rewrite drops is ignored by its own account.
     let is_dropped = |name: &&String| steps.iter().any(|step| matches!(step, Rewrite::DropQuery(names) if names.contains(name)));
     let query_ignore: Vec<&String> = key.query_ignore.iter().filter(|name| !is_dropped(name)).collect();
@@ -262,6 +264,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "range_whole_max": print_size(policy.range_whole_max_bytes),
         "collapse": policy.collapse,
         "max_variants": policy.max_variants,
+        "body_key": { "methods": body_key_methods, "max_bytes": print_size(policy.body_key.max_bytes) },
         "vary_ignore": policy.vary_ignore,
         "key": {
             "query_sort": key.query_sort,

@@ -430,6 +430,7 @@ pub struct RawCache {
     pub max_variants: Option<u64>,
     /// Fields of Vary that do not matter here.
     pub vary_ignore: Option<Vec<String>>,
+    pub body_key: RawBodyKey,
     pub key: RawKey,
 }
 
@@ -442,6 +443,16 @@ pub struct RawTtls {
     pub replace: Option<RawTtl>,
     /// Where the origin says nothing.
     pub default: Option<RawTtl>,
+}
+
+/// Requests that are answered by what they carry.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawBodyKey {
+    /// QUERY (RFC 10008), and POST where it only asks.
+    pub methods: Option<Vec<String>>,
+    /// Longer content goes past the cache.
+    pub max_bytes: Option<RawSize>,
 }
 
 /// Parts of the cache key besides scheme, host, path and query.

@@ -153,6 +153,7 @@ pub fn past(exchange: &Exchange, inbound: Inbound, why: &Past) -> Response {
         Past::Rule(reason) => outcome.detail = Some(Arc::clone(reason)),
         Past::Upgrade => outcome.detail = Some("UPGRADE".into()),
         Past::Body => outcome.detail = Some("REQUEST-BODY".into()),
+        Past::Content(why) => outcome.detail = Some(why.as_str().into()),
     }
     through(exchange, inbound, outcome)
 }
@@ -168,7 +169,7 @@ fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Respo
         line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
     }
     edit(&mut fields, &route.response_edits);
-    add_lines(&mut fields, &exchange.routed, exchange.key.as_str(), None, &outcome);
+    add_lines(&mut fields, &exchange.routed, exchange.key.shown(), None, &outcome);
     let body = match (inbound.tunnel, inbound.body) {
         (Some(tunnel), _) => ResponseBody::Tunnel(tunnel as Box<dyn Tunnel>),
         (None, Some(Arriving::Whole(bytes))) => ResponseBody::Full(bytes),
@@ -314,7 +315,7 @@ fn whole(
         {
             line(&mut extra, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
         }
-        add_lines(&mut extra, asked.routed, asked.key.as_str(), age_ms, &outcome);
+        add_lines(&mut extra, asked.routed, asked.key.shown(), age_ms, &outcome);
         let body = if is_head { ResponseBody::Empty } else { body.part(head, 0, None) };
         let fields = ResponseFields::Stored { stored: Arc::clone(head), extra };
         return Response { status: head.status, fields, body, close: false, outcome };
@@ -425,7 +426,7 @@ fn slices(segments: &[Bytes], range: &std::ops::Range<u64>, out: &mut Vec<Bytes>
 
 fn own(asked: &Asked<'_>, status: StatusCode, mut fields: Fields, body: ResponseBody, age_ms: Option<u64>, outcome: Outcome) -> Response {
     edit(&mut fields, &asked.routed.route.response_edits);
-    add_lines(&mut fields, asked.routed, asked.key.as_str(), age_ms, &outcome);
+    add_lines(&mut fields, asked.routed, asked.key.shown(), age_ms, &outcome);
     Response { status, fields: ResponseFields::Own(fields), body, close: false, outcome }
 }
 

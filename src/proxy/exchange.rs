@@ -1,7 +1,8 @@
 //! A request on its way: borrowed from the connection while it can be answered at once, owned afterwards.
 
+use super::content::Content;
 use super::live::Routed;
-use crate::listener::{Peer, RequestHead};
+use crate::listener::{Peer, RequestBody};
 use crate::proxy::outcome::Outcome;
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::{CacheKey, Fields, Method, Request, Target};
@@ -12,7 +13,8 @@ use std::sync::Arc;
 /// A request that was admitted.
 pub struct Arrival<'a> {
     pub peer: &'a Peer,
-    pub head: &'a RequestHead,
+    pub method: &'a Method,
+    pub minor_version: u8,
     /// As the client sent them, but for cookies that the route strips.
     pub fields: Cow<'a, Fields>,
     pub target: Target,
@@ -23,11 +25,13 @@ pub struct Arrival<'a> {
     /// The peer is a trusted proxy: its forwarding fields count.
     pub trusted: bool,
     pub request_id: Option<Arc<str>>,
+    /// What it carries, where that is part of the key.
+    pub content: Option<Arc<Content>>,
 }
 
 impl Arrival<'_> {
     pub fn request(&self) -> Request<'_> {
-        Request { method: &self.head.method, target: &self.target, fields: &self.fields }
+        Request { method: self.method, target: &self.target, fields: &self.fields }
     }
 
     pub fn policy(&self) -> &CachePolicy {
@@ -36,15 +40,16 @@ impl Arrival<'_> {
 
     /// A record of what happens from here on.
     pub fn outcome(&self) -> Outcome {
-        self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone())
+        let known = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
+        Outcome { post_by_content: self.content.is_some() && *self.method == Method::POST, ..known }
     }
 
     /// The same request, owned.
     pub fn own(self) -> Exchange {
         let request_id = self.request_id.unwrap_or_else(new_request_id);
         Exchange {
-            method: self.head.method.clone(),
-            minor_version: self.head.minor_version,
+            method: self.method.clone(),
+            minor_version: self.minor_version,
             fields: self.fields.into_owned(),
             target: self.target,
             peer: self.peer.clone(),
@@ -53,6 +58,7 @@ impl Arrival<'_> {
             client: self.client,
             trusted: self.trusted,
             request_id,
+            content: self.content,
         }
     }
 }
@@ -69,11 +75,34 @@ pub struct Exchange {
     pub client: IpAddr,
     pub trusted: bool,
     pub request_id: Arc<str>,
+    pub content: Option<Arc<Content>>,
 }
 
 impl Exchange {
     pub fn request(&self) -> Request<'_> {
         Request { method: &self.method, target: &self.target, fields: &self.fields }
+    }
+
+    /// As if it had just been admitted.
+    pub fn arrival(&self) -> Arrival<'_> {
+        Arrival {
+            peer: &self.peer,
+            method: &self.method,
+            minor_version: self.minor_version,
+            fields: Cow::Borrowed(&self.fields),
+            target: self.target.clone(),
+            routed: Arc::clone(&self.routed),
+            key: self.key.clone(),
+            client: self.client,
+            trusted: self.trusted,
+            request_id: Some(Arc::clone(&self.request_id)),
+            content: self.content.clone(),
+        }
+    }
+
+    /// What it carries, to be sent; nothing where that was not read.
+    pub fn body(&self) -> RequestBody {
+        self.content.as_ref().map_or(RequestBody::Empty, |content| content.body())
     }
 
     /// The request whose answer is stored: HEAD asks about what a GET stored.
@@ -89,7 +118,7 @@ impl Exchange {
     pub fn outcome(&self) -> Outcome {
         let upstream = self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name));
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
-        Outcome { upstream, ..known }
+        Outcome { upstream, post_by_content: self.content.is_some() && self.method == Method::POST, ..known }
     }
 }
 

@@ -12,7 +12,7 @@ use super::{Proxy, alone, answer, deliver, lead};
 use crate::cache::StoredResponse;
 use crate::clock;
 use crate::coalesce::flight::{Follower, Join, Leader, Published};
-use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
+use crate::listener::{Handled, InterimSender, Response};
 use crate::observe::metrics::{Bound, FollowOutcome};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Reuse, Validity};
@@ -23,16 +23,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Sends a request on its way to the upstream, or to another's flight.
-pub fn start(
-    proxy: &Arc<Proxy>,
-    arrival: Arrival<'_>,
-    body: RequestBody,
-    interim: &mut InterimSlot,
-    why: Forward,
-    candidate: Candidate,
-) -> Handled {
-    debug_assert!(matches!(body, RequestBody::Empty), "requests with a body go past the cache");
-    let interim = (arrival.head.minor_version > 0).then(|| interim.sender());
+pub fn start(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: Option<InterimSender>, why: Forward, candidate: Candidate) -> Handled {
     let exchange = Arc::new(arrival.own());
     let errand = Errand { proxy: Arc::clone(proxy), exchange, interim, why, candidate, regrouped: None, anew: false };
     Handled::Later(Box::pin(from_upstream(errand)))

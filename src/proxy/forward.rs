@@ -6,7 +6,7 @@ use crate::cache::StoredResponse;
 use crate::config::settings::UpstreamHost;
 use crate::listener::{InterimSender, RequestBody};
 use crate::route;
-use crate::semantics::{Fields, Method, Name, hop, invalidation, name, upgrade, validation, vary};
+use crate::semantics::{Fields, Method, Name, content, hop, name, upgrade, validation, vary};
 use crate::upstream::{FetchError, Outbound};
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     let route = &exchange.routed.route;
     let mut fields = end_to_end(exchange);
     describe_client(exchange, &mut fields);
-    let (mut body, mut wants_upgrade, mut method) = (RequestBody::Empty, false, exchange.method.clone());
+    let (mut body, mut wants_upgrade) = (exchange.body(), false);
     match kind {
         Kind::Whole(stored) => {
             validation::strip_conditions(&mut fields);
@@ -53,14 +53,13 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
             drop_overrides(&mut fields);
         }
         Kind::Rest { range, validator } => {
-            method = Method::GET;
             validation::strip_conditions(&mut fields);
             set(&mut fields, name::RANGE, range.as_bytes());
             set(&mut fields, name::IF_RANGE, validator);
             drop_overrides(&mut fields);
         }
         Kind::AsItCame { body: sent, upgrade: wanted } => {
-            if exchange.policy().enabled && invalidation::is_safe(&exchange.method) {
+            if exchange.policy().enabled && content::is_safe(&exchange.method, exchange.policy()) {
                 drop_overrides(&mut fields);
             }
             (body, wants_upgrade) = (sent, wanted);
@@ -90,6 +89,7 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
         UpstreamHost::Literal(host) => Some(host.clone()),
     };
     fields.remove(name::HOST);
+    let method = exchange.method.clone();
     Ok(Outbound { method, path_and_query, host, fields, body, upgrade: wants_upgrade, interim, worker: exchange.peer.worker })
 }
 

@@ -9,6 +9,7 @@
 mod admit;
 mod alone;
 mod answer;
+mod content;
 mod deliver;
 mod exchange;
 mod explain;
@@ -35,15 +36,17 @@ use crate::coalesce::marker::{Markers, Set};
 use crate::coalesce::pinned::Pins;
 use crate::config::Settings;
 use crate::invalidation::Journal;
-use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
+use crate::listener::{Handled, Handler, InterimSender, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
+use crate::semantics::Now;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{self, Reuse};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use admit::Way;
 use arc_swap::ArcSwap;
+use exchange::Arrival;
 use flight::{Departure, FlightHead};
 use lookup::Found;
 use outcome::Outcome;
@@ -93,36 +96,15 @@ impl Handler for Proxy {
             Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
         };
         match admit::way(&arrival, &body) {
-            Way::Local(answer) => return Handled::Ready(answer::local(&arrival, answer)),
-            Way::Purge => return Handled::Ready(purge::by_method(self, &arrival, now)),
-            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
-                return Handled::Ready(answer::not_cached(&arrival));
+            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
+            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
+            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(&arrival)),
+            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
+            Way::CacheByContent => content::start(self, arrival, body, interim),
+            Way::Cache => {
+                let relays = head.minor_version > 0;
+                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
             }
-            Way::Past(why) => return alone::past_the_cache(self, arrival, body, interim, why),
-            Way::Cache => {}
-        }
-        match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
-            Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
-                Handled::Ready(deliver::fresh(&arrival, &response, age_ms, ttl_ms, now))
-            }
-            Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
-                if why == reuse::StaleWhy::WhileRevalidate {
-                    revalidate::in_background(self, &arrival, &response);
-                }
-                self.metrics.stale_served(match why {
-                    reuse::StaleWhy::WhileRevalidate => StaleReason::WhileRevalidate,
-                    reuse::StaleWhy::MaxStale => StaleReason::MaxStale,
-                });
-                Handled::Ready(deliver::stale(&arrival, &response, age_ms, ttl_ms, now))
-            }
-            _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(&arrival)),
-            Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
-                let forward = if why == reuse::MustAsk::Request { Forward::Request } else { Forward::Stale };
-                fill::start(self, arrival, body, interim, forward, Some((response, validity)))
-            }
-            Found::Stored { .. } => fill::start(self, arrival, body, interim, Forward::Miss, None),
-            Found::OtherVariants => fill::start(self, arrival, body, interim, Forward::VaryMiss, None),
-            Found::Nothing => fill::start(self, arrival, body, interim, Forward::UriMiss, None),
         }
     }
 
@@ -174,6 +156,33 @@ impl Proxy {
             under_pressure: AtomicBool::new(false),
             fetches: AtomicU64::new(0),
         })
+    }
+
+    /// The journey from the cache on. `interim` makes a sender of interim responses, where the client takes them.
+    fn from_cache(self: &Arc<Self>, arrival: Arrival<'_>, interim: impl FnOnce() -> Option<InterimSender>, now: Now) -> Handled {
+        match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
+            Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
+                Handled::Ready(deliver::fresh(&arrival, &response, age_ms, ttl_ms, now))
+            }
+            Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
+                if why == reuse::StaleWhy::WhileRevalidate {
+                    revalidate::in_background(self, &arrival, &response);
+                }
+                self.metrics.stale_served(match why {
+                    reuse::StaleWhy::WhileRevalidate => StaleReason::WhileRevalidate,
+                    reuse::StaleWhy::MaxStale => StaleReason::MaxStale,
+                });
+                Handled::Ready(deliver::stale(&arrival, &response, age_ms, ttl_ms, now))
+            }
+            _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(&arrival)),
+            Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
+                let forward = if why == reuse::MustAsk::Request { Forward::Request } else { Forward::Stale };
+                fill::start(self, arrival, interim(), forward, Some((response, validity)))
+            }
+            Found::Stored { .. } => fill::start(self, arrival, interim(), Forward::Miss, None),
+            Found::OtherVariants => fill::start(self, arrival, interim(), Forward::VaryMiss, None),
+            Found::Nothing => fill::start(self, arrival, interim(), Forward::UriMiss, None),
+        }
     }
 
     fn next_fetch(&self) -> u64 {

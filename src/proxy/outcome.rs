@@ -23,6 +23,8 @@ pub struct Outcome {
     pub collapsed: bool,
     /// The configuration overrode the freshness lifetime that the origin gave (P1: then Cache-Status says so).
     pub ttl_overridden: bool,
+    /// A POST that was answered by what it carries: the configuration widens RFC 9110 §9.3.3.
+    pub post_by_content: bool,
     /// Configured reason of a bypass rule, or another token for `detail`.
     pub detail: Option<Arc<str>>,
     /// Age and remaining freshness in milliseconds where a stored response was used.
@@ -142,6 +144,7 @@ impl Outcome {
         match (&self.detail, self.not_stored) {
             (Some(detail), _) => Some(detail),
             (None, Some(reason)) => Some(reason.as_str()),
+            (None, None) if self.post_by_content => Some("POST-BY-CONTENT"),
             (None, None) if self.ttl_overridden => Some("TTL-OVERRIDE"),
             (None, None) if self.source == Source::Memory => Some("MEMORY"),
             (None, None) => None,

@@ -7,6 +7,7 @@
 
 pub mod cache_control;
 pub mod cache_status;
+pub mod content;
 pub mod date;
 pub mod fields;
 pub mod freshness;

@@ -2,13 +2,13 @@
 
 use super::matching;
 use super::table::Table;
-use crate::config::raw::{RawCache, RawClientDirectives, RawKey, RawSetCookie, RawTtl};
+use crate::config::raw::{RawBodyKey, RawCache, RawClientDirectives, RawKey, RawSetCookie, RawTtl};
 use crate::config::report::Report;
 use crate::config::shape::join;
 use crate::config::units;
 use crate::semantics::fields::is_token_byte;
 use crate::semantics::key::KeyPolicy;
-use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
+use crate::semantics::policy::{BodyKey, CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
 use std::time::Duration;
 
 const STATUS_ALLOWED: &str = r#"a status "200", a class "4xx", or "default""#;
@@ -41,9 +41,26 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key: &mut KeyPo
     if let Some(fields) = &raw.vary_ignore {
         policy.vary_ignore = field_names(&join(at, "vary_ignore"), fields, report);
     }
+    apply_body_key(&join(at, "body_key"), &raw.body_key, &mut policy.body_key, report);
     quantities(at, raw, policy, report);
     apply_key(&join(at, "key"), &raw.key, key, report);
 }
+
+fn apply_body_key(at: &str, raw: &RawBodyKey, body_key: &mut BodyKey, report: &mut Report) {
+    if let Some(methods) = &raw.methods {
+        for (index, method) in methods.iter().enumerate().filter(|(_, method)| !matches!(method.as_str(), "QUERY" | "POST")) {
+            let (at, found) = (format!("{}[{index}]", join(at, "methods")), format!("\"{method}\""));
+            report.problem(&at, "not a method that can be answered by its content", found, "\"QUERY\" or \"POST\"", "remove it");
+        }
+        let has = |name: &str| methods.iter().any(|method| method == name);
+        (body_key.query, body_key.post) = (has("QUERY"), has("POST"));
+    }
+    let most = &mut body_key.max_bytes;
+    *most = Table::new(report, at).size("max_bytes", raw.max_bytes.as_ref(), *most, 0..=CONTENT_BYTES_MAX);
+}
+
+/// It becomes part of the key, which is hashed and compared whole.
+const CONTENT_BYTES_MAX: u64 = 16 << 20;
 
 fn quantities(at: &str, raw: &RawCache, policy: &mut CachePolicy, report: &mut Report) {
     let mut t = Table::new(report, at);
@@ -88,6 +105,12 @@ fn warn_of_widening(at: &str, raw: &RawCache, report: &mut Report) {
     }
     if matches!(raw.set_cookie, Some(RawSetCookie::Strip)) {
         report.warn(&join(at, "set_cookie"), "responses that set cookies are stored and reused without them (RFC 9111 section 7.3)");
+    }
+    if raw.body_key.methods.as_ref().is_some_and(|methods| methods.iter().any(|method| method == "POST")) {
+        report.warn(
+            &join(&join(at, "body_key"), "methods"),
+            "POST is taken as safe, and answered from store by its content (RFC 9110 section 9.3.3)",
+        );
     }
     if raw.heuristic_with_cookie == Some(true) {
         report.warn(
