@@ -13,7 +13,9 @@ mod deliver;
 mod exchange;
 mod explain;
 mod fill;
+mod flight;
 mod forward;
+mod lead;
 mod live;
 mod lookup;
 pub mod outcome;
@@ -42,7 +44,7 @@ use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use admit::Way;
 use arc_swap::ArcSwap;
-use fill::{Departure, FlightHead};
+use flight::{Departure, FlightHead};
 use lookup::Found;
 use outcome::Outcome;
 use std::sync::Arc;
@@ -101,7 +103,7 @@ impl Handler for Proxy {
         }
         match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
             Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
-                Handled::Ready(deliver::fresh(&arrival, &response, age_ms, ttl_ms, now))
+                Handled::Ready(deliver::fresh(self, &arrival, &response, age_ms, ttl_ms, now))
             }
             Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
                 if why == reuse::StaleWhy::WhileRevalidate {
@@ -111,7 +113,7 @@ impl Handler for Proxy {
                     reuse::StaleWhy::WhileRevalidate => StaleReason::WhileRevalidate,
                     reuse::StaleWhy::MaxStale => StaleReason::MaxStale,
                 });
-                Handled::Ready(deliver::stale(&arrival, &response, age_ms, ttl_ms, now))
+                Handled::Ready(deliver::stale(self, &arrival, &response, age_ms, ttl_ms, now))
             }
             _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(&arrival)),
             Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
