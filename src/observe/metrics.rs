@@ -40,6 +40,7 @@ pub enum Bound {
     Waiting,
     FillMemory,
     ObjectSize,
+    RangeParts,
     Variants,
     SurrogateKeys,
     ReaderDetached,
@@ -60,7 +61,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -76,6 +77,7 @@ impl Bound {
         Self::Waiting,
         Self::FillMemory,
         Self::ObjectSize,
+        Self::RangeParts,
         Self::Variants,
         Self::SurrogateKeys,
         Self::ReaderDetached,
@@ -111,6 +113,7 @@ impl Bound {
             Self::Waiting => "waiting",
             Self::FillMemory => "fill_memory",
             Self::ObjectSize => "object_size",
+            Self::RangeParts => "range_parts",
             Self::Variants => "variants",
             Self::SurrogateKeys => "surrogate_keys",
             Self::ReaderDetached => "reader_detached",

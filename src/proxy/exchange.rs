@@ -3,7 +3,7 @@
 use super::content::Content;
 use super::live::Routed;
 use crate::listener::{Peer, RequestBody};
-use crate::proxy::outcome::Outcome;
+use crate::proxy::outcome::{self, Outcome};
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::{CacheKey, Fields, Method, Request, Target};
 use std::borrow::Cow;
@@ -40,8 +40,9 @@ impl Arrival<'_> {
 
     /// A record of what happens from here on.
     pub fn outcome(&self) -> Outcome {
-        let known = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
-        Outcome { post_by_content: self.content.is_some() && *self.method == Method::POST, ..known }
+        let mut outcome = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
+        outcome.post_by_content = self.content.is_some() && *self.method == Method::POST;
+        outcome
     }
 
     /// The same request, owned.
@@ -143,10 +144,5 @@ impl Drop for PanicNote {
 
 /// 32 random hexadecimal digits.
 pub fn new_request_id() -> Arc<str> {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut id = [0; 32];
-    for (pair, byte) in id.as_chunks_mut::<2>().0.iter_mut().zip(rand::random::<[u8; 16]>()) {
-        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    }
-    std::str::from_utf8(&id).expect("hexadecimal digits are ASCII").into()
+    std::str::from_utf8(&outcome::new_id()).expect("hexadecimal digits are ASCII").into()
 }
