@@ -73,6 +73,14 @@ impl Variants {
         (responses.len() < self.responses.len()).then(|| Self { drop_at_mono_ms: self.drop_at_mono_ms, responses })
     }
 
+    /// The set with `new` in the place of `old`; `None` where that is not there any more.
+    pub fn swapped(&self, old: &Arc<StoredResponse>, new: &Arc<StoredResponse>) -> Option<Self> {
+        let mut responses = self.responses.clone();
+        *responses.iter_mut().find(|response| Arc::ptr_eq(response, old))? = Arc::clone(new);
+        let drop_at_mono_ms = responses.iter().map(|response| response.drop_at_mono_ms).max().unwrap_or(0);
+        Some(Self { responses, drop_at_mono_ms })
+    }
+
     /// The newest response that this request selects.
     pub fn select(&self, request: &Fields, policy: &CachePolicy) -> Option<&Arc<StoredResponse>> {
         self.responses.iter().find(|response| response.head.facts.vary.matches(request, &response.head.secondary, policy))

@@ -15,12 +15,14 @@ use crate::listener::{ExtraLines, Response, ResponseFields};
 use crate::observe::metrics::StaleReason;
 use crate::proxy::outcome::{CacheResult, Outcome, Source, Timing};
 use crate::semantics::cache_status::Forward;
+use crate::semantics::policy::CachePolicy;
 use crate::semantics::precondition::{self, Precondition};
 use crate::semantics::range::{self, Selection};
 use crate::semantics::storage::NotStored;
 use crate::semantics::{CacheKey, Fields, Method, Name, Now, Request, StatusCode, date, name, reuse};
 use crate::upstream::{Arriving, Inbound};
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -163,6 +165,7 @@ fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Respo
     outcome.timing = Timing::of_fetch(inbound.connect, inbound.first_byte);
     let route = &exchange.routed.route;
     let mut fields = inbound.fields;
+    strip_consumed(&mut fields, &route.cache);
     strip_tags(&mut fields, &route.forward_tags);
     if !fields.has(name::DATE) && inbound.status != 101 {
         line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
@@ -496,6 +499,14 @@ pub fn strip_tags(fields: &mut Fields, forwarded: &[String]) {
         if fields.has(tag) && !forwarded.iter().any(|name| name.eq_ignore_ascii_case(tag.as_str())) {
             fields.remove(tag);
         }
+    }
+}
+
+/// Removes what was said to this cache alone (Surrogate-Control, X-Accel-Expires), and understood.
+pub fn strip_consumed(fields: &mut Fields, policy: &CachePolicy) {
+    let consumed: SmallVec<[Name; 2]> = policy.targeted.consumed(fields).collect();
+    for field in consumed {
+        fields.remove(field);
     }
 }
 

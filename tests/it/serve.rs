@@ -12,6 +12,7 @@ mod reuse;
 mod routes;
 mod sharing;
 mod streaming;
+mod targeted;
 mod updates;
 mod upgrades;
 
