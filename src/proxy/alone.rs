@@ -78,7 +78,7 @@ pub async fn fetch(
             .filter(|(_, validity)| *validity != Validity::Purged && exchange.method == Method::GET && !exchange.fields.has(name::RANGE));
         let kind = match confirming {
             Some((stored, _)) => forward::Kind::Whole(Some(stored)),
-            None => forward::Kind::AsItCame { body: RequestBody::Empty, upgrade: false },
+            None => forward::Kind::OnItsTerms,
         };
         let sent = match forward::request(exchange, kind, interim.clone()) {
             Ok(request) => upstream.send(request).await,

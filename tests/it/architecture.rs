@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
     ("cli", &["server", "config"]),
+    ("cli::version", &["semantics::tracking"]),
     ("cli::demo", &["server", "config", "observe::log", "semantics::key::hash128"]),
     (
         "server",
@@ -70,7 +71,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("upstream", &["http1", "listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
     ("config", &["semantics"]),
-    ("config::settings", &["semantics::key", "semantics::policy"]),
+    ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),
     ("body", &["semantics::Fields"]),
     ("clock", &["semantics::Now"]),
     ("pages", &[]),
