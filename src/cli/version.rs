@@ -16,6 +16,6 @@ pub fn run(options: Options) -> Result<(), Failure> {
     let (version, list) = (env!("CARGO_PKG_VERSION"), tracking::VERSION);
     match options.json {
         true => print(&format!("{}\n", json!({"name": "tiercel", "version": version, "tracking_list": list}))),
-        false => print(&format!("tiercel {version} (tracking parameters: list {list})\n")),
+        false => print(&format!("tiercel {version}\ntracking parameters: list {list}\n")),
     }
 }

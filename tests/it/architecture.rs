@@ -13,7 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
     ("cli", &["server", "config"]),
-    ("cli::version", &["semantics::tracking"]),
+    ("cli::version", &["cli", "semantics::tracking"]),
     ("cli::demo", &["server", "config", "observe::log", "semantics::key::hash128"]),
     (
         "server",

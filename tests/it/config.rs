@@ -814,7 +814,11 @@ fn help_version_completions_and_manual_are_complete() {
     for flag in ["--config", "--upstream", "--listen", "--admin", "--memory", "--workers", "--name", "--access-log", "--metrics"] {
         assert!(run.contains(flag), "{flag}: {run}");
     }
-    assert_eq!(text(&tiercel(&["version"]).stdout), format!("tiercel {}\n", env!("CARGO_PKG_VERSION")));
+    let list = tiercel::semantics::tracking::VERSION;
+    assert_eq!(
+        text(&tiercel(&["version"]).stdout),
+        format!("tiercel {}\ntracking parameters: list {list}\n", env!("CARGO_PKG_VERSION"))
+    );
     assert_eq!(text(&tiercel(&["--version"]).stdout), format!("tiercel {}\n", env!("CARGO_PKG_VERSION")));
     assert!(text(&tiercel(&["completions", "bash"]).stdout).contains("_tiercel"));
     assert!(text(&tiercel(&["man"]).stdout).contains(".TH tiercel"));

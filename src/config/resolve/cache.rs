@@ -117,7 +117,7 @@ fn warn_of_widening(at: &str, raw: &RawCache, report: &mut Report) {
         report.warn(&join(&join(at, "ttl"), "override"), "replaces the freshness that the origin declares (RFC 9111 section 4.2)");
     }
     if raw.vary.ignore.as_ref().is_some_and(|fields| !fields.is_empty()) {
-        report.warn(&join(at, "vary.ignore"), "responses are reused although Vary forbids it (RFC 9111 section 4.1)");
+        report.warn(&join(&join(at, "vary"), "ignore"), "responses are reused although Vary forbids it (RFC 9111 section 4.1)");
     }
     if matches!(raw.set_cookie, Some(RawSetCookie::Store)) {
         report.warn(&join(at, "set_cookie"), "cookies of one client are replayed to others (RFC 9111 section 7.3)");
