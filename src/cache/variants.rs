@@ -3,8 +3,10 @@
 use super::{StoredHead, StoredResponse};
 use crate::clock;
 use crate::invalidation::Journal;
+use crate::semantics::freshness::Facts;
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::Validity;
+use crate::semantics::vary::Vary;
 use crate::semantics::{CacheKey, Fields, Now};
 use crate::tier::memory::Held;
 use smallvec::SmallVec;
@@ -73,14 +75,32 @@ impl Variants {
         (responses.len() < self.responses.len()).then(|| Self { drop_at_mono_ms: self.drop_at_mono_ms, responses })
     }
 
-    /// The newest response that this request selects.
+    /// The response that this request selects. Of several that match, one with Vary goes before one without, whose Vary
+    /// may have been forgotten (RFC 9111 §4.1), then the one generated last (§4), then the one fetched last.
     pub fn select(&self, request: &Fields, policy: &CachePolicy) -> Option<&Arc<StoredResponse>> {
-        self.responses.iter().find(|response| response.head.facts.vary.matches(request, &response.head.secondary, policy))
+        let mut chosen: Option<&Arc<StoredResponse>> = None;
+        for response in &self.responses {
+            let facts = &response.head.facts;
+            // With the same Vary only one matches: its secondary key is the set's only one.
+            let is_beaten = |chosen: &Arc<StoredResponse>| {
+                let other = &chosen.head.facts;
+                other.vary == facts.vary || preference(other) >= preference(facts)
+            };
+            if !chosen.is_some_and(is_beaten) && facts.vary.matches(request, &response.head.secondary, policy) {
+                chosen = Some(response);
+            }
+        }
+        chosen
     }
 
     pub fn responses(&self) -> &[Arc<StoredResponse>] {
         &self.responses
     }
+}
+
+/// What decides between responses that a request selects both.
+fn preference(facts: &Facts) -> (bool, i64) {
+    (facts.vary != Vary::Nothing, facts.date_ms)
 }
 
 impl Held for Variants {

@@ -2,7 +2,8 @@
 
 use super::admit::Past;
 use super::exchange::{Arrival, Exchange, PanicNote};
-use super::fill::{Candidate, Failure, FlightHead, Own, is_origin_error, pump};
+use super::flight::{Candidate, Failure, FlightHead, Own, is_shareable, marker_key};
+use super::lead::{is_origin_error, pump};
 use super::store::{self, Began};
 use super::{Proxy, answer, deliver, forward, purge, revalidate};
 use crate::clock;
@@ -142,7 +143,7 @@ fn judge(
             let to_its_own = matches!(inbound.status.as_u16(), 206 | 304 | 412 | 416);
             if reason == Reason::Marked && not_stored.is_of_response() && !to_its_own {
                 let known = proxy.vary_memory.get(exchange.key.hash()).map(|vary| vary.secondary_key(&exchange.fields, exchange.policy()));
-                proxy.set_marker(super::fill::marker_key(exchange, known.as_ref()), received.mono_ms);
+                proxy.set_marker(marker_key(exchange, known.as_ref()), received.mono_ms);
             }
             return deliver::direct(exchange, inbound, why, Some(not_stored));
         }
@@ -151,8 +152,8 @@ fn judge(
         Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
     let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts) };
     let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound));
-    if reason == Reason::Marked && super::fill::is_shareable(exchange, &head, received) {
-        proxy.markers.clear(super::fill::marker_key(exchange, Some(&head.secondary)));
+    if reason == Reason::Marked && is_shareable(exchange, &head, received) {
+        proxy.markers.clear(marker_key(exchange, Some(&head.secondary)));
         proxy.markers.clear(exchange.key.hash());
     }
     let body = inbound.body.take();

@@ -3,7 +3,7 @@
 use super::admit::{LocalAnswer, Refused};
 use super::deliver::{self, line};
 use super::exchange::{Arrival, Exchange};
-use super::fill::Failure;
+use super::flight::Failure;
 use super::{Live, Proxy};
 use crate::body::ResponseBody;
 use crate::cache::StoredResponse;

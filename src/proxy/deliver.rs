@@ -3,7 +3,7 @@
 use super::Proxy;
 use super::admit::Past;
 use super::exchange::{Arrival, Exchange};
-use super::fill::{self, FlightBody, FlightHead, Own};
+use super::flight::{self, FlightBody, FlightHead, Own};
 use super::live::Routed;
 use super::resume::Resuming;
 use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel};
@@ -123,7 +123,7 @@ pub fn followed(
             Body::Stored(stored)
         }
         FlightBody::Filling(fill) => {
-            if fill::is_far_ahead(exchange, fill) {
+            if flight::is_far_ahead(exchange, fill) {
                 return None;
             }
             Body::Flight { fill, reader: Some(fill.reader(0, None)?), proxy, exchange }

@@ -1,9 +1,9 @@
 //! Stale: ask the origin, update; in the background for stale-while-revalidate (RFC 9111 §4.3, RFC 5861 §3).
 
-use super::Proxy;
 use super::exchange::{Arrival, Exchange};
-use super::fill::{self, Departure};
+use super::flight::Departure;
 use super::store::{self, Began};
+use super::{Proxy, lead};
 use crate::cache::{StoredHead, StoredResponse, Tags, subject};
 use crate::clock;
 use crate::coalesce::flight::{FlightKey, Join};
@@ -137,7 +137,7 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
     };
     let (proxy, stored) = (Arc::clone(proxy), Arc::clone(stored));
     tokio::spawn(async move {
-        let status = fill::lead(Arc::clone(&proxy), Arc::new(exchange), leader, None, Some((stored, Validity::Valid)), true).await;
+        let status = lead::lead(Arc::clone(&proxy), Arc::new(exchange), leader, None, Some((stored, Validity::Valid)), true).await;
         match status {
             Some(status) if status < 500 => proxy.failed_refreshes.clear(failing),
             _ => proxy.count_marker(proxy.failed_refreshes.set(failing, clock::now().mono_ms)),

@@ -2,7 +2,7 @@
 
 use super::Proxy;
 use super::exchange::Exchange;
-use super::fill::Candidate;
+use super::flight::Candidate;
 use crate::cache::{Insertion, StoredHead, StoredResponse, Tags, Variants, subject};
 use crate::clock;
 use crate::coalesce::fill::CompleteBody;

@@ -6,6 +6,7 @@ mod architecture;
 mod coalesce;
 mod collapse;
 mod config;
+mod conformance;
 mod http1;
 mod http1_differential;
 mod journal;

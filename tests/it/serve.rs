@@ -11,6 +11,7 @@ mod ranges;
 mod reuse;
 mod routes;
 mod sharing;
+mod standards;
 mod streaming;
 mod updates;
 mod upgrades;

@@ -1,0 +1,322 @@
+//! Leading a flight: its task fetches, decides at the head, tells everybody, streams and stores.
+
+use super::exchange::{Exchange, PanicNote};
+use super::flight::{Candidate, Departure, Failure, FlightHead, Led, Own, is_shareable, large_key, marker_key, secondary_known};
+use super::store::{self, Began};
+use super::{Proxy, forward, revalidate};
+use crate::body::Chunk;
+use crate::cache::{StoredHead, StoredResponse};
+use crate::clock;
+use crate::coalesce::fill::{Fill, FillWriter, Unstored};
+use crate::coalesce::flight::{Leader, Published};
+use crate::listener::InterimSender;
+use crate::semantics::reuse::{Validity, may_serve_on_error_to};
+use crate::semantics::storage::NotStored;
+use crate::semantics::vary::SecondaryKey;
+use crate::semantics::{StatusCode, range};
+use crate::upstream::{Arriving, Inbound, Unanswered};
+use parking_lot::Mutex;
+use std::future::poll_fn;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// The task of a flight: fetches, tells, streams, stores. `client` is `None` for a background refresh.
+pub async fn lead(
+    proxy: Arc<Proxy>,
+    exchange: Arc<Exchange>,
+    leader: Leader<FlightHead, Departure>,
+    client: Option<oneshot::Sender<Led>>,
+    candidate: Candidate,
+    anew: bool,
+) -> Option<u16> {
+    let _note = PanicNote::on(Arc::clone(&exchange));
+    proxy.metrics.flight_led();
+    let mut began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
+    // A hard-purged response is never a source of validators; one that is valid at the stamp may be confirmed.
+    let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged).map(|(stored, _)| Arc::clone(stored));
+    let is_refresh = client.is_none();
+    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew };
+    let mut result = duty.fetch(confirming.as_ref()).await?;
+    if let Err(unanswered) = &result
+        && duty.hand_on(unanswered)
+    {
+        began.sent = clock::now();
+        result = duty.fetch(confirming.as_ref()).await?;
+    }
+    match result {
+        Err(unanswered) => {
+            duty.fail(&Failure::from(&unanswered), unanswered.error.is_shared());
+            None
+        }
+        Ok(inbound) => {
+            let status = inbound.status.as_u16();
+            duty.head(inbound, began, candidate, confirming).await;
+            Some(status)
+        }
+    }
+}
+
+/// Whether others may have a response.
+#[derive(Clone, Copy)]
+struct Sharing {
+    /// By the rules.
+    shareable: bool,
+    /// Its bytes are kept for those who come.
+    kept: bool,
+}
+
+/// The duty to tell everybody.
+struct Duty {
+    proxy: Arc<Proxy>,
+    exchange: Arc<Exchange>,
+    leader: Leader<FlightHead, Departure>,
+    /// `None` once it was told.
+    client: Option<oneshot::Sender<Led>>,
+    /// In the background: nobody leads it, and it goes on though nobody is there.
+    is_refresh: bool,
+    /// Another request failed before: from now on failures are shared.
+    anew: bool,
+}
+
+impl Duty {
+    /// Asks the upstream; `None` if everybody left before there was a head.
+    async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, Unanswered>> {
+        let upstream = self.exchange.routed.upstream.clone()?;
+        let (sender, mut interims) = InterimSender::queue();
+        let request = match forward::request(&self.exchange, forward::Kind::Whole(confirming), Some(sender)) {
+            Ok(request) => request,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let mut sending = Box::pin(upstream.send(request));
+        let result = loop {
+            tokio::select! {
+                biased;
+                interim = interims.recv() => self.leader.stamp().interims.tell(&self.proxy, &interim),
+                result = &mut sending => break result,
+                () = deserted(&mut self.client, &self.leader), if !self.is_refresh => return None,
+            }
+        };
+        // Interim responses that came together with the final one go first.
+        while let Some(interim) = interims.try_recv() {
+            self.leader.stamp().interims.tell(&self.proxy, &interim);
+        }
+        Some(result)
+    }
+
+    fn tell(&mut self, led: Led) {
+        if let Some(client) = self.client.take() {
+            let _ = client.send(led); // it may have left
+        }
+    }
+
+    /// The connection was lost, or the answer malformed, after the request was sent. That may be this request's doing,
+    /// so it is not sent again; but one of those who wait leads anew, once, and the others stay in line.
+    fn hand_on(&mut self, unanswered: &Unanswered) -> bool {
+        if unanswered.error.is_shared() || self.anew {
+            return false;
+        }
+        let Some(successor) = self.leader.stamp().successor() else { return false };
+        self.tell(Led::Failed(Failure::from(unanswered)));
+        self.proxy.metrics.flight_led();
+        (self.exchange, self.is_refresh, self.anew) = (successor, false, true);
+        true
+    }
+
+    fn fail(&mut self, failure: &Failure, shared: bool) {
+        let published = if shared || self.anew { Published::Failed(Arc::new(failure.clone())) } else { Published::LeadAnew };
+        self.leader.publish(published);
+        self.tell(Led::Failed(failure.clone()));
+    }
+
+    /// The head is there: decide, tell, stream, store.
+    async fn head(&mut self, inbound: Inbound, began: Began, candidate: Candidate, confirming: Option<Arc<StoredResponse>>) {
+        let received = clock::now();
+        if let Some(stored) = confirming.filter(|_| inbound.status == 304) {
+            return self.confirmed(&inbound, &stored, &began, received);
+        }
+        if let Some(failure) = self.stands_in(&inbound, candidate.as_ref(), received) {
+            return self.fail(&failure, true);
+        }
+        if self.asks_part_of_large(&inbound) {
+            self.proxy.set_marker(large_key(&self.exchange), received.mono_ms);
+            self.tell(Led::AsItCame);
+            // Whoever wants the whole goes on with it; for its own sake it is not fetched.
+            if self.leader.retire_if_deserted() {
+                return;
+            }
+        }
+        match store::judge(&self.proxy, &self.exchange, &inbound, &began, received, &candidate) {
+            Err(why) => {
+                self.proxy.metrics.not_stored(why);
+                if why.is_of_response() {
+                    self.mark(None, received.mono_ms);
+                }
+                self.leader.publish(Published::Alone);
+                self.tell(Led::Direct(Box::new(inbound), why));
+            }
+            Ok(head) => self.stream(inbound, head, received.mono_ms).await,
+        }
+    }
+
+    /// An error of the origin for which a stored response may stand in (RFC 5861 §4).
+    fn stands_in(
+        &self,
+        inbound: &Inbound,
+        candidate: Option<&(Arc<StoredResponse>, Validity)>,
+        now: crate::semantics::Now,
+    ) -> Option<Failure> {
+        let (stored, validity) = candidate?;
+        let allowed = is_origin_error(inbound)
+            && may_serve_on_error_to(self.exchange.request(), &stored.head.facts, self.exchange.policy(), *validity, now);
+        allowed.then(|| Failure {
+            status: inbound.status.as_u16(),
+            token: "http_response_incomplete",
+            text: format!("the origin answered {}", inbound.status.as_u16()).into(),
+            stale_may_be_served: true,
+            endpoint: Some(Arc::clone(&inbound.endpoint)),
+        })
+    }
+
+    /// Whether the client that leads wants a range of something larger than is fetched whole for that.
+    fn asks_part_of_large(&self, inbound: &Inbound) -> bool {
+        self.client.is_some()
+            && inbound.status == StatusCode::OK
+            && inbound.length.is_some_and(|length| length > self.exchange.policy().range_whole_max_bytes)
+            && range::is_asked(self.exchange.request())
+    }
+
+    fn mark(&self, secondary: Option<&SecondaryKey>, now_mono_ms: u64) {
+        let known = secondary.cloned().or_else(|| secondary_known(&self.proxy, &self.exchange, None));
+        self.proxy.set_marker(marker_key(&self.exchange, known.as_ref()), now_mono_ms);
+    }
+
+    fn confirmed(&mut self, inbound: &Inbound, stored: &Arc<StoredResponse>, began: &Began, received: crate::semantics::Now) {
+        match revalidate::confirm(&self.proxy, &self.exchange, stored, inbound, began, received) {
+            Ok(confirmed) => {
+                let (flight, own) = FlightHead::confirmed(confirmed, inbound);
+                let shareable = flight.not_stored.is_none() && is_shareable(&self.exchange, &flight.head, received);
+                self.publish(Arc::new(flight), Sharing { shareable, kept: true }, received.mono_ms, own);
+            }
+            Err(revalidate::Gone) => {
+                self.leader.publish(Published::LeadAnew);
+                self.tell(Led::StartOver);
+            }
+        }
+    }
+
+    fn publish(&mut self, head: Arc<FlightHead>, sharing: Sharing, now_mono_ms: u64, own: Own) {
+        self.leader.stamp().interims.end();
+        self.proxy.vary_memory.remember(self.exchange.key.hash(), &head.head.facts.vary);
+        if sharing.shareable && sharing.kept {
+            let _ = self.leader.stamp().head.set(Arc::clone(&head.head)); // published once
+            self.proxy.markers.clear(marker_key(&self.exchange, Some(&head.head.secondary)));
+            self.proxy.markers.clear(self.exchange.key.hash());
+            self.leader.publish(Published::Head(Arc::clone(&head)));
+        } else {
+            if !sharing.shareable {
+                self.mark(Some(&head.head.secondary), now_mono_ms);
+            }
+            self.leader.publish(Published::Alone);
+        }
+        self.tell(Led::Shared(head, own));
+    }
+
+    async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, now_mono_ms: u64) {
+        let settings = &Arc::clone(&self.exchange.routed.settings).fill;
+        let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, inbound.length, self.exchange.policy().max_object_bytes);
+        let is_refresh = self.is_refresh;
+        let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
+        let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
+        let ticket = Mutex::new(Some(fill.ticket()));
+        let body = inbound.body.take();
+        let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound));
+        let shareable = is_shareable(&self.exchange, &head, clock::now());
+        // Memory that ran out meanwhile is no reason of the response: who waits goes alone, nobody is told not to wait.
+        let kept = fill.unstored().is_none();
+        if inbound.length.is_some_and(|length| length <= self.exchange.policy().range_whole_max_bytes) {
+            self.proxy.markers.clear(large_key(&self.exchange));
+        }
+        self.publish(flight, Sharing { shareable, kept }, now_mono_ms, own);
+        let leader = &self.leader;
+        // While followers take their readers the fill is wanted; a refresh is wanted as long as it is going to be stored.
+        let wanted = async {
+            if !is_refresh {
+                leader.deserted().await;
+                drop(ticket.lock().take());
+            }
+            std::future::pending::<()>().await;
+        };
+        let on_unstored = || {
+            leader.retire();
+            if is_refresh {
+                drop(ticket.lock().take());
+            }
+        };
+        let whole = tokio::select! {
+            biased;
+            whole = pump(body, writer, &fill, on_unstored) => whole,
+            () = wanted => unreachable!("it pends for ever"),
+        };
+        if whole && let Some(complete) = fill.complete() {
+            let wanted = self.leader.followers();
+            match store::whole(&self.proxy, &self.exchange, head, complete, wanted) {
+                Ok(response) => fill.stored(response.kept.body()),
+                Err(why) => tracing::debug!(reason = why.as_str(), "not stored after all"),
+            }
+        } else {
+            self.proxy.metrics.not_stored(match fill.unstored() {
+                Some(Unstored::TooLarge) => NotStored::TooLarge,
+                Some(Unstored::Memory) => NotStored::Memory,
+                None => NotStored::Incomplete,
+            });
+        }
+    }
+}
+
+/// 500, 502, 503 and 504: what stale-if-error stands in for (RFC 5861 §4).
+pub fn is_origin_error(inbound: &Inbound) -> bool {
+    matches!(inbound.status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Resolves when neither the client that led nor any follower is there, and nobody can join any more.
+async fn deserted(client: &mut Option<oneshot::Sender<Led>>, leader: &Leader<FlightHead, Departure>) {
+    if let Some(client) = client {
+        client.closed().await;
+    }
+    loop {
+        leader.deserted().await;
+        if leader.retire_if_deserted() {
+            return;
+        }
+    }
+}
+
+/// Moves the body from the upstream to whoever reads; true if it is whole. `on_unstored` is called once when it is not
+/// kept for storing any more, so that nobody new joins.
+pub async fn pump(body: Option<Arriving>, mut writer: FillWriter, fill: &Fill, on_unstored: impl Fn()) -> bool {
+    let Some(mut body) = body else { return writer.finish(None).is_ok() };
+    let mut trailers = None;
+    if fill.unstored().is_some() {
+        on_unstored();
+    }
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = poll_fn(|context| body.poll_chunk(context)) => next,
+            () = writer.abandoned() => return false,
+        };
+        match next {
+            Some(Ok(Chunk::Data(bytes))) => {
+                if writer.push_telling(bytes, &on_unstored).await.is_err() {
+                    return false;
+                }
+            }
+            Some(Ok(Chunk::Trailers(fields))) => trailers = Some(fields),
+            Some(Err(error)) => {
+                writer.fail(error);
+                return false;
+            }
+            None => return writer.finish(trailers).is_ok(),
+        }
+    }
+}
