@@ -815,10 +815,7 @@ fn help_version_completions_and_manual_are_complete() {
         assert!(run.contains(flag), "{flag}: {run}");
     }
     let list = tiercel::semantics::tracking::VERSION;
-    assert_eq!(
-        text(&tiercel(&["version"]).stdout),
-        format!("tiercel {}\ntracking parameters: list {list}\n", env!("CARGO_PKG_VERSION"))
-    );
+    assert_eq!(text(&tiercel(&["version"]).stdout), format!("tiercel {}\ntracking parameters: list {list}\n", env!("CARGO_PKG_VERSION")));
     assert_eq!(text(&tiercel(&["--version"]).stdout), format!("tiercel {}\n", env!("CARGO_PKG_VERSION")));
     assert!(text(&tiercel(&["completions", "bash"]).stdout).contains("_tiercel"));
     assert!(text(&tiercel(&["man"]).stdout).contains(".TH tiercel"));
