@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 /// What is asked of the origin.
 pub enum Kind<'a> {
-    /// The whole response, so that others may join: no conditions or ranges of the client; ours where a stored
-    /// response is to be confirmed.
+    /// The whole response, so that others may join, or its whole head: no conditions or ranges of the client; ours where
+    /// a stored response is to be confirmed.
     Whole(Option<&'a Arc<StoredResponse>>),
     /// What is missing of a response with this strong validator: `bytes=7-`, and the validator.
     Rest { range: String, validator: &'a [u8] },
@@ -36,7 +36,6 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     }
     match kind {
         Kind::Whole(stored) => {
-            method = Method::GET;
             validation::strip_conditions(&mut fields);
             if let Some(stored) = stored {
                 validation::add_conditions(&mut fields, stored.head.as_response(), &stored.head.facts);
