@@ -137,6 +137,10 @@ fn describe_client(exchange: &Exchange, fields: &mut Fields) {
     let version = if exchange.minor_version == 0 { "1.0 " } else { "1.1 " };
     append(fields, name::VIA, &[version, &exchange.routed.node].concat());
     append(fields, name::CDN_LOOP, &exchange.routed.node);
+    let targeted = &exchange.policy().targeted;
+    if targeted.has_surrogate_control() {
+        append(fields, name::SURROGATE_CAPABILITY, &[targeted.device(), "=\"Surrogate/1.0\""].concat());
+    }
 }
 
 /// Continues a list field.

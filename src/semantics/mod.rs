@@ -25,6 +25,7 @@ pub mod reuse;
 pub mod storage;
 pub mod structured;
 pub mod target;
+pub mod targeted;
 pub mod tracking;
 pub mod upgrade;
 pub mod validation;
