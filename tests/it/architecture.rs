@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
-    ("cli", &["server", "config"]),
-    ("cli::version", &["cli", "semantics::tracking"]),
+    ("cli", &["server", "config", "semantics::tracking"]),
     ("cli::demo", &["server", "config", "observe::log", "semantics::key::hash128"]),
     (
         "server",
