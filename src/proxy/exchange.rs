@@ -15,7 +15,8 @@ pub struct Arrival<'a> {
     pub peer: &'a Peer,
     pub method: &'a Method,
     pub minor_version: u8,
-    /// As the client sent them, but for cookies that the route strips.
+    /// As the client sent them, but for forwarding fields of one that is not trusted, cookies that the route strips and the
+    /// values of client classes.
     pub fields: Cow<'a, Fields>,
     pub target: Target,
     pub routed: Arc<Routed>,

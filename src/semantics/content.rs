@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn only_content_of_a_known_kind_and_size_is_read() {
         let policy = CachePolicy::default();
-        type Row = (&'static str, &'static [(&'static str, &'static str)], Option<u64>, Option<Unkeyed>);
-        let rows: [Row; 7] = [
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<u64>, Option<Unkeyed>);
+        let rows: [Row<'_>; 7] = [
             ("QUERY", JSON, None, None),
             ("QUERY", &[JSON[0], ("if-none-match", "\"a\""), ("range", "bytes=0-1")], None, None),
             ("QUERY", &[], Some(2), Some(Unkeyed::NoType)),
