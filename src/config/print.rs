@@ -260,6 +260,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "client_directives": match policy.client_directives { ClientDirectives::Ignore => "ignore", ClientDirectives::Honour => "honour" },
         "max_object_size": print_size(policy.max_object_bytes),
         "range_whole_max": print_size(policy.range_whole_max_bytes),
+        "range_parts_max": policy.range_parts_max,
         "collapse": policy.collapse,
         "max_variants": policy.max_variants,
         "vary_ignore": policy.vary_ignore,

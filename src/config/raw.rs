@@ -424,6 +424,8 @@ pub struct RawCache {
     pub max_object_size: Option<RawSize>,
     /// A range of something up to this size fetches the whole.
     pub range_whole_max: Option<RawSize>,
+    /// Ranges that one request may ask for; more are answered with the whole.
+    pub range_parts_max: Option<u64>,
     /// One fetch for all who ask at the same time.
     pub collapse: Option<bool>,
     /// Responses per URL that differ by Vary.

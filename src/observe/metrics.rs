@@ -39,6 +39,7 @@ pub enum Bound {
     Waiting,
     FillMemory,
     ObjectSize,
+    RangeParts,
     Variants,
     SurrogateKeys,
     ReaderDetached,
@@ -59,7 +60,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -74,6 +75,7 @@ impl Bound {
         Self::Waiting,
         Self::FillMemory,
         Self::ObjectSize,
+        Self::RangeParts,
         Self::Variants,
         Self::SurrogateKeys,
         Self::ReaderDetached,
@@ -108,6 +110,7 @@ impl Bound {
             Self::Waiting => "waiting",
             Self::FillMemory => "fill_memory",
             Self::ObjectSize => "object_size",
+            Self::RangeParts => "range_parts",
             Self::Variants => "variants",
             Self::SurrogateKeys => "surrogate_keys",
             Self::ReaderDetached => "reader_detached",

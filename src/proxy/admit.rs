@@ -1,7 +1,6 @@
 //! May this request enter, and which way does it go?
 
-use super::Proxy;
-use super::exchange::{Arrival, new_request_id};
+use super::exchange::Arrival;
 use super::live::Live;
 use crate::config::settings::{Action, Server};
 use crate::listener::{Peer, RequestBody, RequestHead};
@@ -86,7 +85,7 @@ pub enum LocalAnswer {
     Options,
 }
 
-pub fn admit<'a>(proxy: &Proxy, live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<Arrival<'a>, Refused> {
+pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<Arrival<'a>, Refused> {
     let server = &live.settings.server;
     let trusted = is_in(&server.trusted_proxies, peer.client.ip());
     let scheme = if trusted { forwarded_scheme(&head.fields).unwrap_or(peer.scheme) } else { peer.scheme };
@@ -115,7 +114,7 @@ pub fn admit<'a>(proxy: &Proxy, live: &Live, peer: &'a Peer, head: &'a RequestHe
     let key = CacheKey::new(&target, &fields, &routed.route.key);
     let client = if trusted { forwarded_client(&head.fields, server).unwrap_or(peer.client.ip()) } else { peer.client.ip() };
     let given_id = trusted.then(|| head.fields.text(name::X_REQUEST_ID)).flatten().filter(|id| !id.is_empty() && id.len() <= 128);
-    let request_id = given_id.map(Arc::from).or_else(|| proxy.access_log.enabled().then(new_request_id));
+    let request_id = given_id.map(Arc::from);
     Ok(Arrival { peer, head, fields, target, routed: Arc::clone(routed), key, client, trusted, request_id })
 }
 

@@ -1,26 +1,29 @@
 //! From a stored response or a flight to an answer: preconditions, range, Age, Cache-Status, Via, body.
 
+mod lines;
+mod ranges;
+
+pub use lines::{add_lines, edit, has_tags, line, strip_tags};
+
 use super::Proxy;
 use super::admit::Past;
 use super::exchange::{Arrival, Exchange};
 use super::flight::{self, FlightBody, FlightHead, Own};
 use super::live::Routed;
 use super::resume::Resuming;
-use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel};
+use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, Tunnel};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader};
-use crate::config::settings::FieldEdit;
 use crate::listener::{ExtraLines, Response, ResponseFields};
-use crate::observe::metrics::StaleReason;
+use crate::observe::metrics::{Bound, StaleReason};
 use crate::proxy::outcome::{CacheResult, Outcome, Source, Timing};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::precondition::{self, Precondition};
 use crate::semantics::range::{self, Selection};
 use crate::semantics::storage::NotStored;
-use crate::semantics::{CacheKey, Fields, Method, Name, Now, Request, StatusCode, date, name, reuse};
+use crate::semantics::{CacheKey, Fields, Method, Now, Request, StatusCode, date, name, reuse};
 use crate::upstream::{Arriving, Inbound};
-use bytes::Bytes;
 use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,34 +31,42 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// A fresh stored response: the hot path.
-pub fn fresh(arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
-    from_store(arrival, stored, CacheResult::Hit, age_ms, ttl_ms, now)
+pub fn fresh(proxy: &Proxy, arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
+    from_store(proxy, arrival, stored, CacheResult::Hit, age_ms, ttl_ms, now)
 }
 
 /// A stale stored response that policy lets out at once.
-pub fn stale(arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
-    from_store(arrival, stored, CacheResult::Stale, age_ms, ttl_ms, now)
+pub fn stale(proxy: &Proxy, arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
+    from_store(proxy, arrival, stored, CacheResult::Stale, age_ms, ttl_ms, now)
 }
 
-fn from_store(arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, result: CacheResult, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
+fn from_store(
+    proxy: &Proxy,
+    arrival: &Arrival<'_>,
+    stored: &Arc<StoredResponse>,
+    result: CacheResult,
+    age_ms: u64,
+    ttl_ms: i64,
+    now: Now,
+) -> Response {
     let mut outcome = arrival.outcome();
     outcome.result = result;
     outcome.source = Source::Memory;
     outcome.age_ms = Some(age_ms);
     outcome.ttl_ms = Some(ttl_ms);
-    let asked = Asked { request: arrival.request(), routed: &arrival.routed, key: &arrival.key, own: None };
+    let asked = Asked { proxy, request: arrival.request(), routed: &arrival.routed, key: &arrival.key, own: None };
     compose(&asked, &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
 }
 
 /// What another request's fetch stored while this one was on its way.
-pub fn filled(exchange: &Exchange, stored: &Arc<StoredResponse>, now: Now) -> Response {
+pub fn filled(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>, now: Now) -> Response {
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Hit;
     outcome.source = Source::Memory;
     let age_ms = stored.head.facts.age_ms(now);
     outcome.age_ms = Some(age_ms);
     outcome.ttl_ms = Some(ttl_ms(exchange, &stored.head, age_ms));
-    compose(&asked(exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
+    compose(&asked(proxy, exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
 }
 
 /// A stale stored response instead of the origin's failure (RFC 5861 §4).
@@ -70,7 +81,7 @@ pub fn instead(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>,
     let age_ms = stored.head.facts.age_ms(now);
     outcome.age_ms = Some(age_ms);
     outcome.ttl_ms = Some(ttl_ms(exchange, &stored.head, age_ms));
-    compose(&asked(exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
+    compose(&asked(proxy, exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
 }
 
 /// The answer of a flight to the client that led it: what came, or what the origin just confirmed.
@@ -96,7 +107,7 @@ pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead
             Body::Stored(stored)
         }
     };
-    compose(&Asked { own: own.fields.as_deref(), ..asked(exchange) }, &flight.head, body, age_ms, outcome, now)
+    compose(&Asked { own: own.fields.as_deref(), ..asked(proxy, exchange) }, &flight.head, body, age_ms, outcome, now)
 }
 
 /// The answer of a flight to a follower; `None` if its range begins too far beyond what has arrived, or its bytes went.
@@ -129,7 +140,7 @@ pub fn followed(
             Body::Flight { fill, reader: Some(fill.reader(0, None)?), proxy, exchange }
         }
     };
-    Some(compose(&asked(exchange), &flight.head, body, Some(age_ms), outcome, now))
+    Some(compose(&asked(proxy, exchange), &flight.head, body, Some(age_ms), outcome, now))
 }
 
 /// A response that is for this client alone, streamed as it comes.
@@ -183,12 +194,13 @@ fn ttl_ms(exchange: &Exchange, head: &StoredHead, age_ms: u64) -> i64 {
     i64::try_from(lifetime).unwrap_or(i64::MAX).saturating_sub_unsigned(age_ms)
 }
 
-fn asked(exchange: &Exchange) -> Asked<'_> {
-    Asked { request: exchange.request(), routed: &exchange.routed, key: &exchange.key, own: None }
+fn asked<'a>(proxy: &'a Proxy, exchange: &'a Exchange) -> Asked<'a> {
+    Asked { proxy, request: exchange.request(), routed: &exchange.routed, key: &exchange.key, own: None }
 }
 
 /// Who asks, and on which route.
 struct Asked<'a> {
+    proxy: &'a Proxy,
     request: Request<'a>,
     routed: &'a Arc<Routed>,
     key: &'a CacheKey,
@@ -222,22 +234,37 @@ impl Body<'_> {
         match self {
             Self::Stored(stored) if stored.length == 0 => ResponseBody::Empty,
             Self::Stored(stored) => ResponseBody::Stored { body: Arc::clone(stored.kept.body()), start, end: end.unwrap_or(stored.length) },
+            Self::Flight { .. } if end.or(length) == Some(start) => ResponseBody::Empty,
             Self::Flight { fill, reader, proxy, exchange } => {
                 let wanted = if start == 0 && end.is_none() { reader } else { fill.reader(start, end) };
-                match wanted {
-                    Some(reader) => {
-                        let stream = Box::pin(Resuming::new(reader, start, end, proxy, exchange, head));
-                        // Trailers need chunks (RFC 9112 §7.1.2), also where the length is known by now.
-                        let has_trailers = end.is_none() && fill.complete().is_some_and(|complete| complete.trailers.is_some());
-                        let length = end.or(length).filter(|_| !has_trailers).map(|end| end - start);
-                        ResponseBody::Stream { length, stream }
-                    }
-                    // The fill failed, or its bytes went, before this client came: never a short body as a whole one.
-                    None if end.or(length) == Some(start) => ResponseBody::Empty,
-                    None => ResponseBody::Stream { length: end.or(length).map(|end| end - start), stream: Box::pin(Failed) },
-                }
+                // Trailers need chunks (RFC 9112 §7.1.2), also where the length is known by now.
+                let has_trailers = end.is_none() && fill.complete().is_some_and(|complete| complete.trailers.is_some());
+                let length = end.or(length).filter(|_| !has_trailers).map(|end| end - start);
+                ResponseBody::Stream { length, stream: following(wanted, start, end, proxy, exchange, head) }
             }
         }
+    }
+
+    /// Bytes `range` of it as a stream, one of several; `None` of a body that is at hand.
+    fn stream(&self, head: &Arc<StoredHead>, range: std::ops::Range<u64>) -> Option<Pin<Box<dyn BodyStream>>> {
+        let Self::Flight { fill, proxy, exchange, .. } = self else { return None };
+        Some(following(fill.reader(range.start, Some(range.end)), range.start, Some(range.end), proxy, exchange, head))
+    }
+}
+
+/// What a reader of a flight gets; without one the fill failed, or its bytes went, before this client came: then never a
+/// short body as a whole one.
+fn following(
+    reader: Option<FillReader>,
+    start: u64,
+    end: Option<u64>,
+    proxy: &Arc<Proxy>,
+    exchange: &Arc<Exchange>,
+    head: &Arc<StoredHead>,
+) -> Pin<Box<dyn BodyStream>> {
+    match reader {
+        Some(reader) => Box::pin(Resuming::new(reader, start, end, proxy, exchange, head)),
+        None => Box::pin(Failed),
     }
 }
 
@@ -271,19 +298,13 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
         && head.status == StatusCode::OK
         && let Some(length) = length
     {
-        match range::select(asked.request, head.as_response(), length, now.wall_ms) {
+        let parts_max = asked.routed.route.cache.range_parts_max;
+        match range::select(asked.request, head.as_response(), length, parts_max, now.wall_ms) {
             Selection::Whole => {}
-            Selection::One(range) => return one_range(asked, head, body, range, length, age_ms, outcome),
-            Selection::Many(ranges) => {
-                if let Body::Stored(stored) = body {
-                    return several_ranges(asked, stored, &ranges, age_ms, outcome);
-                }
-            }
-            Selection::Unsatisfiable => {
-                let mut fields = dated(now);
-                line(&mut fields, name::CONTENT_RANGE, range::unsatisfied_range(length).as_bytes());
-                return own(asked, StatusCode::RANGE_NOT_SATISFIABLE, fields, ResponseBody::Empty, None, outcome);
-            }
+            Selection::TooMany => asked.proxy.metrics.bound(Bound::RangeParts),
+            Selection::One(range) => return ranges::one(asked, head, body, &range, length, age_ms, outcome),
+            Selection::Many(several) => return ranges::several(asked, head, body, &several, length, age_ms, outcome),
+            Selection::Unsatisfiable => return ranges::unsatisfiable(asked, length, outcome, now),
         }
     }
     whole(asked, head, body, length, age_ms, outcome)
@@ -355,74 +376,6 @@ fn for_client<'h>(asked: &Asked<'_>, head: &'h StoredHead, outcome: &Outcome) ->
     fields
 }
 
-fn one_range(
-    asked: &Asked<'_>,
-    head: &Arc<StoredHead>,
-    body: Body<'_>,
-    range: std::ops::Range<u64>,
-    length: u64,
-    age_ms: Option<u64>,
-    outcome: Outcome,
-) -> Response {
-    let mut fields = partial_fields(asked, head, &outcome);
-    line(&mut fields, name::CONTENT_RANGE, range::content_range(&range, length).as_bytes());
-    line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(range.end - range.start).as_bytes());
-    let body = body.part(head, range.start, Some(range.end));
-    own(asked, StatusCode::PARTIAL_CONTENT, fields, body, age_ms, outcome)
-}
-
-/// The fields of a 206: without the length of the whole, and without Content-Digest, which is of the content that a
-/// message has (RFC 9530 §2); Repr-Digest is of the representation and stays (§3).
-fn partial_fields(asked: &Asked<'_>, head: &StoredHead, outcome: &Outcome) -> Fields {
-    let mut fields = for_client(asked, head, outcome).into_owned();
-    fields.remove(name::CONTENT_LENGTH);
-    fields.remove("content-digest");
-    fields
-}
-
-/// multipart/byteranges (RFC 9110 §14.6), from a stored response only: slices of its segments, nothing copied.
-fn several_ranges(
-    asked: &Asked<'_>,
-    stored: &StoredResponse,
-    ranges: &[std::ops::Range<u64>],
-    age_ms: Option<u64>,
-    outcome: Outcome,
-) -> Response {
-    let boundary = format!("{:032x}", rand::random::<u128>());
-    let kind = stored.head.fields.get(name::CONTENT_TYPE);
-    let mut segments: Vec<Bytes> = Vec::new();
-    for range in ranges {
-        let mut part = format!("\r\n--{boundary}\r\n").into_bytes();
-        if let Some(kind) = kind {
-            part.extend_from_slice(&[b"content-type: ", kind, b"\r\n"].concat());
-        }
-        part.extend_from_slice(format!("content-range: {}\r\n\r\n", range::content_range(range, stored.length)).as_bytes());
-        segments.push(part.into());
-        slices(stored.kept.body().segments(), range, &mut segments);
-    }
-    segments.push(format!("\r\n--{boundary}--\r\n").into());
-    let length: u64 = segments.iter().map(|segment| segment.len() as u64).sum();
-    let mut fields = partial_fields(asked, &stored.head, &outcome);
-    fields.remove(name::CONTENT_TYPE);
-    line(&mut fields, name::CONTENT_TYPE, format!("multipart/byteranges; boundary={boundary}").as_bytes());
-    line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
-    let body = ResponseBody::Stored { body: Arc::new(StoredBody::of_parts(&segments, stored.kept.body())), start: 0, end: length };
-    own(asked, StatusCode::PARTIAL_CONTENT, fields, body, age_ms, outcome)
-}
-
-/// Appends the pieces of `segments` that make up `range`.
-fn slices(segments: &[Bytes], range: &std::ops::Range<u64>, out: &mut Vec<Bytes>) {
-    let mut at = 0u64;
-    for segment in segments {
-        let end = at + segment.len() as u64;
-        let (from, to) = (range.start.max(at), range.end.min(end));
-        if from < to {
-            out.push(segment.slice((from - at) as usize..(to - at) as usize));
-        }
-        at = end;
-    }
-}
-
 fn own(asked: &Asked<'_>, status: StatusCode, mut fields: Fields, body: ResponseBody, age_ms: Option<u64>, outcome: Outcome) -> Response {
     edit(&mut fields, &asked.routed.route.response_edits);
     add_lines(&mut fields, asked.routed, asked.key.as_str(), age_ms, &outcome);
@@ -431,74 +384,4 @@ fn own(asked: &Asked<'_>, status: StatusCode, mut fields: Fields, body: Response
 
 fn is_conditional(fields: &Fields) -> bool {
     [name::IF_NONE_MATCH, name::IF_MODIFIED_SINCE, name::IF_MATCH, name::IF_UNMODIFIED_SINCE].iter().any(|name| fields.has(*name))
-}
-
-/// Where lines of an answer go: after a stored block, or into a section of its own.
-pub trait Lines {
-    fn add(&mut self, name: Name, value: &[u8]);
-}
-
-impl Lines for ExtraLines {
-    fn add(&mut self, name: Name, value: &[u8]) {
-        self.extend_from_slice(name.as_str().as_bytes());
-        self.extend_from_slice(b": ");
-        self.extend_from_slice(value);
-        self.extend_from_slice(b"\r\n");
-    }
-}
-
-impl Lines for Fields {
-    fn add(&mut self, name: Name, value: &[u8]) {
-        let added = self.append(name, value);
-        debug_assert!(added.is_ok(), "values of ours are field values");
-    }
-}
-
-pub fn line(lines: &mut impl Lines, name: Name, value: &[u8]) {
-    lines.add(name, value);
-}
-
-/// Age, Cache-Status, Via, X-Cache: what every answer of ours adds.
-pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Option<u64>, outcome: &Outcome) {
-    if let Some(age_ms) = age_ms {
-        line(lines, name::AGE, itoa::Buffer::new().format(age_ms / 1000).as_bytes());
-    }
-    let route = &routed.route;
-    if route.cache_status {
-        let mut value = ExtraLines::new();
-        outcome.cache_status(route.show_key.then_some(key)).write(&routed.node, &mut value);
-        line(lines, name::CACHE_STATUS, &value);
-    }
-    line(lines, name::VIA, routed.via.as_bytes());
-    if route.x_cache {
-        line(lines, name::X_CACHE, outcome.x_cache().as_bytes());
-    }
-}
-
-/// The route's changes to response fields.
-pub fn edit(fields: &mut Fields, edits: &[FieldEdit]) {
-    for edit in edits {
-        // The configuration was checked: names are tokens and values field values.
-        let _ = match edit {
-            FieldEdit::Add { name, value } => fields.push(name, value),
-            FieldEdit::Set { name, value } => fields.set(name.as_str(), value),
-            FieldEdit::Remove { name } => {
-                fields.remove(name.as_str());
-                Ok(())
-            }
-        };
-    }
-}
-
-/// Removes surrogate keys, but for the fields that the route forwards.
-pub fn strip_tags(fields: &mut Fields, forwarded: &[String]) {
-    for tag in crate::cache::TAG_FIELDS {
-        if fields.has(tag) && !forwarded.iter().any(|name| name.eq_ignore_ascii_case(tag.as_str())) {
-            fields.remove(tag);
-        }
-    }
-}
-
-pub fn has_tags(fields: &Fields) -> bool {
-    fields.has(name::CACHE_GROUPS) || crate::cache::TAG_FIELDS.iter().any(|tag| fields.has(*tag))
 }

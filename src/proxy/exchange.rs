@@ -2,7 +2,7 @@
 
 use super::live::Routed;
 use crate::listener::{Peer, RequestHead};
-use crate::proxy::outcome::Outcome;
+use crate::proxy::outcome::{self, Outcome};
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::{CacheKey, Fields, Method, Request, Target};
 use std::borrow::Cow;
@@ -76,6 +76,12 @@ impl Exchange {
         Request { method: &self.method, target: &self.target, fields: &self.fields }
     }
 
+    /// The request whose answer is stored: HEAD asks about what a GET stored.
+    pub fn as_stored(&self) -> Request<'_> {
+        let method = if self.method == Method::HEAD { &Method::GET } else { &self.method };
+        Request { method, ..self.request() }
+    }
+
     pub fn policy(&self) -> &CachePolicy {
         &self.routed.route.cache
     }
@@ -108,10 +114,5 @@ impl Drop for PanicNote {
 
 /// 32 random hexadecimal digits.
 pub fn new_request_id() -> Arc<str> {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut id = [0; 32];
-    for (pair, byte) in id.as_chunks_mut::<2>().0.iter_mut().zip(rand::random::<[u8; 16]>()) {
-        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    }
-    std::str::from_utf8(&id).expect("hexadecimal digits are ASCII").into()
+    std::str::from_utf8(&outcome::new_id()).expect("hexadecimal digits are ASCII").into()
 }

@@ -32,8 +32,8 @@ impl Proxy {
         let scheme = if scheme == "https" { crate::semantics::key::Scheme::Https } else { crate::semantics::key::Scheme::Http };
         let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into() };
         let live = self.live.load();
-        let arrival = admit::admit(self, &live, &peer, &head)
-            .map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
+        let arrival =
+            admit::admit(&live, &peer, &head).map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
         Ok(self.explain_arrival(&arrival, clock::now()))
     }
 

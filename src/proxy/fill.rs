@@ -185,7 +185,7 @@ impl Errand {
         let found = lookup::find(&self.proxy, exchange.request(), &exchange.key, exchange.policy(), now);
         let Found::Stored { response, reuse, validity } = found else { return None };
         match reuse {
-            Reuse::Fresh { .. } => Some(deliver::filled(exchange, &response, now)),
+            Reuse::Fresh { .. } => Some(deliver::filled(&self.proxy, exchange, &response, now)),
             Reuse::Unusable(_) => {
                 self.candidate = None;
                 None

@@ -6,14 +6,14 @@ use crate::cache::StoredResponse;
 use crate::config::settings::UpstreamHost;
 use crate::listener::{InterimSender, RequestBody};
 use crate::route;
-use crate::semantics::{Fields, Method, Name, hop, name, upgrade, validation, vary};
+use crate::semantics::{Fields, Method, Name, hop, invalidation, name, upgrade, validation, vary};
 use crate::upstream::{FetchError, Outbound};
 use std::sync::Arc;
 
 /// What is asked of the origin.
 pub enum Kind<'a> {
-    /// The whole response, so that others may join: no conditions or ranges of the client; ours where a stored
-    /// response is to be confirmed.
+    /// The whole response, so that others may join, or its whole head: no conditions or ranges of the client; ours where
+    /// a stored response is to be confirmed.
     Whole(Option<&'a Arc<StoredResponse>>),
     /// What is missing of a response with this strong validator: `bytes=7-`, and the validator.
     Rest { range: String, validator: &'a [u8] },
@@ -46,7 +46,6 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     let (mut body, mut wants_upgrade, mut method) = (RequestBody::Empty, false, exchange.method.clone());
     match kind {
         Kind::Whole(stored) => {
-            method = Method::GET;
             validation::strip_conditions(&mut fields);
             if let Some(stored) = stored {
                 validation::add_conditions(&mut fields, stored.head.as_response(), &stored.head.facts);
@@ -61,7 +60,7 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
             drop_overrides(&mut fields);
         }
         Kind::AsItCame { body: sent, upgrade: wanted } => {
-            if exchange.policy().enabled && exchange.method.is_safe() {
+            if exchange.policy().enabled && invalidation::is_safe(&exchange.method) {
                 drop_overrides(&mut fields);
             }
             (body, wants_upgrade) = (sent, wanted);

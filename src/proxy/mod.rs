@@ -88,7 +88,7 @@ impl Handler for Proxy {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
         let now = clock::now();
         let live = self.live.load();
-        let arrival = match admit::admit(self, &live, peer, head) {
+        let arrival = match admit::admit(&live, peer, head) {
             Ok(arrival) => arrival,
             Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
         };
@@ -103,7 +103,7 @@ impl Handler for Proxy {
         }
         match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
             Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
-                Handled::Ready(deliver::fresh(&arrival, &response, age_ms, ttl_ms, now))
+                Handled::Ready(deliver::fresh(self, &arrival, &response, age_ms, ttl_ms, now))
             }
             Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
                 if why == reuse::StaleWhy::WhileRevalidate {
@@ -113,7 +113,7 @@ impl Handler for Proxy {
                     reuse::StaleWhy::WhileRevalidate => StaleReason::WhileRevalidate,
                     reuse::StaleWhy::MaxStale => StaleReason::MaxStale,
                 });
-                Handled::Ready(deliver::stale(&arrival, &response, age_ms, ttl_ms, now))
+                Handled::Ready(deliver::stale(self, &arrival, &response, age_ms, ttl_ms, now))
             }
             _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(&arrival)),
             Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {

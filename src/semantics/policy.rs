@@ -31,6 +31,8 @@ pub struct CachePolicy {
     pub max_object_bytes: u64,
     /// `cache.range_whole_max`: a range on a miss fetches the whole up to this many bytes.
     pub range_whole_max_bytes: u64,
+    /// `cache.range_parts_max`: ranges of one request; more are answered with the whole.
+    pub range_parts_max: usize,
     /// `cache.collapse`.
     pub collapse: bool,
     /// `cache.heuristic_with_cookie`: whether requests with Cookie may get heuristic freshness (false by default).
@@ -136,6 +138,7 @@ impl Default for CachePolicy {
             client_directives: ClientDirectives::default(),
             max_object_bytes: 32 << 20,
             range_whole_max_bytes: 16 << 20,
+            range_parts_max: 16,
             collapse: true,
             heuristic_with_cookie: false,
             vary_ignore: Vec::new(),

@@ -10,25 +10,30 @@ pub enum Selection {
     Whole,
     /// One range, half open.
     One(Range<u64>),
-    /// Several ranges, coalesced and in order of asking; at most [`MAX_RANGES`].
+    /// Several ranges, coalesced and in order of asking.
     Many(Vec<Range<u64>>),
+    /// More ranges than are served: the whole (§14.2 allows to ignore them; §17.15 why).
+    TooMany,
     /// 416.
     Unsatisfiable,
 }
 
-/// More ranges than this are answered with the whole (RFC 9110 §14.2 allows to ignore them; §17.15 why).
-pub const MAX_RANGES: usize = 16;
+/// Bytes between two ranges for which they are sent as one: a further part of a multipart answer costs more (§15.3.7.2).
+pub const GAP_BYTES: u64 = 80;
 
-/// Evaluates Range and If-Range for a 200 response with `length` bytes.
+/// Evaluates Range and If-Range for a 200 response with `length` bytes; at most `parts_max` ranges are looked at.
 ///
 /// An empty representation is always sent whole, as §14.2 allows: no Content-Range can describe a part of it.
-pub fn select(request: Request<'_>, response: Response<'_>, length: u64, now_wall_ms: i64) -> Selection {
+pub fn select(request: Request<'_>, response: Response<'_>, length: u64, parts_max: usize, now_wall_ms: i64) -> Selection {
     if response.status != StatusCode::OK || length == 0 {
         return Selection::Whole;
     }
     let Some(specs) = requested(request) else { return Selection::Whole };
     if !if_range_holds(request, response, now_wall_ms) {
         return Selection::Whole;
+    }
+    if specs.len() > parts_max {
+        return Selection::TooMany;
     }
     let mut ranges = coalesce(specs.into_iter().filter_map(|spec| spec.resolve(length)));
     match ranges.len() {
@@ -135,9 +140,6 @@ fn requested(request: Request<'_>) -> Option<Vec<Spec>> {
     }
     let mut specs = Vec::new();
     for member in value[equals + 1..].split(|byte| *byte == b',').map(fields::trim).filter(|member| !member.is_empty()) {
-        if specs.len() == MAX_RANGES {
-            return None;
-        }
         specs.push(Spec::parse(member)?);
     }
     (!specs.is_empty()).then_some(specs)
@@ -172,15 +174,17 @@ fn if_range_holds(request: Request<'_>, response: Response<'_>, now_wall_ms: i64
     }
 }
 
-/// Merges ranges that overlap or touch (§15.3.7.2); each merged one stands where the first of its parts was asked for.
+/// Merges ranges that overlap, touch or lie closer than [`GAP_BYTES`] (§15.3.7.2); each merged one stands where the first
+/// of its parts was asked for.
 fn coalesce(asked: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for mut range in asked {
         let mut at = ranges.len();
-        // From the back, so that `at` ends up at the first that is touched. At most MAX_RANGES each time.
+        // From the back, so that `at` ends up at the first that is touched. There are few: `parts_max` bounds them. Kept
+        // ranges are further apart than the gap, so what one merges with does not depend on the order.
         for index in (0..ranges.len()).rev() {
             let other = &ranges[index];
-            if range.start <= other.end && other.start <= range.end {
+            if range.start < other.end.saturating_add(GAP_BYTES) && other.start < range.end.saturating_add(GAP_BYTES) {
                 range = range.start.min(other.start)..range.end.max(other.end);
                 ranges.remove(index);
                 at = index;
@@ -199,12 +203,14 @@ mod tests {
 
     fn selected(range: &str, length: u64) -> Selection {
         let (asked, stored) = (Asked::get(&[("range", range)]), fields(&[]));
-        select(asked.request(), Response { status: StatusCode::OK, fields: &stored }, length, NOW.wall_ms)
+        select(asked.request(), Response { status: StatusCode::OK, fields: &stored }, length, PARTS_MAX, NOW.wall_ms)
     }
+
+    const PARTS_MAX: usize = 16;
 
     fn ranges(selection: Selection, length: u64) -> Vec<Range<u64>> {
         match selection {
-            Selection::Whole => std::iter::once(0..length).collect(),
+            Selection::Whole | Selection::TooMany => std::iter::once(0..length).collect(),
             Selection::One(range) => std::iter::once(range).collect(),
             Selection::Many(ranges) => ranges,
             Selection::Unsatisfiable => Vec::new(),
@@ -235,20 +241,27 @@ mod tests {
 
     #[test]
     fn merged_ranges_stand_where_the_first_was_asked_for() {
-        assert_eq!(selected("bytes=50-59,0-9,60-69", 100), Selection::Many(vec![50..70, 0..10]));
-        assert_eq!(selected("bytes=0-9,50-59,5-54", 100), Selection::One(0..60));
-        assert_eq!(selected("bytes=80-89,0-9,50-59,5-54", 100), Selection::Many(vec![80..90, 0..60]));
+        assert_eq!(selected("bytes=500-599,0-99,600-699", 1000), Selection::Many(vec![500..700, 0..100]));
+        assert_eq!(selected("bytes=0-99,500-599,50-549", 1000), Selection::One(0..600));
+        assert_eq!(selected("bytes=800-899,0-99,500-599,50-549", 1000), Selection::Many(vec![800..900, 0..600]));
         assert_eq!(selected("bytes=3-4,3-4,3-4", 100), Selection::One(3..5));
     }
 
     #[test]
+    fn a_gap_that_is_cheaper_to_send_than_a_further_part_is_sent() {
+        assert_eq!(selected("bytes=0-9,89-99", 1000), Selection::One(0..100));
+        assert_eq!(selected("bytes=0-9,90-99", 1000), Selection::Many(vec![0..10, 90..100]));
+        assert_eq!(selected("bytes=160-169,0-9,80-89", 1000), Selection::One(0..170), "descending ones, too");
+    }
+
+    #[test]
     fn a_field_that_is_repeated_or_asks_for_too_much_is_ignored() {
-        let many = |count: u64| (0..count).map(|n| format!("{}-{}", n * 3, n * 3)).collect::<Vec<_>>().join(",");
-        assert!(matches!(selected(&format!("bytes={}", many(16)), 1000), Selection::Many(all) if all.len() == MAX_RANGES));
-        assert_eq!(selected(&format!("bytes={}", many(17)), 1000), Selection::Whole);
+        let many = |count: u64| (0..count).map(|n| format!("{}-{}", n * 100, n * 100)).collect::<Vec<_>>().join(",");
+        assert!(matches!(selected(&format!("bytes={}", many(16)), 2000), Selection::Many(all) if all.len() == PARTS_MAX));
+        assert_eq!(selected(&format!("bytes={}", many(17)), 2000), Selection::TooMany);
         let twice = Asked::get(&[("range", "bytes=0-1"), ("range", "bytes=2-3")]);
         let stored = fields(&[]);
-        assert_eq!(select(twice.request(), Response { status: StatusCode::OK, fields: &stored }, 10, NOW.wall_ms), Selection::Whole);
+        assert_eq!(select(twice.request(), Response { status: StatusCode::OK, fields: &stored }, 10, 16, NOW.wall_ms), Selection::Whole);
     }
 
     #[test]
@@ -270,11 +283,11 @@ mod tests {
 
     fn specs() -> impl Strategy<Value = Vec<String>> {
         let one = prop_oneof![
-            (0u64..120, 0u64..60).prop_map(|(first, more)| format!("{first}-{}", first + more)),
-            (0u64..120).prop_map(|first| format!("{first}-")),
-            (0u64..120).prop_map(|count| format!("-{count}")),
+            (0u64..1200, 0u64..60).prop_map(|(first, more)| format!("{first}-{}", first + more)),
+            (0u64..1200).prop_map(|first| format!("{first}-")),
+            (0u64..1200).prop_map(|count| format!("-{count}")),
         ];
-        prop::collection::vec(one, 1..=MAX_RANGES)
+        prop::collection::vec(one, 1..=PARTS_MAX)
     }
 
     proptest! {
@@ -308,7 +321,7 @@ mod tests {
         ) {
             let asked = Asked::get(&[("range", &range)]);
             let selection = selected(&range, length);
-            if selection != Selection::Whole {
+            if !matches!(selection, Selection::Whole | Selection::TooMany) {
                 for range in ranges(selection, length) {
                     prop_assert!(range.start < range.end && range.end <= length);
                     prop_assert!(first_byte(asked.request()).is_none_or(|first| first <= range.start));
@@ -317,7 +330,7 @@ mod tests {
         }
 
         #[test]
-        fn the_bytes_sent_are_those_asked_for_once(specs in specs(), length in 1u64..150) {
+        fn the_bytes_sent_are_those_asked_for_and_small_gaps_once(specs in specs(), length in 1u64..1500) {
             let selection = selected(&format!("bytes={}", specs.join(", ")), length);
             let mut sent = vec![0u32; length as usize];
             for range in ranges(selection, length) {
@@ -329,7 +342,14 @@ mod tests {
                     asked[range.start as usize..range.end as usize].fill(1);
                 }
             }
-            prop_assert_eq!(sent, asked);
+            prop_assert!(sent.iter().all(|times| *times <= 1));
+            prop_assert!(asked.iter().zip(&sent).all(|(asked, sent)| asked <= sent));
+            // What was not asked for stands between bytes that were, in a run shorter than the gap.
+            for run in sent.iter().zip(&asked).collect::<Vec<_>>().chunk_by(|a, b| a == b).filter(|run| run[0] == (&1, &0)) {
+                prop_assert!((run.len() as u64) < GAP_BYTES, "{}", run.len());
+            }
+            let edges = |bytes: &[u32]| (bytes.iter().position(|times| *times > 0), bytes.iter().rposition(|times| *times > 0));
+            prop_assert_eq!(edges(&sent), edges(&asked));
         }
 
         #[test]
@@ -345,11 +365,11 @@ mod tests {
         }
 
         #[test]
-        fn merged_ranges_neither_overlap_nor_touch(specs in specs(), length in 1u64..150) {
+        fn merged_ranges_neither_overlap_nor_touch(specs in specs(), length in 1u64..1500) {
             if let Selection::Many(mut ranges) = selected(&format!("bytes={}", specs.join(",")), length) {
                 prop_assert!(ranges.len() > 1);
                 ranges.sort_by_key(|range| range.start);
-                prop_assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{:?}", ranges);
+                prop_assert!(ranges.windows(2).all(|pair| pair[0].end + GAP_BYTES <= pair[1].start), "{:?}", ranges);
             }
         }
     }

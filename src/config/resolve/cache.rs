@@ -72,6 +72,7 @@ fn quantities(at: &str, raw: &RawCache, policy: &mut CachePolicy, report: &mut R
         }
         policy.range_whole_max_bytes = policy.max_object_bytes;
     }
+    policy.range_parts_max = t.count("range_parts_max", raw.range_parts_max, policy.range_parts_max as u64, 1..=256) as usize;
     policy.max_variants = t.count("max_variants", raw.max_variants, policy.max_variants as u64, 1..=65_536) as usize;
 }
 

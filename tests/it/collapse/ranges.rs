@@ -54,6 +54,28 @@ async fn a_follower_gets_its_range_out_of_the_running_fill() {
 }
 
 #[tokio::test]
+async fn several_ranges_come_out_of_a_running_fill_in_the_order_of_asking() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let stage = Stage::new(move |_, _| in_halves(&video(), &held));
+    let mut leader = stage.send("GET", PATH, &[]).await;
+    leader.until("0001000 ").await.expect("some of it");
+    let set = format!("Range: bytes={}-{},80-159,8000-8007", LENGTH - 8, LENGTH - 1);
+    let mut several = stage.send("GET", PATH, &[&set]).await;
+    let head = several.until("\r\n\r\n").await.expect("a head before the bytes are there");
+    assert!(head.starts_with("HTTP/1.1 206") && head.contains("multipart/byteranges"), "{head}");
+    gate.open();
+    for (first, last) in [(LENGTH - 8, LENGTH - 1), (80, 159), (8000, 8007)] {
+        let part = several.until(&format!("content-range: bytes {first}-{last}/{LENGTH}\r\n\r\n")).await.expect("a part");
+        assert!(part.contains("\r\n--"), "{part}");
+        assert_eq!(several.until(&video()[last - 7..=last]).await.expect("its bytes"), video()[first..=last]);
+    }
+    several.until("--\r\n").await.expect("the closing line");
+    leader.until(&video()[LENGTH - 16..]).await.expect("all of it");
+    assert_eq!(asked(&stage), [None]);
+}
+
+#[tokio::test]
 async fn a_follower_whose_range_is_far_ahead_goes_alone() {
     let gate = Gate::new();
     let held = gate.clone();

@@ -44,15 +44,81 @@ async fn single_ranges_come_from_the_stored_response() {
 
 #[tokio::test]
 async fn several_ranges_come_as_multipart() {
-    let served = stored().await;
-    let answer = part(&served, "bytes=0-1,-2,5-6").await;
+    let body: String = (0..100).map(|line| format!("{line:09}\n")).collect();
+    let whole = body.clone();
+    let served = serve(move |_| {
+        // Content-Range means nothing on a 200: it must not stand beside ours.
+        let script = fresh(&whole).header("Content-Type", "text/plain").header("Content-Digest", "sha-256=:AA==:");
+        script.header("Content-Range", "bytes 0-4/7")
+    });
+    served.get("/a").await;
+    served.until_hit("/a", "").await;
+    let answer = part(&served, "bytes=500-501,-2,0-9").await;
     assert_eq!((answer.status, answer.field("content-range"), answer.field("content-digest")), (206, None, None));
     let kind = answer.field("content-type").expect("Content-Type");
     let boundary = kind.strip_prefix("multipart/byteranges; boundary=").expect(kind);
-    let parts =
-        |range: &str, body: &str| format!("\r\n--{boundary}\r\ncontent-type: text/plain\r\ncontent-range: bytes {range}/20\r\n\r\n{body}");
-    assert_eq!(answer.text(), format!("{}{}{}\r\n--{boundary}--\r\n", parts("0-1", "01"), parts("18-19", "ij"), parts("5-6", "56")));
+    let parts = |range: &str, body: &str| {
+        format!("\r\n--{boundary}\r\ncontent-type: text/plain\r\ncontent-range: bytes {range}/1000\r\n\r\n{body}")
+    };
+    let want = [parts("500-501", "00"), parts("998-999", "9\n"), parts("0-9", "000000000\n")].concat();
+    assert_eq!(answer.text(), format!("{want}\r\n--{boundary}--\r\n"));
     assert_eq!(answer.field("content-length"), Some(&*answer.body.len().to_string()));
+    let single = part(&served, "bytes=0-1,5-6").await;
+    assert_eq!((single.all("content-range").as_str(), single.text()), ("bytes 0-6/1000", &body[..7]), "a small gap goes with it");
+}
+
+/// Puts the parts of an answer to a range request at their places; what no part told is `None`.
+fn placed(answer: &Answer, length: usize) -> Vec<Option<u8>> {
+    let mut bytes = vec![None; length];
+    let mut place = |content_range: &str, body: &[u8]| {
+        let (range, total) = content_range.strip_prefix("bytes ").and_then(|rest| rest.split_once('/')).expect(content_range);
+        let (first, last) = range.split_once('-').expect(content_range);
+        let (first, last): (usize, usize) = (first.parse().expect("a number"), last.parse().expect("a number"));
+        assert_eq!((total.parse(), body.len()), (Ok(length), last + 1 - first), "{content_range}");
+        for (at, byte) in body.iter().enumerate() {
+            assert_eq!(bytes[first + at].replace(*byte), None, "byte {} comes twice", first + at);
+        }
+    };
+    match answer.field("content-type").and_then(|kind| kind.strip_prefix("multipart/byteranges; boundary=")) {
+        None => place(answer.field("content-range").expect("Content-Range"), &answer.body),
+        Some(boundary) => {
+            let inner = answer.text().strip_suffix(&format!("\r\n--{boundary}--\r\n")).expect("the closing line");
+            for part in inner.split(&format!("\r\n--{boundary}\r\n")).skip(1) {
+                let (head, body) = part.split_once("\r\n\r\n").expect("a head");
+                let range = head.lines().find_map(|line| line.strip_prefix("content-range: ")).expect("Content-Range");
+                place(range, body.as_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn any_set_of_ranges_puts_the_right_bytes_at_the_right_places() {
+    let body: String = (0..400).map(|line| format!("{line:09}\n")).collect();
+    let whole = body.clone();
+    let served = serve(move |_| fresh(&whole));
+    served.get("/a").await;
+    served.until_hit("/a", "").await;
+    let mut client = served.client().await;
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut below = |limit: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % limit
+    };
+    for _ in 0..60 {
+        let asked: Vec<(u64, u64)> = (0..=below(8)).map(|_| (below(4000), below(300))).map(|(first, more)| (first, first + more)).collect();
+        let set = asked.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(", ");
+        let answer = client.ask(request("GET", "/a", &format!("Range: bytes={set}\r\n"), "")).await;
+        assert_eq!(answer.status, 206, "{set}: {}", answer.head);
+        let bytes = placed(&answer, 4000);
+        for (at, byte) in bytes.iter().enumerate() {
+            assert!(byte.is_none_or(|byte| byte == body.as_bytes()[at]), "{set}: byte {at}");
+            let wanted = asked.iter().any(|(first, last)| (*first..=*last).contains(&(at as u64)));
+            assert!(byte.is_some() || !wanted, "{set}: byte {at} is missing");
+        }
+    }
+    assert_eq!(served.origin.count("/a"), 1);
 }
 
 #[tokio::test]
@@ -67,6 +133,9 @@ async fn ranges_past_the_end_are_416_and_malformed_ones_ignored() {
     }
     let many = (0..17).map(|at| format!("{at}-{at}")).collect::<Vec<_>>().join(",");
     assert_eq!(part(&served, &format!("bytes={many}")).await.status, 200, "more ranges than are served");
+    assert_eq!(served.bound("range_parts").await, 1);
+    served.reload("cache.range_parts_max = 17\n").await;
+    assert_eq!(part(&served, &format!("bytes={many}")).await.status, 206);
 }
 
 #[tokio::test]

@@ -1,0 +1,77 @@
+//! Lines that answers get from us: Age, Cache-Status, Via; edits of the route; what clients are not told.
+
+use crate::config::settings::FieldEdit;
+use crate::listener::ExtraLines;
+use crate::proxy::live::Routed;
+use crate::proxy::outcome::Outcome;
+use crate::semantics::{Fields, Name, name};
+
+/// Where lines of an answer go: after a stored block, or into a section of its own.
+pub trait Lines {
+    fn add(&mut self, name: Name, value: &[u8]);
+}
+
+impl Lines for ExtraLines {
+    fn add(&mut self, name: Name, value: &[u8]) {
+        self.extend_from_slice(name.as_str().as_bytes());
+        self.extend_from_slice(b": ");
+        self.extend_from_slice(value);
+        self.extend_from_slice(b"\r\n");
+    }
+}
+
+impl Lines for Fields {
+    fn add(&mut self, name: Name, value: &[u8]) {
+        let added = self.append(name, value);
+        debug_assert!(added.is_ok(), "values of ours are field values");
+    }
+}
+
+pub fn line(lines: &mut impl Lines, name: Name, value: &[u8]) {
+    lines.add(name, value);
+}
+
+/// Age, Cache-Status, Via, X-Cache: what every answer of ours adds.
+pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Option<u64>, outcome: &Outcome) {
+    if let Some(age_ms) = age_ms {
+        line(lines, name::AGE, itoa::Buffer::new().format(age_ms / 1000).as_bytes());
+    }
+    let route = &routed.route;
+    if route.cache_status {
+        let mut value = ExtraLines::new();
+        outcome.cache_status(route.show_key.then_some(key)).write(&routed.node, &mut value);
+        line(lines, name::CACHE_STATUS, &value);
+    }
+    line(lines, name::VIA, routed.via.as_bytes());
+    if route.x_cache {
+        line(lines, name::X_CACHE, outcome.x_cache().as_bytes());
+    }
+}
+
+/// The route's changes to response fields.
+pub fn edit(fields: &mut Fields, edits: &[FieldEdit]) {
+    for edit in edits {
+        // The configuration was checked: names are tokens and values field values.
+        let _ = match edit {
+            FieldEdit::Add { name, value } => fields.push(name, value),
+            FieldEdit::Set { name, value } => fields.set(name.as_str(), value),
+            FieldEdit::Remove { name } => {
+                fields.remove(name.as_str());
+                Ok(())
+            }
+        };
+    }
+}
+
+/// Removes surrogate keys, but for the fields that the route forwards.
+pub fn strip_tags(fields: &mut Fields, forwarded: &[String]) {
+    for tag in crate::cache::TAG_FIELDS {
+        if fields.has(tag) && !forwarded.iter().any(|name| name.eq_ignore_ascii_case(tag.as_str())) {
+            fields.remove(tag);
+        }
+    }
+}
+
+pub fn has_tags(fields: &Fields) -> bool {
+    fields.has(name::CACHE_GROUPS) || crate::cache::TAG_FIELDS.iter().any(|tag| fields.has(*tag))
+}
