@@ -8,6 +8,7 @@ use crate::pages;
 use crate::semantics::freshness::Facts;
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{Validity, keep_ms};
+use crate::semantics::storage::stored_fields;
 use crate::semantics::vary::SecondaryKey;
 use crate::semantics::{CacheKey, Fields, Now, Response, StatusCode};
 use std::sync::Arc;
@@ -50,6 +51,25 @@ impl StoredHead {
         journal.check(&self.subject(), &self.stamp, &self.checked)
     }
 
+    /// As it is where another list of targeted fields counts than the one that it was stored by.
+    fn reread(&self, policy: &CachePolicy) -> Self {
+        let facts = self.facts.reread(&self.fields, &policy.targeted);
+        let received = self.facts.received_fields(&self.fields);
+        let fields = stored_fields(Response { status: self.status, fields: &received }, &facts, policy);
+        Self {
+            status: self.status,
+            fields,
+            facts,
+            key: self.key.clone(),
+            secondary: self.secondary.clone(),
+            stamp: self.stamp,
+            checked: CheckedUpTo::default(),
+            tags: self.tags.clone(),
+            site: Arc::clone(&self.site),
+            fetch: self.fetch,
+        }
+    }
+
     fn memory(&self) -> usize {
         // The key's text is shared with the set of variants, which weighs it.
         size_of::<Self>() + self.fields.memory() + self.facts.memory() + self.tags.memory() + self.secondary.0.len()
@@ -78,6 +98,12 @@ impl StoredResponse {
     pub fn new(head: Arc<StoredHead>, kept: Kept, length: u64, policy: &CachePolicy, now: Now) -> Self {
         let keep = keep_ms(&head.facts, policy, now);
         Self { head, kept, length, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
+    }
+
+    /// The same response, read by the list of targeted fields that counts today.
+    #[must_use]
+    pub fn reread(&self, policy: &CachePolicy, now: Now) -> Self {
+        Self::new(Arc::new(self.head.reread(policy)), self.kept.clone(), self.length, policy, now)
     }
 
     pub fn keep(&self, now: Now) -> Duration {

@@ -256,6 +256,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "stale_while_revalidate": ms(policy.stale_while_revalidate_ms),
         "stale_if_error": ms(policy.stale_if_error_ms),
         "keep_stale": ms(policy.keep_stale_ms),
+        "targeted": policy.targeted.names().collect::<Vec<_>>(),
         "set_cookie": match policy.set_cookie { SetCookie::Bypass => "bypass", SetCookie::Store => "store", SetCookie::Strip => "strip" },
         "client_directives": match policy.client_directives { ClientDirectives::Ignore => "ignore", ClientDirectives::Honour => "honour" },
         "max_object_size": print_size(policy.max_object_bytes),

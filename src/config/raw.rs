@@ -417,6 +417,9 @@ pub struct RawCache {
     pub stale_if_error: Option<RawDuration>,
     /// How long a stale response with a validator is kept to be revalidated.
     pub keep_stale: Option<RawDuration>,
+    /// Fields that say what this cache may do, before Cache-Control and Expires do; the first that is there and valid
+    /// governs (RFC 9213).
+    pub targeted: Option<Vec<String>>,
     pub set_cookie: Option<RawSetCookie>,
     /// What Cache-Control of clients does, only-if-cached and no-store aside.
     pub client_directives: Option<RawClientDirectives>,

@@ -82,6 +82,7 @@ impl Proxy {
             "age_seconds": age_ms as f64 / 1000.0,
             "freshness_lifetime_seconds": lifetime.ms as f64 / 1000.0,
             "freshness_from": lifetime.source.as_str(),
+            "governed_by": head.facts.governed_by(),
             "remaining_seconds": (lifetime.ms as f64 - age_ms as f64) / 1000.0,
             "received": String::from_utf8_lossy(&date::format(received_ms)),
             "cache_control": text(head.fields.get(name::CACHE_CONTROL)),

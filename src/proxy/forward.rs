@@ -22,8 +22,10 @@ pub enum Kind<'a> {
 }
 
 /// Fields that let a client choose what a parser behind us takes for the request: dropped unless the peer is trusted.
-const FORWARDING: [Name; 9] = [
+const FORWARDING: [Name; 10] = [
     name::FORWARDED,
+    // What a client claims here chooses among forms of the response that the key does not tell apart.
+    name::SURROGATE_CAPABILITY,
     name::X_FORWARDED_FOR,
     name::X_FORWARDED_HOST,
     name::X_FORWARDED_PORT,
@@ -136,6 +138,10 @@ fn describe_client(exchange: &Exchange, fields: &mut Fields) {
     let version = if exchange.minor_version == 0 { "1.0 " } else { "1.1 " };
     append(fields, name::VIA, &[version, &exchange.routed.node].concat());
     append(fields, name::CDN_LOOP, &exchange.routed.node);
+    let targeted = &exchange.policy().targeted;
+    if targeted.has_surrogate_control() {
+        append(fields, name::SURROGATE_CAPABILITY, &[targeted.device(), "=\"Surrogate/1.0\""].concat());
+    }
 }
 
 /// Continues a list field.

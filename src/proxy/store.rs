@@ -60,7 +60,7 @@ pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, 
         return false;
     }
     let response = Response { status: inbound.status, fields: &inbound.fields };
-    let facts = Facts::new(exchange.request(), response, sent, received);
+    let facts = Facts::new(exchange.request(), response, &exchange.policy().targeted, sent, received);
     // Where another route answers a GET of the URL, what counts in its key is not known here.
     let is_of_get = || {
         let live = proxy.live.load();
@@ -81,7 +81,7 @@ fn withdraws(exchange: &Exchange, inbound: &Inbound, why: NotStored) -> bool {
 fn decide(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, received: Now) -> Result<Arc<StoredHead>, NotStored> {
     let policy = exchange.policy();
     let response = Response { status: inbound.status, fields: &inbound.fields };
-    let facts = Facts::new(exchange.request(), response, began.sent, received);
+    let facts = Facts::new(exchange.request(), response, &policy.targeted, began.sent, received);
     if let Storage::Not(why) = storage::may_store(exchange.request(), response, &facts, policy) {
         return Err(why);
     }

@@ -95,6 +95,7 @@ names! {
     SERVER_TIMING = "server-timing",
     SET_COOKIE = "set-cookie",
     STRICT_TRANSPORT_SECURITY = "strict-transport-security",
+    SURROGATE_CAPABILITY = "surrogate-capability",
     SURROGATE_CONTROL = "surrogate-control",
     SURROGATE_KEY = "surrogate-key",
     TE = "te",

@@ -20,6 +20,7 @@ pub mod range;
 pub mod reuse;
 pub mod storage;
 pub mod structured;
+pub mod targeted;
 pub mod upgrade;
 pub mod validation;
 pub mod vary;

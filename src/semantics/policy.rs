@@ -1,6 +1,7 @@
 //! The cache policy of a route, as the rules read it. Resolved by `config`, applied when a response
 //! is stored *and* when it is reused, so that a reload takes effect on what is already stored.
 
+use super::targeted::TargetList;
 use http::StatusCode;
 
 /// What a route allows the cache to do. Durations are in milliseconds.
@@ -23,6 +24,8 @@ pub struct CachePolicy {
     pub stale_if_error_ms: u64,
     /// `cache.keep_stale`: how long past its freshness a response with a validator is kept to be revalidated.
     pub keep_stale_ms: u64,
+    /// `cache.targeted`: fields that govern before Cache-Control.
+    pub targeted: TargetList,
     /// `cache.set_cookie`.
     pub set_cookie: SetCookie,
     /// `cache.client_directives`.
@@ -134,6 +137,7 @@ impl Default for CachePolicy {
             stale_while_revalidate_ms: 0,
             stale_if_error_ms: 60_000,
             keep_stale_ms: 3_600_000,
+            targeted: TargetList::default(),
             set_cookie: SetCookie::default(),
             client_directives: ClientDirectives::default(),
             max_object_bytes: 32 << 20,

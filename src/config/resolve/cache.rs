@@ -9,6 +9,7 @@ use crate::config::units;
 use crate::semantics::fields::is_token_byte;
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
+use crate::semantics::targeted::TargetList;
 use std::time::Duration;
 
 const STATUS_ALLOWED: &str = r#"a status "200", a class "4xx", or "default""#;
@@ -26,6 +27,9 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key: &mut KeyPo
     policy.enabled = raw.enabled.unwrap_or(policy.enabled);
     policy.heuristic = raw.heuristic.unwrap_or(policy.heuristic);
     policy.heuristic_with_cookie = raw.heuristic_with_cookie.unwrap_or(policy.heuristic_with_cookie);
+    if let Some(fields) = &raw.targeted {
+        policy.targeted = TargetList::new(&targeted(&join(at, "targeted"), fields, report), policy.targeted.device());
+    }
     policy.collapse = raw.collapse.unwrap_or(policy.collapse);
     policy.set_cookie = match raw.set_cookie {
         None => policy.set_cookie,
@@ -43,6 +47,33 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key: &mut KeyPo
     }
     quantities(at, raw, policy, report);
     apply_key(&join(at, "key"), &raw.key, key, report);
+}
+
+/// Longest list of targeted fields: each is looked for in every response.
+const TARGETED_MAX: usize = 8;
+
+fn targeted(at: &str, names: &[String], report: &mut Report) -> Vec<String> {
+    let fields = field_names(at, names, report);
+    if fields.len() > TARGETED_MAX {
+        report.problem(
+            at,
+            "too many fields",
+            fields.len().to_string(),
+            format!("at most {TARGETED_MAX}"),
+            "name those that the origin sends",
+        );
+    }
+    if let Some(index) = fields.iter().position(|name| name == "cache-control") {
+        let remedy = "leave it out: it counts where none of the others does";
+        report.problem(
+            &format!("{at}[{index}]"),
+            "not a targeted field",
+            "\"cache-control\"",
+            "fields that are for caches like this one",
+            remedy,
+        );
+    }
+    fields
 }
 
 fn quantities(at: &str, raw: &RawCache, policy: &mut CachePolicy, report: &mut Report) {

@@ -9,5 +9,6 @@ mod reuse;
 mod second_opinion;
 mod spelling;
 mod storage;
+mod targeted;
 mod validation;
 mod vary;
