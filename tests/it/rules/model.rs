@@ -274,7 +274,7 @@ impl Rules {
     fn store(&mut self, body: u32, received: &Fields) {
         self.confirmed.insert(body, self.now.mono_ms);
         let asked = Asked::get(&[]);
-        let facts = Facts::new(asked.request(), ok(received), self.now, self.now);
+        let facts = Facts::new(asked.request(), ok(received), &self.policy.targeted, self.now, self.now);
         if may_store(asked.request(), ok(received), &facts, &self.policy) == Storage::Stored {
             let fields = stored_fields(ok(received), &facts, &self.policy);
             self.stored = Some(Stored { body, fields, facts, validity: Validity::Valid });

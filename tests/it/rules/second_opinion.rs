@@ -113,7 +113,7 @@ impl Case {
         let asked: Vec<_> = self.asked.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let answered = said(&self.answered);
         let response = Response { status: StatusCode::from_u16(self.status).expect("a status"), fields: &answered };
-        Facts::new(Asked::get(&asked).request(), response, NOW, NOW)
+        Facts::new(Asked::get(&asked).request(), response, &Self::policy().targeted, NOW, NOW)
     }
 
     /// The later request: as the first, but for Cache-Control.
