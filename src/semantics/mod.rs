@@ -24,6 +24,7 @@ pub mod targeted;
 pub mod upgrade;
 pub mod validation;
 pub mod vary;
+pub mod widening;
 
 pub use fields::{Fields, Name, name};
 pub use http::{Method, StatusCode};

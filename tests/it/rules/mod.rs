@@ -9,3 +9,4 @@ mod storage;
 mod targeted;
 mod validation;
 mod vary;
+mod widening;
