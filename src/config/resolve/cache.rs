@@ -49,6 +49,8 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key: &mut KeyPo
         policy.vary_ignore = field_names(&join(at, "vary_ignore"), fields, report);
     }
     quantities(at, raw, policy, report);
+    policy.early_refresh = lifetime_share(at, "early_refresh", raw.early_refresh.as_ref(), policy.early_refresh, report);
+    policy.ttl_jitter = lifetime_share(&ttl, "jitter", raw.ttl.jitter.as_ref(), policy.ttl_jitter, report);
     apply_key(&join(at, "key"), &raw.key, key, report);
 }
 
@@ -108,15 +110,14 @@ fn quantities(at: &str, raw: &RawCache, policy: &mut CachePolicy, report: &mut R
     }
     policy.range_parts_max = t.count("range_parts_max", raw.range_parts_max, policy.range_parts_max as u64, 1..=256) as usize;
     policy.store_after = t.count("store_after", raw.store_after, policy.store_after.into(), 1..=255) as u8;
-    policy.early_refresh = lifetime_share(&mut t, "early_refresh", raw.early_refresh.as_ref(), policy.early_refresh);
-    policy.ttl_jitter = lifetime_share(&mut t, "ttl.jitter", raw.ttl.jitter.as_ref(), policy.ttl_jitter);
     policy.max_variants = t.count("max_variants", raw.max_variants, policy.max_variants as u64, 1..=65_536) as usize;
 }
 
 /// Most of a lifetime that jitter or early refresh may take: more of it would not be the origin's any more.
 const LIFETIME_SHARE_MAX: f64 = 0.5;
 
-fn lifetime_share(t: &mut Table<'_>, key: &str, raw: Option<&RawShare>, default: f64) -> f64 {
+fn lifetime_share(at: &str, key: &str, raw: Option<&RawShare>, default: f64, report: &mut Report) -> f64 {
+    let mut t = Table::new(report, at);
     let share = t.share(key, raw, default);
     if share > LIFETIME_SHARE_MAX {
         t.wrong_text(
