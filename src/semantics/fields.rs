@@ -359,6 +359,45 @@ impl Fields {
         Ok(())
     }
 
+    /// Reads a parsed head into an empty section. `head` begins with the request or status line and ends with the empty
+    /// one; `lines` are those that a parser found behind the first, in order, and whose names it knows to be tokens and
+    /// whose values to hold no control byte.
+    ///
+    /// Nearly all heads are written as this section writes its own: they are taken whole.
+    pub fn read_head<'h>(&mut self, head: &[u8], lines: impl Iterator<Item = (&'h str, &'h [u8])> + Clone) -> Result<(), FieldError> {
+        let first = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
+        let block = head.get(first..head.len().saturating_sub(2)).unwrap_or_default();
+        if u32::try_from(block.len()).is_ok() && self.take_block(block, lines.clone()) {
+            return Ok(());
+        }
+        self.clear();
+        lines.into_iter().try_for_each(|(name, value)| self.push(name, value))
+    }
+
+    /// Takes lines that stand in `block` as they would here but for the letter case of names; `false` where they do not.
+    ///
+    /// A parsed value holds no line end, so where one stands right behind the bytes that a value must have, they are it.
+    fn take_block<'h>(&mut self, block: &[u8], lines: impl Iterator<Item = (&'h str, &'h [u8])>) -> bool {
+        self.block.extend_from_slice(block);
+        let mut start = 0;
+        for (name, value) in lines {
+            debug_assert!(self.checked(name.as_bytes(), value).is_ok(), "the parser lets no such line through");
+            let name_end = start + name.len();
+            let end = name_end + 2 + value.len();
+            let stands = block.get(name_end..name_end + 2) == Some(b": ") && block.get(end..end + 2) == Some(b"\r\n");
+            let Ok(name_length) = u16::try_from(name.len()) else { return false };
+            if !stands {
+                return false;
+            }
+            let lower = &mut self.block[start..name_end];
+            lower.make_ascii_lowercase();
+            let number = Name::lookup(lower).map_or(UNKNOWN, |name| name.0);
+            self.note_line(Line { start: start as u32, value_length: value.len() as u32, name_length, number });
+            start = end + 2;
+        }
+        start == block.len()
+    }
+
     /// Where the next line begins, and its value trimmed, if the line may be taken.
     fn checked<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(u32, &'v [u8]), FieldError> {
         if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|byte| TOKEN_BYTES[usize::from(*byte)]) {
@@ -378,9 +417,13 @@ impl Fields {
         self.block.extend_from_slice(b": ");
         self.block.extend_from_slice(value);
         self.block.extend_from_slice(b"\r\n");
-        self.lines.push(Line { start, value_length: value.len() as u32, name_length, number });
-        if number != UNKNOWN {
-            self.present |= 1 << number;
+        self.note_line(Line { start, value_length: value.len() as u32, name_length, number });
+    }
+
+    fn note_line(&mut self, line: Line) {
+        self.lines.push(line);
+        if line.number != UNKNOWN {
+            self.present |= 1 << line.number;
         }
     }
 
@@ -704,6 +747,29 @@ mod tests {
             prop_assert_eq!(fields.retain(|_, _| keep()), copy.len() < pairs.len());
             prop_assert_eq!(fields.iter().collect::<Vec<_>>(), copy.iter().collect::<Vec<_>>());
             prop_assert_eq!((fields.wire(), fields.present), (copy.wire(), copy.present));
+        }
+
+        #[test]
+        fn a_head_read_whole_is_its_lines_pushed(
+            lines in proptest::collection::vec(("host|Age|x-A|DATE|a", "[ \t]{0,2}", "[!-~]{0,9}( [!-~]{1,3})?", "[ \t]{0,2}"), 0..6),
+            usual in any::<bool>(),
+        ) {
+            let mut head = b"GET / HTTP/1.1\r\n".to_vec();
+            for (name, before, value, after) in &lines {
+                let (before, after) = if usual { (" ", "") } else { (&before[..], &after[..]) };
+                head.extend_from_slice(format!("{name}:{before}{value}{after}\r\n").as_bytes());
+            }
+            head.extend_from_slice(b"\r\n");
+            let mut headers = [httparse::EMPTY_HEADER; 8];
+            let mut request = httparse::Request::new(&mut headers);
+            prop_assert_eq!(request.parse(&head), Ok(httparse::Status::Complete(head.len())));
+            let (mut whole, mut pushed) = (Fields::new(), Fields::new());
+            whole.read_head(&head, request.headers.iter().map(|line| (line.name, line.value))).unwrap();
+            for (name, _, value, _) in &lines {
+                pushed.push(name, value).unwrap();
+            }
+            prop_assert_eq!((whole.wire(), whole.present), (pushed.wire(), pushed.present));
+            prop_assert_eq!(whole.iter().collect::<Vec<_>>(), pushed.iter().collect::<Vec<_>>());
         }
 
         #[test]
