@@ -281,7 +281,8 @@ impl BodyStream for Failed {
 
 /// The answer made of a stored head and its body: conditions, ranges, and what this answer adds.
 fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, mut outcome: Outcome, now: Now) -> Response {
-    outcome.widening = widening(&head.facts, &asked.routed.route.cache, outcome.ttl_ms);
+    let stale_ms = outcome.ttl_ms.filter(|_| outcome.result == CacheResult::Stale).map(i64::unsigned_abs);
+    outcome.widening = widening(&head.facts, &asked.routed.route.cache, stale_ms);
     let fields = asked.request.fields;
     if is_conditional(fields) {
         match precondition::evaluate(asked.request, head.as_response(), now.wall_ms) {

@@ -34,26 +34,28 @@ fn a_use_names_the_line_of_the_configuration_that_it_needs() {
     let by_cookie = CachePolicy { heuristic_with_cookie: true, ..plain.clone() };
     let window = CachePolicy { stale_while_revalidate_ms: 60_000, ..plain.clone() };
     let own = [("Cache-Control", "max-age=60, stale-while-revalidate=60")];
-    for (section, policy, status, asked, lines, ttl_ms, want) in [
-        ("nothing", &plain, 200, cookie, fresh, 1, None),
-        ("4.2 override", &overriding, 404, &[], fresh, 1, Some(TtlOverride)),
-        ("4.2 of another status", &overriding, 200, &[], fresh, 1, None),
-        ("3 default for 403", &default, 403, &[], &[], 1, Some(TtlDefault)),
-        ("3 default for 404 is heuristic freshness", &default, 404, &[], &[], 1, None),
-        ("3 explicit freshness needs no default", &default, 403, &[], fresh, 1, None),
-        ("3 public needs no permission", &default, 403, &[], &[("Cache-Control", "public")], 1, None),
-        ("7.3 stored", &with(SetCookie::Store), 200, &[], fresh, 1, Some(SetCookieStored)),
-        ("7.3 without it", &with(SetCookie::Strip), 200, &[], fresh, 1, Some(SetCookieStripped)),
-        ("4.1 ignored", &vary, 200, &[], &fresh[..2], 1, Some(VaryIgnored)),
-        ("4.1 another field", &vary, 200, &[], &[("Cache-Control", "max-age=60"), ("Vary", "Accept")], 1, None),
-        ("4.2.2 with Cookie", &by_cookie, 200, cookie, &modified, 1, Some(HeuristicWithCookie)),
-        ("4.2.2 explicit", &by_cookie, 200, cookie, &fresh[..2], 1, None),
-        ("4.2.2 without Cookie", &by_cookie, 200, &[], &modified, 1, None),
-        ("4.2.4 a window of ours", &window, 200, &[], &fresh[..1], 0, Some(StaleByPolicy)),
-        ("4.2.4 of the origin's", &window, 200, &[], &own, -1, None),
-        ("4.2.4 while fresh", &window, 200, &[], &fresh[..1], 1, None),
+    for (section, policy, status, asked, lines, stale_ms, want) in [
+        ("nothing", &plain, 200, cookie, fresh, None, None),
+        ("4.2 override", &overriding, 404, &[], fresh, None, Some(TtlOverride)),
+        ("4.2 of another status", &overriding, 200, &[], fresh, None, None),
+        ("3 default for 403", &default, 403, &[], &[], None, Some(TtlDefault)),
+        ("3 default for 404 is heuristic freshness", &default, 404, &[], &[], None, None),
+        ("3 explicit freshness needs no default", &default, 403, &[], fresh, None, None),
+        ("3 public needs no permission", &default, 403, &[], &[("Cache-Control", "public")], None, None),
+        ("7.3 stored", &with(SetCookie::Store), 200, &[], fresh, None, Some(SetCookieStored)),
+        ("7.3 without it", &with(SetCookie::Strip), 200, &[], fresh, None, Some(SetCookieStripped)),
+        ("4.1 ignored", &vary, 200, &[], &fresh[..2], None, Some(VaryIgnored)),
+        ("4.1 another field", &vary, 200, &[], &[("Cache-Control", "max-age=60"), ("Vary", "Accept")], None, None),
+        ("4.2.2 with Cookie", &by_cookie, 200, cookie, &modified, None, Some(HeuristicWithCookie)),
+        ("4.2.2 explicit", &by_cookie, 200, cookie, &fresh[..2], None, None),
+        ("4.2.2 without Cookie", &by_cookie, 200, &[], &modified, None, None),
+        ("4.2.4 a window of ours", &window, 200, &[], &fresh[..1], Some(0), Some(StaleByPolicy)),
+        ("4.2.4 past our window: the client's max-stale", &window, 200, &[], &fresh[..1], Some(60_001), None),
+        ("4.2.4 no window", &plain, 200, &[], &fresh[..1], Some(1), None),
+        ("4.2.4 of the origin's", &window, 200, &[], &own, Some(1), None),
+        ("4.2.4 while fresh", &window, 200, &[], &fresh[..1], None, None),
     ] {
-        assert_eq!(widening(&facts(status, asked, lines), policy, Some(ttl_ms)), want, "{section}");
+        assert_eq!(widening(&facts(status, asked, lines), policy, stale_ms), want, "{section}");
     }
 }
 

@@ -169,15 +169,20 @@ async fn by_default_a_stale_response_stands_in_for_a_minute_and_no_longer() {
     }
 }
 
+/// How an origin fails.
+type Failing = fn() -> Script;
+
 #[tokio::test]
 async fn however_the_origin_fails_the_client_gets_an_answer_of_ours() {
-    let ends = |bytes: &str| Script::steps([Step::Bytes(bytes.into()), Step::Close]);
-    let failures: [(&str, Box<dyn Fn() -> Script + Send + Sync>); 5] = [
-        ("closed", Box::new(Script::close)),
-        ("reset", Box::new(Script::reset)),
-        ("no HTTP", Box::new(move || ends("SSH-2.0-x\r\n\r\n"))),
-        ("half a head", Box::new(move || ends("HTTP/1.1 200 OK\r\nX-Own: 1\r\nCache-Co"))),
-        ("framing of two minds", Box::new(move || ends("HTTP/1.1 200 OK\r\nX-Own: 1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"))),
+    fn ends(bytes: &str) -> Script {
+        Script::steps([Step::Bytes(bytes.into()), Step::Close])
+    }
+    let failures: [(&str, Failing); 5] = [
+        ("closed", Script::close),
+        ("reset", Script::reset),
+        ("no HTTP", || ends("SSH-2.0-x\r\n\r\n")),
+        ("half a head", || ends("HTTP/1.1 200 OK\r\nX-Own: 1\r\nCache-Co")),
+        ("framing of two minds", || ends("HTTP/1.1 200 OK\r\nX-Own: 1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab")),
     ];
     for (name, failure) in failures {
         let served = serve(move |request| {

@@ -47,6 +47,9 @@ async fn an_answer_says_which_line_of_the_configuration_it_needed() {
         let hit = served.until_hit("/a", asked).await;
         assert!(hit.says(&format!("detail={detail}")), "{line}: {}", hit.head);
         assert_eq!(hit.field("set-cookie").is_some(), detail == "SET-COOKIE-STORED", "{line}");
+        let widened_by = &served.explain("/a").await["stored"]["widened_by"];
+        let said = !["MEMORY", "STALE-BY-POLICY"].contains(&detail);
+        assert_eq!(widened_by.as_str(), said.then_some(detail), "{line}");
     }
 }
 
