@@ -4,6 +4,8 @@
 
 use super::settings::*;
 use super::units::{print_duration, print_share, print_size};
+use crate::semantics::class::ClientClass;
+use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::{KeyPolicy, hash128};
 use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
 use ipnet::IpNet;
@@ -213,11 +215,13 @@ fn condition(condition: &RouteMatch) -> Map<String, Value> {
     };
     table.insert(key.into(), json!(text));
     table.insert("methods".into(), condition.methods.iter().map(http::Method::as_str).collect());
-    let values =
-        |list: &[(String, ValueMatch)]| Value::Object(list.iter().map(|(name, value)| (name.clone(), value_match(value))).collect());
     table.insert("headers".into(), values(&condition.headers));
     table.insert("query".into(), values(&condition.query));
     table
+}
+
+fn values(list: &[(String, ValueMatch)]) -> Value {
+    Value::Object(list.iter().map(|(name, value)| (name.clone(), value_match(value))).collect())
 }
 
 fn value_match(value: &ValueMatch) -> Value {
@@ -270,15 +274,26 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "range_parts_max": policy.range_parts_max,
         "collapse": policy.collapse,
         "max_variants": policy.max_variants,
-        "vary_ignore": policy.vary_ignore,
+        "vary": {"ignore": policy.vary.ignore, "languages": policy.vary.languages, "images": policy.vary.images},
         "key": {
             "query_sort": key.query_sort,
             "query_allow": key.query_allow.clone().unwrap_or_else(|| vec!["*".into()]),
             "query_ignore": query_ignore,
+            "ignore_tracking": key.ignore_tracking,
             "headers": key.headers,
             "cookies": key.cookies,
+            "classes": key.classes.iter().map(class).collect::<Map<_, _>>(),
         },
     })
+}
+
+fn class(class: &ClientClass) -> (String, Value) {
+    let rules: Vec<Value> = class.rules.iter().map(|rule| json!({"value": rule.value, "headers": values(&rule.headers)})).collect();
+    let mut table = json!({"rules": rules, "default": class.default});
+    if let Some(name) = &class.forward {
+        table["forward"] = json!(name);
+    }
+    (class.name.clone(), table)
 }
 
 fn ttl_rule(rule: &TtlRule) -> (String, Value) {

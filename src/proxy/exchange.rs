@@ -13,7 +13,8 @@ use std::sync::Arc;
 pub struct Arrival<'a> {
     pub peer: &'a Peer,
     pub head: &'a RequestHead,
-    /// As the client sent them, but for cookies that the route strips.
+    /// As the client sent them, but for forwarding fields of one that is not trusted, cookies that the route strips and the
+    /// values of client classes.
     pub fields: Cow<'a, Fields>,
     pub target: Target,
     pub routed: Arc<Routed>,

@@ -47,6 +47,7 @@ names! {
     CACHE_TAG = "cache-tag",
     CDN_CACHE_CONTROL = "cdn-cache-control",
     CDN_LOOP = "cdn-loop",
+    CF_CONNECTING_IP = "cf-connecting-ip",
     CLEAR_SITE_DATA = "clear-site-data",
     CONNECTION = "connection",
     CONTENT_DISPOSITION = "content-disposition",
@@ -65,7 +66,9 @@ names! {
     EXPECT = "expect",
     EXPIRES = "expires",
     FASTLY_SOFT_PURGE = "fastly-soft-purge",
+    FASTLY_CLIENT_IP = "fastly-client-ip",
     FORWARDED = "forwarded",
+    FRONT_END_HTTPS = "front-end-https",
     HOST = "host",
     HTTP2_SETTINGS = "http2-settings",
     IF_MATCH = "if-match",
@@ -103,6 +106,7 @@ names! {
     TRACESTATE = "tracestate",
     TRAILER = "trailer",
     TRANSFER_ENCODING = "transfer-encoding",
+    TRUE_CLIENT_IP = "true-client-ip",
     UPGRADE = "upgrade",
     UPGRADE_INSECURE_REQUESTS = "upgrade-insecure-requests",
     USER_AGENT = "user-agent",
@@ -111,19 +115,28 @@ names! {
     WARNING = "warning",
     X_ACCEL_EXPIRES = "x-accel-expires",
     X_CACHE = "x-cache",
+    X_CLIENT_IP = "x-client-ip",
+    X_CLUSTER_CLIENT_IP = "x-cluster-client-ip",
     X_FORWARDED_FOR = "x-forwarded-for",
     X_FORWARDED_HOST = "x-forwarded-host",
     X_FORWARDED_PORT = "x-forwarded-port",
     X_FORWARDED_PREFIX = "x-forwarded-prefix",
     X_FORWARDED_PROTO = "x-forwarded-proto",
     X_FORWARDED_SCHEME = "x-forwarded-scheme",
+    X_FORWARDED_SERVER = "x-forwarded-server",
+    X_FORWARDED_SSL = "x-forwarded-ssl",
+    X_HOST = "x-host",
+    X_HTTP_HOST_OVERRIDE = "x-http-host-override",
     X_HTTP_METHOD_OVERRIDE = "x-http-method-override",
     X_METHOD_OVERRIDE = "x-method-override",
     X_HTTP_METHOD = "x-http-method",
+    X_ORIGINAL_HOST = "x-original-host",
     X_ORIGINAL_URL = "x-original-url",
     X_REAL_IP = "x-real-ip",
     X_REQUEST_ID = "x-request-id",
     X_REWRITE_URL = "x-rewrite-url",
+    X_SCHEME = "x-scheme",
+    X_URL_SCHEME = "x-url-scheme",
     XKEY = "xkey",
     XKEY_SOFTPURGE = "xkey-softpurge",
 }
@@ -204,6 +217,27 @@ impl Name {
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// A set of well known names.
+#[derive(Debug, Clone, Copy)]
+pub struct Names(u128);
+
+impl Names {
+    /// The set of these names.
+    pub const fn of(names: &[Name]) -> Self {
+        let (mut set, mut at) = (0, 0);
+        while at < names.len() {
+            set |= 1 << names[at].0;
+            at += 1;
+        }
+        Self(set)
+    }
+
+    /// Whether the name is in the set.
+    pub const fn contains(self, name: Name) -> bool {
+        self.0 & (1 << name.0) != 0
     }
 }
 
@@ -491,6 +525,11 @@ impl Fields {
     /// Whether any line has this name: one bit to look at.
     pub const fn has(&self, name: Name) -> bool {
         self.present & (1 << name.0) != 0
+    }
+
+    /// Whether any line has one of these names: as cheap as asking for one.
+    pub const fn has_any(&self, names: Names) -> bool {
+        self.present & names.0 != 0
     }
 
     /// The value of the first line of this well known name.

@@ -295,7 +295,7 @@ impl LifetimeSource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::semantics::key::{Scheme, Target};
+    use crate::semantics::target::{Scheme, Target};
     use http::Method;
     use proptest::prelude::*;
 

@@ -49,8 +49,8 @@ pub struct CachePolicy {
     pub collapse: bool,
     /// `cache.heuristic_with_cookie`: whether requests with Cookie may get heuristic freshness (false by default).
     pub heuristic_with_cookie: bool,
-    /// Fields of Vary that the operator declares irrelevant, in any letter case; widens the RFC, warned about.
-    pub vary_ignore: Vec<String>,
+    /// `cache.vary`: what is made of the fields that Vary names.
+    pub vary: VaryPolicy,
     /// `accept_encoding`: what codings the origin is asked for, and so what Vary: Accept-Encoding selects on.
     pub accept_encoding: AcceptEncoding,
     /// `cache.max_variants`: per key.
@@ -71,6 +71,17 @@ impl CachePolicy {
 
 fn first_match(rules: &[TtlRule], status: StatusCode) -> Option<u64> {
     rules.iter().find(|rule| rule.statuses.contains(status)).map(|rule| rule.lifetime_ms)
+}
+
+/// What is made of the fields that Vary names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VaryPolicy {
+    /// Fields that the operator declares irrelevant, in any letter case; widens the RFC, warned about.
+    pub ignore: Vec<String>,
+    /// Languages that the origin has: Accept-Language is reduced to the best of them. Empty: it is not.
+    pub languages: Vec<String>,
+    /// Image formats that the origin may answer with: Accept is reduced to those that the client names. Empty: it is not.
+    pub images: Vec<String>,
 }
 
 /// A lifetime for responses with certain statuses.
@@ -158,7 +169,7 @@ impl Default for CachePolicy {
             range_parts_max: 16,
             collapse: true,
             heuristic_with_cookie: false,
-            vary_ignore: Vec::new(),
+            vary: VaryPolicy::default(),
             accept_encoding: AcceptEncoding::default(),
             max_variants: 64,
         }

@@ -283,7 +283,7 @@ pub(super) mod testing {
     //! What the tests of the rules build requests and responses from.
 
     use super::super::cache_control::ResponseDirectives;
-    use super::super::key::{Scheme, Target};
+    use super::super::target::{Scheme, Target};
     use super::super::targeted::TargetList;
     use super::super::vary::Vary;
     use super::super::{Fields, Method, StatusCode};

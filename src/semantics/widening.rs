@@ -17,7 +17,7 @@ pub enum Widening {
     SetCookieStored,
     /// `cache.set_cookie = "strip"`.
     SetCookieStripped,
-    /// `cache.vary_ignore` names a field of its Vary.
+    /// `cache.vary.ignore` names a field of its Vary.
     VaryIgnored,
     /// `cache.heuristic_with_cookie`.
     HeuristicWithCookie,
@@ -56,7 +56,7 @@ pub fn widening(facts: &Facts, policy: &CachePolicy, stale_ms: Option<u64>) -> O
             SetCookie::Strip => Some(Widening::SetCookieStripped),
         };
     }
-    if !policy.vary_ignore.is_empty() && names_one_of(&facts.vary, &policy.vary_ignore) {
+    if !policy.vary.ignore.is_empty() && names_one_of(&facts.vary, &policy.vary.ignore) {
         return Some(Widening::VaryIgnored);
     }
     let by_cookie = facts.cookie && policy.heuristic_with_cookie && facts.lifetime(policy).source == LifetimeSource::Heuristic;

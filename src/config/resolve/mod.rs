@@ -2,6 +2,7 @@
 
 mod cache;
 mod fields;
+mod key;
 mod matching;
 mod net;
 mod site;

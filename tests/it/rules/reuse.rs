@@ -1,9 +1,9 @@
 //! RFC 9111 §4, §4.2.4, §5.2; RFC 5861; RFC 8246: may a stored response be used?
 
 use tiercel::semantics::freshness::Facts;
-use tiercel::semantics::key::{Scheme, Target};
 use tiercel::semantics::policy::{CachePolicy, ClientDirectives};
 use tiercel::semantics::reuse::{MustAsk, Reuse, StaleWhy, Unusable, Validity, may_serve_on_error, only_if_cached, reuse};
+use tiercel::semantics::target::{Scheme, Target};
 use tiercel::semantics::targeted::TargetList;
 use tiercel::semantics::{Fields, Method, Now, Request, Response, StatusCode};
 

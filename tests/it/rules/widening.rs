@@ -3,7 +3,7 @@
 use super::freshness::{RECEIVED, at, fields};
 use http::{Method, StatusCode};
 use tiercel::semantics::freshness::Facts;
-use tiercel::semantics::policy::{CachePolicy, SetCookie, Statuses, TtlRule};
+use tiercel::semantics::policy::{CachePolicy, SetCookie, Statuses, TtlRule, VaryPolicy};
 use tiercel::semantics::reuse::is_refresh_due;
 use tiercel::semantics::widening::{Widening, widening};
 use tiercel::semantics::{Request, Response, Target};
@@ -30,7 +30,7 @@ fn a_use_names_the_line_of_the_configuration_that_it_needs() {
     let with = |set_cookie| CachePolicy { set_cookie, ..plain.clone() };
     let overriding = CachePolicy { ttl_override: rules(Statuses::One(404)), ..plain.clone() };
     let default = CachePolicy { ttl_default: rules(Statuses::Class(4)), ..plain.clone() };
-    let vary = CachePolicy { vary_ignore: vec!["User-agent".into()], ..plain.clone() };
+    let vary = CachePolicy { vary: VaryPolicy { ignore: vec!["User-agent".into()], ..VaryPolicy::default() }, ..plain.clone() };
     let by_cookie = CachePolicy { heuristic_with_cookie: true, ..plain.clone() };
     let window = CachePolicy { stale_while_revalidate_ms: 60_000, ..plain.clone() };
     let own = [("Cache-Control", "max-age=60, stale-while-revalidate=60")];

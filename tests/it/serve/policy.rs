@@ -29,7 +29,7 @@ async fn an_answer_says_which_line_of_the_configuration_it_needed() {
         ("ttl.override = \"1h\"", vec![("Cache-Control", "max-age=0")], "", "TTL-OVERRIDE"),
         ("set_cookie = \"store\"", vec![("Cache-Control", "max-age=60"), ("Set-Cookie", "a=b")], "", "SET-COOKIE-STORED"),
         ("set_cookie = \"strip\"", vec![("Cache-Control", "max-age=60"), ("Set-Cookie", "a=b")], "", "SET-COOKIE-STRIPPED"),
-        ("vary_ignore = [\"user-agent\"]", vec![("Cache-Control", "max-age=60"), ("Vary", "User-Agent")], "", "VARY-IGNORED"),
+        ("vary.ignore = [\"user-agent\"]", vec![("Cache-Control", "max-age=60"), ("Vary", "User-Agent")], "", "VARY-IGNORED"),
         ("heuristic_with_cookie = true", vec![("Last-Modified", &*modified)], "Cookie: a=b\r\n", "HEURISTIC-WITH-COOKIE"),
         (
             "stale_while_revalidate = \"1h\"",

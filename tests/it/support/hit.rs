@@ -14,7 +14,7 @@ use tiercel::listener::{Peer, Socket, http1};
 use tiercel::observe::access_log::AccessLog;
 use tiercel::observe::metrics::Metrics;
 use tiercel::proxy::{Live, Proxy};
-use tiercel::semantics::key::Scheme;
+use tiercel::semantics::target::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
