@@ -5,6 +5,7 @@ use super::live::Routed;
 use crate::listener::{Peer, RequestBody};
 use crate::proxy::outcome::{self, Outcome};
 use crate::semantics::policy::CachePolicy;
+use crate::semantics::widening::Widening;
 use crate::semantics::{CacheKey, Fields, Method, Request, Target};
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -42,7 +43,7 @@ impl Arrival<'_> {
     /// A record of what happens from here on.
     pub fn outcome(&self) -> Outcome {
         let mut outcome = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
-        outcome.post_by_content = self.content.is_some() && *self.method == Method::POST;
+        outcome.widening = (self.content.is_some() && *self.method == Method::POST).then_some(Widening::PostByContent);
         outcome
     }
 
@@ -120,7 +121,8 @@ impl Exchange {
     pub fn outcome(&self) -> Outcome {
         let upstream = self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name));
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
-        Outcome { upstream, post_by_content: self.content.is_some() && self.method == Method::POST, ..known }
+        let widening = (self.content.is_some() && self.method == Method::POST).then_some(Widening::PostByContent);
+        Outcome { upstream, widening, ..known }
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 /// Sends a request on its way to the upstream, or to another's flight.
 pub fn start(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: Option<InterimSender>, why: Forward, candidate: Candidate) -> Handled {
+    proxy.count_request(arrival.key.hash(), arrival.policy());
     let exchange = Arc::new(arrival.own());
     let errand = Errand { proxy: Arc::clone(proxy), exchange, interim, why, candidate, regrouped: None, anew: false };
     Handled::Later(Box::pin(from_upstream(errand)))
