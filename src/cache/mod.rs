@@ -5,7 +5,7 @@ mod tags;
 mod variants;
 mod vary_memory;
 
-pub use stored_response::{StoredHead, StoredResponse, subject};
+pub use stored_response::{Blocks, Content, StoredHead, StoredResponse, subject};
 pub use tags::{GROUPS_MAX, TAG_FIELDS, Tags, named_groups};
 pub use variants::{Insertion, Variants};
 pub use vary_memory::VaryMemory;

@@ -8,6 +8,7 @@ use crate::semantics::key::{KeyPolicy, hash128};
 use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
+use std::num::NonZeroU64;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -261,6 +262,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "max_object_size": print_size(policy.max_object_bytes),
         "range_whole_max": print_size(policy.range_whole_max_bytes),
         "range_parts_max": policy.range_parts_max,
+        "blocks": print_size(policy.blocks.map_or(0, NonZeroU64::get)),
         "collapse": policy.collapse,
         "max_variants": policy.max_variants,
         "vary_ignore": policy.vary_ignore,

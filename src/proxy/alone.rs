@@ -42,7 +42,7 @@ pub fn past_the_cache(proxy: &Arc<Proxy>, arrival: Arrival<'_>, body: RequestBod
     }))
 }
 
-async fn pass(proxy: &Proxy, exchange: &Exchange, body: RequestBody, interim: Option<InterimSender>, why: Past) -> Response {
+async fn pass(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, body: RequestBody, interim: Option<InterimSender>, why: Past) -> Response {
     let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
     let upgrade = matches!(why, Past::Upgrade);
     let forward = if matches!(why, Past::Method) { Forward::Method } else { Forward::Bypass };
@@ -163,9 +163,7 @@ fn judge(
             && let Some(complete) = fill.complete()
         {
             // Counted there if not.
-            if let Ok(response) = store::whole(&task_proxy, &task_exchange, head, complete, 1) {
-                fill.stored(response.kept.body());
-            }
+            let _ = store::whole(&task_proxy, &task_exchange, head, complete, &fill, 1);
         } else {
             task_proxy.metrics.not_stored(NotStored::Incomplete);
         }

@@ -21,6 +21,8 @@ pub struct Outcome {
     pub stored: bool,
     /// Answered by another request's fetch.
     pub collapsed: bool,
+    /// The body is made of blocks (`cache.blocks`).
+    pub in_blocks: bool,
     /// The configuration overrode the freshness lifetime that the origin gave (P1: then Cache-Status says so).
     pub ttl_overridden: bool,
     /// Configured reason of a bypass rule, or another token for `detail`.

@@ -60,8 +60,7 @@ pub fn confirm(
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
     let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
-    let updated = StoredResponse::new(head, stored.kept.clone(), stored.length, policy, received);
-    let response = Arc::new(updated);
+    let response = Arc::new(stored.with_head(head, policy, received).ok_or(Gone)?);
     match not_stored {
         None => store::insert(proxy, exchange, &response, 1, received),
         Some(why) => {
