@@ -114,14 +114,21 @@ impl Journal {
     }
 
     /// Invalidates URLs for an unsafe method (RFC 9111 section 4.4): the cheaper class.
-    pub fn invalidate_unsafe(&self, urls: &[u128], now: Now) {
-        self.write(Kind::Url, urls, now);
+    ///
+    /// The answer to the request that does it, sent at `sent`, may be stored itself: the stamp for it, in which this
+    /// write counts as seen. `None` where another write matched `answer` meanwhile, which it may know nothing of.
+    pub fn invalidate_unsafe(&self, urls: &[u128], answer: &Subject<'_>, sent: &Stamp, now: Now) -> Option<Stamp> {
+        self.unsafe_methods.change(|ledger, moved| {
+            let untouched = validity_of(ledger.find(answer, &sent.unsafe_method, Kinds::ALL)) == Validity::Valid;
+            put_hashes(ledger, Kind::Url, urls, now, moved);
+            untouched.then(|| Stamp { purge: sent.purge, unsafe_method: ledger.mark() })
+        })
     }
 
     /// Invalidates cache groups, by [`super::selector::group_hash`], for `Cache-Group-Invalidation` (RFC 9875 section 3):
     /// the cheaper class too.
     pub fn invalidate_groups(&self, groups: &[u128], now: Now) {
-        self.write(Kind::Group, groups, now);
+        self.unsafe_methods.change(|ledger, moved| put_hashes(ledger, Kind::Group, groups, now, moved));
     }
 
     /// Selectors kept exactly, and how many have folded since the start; of both classes.
@@ -148,17 +155,6 @@ impl Journal {
         purged.max(written)
     }
 
-    fn write(&self, kind: Kind, hashes: &[u128], now: Now) {
-        if hashes.is_empty() {
-            return;
-        }
-        self.unsafe_methods.change(|ledger, moved| {
-            let position = ledger.mark().position.next(now.wall_ms);
-            let aims = hashes.iter().map(|&hash| Aim::Hash(kind, hash));
-            ledger.put_in_order(position, None, aims, Mode::Hard, now.mono_ms, moved);
-        });
-    }
-
     #[cfg(test)]
     pub(super) fn with_faults(settings: &settings::Purge, faults: super::model::LedgerFaults) -> Self {
         let journal = Self::new(settings);
@@ -166,6 +162,12 @@ impl Journal {
         journal.unsafe_methods.change(|ledger, _| ledger.faults = faults);
         journal
     }
+}
+
+fn put_hashes(ledger: &mut Ledger, kind: Kind, hashes: &[u128], now: Now, moved: &mut Kinds) {
+    let position = ledger.mark().position.next(now.wall_ms);
+    let aims = hashes.iter().map(|&hash| Aim::Hash(kind, hash));
+    ledger.put_in_order(position, None, aims, Mode::Hard, now.mono_ms, moved);
 }
 
 fn new_purge(selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Purge {

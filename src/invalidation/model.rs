@@ -249,7 +249,8 @@ impl World {
             Op::Write { resource } => {
                 let text = url_text(*resource);
                 if self.fault != Fault::WriteWithoutInvalidation {
-                    self.journal.invalidate_unsafe(&[hash128(text.as_bytes())], self.now);
+                    let answer = Subject { url: 0, url_text: "", authority: "", site: "", keys: &[], groups: &[] };
+                    self.journal.invalidate_unsafe(&[hash128(text.as_bytes())], &answer, &self.journal.stamp(), self.now);
                 }
                 self.note(Mode::Hard, &[Selector::Url(text)]);
             }

@@ -6,13 +6,16 @@ use super::flight::{Candidate, Failure, FlightHead, Own, is_shareable, marker_ke
 use super::lead::{is_origin_error, pump};
 use super::store::{self, Began};
 use super::{Proxy, answer, deliver, forward, purge, revalidate};
+use crate::cache::StoredHead;
 use crate::clock;
 use crate::coalesce::fill::Fill;
+use crate::invalidation::Stamp;
 use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Validity, may_serve_on_error_to};
 use crate::semantics::storage::NotStored;
-use crate::semantics::{Method, name};
+use crate::semantics::{Method, Now, StatusCode, invalidation, name};
+use crate::upstream::Inbound;
 use std::sync::Arc;
 
 /// Why a cacheable request goes on alone.
@@ -46,20 +49,33 @@ async fn pass(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, body: RequestBody, i
     let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
     let upgrade = matches!(why, Past::Upgrade);
     let forward = if matches!(why, Past::Method) { Forward::Method } else { Forward::Bypass };
-    let sent = match forward::request(exchange, forward::Kind::AsItCame { body, upgrade }, interim) {
+    let (stamp, sent) = (proxy.journal.stamp(), clock::now());
+    let answer = match forward::request(exchange, forward::Kind::AsItCame { body, upgrade }, interim) {
         Ok(request) => upstream.send(request).await,
         Err(error) => Err(error.into()),
     };
-    match sent {
+    match answer {
         Err(unanswered) => answer::failed(proxy, exchange, &Failure::from(&unanswered), forward, None),
-        Ok(inbound) => {
-            // Who wrote reads its write: what is invalid is invalid before the head goes out (RFC 9111 §4.4).
-            if !exchange.method.is_safe() {
-                purge::by_unsafe_method(proxy, exchange, &inbound);
-            }
-            deliver::past(exchange, inbound, &why)
+        Ok(inbound) if invalidation::is_safe(&exchange.method) => deliver::past(exchange, inbound, &why),
+        Ok(inbound) => written(proxy, exchange, inbound, stamp, sent, &why),
+    }
+}
+
+/// The answer to an unsafe method. Who wrote reads its write: what is invalid is invalid before the head goes out (RFC
+/// 9111 §4.4). What then represents the target is stored for those who GET it (RFC 9110 §9.3.3).
+fn written(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, inbound: Inbound, stamp: Stamp, sent: Now, why: &Past) -> Response {
+    let stamp = purge::by_unsafe_method(proxy, exchange, &inbound, &stamp);
+    let received = clock::now();
+    if let Some(stamp) = stamp
+        && store::represents_target(proxy, exchange, &inbound, sent, received)
+    {
+        // Numbered by its answer: whatever GET began before has been invalidated by now.
+        let began = Began { stamp, fetch: proxy.next_fetch(), sent };
+        if let Ok(head) = store::judge(proxy, exchange, &inbound, &began, received, &None) {
+            return keep(proxy, exchange, inbound, head, Forward::Method);
         }
     }
+    deliver::past(exchange, inbound, why)
 }
 
 /// Fetches for this request alone; stores what may be stored.
@@ -74,9 +90,9 @@ pub async fn fetch(
     let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
     for _ in 0..2 {
         let began = Began { stamp: proxy.journal.stamp(), fetch: proxy.next_fetch(), sent: clock::now() };
-        let confirming = candidate
-            .as_ref()
-            .filter(|(_, validity)| *validity != Validity::Purged && exchange.method == Method::GET && !exchange.fields.has(name::RANGE));
+        // A range is for GET alone (RFC 9110 §14.2): HEAD asks for the whole head.
+        let whole = exchange.method == Method::HEAD || !exchange.fields.has(name::RANGE);
+        let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged && whole);
         let kind = match confirming {
             Some((stored, _)) => forward::Kind::Whole(Some(stored)),
             None => forward::Kind::AsItCame { body: RequestBody::Empty, upgrade: false },
@@ -90,7 +106,7 @@ pub async fn fetch(
             Err(unanswered) => return answer::failed(proxy, exchange, &Failure::from(&unanswered), why, candidate.as_ref()),
         };
         let received = clock::now();
-        if let Some((stored, _)) = confirming.filter(|_| inbound.status == 304) {
+        if let Some((stored, _)) = confirming.filter(|(stored, _)| revalidate::is_confirmed(exchange, &inbound, stored)) {
             match revalidate::confirm(proxy, exchange, stored, &inbound, &began, received) {
                 Ok(confirmed) => {
                     let (flight, own) = FlightHead::confirmed(confirmed, &inbound);
@@ -107,6 +123,9 @@ pub async fn fetch(
             && may_serve_on_error_to(exchange.request(), &stored.head.facts, exchange.policy(), *validity, received)
         {
             return deliver::instead(proxy, exchange, stored, Some(inbound.status.as_u16()), received);
+        }
+        if exchange.method == Method::HEAD && inbound.status == StatusCode::OK {
+            revalidate::doubt(proxy, exchange, &inbound, &began, received);
         }
         return judge(proxy, exchange, inbound, &began, &candidate, why, reason);
     }
@@ -128,7 +147,7 @@ pub async fn fetch(
 fn judge(
     proxy: &Arc<Proxy>,
     exchange: &Arc<Exchange>,
-    mut inbound: crate::upstream::Inbound,
+    inbound: Inbound,
     began: &Began,
     candidate: &Candidate,
     why: Forward,
@@ -148,14 +167,19 @@ fn judge(
             return deliver::direct(exchange, inbound, why, Some(not_stored));
         }
     };
-    let (writer, fill) =
-        Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
-    let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts) };
-    let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound));
     if reason == Reason::Marked && is_shareable(exchange, &head, received) {
         proxy.markers.clear(marker_key(exchange, Some(&head.secondary)));
         proxy.markers.clear(exchange.key.hash());
     }
+    keep(proxy, exchange, inbound, head, why)
+}
+
+/// Delivers an answer while it is stored.
+fn keep(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, mut inbound: Inbound, head: Arc<StoredHead>, why: Forward) -> Response {
+    let (writer, fill) =
+        Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
+    let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts) };
+    let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound));
     let body = inbound.body.take();
     let (task_proxy, task_exchange) = (Arc::clone(proxy), Arc::clone(exchange));
     tokio::spawn(async move {

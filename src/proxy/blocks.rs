@@ -29,7 +29,7 @@ use crate::semantics::cache_status::Forward;
 use crate::semantics::key::hash128;
 use crate::semantics::partial::{self, Version};
 use crate::semantics::reuse::Validity;
-use crate::semantics::{CacheKey, StatusCode, range};
+use crate::semantics::{CacheKey, Method, StatusCode, range};
 use crate::upstream::Inbound;
 use std::ops::Range;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub fn size(proxy: &Proxy, exchange: &Exchange) -> Option<u64> {
 pub fn first_part(proxy: &Proxy, exchange: &Exchange, candidate: Option<&StoredResponse>) -> Option<Range<u64>> {
     let size = size(proxy, exchange)?;
     let wanted = candidate.map_or_else(|| range::is_asked(exchange.request()), |stored| stored.blocks().is_some());
-    if !wanted {
+    if !wanted || exchange.method != Method::GET {
         return None;
     }
     let first = range::first_byte(exchange.request()).unwrap_or(0);

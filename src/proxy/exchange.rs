@@ -76,6 +76,12 @@ impl Exchange {
         Request { method: &self.method, target: &self.target, fields: &self.fields }
     }
 
+    /// The request whose answer is stored: HEAD asks about what a GET stored.
+    pub fn as_stored(&self) -> Request<'_> {
+        let method = if self.method == Method::HEAD { &Method::GET } else { &self.method };
+        Request { method, ..self.request() }
+    }
+
     pub fn policy(&self) -> &CachePolicy {
         &self.routed.route.cache
     }

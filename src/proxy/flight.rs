@@ -130,14 +130,14 @@ impl FlightHead {
         }
     }
 
-    /// What a 304 confirmed.
+    /// What the origin confirmed.
     pub fn confirmed(confirmed: revalidate::Confirmed, inbound: &Inbound) -> (Self, Own) {
         let revalidate::Confirmed { response, not_stored, own } = confirmed;
         let flight = Self {
             head: Arc::clone(&response.head),
             body: FlightBody::Confirmed(response),
             had_age: true,
-            forward_status: 304,
+            forward_status: inbound.status.as_u16(),
             sure: not_stored.is_none(),
             not_stored,
             endpoint: Arc::clone(&inbound.endpoint),

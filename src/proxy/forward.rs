@@ -6,14 +6,14 @@ use crate::cache::StoredResponse;
 use crate::config::settings::UpstreamHost;
 use crate::listener::{InterimSender, RequestBody};
 use crate::route;
-use crate::semantics::{Fields, Method, Name, hop, name, upgrade, validation, vary};
+use crate::semantics::{Fields, Method, Name, hop, invalidation, name, upgrade, validation, vary};
 use crate::upstream::{FetchError, Outbound};
 use std::sync::Arc;
 
 /// What is asked of the origin.
 pub enum Kind<'a> {
-    /// The whole response, so that others may join: no conditions or ranges of the client; ours where a stored
-    /// response is to be confirmed.
+    /// The whole response, so that others may join, or its whole head: no conditions or ranges of the client; ours where
+    /// a stored response is to be confirmed.
     Whole(Option<&'a Arc<StoredResponse>>),
     /// A part of it, of whatever version there is: `bytes=0-9`; with our conditions where a stored response is to be
     /// confirmed, which come before the range (RFC 9110 §13.2.2).
@@ -49,7 +49,6 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     let (mut body, mut wants_upgrade, mut method) = (RequestBody::Empty, false, exchange.method.clone());
     match kind {
         Kind::Whole(stored) => {
-            method = Method::GET;
             confirm(&mut fields, stored);
         }
         Kind::Part { range, stored } => {
@@ -65,7 +64,7 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
             drop_overrides(&mut fields);
         }
         Kind::AsItCame { body: sent, upgrade: wanted } => {
-            if exchange.policy().enabled && exchange.method.is_safe() {
+            if exchange.policy().enabled && invalidation::is_safe(&exchange.method) {
                 drop_overrides(&mut fields);
             }
             (body, wants_upgrade) = (sent, wanted);

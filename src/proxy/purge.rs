@@ -2,8 +2,8 @@
 
 use super::exchange::{Arrival, Exchange};
 use super::{Proxy, admit, answer};
-use crate::cache::{GROUPS_MAX, named_groups};
-use crate::invalidation::{Mode, Receipt, Selector};
+use crate::cache::{GROUPS_MAX, Tags, named_groups, subject};
+use crate::invalidation::{Mode, Receipt, Selector, Stamp};
 use crate::listener::{Response, ResponseFields};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
@@ -69,21 +69,23 @@ fn selectors(arrival: &Arrival<'_>) -> (Vec<String>, Vec<Selector>) {
 
 /// A successful answer to an unsafe method invalidates its URL and those of Location and Content-Location; groups that
 /// it names by Cache-Group-Invalidation likewise (RFC 9875 §3).
-pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
+///
+/// Gives the stamp that the answer to a request sent at `sent` has if it is stored itself; `None` where another write
+/// came between.
+pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, sent: &Stamp) -> Option<Stamp> {
     if !exchange.routed.settings.purge.unsafe_methods {
-        return;
+        return Some(*sent);
     }
     let response = crate::semantics::Response { status: inbound.status, fields: &inbound.fields };
     let now = crate::clock::now();
     let targets = invalidation::invalidated(exchange.request(), response);
     if targets.is_empty() {
-        return;
+        return None;
     }
     let urls: Vec<u128> = targets.iter().flat_map(|target| proxy.keys_of(target)).map(|key| key.url_hash()).collect();
-    if !urls.is_empty() {
-        proxy.journal.invalidate_unsafe(&urls, now);
-        proxy.metrics.unsafe_invalidation();
-    }
+    let untagged = Tags::default();
+    let stamp = proxy.journal.invalidate_unsafe(&urls, &subject(&exchange.key, &exchange.routed.site, &untagged), sent, now);
+    proxy.metrics.unsafe_invalidation();
     let mut groups = named_groups(&inbound.fields, name::CACHE_GROUP_INVALIDATION, exchange.target.origin());
     if groups.len() > GROUPS_MAX {
         proxy.metrics.bound(Bound::InvalidatedGroups);
@@ -93,6 +95,7 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) {
         proxy.journal.invalidate_groups(&groups, now);
         proxy.metrics.unsafe_invalidation();
     }
+    stamp
 }
 
 impl Proxy {

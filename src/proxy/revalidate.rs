@@ -12,26 +12,36 @@ use crate::semantics::freshness::Facts;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::{self, NotStored, Storage};
-use crate::semantics::{Fields, Method, Now, Response, date, name, validation};
+use crate::semantics::{Fields, Method, Now, Response, StatusCode, date, name, validation};
 use crate::upstream::Inbound;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// The response that a 304 would confirm is not usable any more.
+/// The response that the answer would confirm is not usable any more.
 pub struct Gone;
 
-/// What a 304 made of a stored response.
+/// What a 304, or a 200 to HEAD, made of a stored response.
 pub struct Confirmed {
     /// The updated response, in the tiers unless it may not be stored.
     pub response: Arc<StoredResponse>,
-    /// The 304 forbade to keep it (no-store, private, Set-Cookie...): it is for whoever asked.
+    /// The answer forbade to keep it (no-store, private, Set-Cookie...): it is for whoever asked.
     pub not_stored: Option<NotStored>,
     /// Fields for whoever asked alone.
     pub own: Option<Box<Fields>>,
 }
 
-/// A 304 for this stored response: the updated response, stored if the rules allow it still; its stamp is the
-/// conditional request's.
+/// Whether an answer confirms a stored response: a 304, or a 200 to HEAD that fits it (RFC 9111 §4.3.5).
+pub fn is_confirmed(exchange: &Exchange, inbound: &Inbound, stored: &StoredResponse) -> bool {
+    inbound.status == StatusCode::NOT_MODIFIED || (exchange.method == Method::HEAD && fits(inbound, stored))
+}
+
+fn fits(inbound: &Inbound, stored: &StoredResponse) -> bool {
+    let head = Response { status: inbound.status, fields: &inbound.fields };
+    validation::head_fits(head, stored.head.as_response(), &stored.head.facts, stored.length)
+}
+
+/// The confirmed response, updated, and stored if the rules allow it still; its stamp is the conditional request's. So
+/// are others that the request could have chosen and that the answer means too (RFC 9111 §4.3.4, §4.3.5).
 ///
 /// It is usable only if no entry since that stamp matches it under its old keys or its new ones (DESIGN section 6).
 pub fn confirm(
@@ -42,12 +52,53 @@ pub fn confirm(
     began: &Began,
     received: Now,
 ) -> Result<Confirmed, Gone> {
+    let tags = still_usable(proxy, exchange, &stored.head, inbound, began)?;
+    for other in selected(proxy, exchange).iter().filter(|other| !Arc::ptr_eq(other, stored)) {
+        let meant = if inbound.status == StatusCode::NOT_MODIFIED {
+            validation::also_selects(&inbound.fields, &other.head.facts)
+        } else {
+            fits(inbound, other)
+        };
+        if meant && let Ok(tags) = still_usable(proxy, exchange, &other.head, inbound, began) {
+            let _ = update(proxy, exchange, other, tags, inbound, began, received); // it stays as it is then
+        }
+    }
+    update(proxy, exchange, stored, tags, inbound, began, received)
+}
+
+/// A 200 to HEAD that does not fit what is stored: that is taken as stale from now on (RFC 9111 §4.3.5). What is stale
+/// already stays as it is, to stand in for errors.
+pub fn doubt(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, now: Now) {
+    let is_fresh = |stored: &StoredResponse| stored.head.facts.lifetime(exchange.policy()).ms > stored.head.facts.age_ms(now);
+    for stored in selected(proxy, exchange).iter().filter(|stored| is_fresh(stored) && !fits(inbound, stored)) {
+        store::remove(proxy, &stored.head, began.fetch);
+    }
+}
+
+/// The stored responses that the request could choose, but for freshness (RFC 9111 §4.3.4).
+fn selected(proxy: &Proxy, exchange: &Exchange) -> Vec<Arc<StoredResponse>> {
+    let set = proxy.memory.get(exchange.key.hash()).filter(|set| *set.key() == exchange.key);
+    let selects =
+        |stored: &&Arc<StoredResponse>| stored.head.facts.vary.matches(&exchange.fields, &stored.head.secondary, exchange.policy());
+    set.map(|set| set.responses().iter().filter(selects).cloned().collect()).unwrap_or_default()
+}
+
+/// A stored response with the fields of what confirmed it, in the tiers if it may be kept. One that is kept in blocks is
+/// gone if it has no strong entity tag any more.
+fn update(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    stored: &Arc<StoredResponse>,
+    tags: Tags,
+    inbound: &Inbound,
+    began: &Began,
+    received: Now,
+) -> Result<Confirmed, Gone> {
     let (old, policy) = (&stored.head, exchange.policy());
-    let tags = still_usable(proxy, exchange, old, inbound, began)?;
     let merged = validation::update(&old.fields, &inbound.fields);
     let facts = facts_after(exchange, stored, &merged, inbound, began, received);
     let response = Response { status: old.status, fields: &merged };
-    let not_stored = match storage::may_store(exchange.request(), response, &facts, policy) {
+    let not_stored = match storage::may_store(exchange.as_stored(), response, &facts, policy) {
         Storage::Stored => None,
         Storage::Not(why) => Some(why),
     };
@@ -74,7 +125,7 @@ pub fn confirm(
     Ok(Confirmed { response, not_stored, own })
 }
 
-/// Whether the 304 means this response, and neither it nor what it becomes was purged; its tags from now on.
+/// Whether the answer means this response, and neither it nor what it becomes was purged; its tags from now on.
 fn still_usable(proxy: &Proxy, exchange: &Exchange, old: &StoredHead, inbound: &Inbound, began: &Began) -> Result<Tags, Gone> {
     if !validation::selects(&inbound.fields, &old.facts) {
         return Err(Gone);

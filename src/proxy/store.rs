@@ -13,7 +13,7 @@ use crate::semantics::freshness::Facts;
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::{self, NotStored, Storage};
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Fields, Now, Response, StatusCode, name};
+use crate::semantics::{Fields, Method, Now, Response, StatusCode, name};
 use crate::tier::memory::{Change, Held};
 use crate::upstream::Inbound;
 use std::sync::Arc;
@@ -87,6 +87,22 @@ fn note(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, ol
             }
         }
     }
+}
+
+/// Whether the answer to an unsafe method is what a GET on this route would get from now on, and so may be stored.
+pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, sent: Now, received: Now) -> bool {
+    if !exchange.policy().enabled || !matches!(exchange.method, Method::POST | Method::PATCH) {
+        return false;
+    }
+    let response = Response { status: inbound.status, fields: &inbound.fields };
+    let facts = Facts::new(exchange.request(), response, sent, received);
+    // Where another route answers a GET of the URL, what counts in its key is not known here.
+    let is_of_get = || {
+        let live = proxy.live.load();
+        let routed = live.route(&exchange.target, &Method::GET, &exchange.fields);
+        routed.is_some_and(|routed| Arc::ptr_eq(routed, &exchange.routed))
+    };
+    storage::represents_target(exchange.request(), response, &facts) && is_of_get()
 }
 
 /// Whether the origin says with a new response that caches are to keep none: then the one of before goes, too, and is

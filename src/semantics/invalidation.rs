@@ -1,6 +1,6 @@
 //! What an unsafe method makes invalid (RFC 9111 §4.4).
 
-use super::{Request, Response, Target, name};
+use super::{Method, Request, Response, Target, name};
 
 /// The targets that a response to an unsafe request invalidates: its own and those of Location and Content-Location
 /// with the same origin. Empty for safe methods and for statuses other than 2xx and 3xx.
@@ -21,9 +21,10 @@ pub fn invalidated(request: Request<'_>, response: Response<'_>) -> Vec<Target> 
     targets
 }
 
-/// Whether the method is safe (RFC 9110 §9.2.1); unknown methods are not.
-pub fn is_safe(method: &http::Method) -> bool {
-    method.is_safe()
+/// Whether the method is registered as safe (RFC 9110 §9.2.1, §16.1.1); unknown methods are not. PRI, the preface of
+/// HTTP/2, is not among them: it is no request.
+pub fn is_safe(method: &Method) -> bool {
+    matches!(method.as_str(), "GET" | "HEAD" | "OPTIONS" | "TRACE" | "QUERY" | "PROPFIND" | "REPORT" | "SEARCH")
 }
 
 #[cfg(test)]
@@ -44,10 +45,10 @@ mod tests {
 
     #[test]
     fn every_method_not_known_to_be_safe_invalidates_its_target() {
-        for method in ["POST", "PUT", "DELETE", "PATCH", "M-SEARCH", "FOO", "get"] {
+        for method in ["POST", "PUT", "DELETE", "PATCH", "M-SEARCH", "MKCOL", "PRI", "FOO", "get", "query"] {
             assert_eq!(invalid(method, 200, &[]), [SELF], "{method}");
         }
-        for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "PROPFIND", "REPORT", "SEARCH"] {
             assert!(invalid(method, 200, &[("location", "/x")]).is_empty(), "{method}");
         }
     }

@@ -140,6 +140,7 @@ const ODD_HEAD_BYTES: usize = 16 << 10;
 /// May this response to this request be stored? `facts` are of the same response.
 pub fn may_store(request: Request<'_>, response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Storage {
     of_request(request, policy)
+        .or_else(|| of_method(request, response, facts))
         .or_else(|| of_directives(facts))
         .or_else(|| of_status(request, facts))
         .or_else(|| of_sharing(facts, policy))
@@ -153,16 +154,30 @@ fn of_request(request: Request<'_>, policy: &CachePolicy) -> Option<NotStored> {
     if !policy.enabled {
         return Some(NotStored::Disabled);
     }
-    if *request.method != Method::GET {
-        return Some(NotStored::Method);
-    }
     // §5.2.1.5; the one request directive, with only-if-cached, that is not advisory.
     if request.fields.has(name::CACHE_CONTROL) && RequestDirectives::parse(request.fields).no_store {
         return Some(NotStored::RequestNoStore);
     }
-    // Neither is part of the key, and an origin that heeds them answers something else than this GET.
-    let other_request = has_body(request.fields) || METHOD_OVERRIDES.iter().any(|field| request.fields.has(*field));
+    // Neither is part of the key, and an origin that heeds them answers something else than this request.
+    let unkeyed_body = *request.method == Method::GET && has_body(request.fields);
+    let other_request = unkeyed_body || METHOD_OVERRIDES.iter().any(|field| request.fields.has(*field));
     other_request.then_some(NotStored::PoisonGuard)
+}
+
+fn of_method(request: Request<'_>, response: Response<'_>, facts: &Facts) -> Option<NotStored> {
+    let storable = *request.method == Method::GET || represents_target(request, response, facts);
+    (!storable).then_some(NotStored::Method)
+}
+
+/// Whether the answer to a POST or PATCH is what a GET would get from now on: a 200 with explicit freshness whose
+/// Content-Location is the URI that was asked (RFC 9110 §9.3.3, RFC 5789 §2). It is stored as the answer to a GET.
+pub fn represents_target(request: Request<'_>, response: Response<'_>, facts: &Facts) -> bool {
+    let mut locations = response.fields.values(name::CONTENT_LOCATION).map(std::str::from_utf8);
+    let (Some(Ok(location)), None) = (locations.next(), locations.next()) else { return false };
+    matches!(*request.method, Method::POST | Method::PATCH)
+        && response.status == StatusCode::OK
+        && facts.explicit_lifetime().is_some()
+        && request.target.resolve(location).as_ref() == Ok(request.target)
 }
 
 /// no-store, private, must-understand (§5.2.2.3, §5.2.2.5, §5.2.2.7).

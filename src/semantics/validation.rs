@@ -12,9 +12,15 @@ const CONDITIONS: [Name; 6] =
     [name::IF_MATCH, name::IF_NONE_MATCH, name::IF_MODIFIED_SINCE, name::IF_UNMODIFIED_SINCE, name::IF_RANGE, name::RANGE];
 
 /// Fields of a 304 that never replace stored ones (§3.1, §3.2): those specific to a proxy, the length of a body that is
-/// not there, and Age, which is kept in the facts.
-const NEVER_UPDATED: [Name; 5] =
-    [name::CONTENT_LENGTH, name::AGE, name::PROXY_AUTHENTICATE, name::PROXY_AUTHENTICATION_INFO, name::PROXY_AUTHORIZATION];
+/// not there, what is processed with a body (Content-Range), and Age, which is kept in the facts.
+const NEVER_UPDATED: [Name; 6] = [
+    name::CONTENT_LENGTH,
+    name::CONTENT_RANGE,
+    name::AGE,
+    name::PROXY_AUTHENTICATE,
+    name::PROXY_AUTHENTICATION_INFO,
+    name::PROXY_AUTHORIZATION,
+];
 
 /// Changes of these make derived forms void.
 const REPRESENTATION: [Name; 3] = [name::CONTENT_TYPE, name::CONTENT_ENCODING, name::ETAG];
@@ -46,6 +52,23 @@ pub fn add_conditions(fields: &mut Fields, stored: Response<'_>, facts: &Facts) 
 /// stored Date is at least a second later (RFC 9110 §8.8.2.2). Without strong ones a weak one must correspond. A 304
 /// without validators can only mean the one response that the request named (§4.3.3).
 pub fn selects(not_modified: &Fields, stored: &Facts) -> bool {
+    let candidates = candidates(not_modified, stored);
+    let candidates = || candidates.iter().flatten();
+    if candidates().any(|validator| validator.is_strong) {
+        candidates().any(|validator| validator.is_strong && validator.same_strongly)
+    } else {
+        candidates().next().is_none() || candidates().any(|validator| validator.same_weakly)
+    }
+}
+
+/// Whether a 304 that updates one response that its request could have chosen updates this one too, which could have
+/// been chosen as well: it has one of the 304's strong validators (§4.3.4).
+pub fn also_selects(not_modified: &Fields, stored: &Facts) -> bool {
+    candidates(not_modified, stored).iter().flatten().any(|validator| validator.is_strong && validator.same_strongly)
+}
+
+/// The validators of a 304, each compared with the stored one of its kind.
+fn candidates(not_modified: &Fields, stored: &Facts) -> [Option<Candidate>; 2] {
     let tag = not_modified.get(name::ETAG).map(|tag| Candidate {
         is_strong: !tag.starts_with(b"W/"),
         same_strongly: stored.etag.as_ref().is_some_and(|old| precondition::strong_match(old, tag)),
@@ -57,12 +80,7 @@ pub fn selects(not_modified: &Fields, stored: &Facts) -> bool {
         let is_strong = precondition::is_strong_date(modified, stored.date_ms);
         Candidate { is_strong, same_strongly: same && is_strong, same_weakly: same }
     });
-    let candidates = || [tag, modified].into_iter().flatten();
-    if candidates().any(|validator| validator.is_strong) {
-        candidates().any(|validator| validator.is_strong && validator.same_strongly)
-    } else {
-        candidates().next().is_none() || candidates().any(|validator| validator.same_weakly)
-    }
+    [tag, modified]
 }
 
 /// A validator of a 304 compared with the stored one of its kind.
@@ -73,8 +91,8 @@ struct Candidate {
     same_weakly: bool,
 }
 
-/// The stored fields updated by a 304's (§3.2): all of its fields replace, except Content-Length, those of a
-/// connection and Age. What the 304 leaves out stays.
+/// The stored fields updated by those of a 304, or of a 200 to HEAD (§3.2): all of its fields replace, except
+/// Content-Length, Content-Range, those of a connection and Age. What it leaves out stays.
 ///
 /// But for Date: a message without one is dated by its receipt (RFC 9110 §6.6.1), so that freshness restarts from the
 /// validation. The stored Date is dropped then, and whoever stores the result dates it.
@@ -97,13 +115,14 @@ pub fn update(stored: &Fields, not_modified: &Fields) -> Fields {
 
 /// Whether a 200 to HEAD fits the stored GET response, so that it may freshen it (§4.3.5).
 ///
-/// Validators and Content-Length that the HEAD response has must equal the stored ones; one that only it has does not.
-/// Where it does not fit, the stored response is to be taken as stale.
-pub fn head_fits(head: Response<'_>, stored: Response<'_>, stored_facts: &Facts) -> bool {
+/// Validators that the HEAD response has must equal the stored ones, its Content-Length the `length` of the stored
+/// body; a validator that only it has does not. Where it does not fit, the stored response is to be taken as stale.
+pub fn head_fits(head: Response<'_>, stored: Response<'_>, stored_facts: &Facts, length: u64) -> bool {
     let same = |field| head.fields.get(field).is_none_or(|value| stored.fields.get(field) == Some(value));
     let same_tag = head.fields.get(name::ETAG).is_none_or(|tag| stored_facts.etag.as_deref() == Some(tag));
     let both_ok = head.status == StatusCode::OK && stored.status == StatusCode::OK;
-    both_ok && same_tag && same(name::LAST_MODIFIED) && same(name::CONTENT_LENGTH)
+    let same_length = head.fields.text(name::CONTENT_LENGTH).is_none_or(|text| text.parse() == Ok(length));
+    both_ok && same_tag && same(name::LAST_MODIFIED) && same_length
 }
 
 /// Whether a change of fields makes derived forms (codings) void: another type, coding or entity tag, or a no-transform
@@ -131,7 +150,18 @@ mod tests {
     }
 
     fn sections() -> impl Strategy<Value = Fields> {
-        let names = prop::sample::select(vec!["a", "b", "cache-control", "etag", "date", "age", "content-length", "connection", "x-hop"]);
+        let names = prop::sample::select(vec![
+            "a",
+            "b",
+            "cache-control",
+            "etag",
+            "date",
+            "age",
+            "content-length",
+            "content-range",
+            "connection",
+            "x-hop",
+        ]);
         prop::collection::vec((names, "[a-z]{0,3}"), 0..8).prop_map(|lines| {
             let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, value.as_str())).collect();
             fields(&lines)
@@ -147,7 +177,7 @@ mod tests {
                 let result = values(&updated);
                 let dropped_date = field == "date" && result.is_empty();
                 prop_assert!(result == values(&stored) || result == values(&newer) || dropped_date, "{field}");
-                if matches!(field, "content-length" | "age") {
+                if matches!(field, "content-length" | "content-range" | "age") {
                     prop_assert_eq!(result, values(&stored));
                 }
             }

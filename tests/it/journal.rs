@@ -30,6 +30,11 @@ fn subject<'a>(keys: &'a [u128], groups: &'a [u128]) -> Subject<'a> {
     Subject { url: hash128(url_text.as_bytes()), url_text, authority: "shop.test:8080", site: "shop", keys, groups }
 }
 
+/// An unsafe request, the answer to which is not stored.
+fn written(journal: &Journal, urls: &[u128], now: Now) {
+    journal.invalidate_unsafe(urls, &subject(&[], &[]), &journal.stamp(), now);
+}
+
 fn key(name: &str) -> Selector {
     Selector::Key(name.into())
 }
@@ -93,7 +98,7 @@ fn flood_of_writes_cannot_touch_what_operators_purged() {
     let stamp = journal.stamp();
     journal.purge(vec![key("red")], Mode::Hard, "test", NOW);
     for write in 0..100_000_u128 {
-        journal.invalidate_unsafe(&[hash128(&write.to_le_bytes())], NOW);
+        written(&journal, &[hash128(&write.to_le_bytes())], NOW);
     }
     let (entries, folded) = journal.usage();
     assert_eq!((entries, folded), (1001, 99_000), "writes fill their own map only");
@@ -103,13 +108,28 @@ fn flood_of_writes_cannot_touch_what_operators_purged() {
 }
 
 #[test]
+fn the_answer_to_a_write_is_newer_than_its_own_invalidation_and_no_other() {
+    let journal = journal();
+    let (answer, before) = (subject(&[], &[]), journal.stamp());
+    let sent = journal.stamp();
+    let first = journal.invalidate_unsafe(&[answer.url], &answer, &sent, NOW).expect("nothing came between");
+    assert_eq!(journal.validity(&answer, &first), Validity::Valid);
+    assert_eq!(journal.validity(&answer, &before), Validity::Purged);
+    let second = journal.invalidate_unsafe(&[answer.url], &answer, &sent, NOW);
+    assert_eq!(second, None, "it may have been answered before the first was");
+    assert_eq!(journal.validity(&answer, &first), Validity::Purged, "the later write invalidates what the first stored");
+    let sent = journal.stamp();
+    journal.purge(vec![Selector::Everything], Mode::Hard, "test", NOW);
+    let third = journal.invalidate_unsafe(&[answer.url], &answer, &sent, NOW).expect("no other write");
+    assert_eq!(journal.validity(&answer, &third), Validity::Purged, "purges since it was sent count");
+}
+
+#[test]
 fn writes_invalidate_urls_and_groups() {
     let journal = journal();
     let groups = [group_hash("http://shop.test:8080", "news")];
     let stamp = journal.stamp();
-    journal.invalidate_unsafe(&[], NOW);
-    assert_eq!(journal.stamp(), stamp, "nothing is no entry");
-    journal.invalidate_unsafe(&[1, subject(&[], &[]).url], NOW);
+    written(&journal, &[1, subject(&[], &[]).url], NOW);
     assert_eq!(journal.validity(&subject(&[], &[]), &stamp), Validity::Purged);
     let stamp = journal.stamp();
     journal.invalidate_groups(&groups, NOW);
@@ -194,7 +214,7 @@ fn explain_names_the_match_that_decides() {
     assert_eq!(journal.deciding_match(&subject, &before), Some(hard), "hard wins, though the soft one came later");
     assert_eq!(journal.deciding_match(&subject, &between), soft(true), "fetched after the hard one");
     assert_eq!(journal.deciding_match(&subject, &journal.stamp()), soft(false), "fetched after both");
-    journal.invalidate_unsafe(&[subject.url], NOW.plus_ms(3000));
+    written(&journal, &[subject.url], NOW.plus_ms(3000));
     let deciding = journal.deciding_match(&subject, &before).unwrap();
     assert_eq!((&deciding["class"], &deciding["kind"]), (&"unsafe_method".into(), &"url".into()));
     journal.issue(vec![key("red")], Mode::Hard, "test", NOW);
@@ -498,7 +518,7 @@ fn no_thread_finds_a_response_usable_after_its_purge_returned() {
         }
         let other = scope.spawn(|| {
             while !ended.load(Ordering::Acquire) {
-                journal.invalidate_unsafe(&[1, 2, 3], NOW);
+                written(&journal, &[1, 2, 3], NOW);
                 journal.purge(vec![key("blue")], Mode::Hard, "test", NOW);
             }
         });

@@ -1,7 +1,7 @@
 //! RFC 9111 §3.2, §4.3: conditional requests and what their answers do to a stored response.
 
 use super::reuse::{Lines, NOW, facts, fields};
-use tiercel::semantics::validation::{add_conditions, changes_representation, head_fits, selects, strip_conditions, update};
+use tiercel::semantics::validation::{add_conditions, also_selects, changes_representation, head_fits, selects, strip_conditions, update};
 use tiercel::semantics::{Fields, Response, StatusCode};
 
 /// A day before [`NOW`]: Tue, 14 Nov 2023 22:13:20 GMT.
@@ -98,8 +98,23 @@ fn a_304_selects_by_its_strongest_validators() {
 }
 
 #[test]
+fn a_304_updates_all_responses_with_one_of_its_strong_validators() {
+    let stored: Lines<'_> = &[("date", DATE), ("etag", "\"a\""), ("last-modified", MODIFIED)];
+    let rows: [(&str, Lines<'_>, bool); 5] = [
+        ("4.3.4: the same strong tag", &[("etag", "\"a\"")], true),
+        ("4.3.4: another strong tag, the same strong date", &[("etag", "\"b\""), ("last-modified", MODIFIED)], true),
+        ("4.3.4: another strong tag", &[("etag", "\"b\"")], false),
+        ("4.3.4: of weak ones only the most recent is updated", &[("etag", "W/\"a\"")], false),
+        ("4.3.4: without validators only a single one", &[("date", DATE)], false),
+    ];
+    for (rule, not_modified, want) in rows {
+        assert_eq!(also_selects(&fields(not_modified), &facts(&[], stored)), want, "{rule}");
+    }
+}
+
+#[test]
 fn a_304_updates_the_stored_fields() {
-    let rows: [(&str, Lines<'_>, Lines<'_>, Lines<'_>); 11] = [
+    let rows: [(&str, Lines<'_>, Lines<'_>, Lines<'_>); 12] = [
         (
             "3.2: a field that is there is replaced",
             &[("a", "1"), ("b", "2")],
@@ -121,6 +136,7 @@ fn a_304_updates_the_stored_fields() {
             &[("content-type", "c/d")],
         ),
         ("3.2: except Content-Length", &[("content-length", "36")], &[("content-length", "10")], &[("content-length", "36")]),
+        ("3.2: Content-Range MAY be omitted: it is of a body", &[("b", "2")], &[("content-range", "bytes 0-1/2")], &[("b", "2")]),
         ("3.2: also where it was not there", &[("b", "2")], &[("content-length", "10")], &[("b", "2")]),
         (
             "3.1: fields of the connection",
@@ -135,7 +151,18 @@ fn a_304_updates_the_stored_fields() {
     for (rule, stored, not_modified, want) in rows {
         assert_eq!(lines(&update(&fields(stored), &fields(not_modified))), owned(want), "{rule}");
     }
-    for name in ["cache-control", "expires", "etag", "last-modified", "content-location", "content-security-policy", "set-cookie", "vary"] {
+    for name in [
+        "cache-control",
+        "expires",
+        "etag",
+        "last-modified",
+        "content-encoding",
+        "content-md5",
+        "content-location",
+        "content-security-policy",
+        "set-cookie",
+        "vary",
+    ] {
         let updated = update(&fields(&[(name, "a")]), &fields(&[(name, "b")]));
         assert_eq!(lines(&updated), owned(&[(name, "b")]), "3.2: {name} is replaced");
     }
@@ -158,12 +185,14 @@ fn a_head_response_freshens_what_it_fits() {
     for (rule, status, head, want) in rows {
         let (head, stored_fields) = (fields(head), fields(stored));
         let head = Response { status: StatusCode::from_u16(status).expect("a status"), fields: &head };
-        assert_eq!(head_fits(head, ok(&stored_fields), &facts(&[], stored)), want, "{rule} {status}");
+        assert_eq!(head_fits(head, ok(&stored_fields), &facts(&[], stored), 5), want, "{rule} {status}");
     }
     let (head, bare) = (fields(stored), fields(&[]));
-    assert!(!head_fits(ok(&head), ok(&bare), &facts(&[], &[])), "4.3.5: values that were not stored do not match");
+    assert!(!head_fits(ok(&head), ok(&bare), &facts(&[], &[]), 5), "4.3.5: values that were not stored do not match");
+    let length = fields(&[("content-length", "5")]);
+    assert!(head_fits(ok(&length), ok(&bare), &facts(&[], &[]), 5), "4.3.5: what was stored has a length, said or not");
     let gone = Response { status: StatusCode::GONE, fields: &head };
-    assert!(!head_fits(ok(&head), gone, &facts(&[], stored)), "4.3.5: the stored response is a 200");
+    assert!(!head_fits(ok(&head), gone, &facts(&[], stored), 5), "4.3.5: the stored response is a 200");
 }
 
 #[test]

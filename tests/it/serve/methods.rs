@@ -54,11 +54,61 @@ async fn what_is_of_another_origin_stays() {
 
 #[tokio::test]
 async fn errors_and_safe_methods_invalidate_nothing() {
-    for (method, status) in [("POST", 400), ("DELETE", 404), ("PUT", 500), ("OPTIONS", 200)] {
+    for (method, status) in
+        [("POST", 400), ("DELETE", 404), ("PUT", 500), ("OPTIONS", 200), ("PROPFIND", 200), ("REPORT", 200), ("SEARCH", 200)]
+    {
         let served = writable(status, &[("Location", "/new")]);
         store(&served, &["/a", "/new"]).await;
         assert_eq!(served.ask(method, "/a", "", "").await.status, status);
         assert!(served.get("/a").await.says("hit") && served.get("/new").await.says("hit"), "{method} {status}");
+    }
+}
+
+/// An origin that knows of one write: what it answers to it, and to a GET.
+fn representing(config: &str, status: u16, lines: &'static [(&'static str, &'static str)]) -> Served {
+    serve_with(config, move |request| match request.method.as_str() {
+        "GET" => fresh("old"),
+        _ => lines.iter().fold(Script::status(status, "new"), |script, (name, value)| script.header(name, value)),
+    })
+}
+
+const REPRESENTS: &[(&str, &str)] = &[("Cache-Control", "max-age=60"), ("Content-Location", "/a?b")];
+
+#[tokio::test]
+async fn the_answer_to_a_write_that_represents_its_target_answers_those_who_get_it() {
+    for (method, config) in [("POST", ""), ("PATCH", ""), ("POST", "[purge]\nunsafe_methods = false\n")] {
+        let served = representing(config, 200, REPRESENTS);
+        store(&served, &["/a?b"]).await;
+        let answer = served.ask(method, "/a?b", "", "x").await;
+        assert_eq!(answer.field("cache-status"), Some("tiercel; fwd=method; fwd-status=200; stored"));
+        assert_eq!(answer.text(), "new");
+        let hit = served.until("/a?b", "", "what the write stored", |answer| answer.text() == "new").await;
+        assert!(hit.says("hit"), "{}", hit.head);
+        assert_eq!(served.origin.count("/a"), 2, "{method} {config}");
+        let again = served.ask(method, "/a?b", "", "x").await;
+        assert!(again.says("fwd=method"), "a write is not answered from store: {}", again.head);
+    }
+}
+
+#[tokio::test]
+async fn the_answer_to_a_write_is_stored_only_if_it_is_known_to_represent_its_target() {
+    type Lines = &'static [(&'static str, &'static str)];
+    let rows: [(&str, u16, Lines); 8] = [
+        ("PUT", 200, REPRESENTS),
+        ("DELETE", 200, REPRESENTS),
+        ("POST", 201, REPRESENTS),
+        ("POST", 200, &[("Cache-Control", "max-age=60")]),
+        ("POST", 200, &[("Content-Location", "/a?b"), ("Last-Modified", "Sun, 12 Nov 2023 22:13:20 GMT")]),
+        ("POST", 200, &[("Cache-Control", "max-age=60"), ("Content-Location", "/a")]),
+        ("POST", 200, &[("Cache-Control", "max-age=60"), ("Content-Location", "http://other.example/a?b")]),
+        ("POST", 200, &[("Cache-Control", "max-age=60, no-store"), ("Content-Location", "/a?b")]),
+    ];
+    for (method, status, lines) in rows {
+        let served = representing("", status, lines);
+        let answer = served.ask(method, "/a?b", "", "x").await;
+        assert_eq!((answer.status, answer.says("stored"), answer.says("detail=METHOD")), (status, false, true), "{}", answer.head);
+        assert_eq!(served.explain("/a?b").await["stored"], Value::Null, "{method} {status} {lines:?}");
+        assert_eq!(served.get("/a?b").await.text(), "old");
     }
 }
 

@@ -157,3 +157,105 @@ async fn surrogate_keys_of_a_304_replace_those_before() {
     assert_eq!(served.until_hit("/a", "").await.field("surrogate-key"), None);
     assert_eq!(served.explain("/a").await["stored"]["surrogate_keys"], json!(["new"]));
 }
+
+/// An origin that answers GET with this, HEAD with that.
+fn head_differs(get: Lines, head: (u16, Lines)) -> Served {
+    serve_with("[cache]\nclient_directives = \"honour\"\n", move |request| {
+        let (status, lines) = if request.method == "HEAD" { head } else { (200, get) };
+        lines.iter().fold(Script::status(status, "body"), |script, (name, value)| script.header(name, value))
+    })
+}
+
+const STALE: (&str, &str) = ("Age", "100");
+const FRESH: (&str, &str) = ("Cache-Control", "max-age=60");
+
+#[tokio::test]
+async fn a_head_that_fits_freshens_what_a_get_stored() {
+    let get: Lines = &[FRESH, STALE, ("ETag", "\"v1\""), ("X-Kept", "1"), ("X-New", "old")];
+    let head: Lines = &[("Cache-Control", "max-age=600"), ("Age", "0"), ("X-New", "new")];
+    let served = head_differs(get, (200, head));
+    served.get("/a").await;
+    served.until_stored("/a").await;
+    let answer = served.ask("HEAD", "/a", "", "").await;
+    let seen = served.last("/a");
+    assert_eq!((&*seen.method, seen.field("if-none-match")), ("HEAD", Some("\"v1\"")));
+    assert!(answer.field("cache-status").expect("told").starts_with("tiercel; fwd=stale; fwd-status=200; ttl="), "{}", answer.head);
+    assert!(answer.says("stored"), "{}", answer.head);
+    let hit = served.get("/a").await;
+    assert!(hit.says("hit"), "{}", hit.head);
+    for answer in [&answer, &hit] {
+        assert_eq!((answer.field("x-new"), answer.field("x-kept")), (Some("new"), Some("1")));
+        assert_eq!((answer.field("content-length"), answer.field("etag")), (Some("4"), Some("\"v1\"")));
+    }
+    assert_eq!((hit.text(), served.origin.count("/a")), ("body", 2));
+}
+
+#[tokio::test]
+async fn a_304_to_a_head_freshens_what_a_get_stored() {
+    let served = serve(|request| confirm_or(request, Script::status(304, "").header("Age", "0"), stale("body")));
+    served.get("/a").await;
+    served.until_stored("/a").await;
+    let answer = served.ask("HEAD", "/a", "Range: bytes=0-1\r\nIf-None-Match: \"other\"\r\n", "").await;
+    assert_eq!((answer.status, answer.field("content-length"), answer.says("fwd-status=304")), (200, Some("4"), true), "{}", answer.head);
+    let seen = served.last("/a");
+    assert_eq!((&*seen.method, seen.field("range"), seen.field("if-none-match")), ("HEAD", None, Some("\"v1\"")));
+    assert!(served.get("/a").await.says("hit"));
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_fit_leaves_what_is_stored_stale() {
+    let rows: [(u16, Lines); 5] = [
+        (200, &[("Cache-Control", "max-age=600"), ("ETag", "\"v2\"")]),
+        (200, &[("Cache-Control", "max-age=600"), ("Last-Modified", "Sun, 12 Nov 2023 22:13:20 GMT")]),
+        (410, &[("Cache-Control", "max-age=600"), ("ETag", "\"v1\"")]),
+        (404, &[("Cache-Control", "max-age=600")]),
+        (503, &[("Cache-Control", "max-age=600")]),
+    ];
+    for (status, head) in rows {
+        let served = head_differs(&[FRESH, STALE, ("ETag", "\"v1\"")], (status, head));
+        served.get("/a").await;
+        served.until_stored("/a").await;
+        served.ask("HEAD", "/a", "", "").await;
+        let answer = served.get("/a").await;
+        assert!(answer.says("fwd=stale"), "{status} {head:?}: {}", answer.head);
+        assert_eq!((served.last("/a").field("if-none-match"), served.origin.count("/a")), (Some("\"v1\""), 3), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_fresh_response_that_a_head_contradicts_is_used_no_more() {
+    let get: Lines = &[FRESH, ("ETag", "\"v1\"")];
+    for (tag, goes) in [("\"v1\"", false), ("\"v2\"", true)] {
+        let head = Box::leak(Box::new([("Cache-Control", "max-age=60"), ("ETag", tag)]));
+        let served = head_differs(get, (200, head));
+        served.get("/a").await;
+        served.until_hit("/a", "").await;
+        let answer = served.ask("HEAD", "/a", "Cache-Control: no-cache\r\n", "").await;
+        assert!(answer.says("fwd=request"), "{}", answer.head);
+        assert_eq!(!served.get("/a").await.says("hit"), goes, "{tag}");
+    }
+}
+
+#[tokio::test]
+async fn a_304_updates_all_that_have_its_strong_validator_and_could_have_been_chosen() {
+    // Two responses to the same request: one that varies on X and one that does not, of the same representation.
+    let served = serve(|request| {
+        let varies = if request.field("x-vary").is_some() { "X" } else { "Y" };
+        let first =
+            Script::ok("body").header("ETag", "\"v1\"").header("Vary", varies).header("Cache-Control", "max-age=60").header("Age", "100");
+        let not_modified = Script::status(304, "").header("ETag", "\"v1\"").header("X-New", "1").header("Age", "0");
+        confirm_or(request, not_modified, first)
+    });
+    for (lines, count) in [("X: 1\r\nX-Vary: 1\r\n", 1), ("Y: 1\r\n", 2)] {
+        served.get_with("/a", lines).await;
+        served.until_explained("/a", "a variant", |explained| explained["variants"] == count).await;
+    }
+    // This one could be answered by both.
+    let both = "X: 1\r\nY: 1\r\n";
+    assert!(served.get_with("/a", both).await.says("fwd-status=304"));
+    for lines in [both, "X: 1\r\n", "Y: 1\r\n"] {
+        let hit = served.get_with("/a", lines).await;
+        assert!(hit.says("hit") && hit.field("x-new") == Some("1"), "{lines}: {}", hit.head);
+    }
+    assert_eq!(served.origin.count("/a"), 3);
+}
