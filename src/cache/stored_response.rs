@@ -116,6 +116,16 @@ impl StoredResponse {
         }
     }
 
+    /// The same, to be dropped at another time. Of what is in blocks: the record.
+    #[must_use]
+    pub fn until(&self, drop_at_mono_ms: u64) -> Self {
+        let content = match &self.content {
+            Content::Whole(kept) => Content::Whole(kept.clone()),
+            Content::Blocks(blocks) => Content::Blocks(blocks.clone()),
+        };
+        Self { head: Arc::clone(&self.head), content, length: self.length, drop_at_mono_ms }
+    }
+
     /// The bytes, if they are here.
     pub const fn body(&self) -> Option<&Arc<StoredBody>> {
         match &self.content {

@@ -8,8 +8,8 @@ use crate::semantics::key::{KeyPolicy, hash128};
 use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
-use std::num::NonZeroU64;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// What stands for a secret.

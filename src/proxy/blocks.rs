@@ -142,7 +142,8 @@ pub fn note(proxy: &Proxy, record: &Arc<StoredResponse>, ranges: &[Range<u64>], 
 fn all_blocks(record: &StoredResponse, ranges: &[Range<u64>]) -> Option<impl Iterator<Item = u64>> {
     let size = record.blocks()?.size;
     let count: u64 = ranges.iter().map(|range| range.end.div_ceil(size) - range.start / size).sum();
-    let firsts = ranges.iter().cloned().flat_map(move |range| (range.start / size..range.end.div_ceil(size)).map(move |number| number * size));
+    let firsts =
+        ranges.iter().cloned().flat_map(move |range| (range.start / size..range.end.div_ceil(size)).map(move |number| number * size));
     (count <= LOOKED_FOR).then_some(firsts.collect::<Vec<_>>().into_iter())
 }
 

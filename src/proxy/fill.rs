@@ -3,11 +3,11 @@
 //! A flight's own task reads from the upstream ([`super::lead`]); clients' connections only follow, the leader's too. What
 //! a flight comes to is told to its client by [`Led`] and to followers by [`Published`].
 
+use super::deliver::{self, Reused};
 use super::exchange::{Arrival, Exchange, PanicNote};
 use super::flight::{
     Candidate, Departure, Failure, FlightHead, Follow, Led, follow, follow_only, join, large_key, marker_key, secondary_known,
 };
-use super::deliver::{self, Reused};
 use super::lookup::{self, Found};
 use super::{Proxy, alone, answer, blocks, lead};
 use crate::body::BodyError;
@@ -86,7 +86,7 @@ async fn answer(mut errand: Errand, mut first: Option<Response>) -> Response {
     for _ in 0..VERSIONS {
         let response = match first.take() {
             Some(response) => response,
-            None => errand.from_upstream().await,
+            None => errand.ask().await,
         };
         match blocks::settle(response).await {
             Ok(response) => return response,
@@ -106,7 +106,7 @@ impl Errand {
         Self { proxy: Arc::clone(proxy), exchange: Arc::new(arrival.own()), interim, why, candidate, regrouped: None, anew: false }
     }
 
-    async fn from_upstream(&mut self) -> Response {
+    async fn ask(&mut self) -> Response {
         for round in 0..ROUNDS {
             // A flight may have come and gone since the last look: what it stored answers.
             if round > 0

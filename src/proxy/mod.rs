@@ -45,9 +45,9 @@ use crate::semantics::reuse::{self, Reuse};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use admit::Way;
+use arc_swap::ArcSwap;
 use deliver::Reused;
 use exchange::Arrival;
-use arc_swap::ArcSwap;
 use flight::{Departure, FlightHead};
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
@@ -121,7 +121,9 @@ impl Handler for Proxy {
                 });
                 at_once(self, arrival, interim, &response, Reused { result: CacheResult::Stale, age_ms, ttl_ms }, now)
             }
-            _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(&arrival.routed, &arrival.key, arrival.outcome())),
+            _ if reuse::only_if_cached(arrival.request()) => {
+                Handled::Ready(answer::not_cached(&arrival.routed, &arrival.key, arrival.outcome()))
+            }
             Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
                 let forward = if why == reuse::MustAsk::Request { Forward::Request } else { Forward::Stale };
                 fill::start(self, arrival, body, interim, forward, Some((response, validity)))

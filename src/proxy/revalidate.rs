@@ -98,7 +98,13 @@ fn update(
     let merged = validation::update(&old.fields, &inbound.fields);
     let facts = facts_after(exchange, stored, &merged, inbound, began, received);
     let response = Response { status: old.status, fields: &merged };
-    let not_stored = match storage::may_store(exchange.as_stored(), response, &facts, policy) {
+    // No limit on what is stored whole is for what is kept in blocks.
+    let mut judged = Cow::Borrowed(&merged);
+    if stored.blocks().is_some() {
+        judged.to_mut().remove(name::CONTENT_LENGTH);
+    }
+    let judged = Response { status: old.status, fields: &judged };
+    let not_stored = match storage::may_store(exchange.as_stored(), judged, &facts, policy) {
         Storage::Stored => None,
         Storage::Not(why) => Some(why),
     };

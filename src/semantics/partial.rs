@@ -155,17 +155,19 @@ mod tests {
     #[test]
     fn what_follows_is_of_the_same_version_or_not_used() {
         let version = Version::of(&fields(&[("etag", "\"a\"")]), 100).unwrap();
-        let (same, other) = (("etag", "\"a\""), ("etag", "\"b\""));
-        let rows: [(u16, &[(&str, &str)], Following); 14] = [
-            (206, &[same, ("content-range", "bytes 10-19/100")], Following::Same),
-            (206, &[other, ("content-range", "bytes 10-19/100")], Following::Other),
-            (206, &[same, ("content-range", "bytes 10-19/101")], Following::Other),
+        const SAME: (&str, &str) = ("etag", "\"a\"");
+        const OTHER: (&str, &str) = ("etag", "\"b\"");
+        type Lines = &'static [(&'static str, &'static str)];
+        let rows: [(u16, Lines, Following); 14] = [
+            (206, &[SAME, ("content-range", "bytes 10-19/100")], Following::Same),
+            (206, &[OTHER, ("content-range", "bytes 10-19/100")], Following::Other),
+            (206, &[SAME, ("content-range", "bytes 10-19/101")], Following::Other),
             (206, &[("content-range", "bytes 10-19/100")], Following::Other),
             (206, &[("etag", "W/\"a\""), ("content-range", "bytes 10-19/100")], Following::Other),
-            (206, &[same, ("content-range", "bytes 11-19/100")], Following::NotInParts),
-            (206, &[same], Following::NotInParts),
-            (200, &[same], Following::NotInParts),
-            (200, &[other], Following::Other),
+            (206, &[SAME, ("content-range", "bytes 11-19/100")], Following::NotInParts),
+            (206, &[SAME], Following::NotInParts),
+            (200, &[SAME], Following::NotInParts),
+            (200, &[OTHER], Following::Other),
             (404, &[], Following::Other),
             (412, &[], Following::Other),
             (416, &[("content-range", "bytes */5")], Following::Other),

@@ -85,10 +85,22 @@ fn blocks(t: &mut Table<'_>, raw: &RawCache, policy: &CachePolicy) -> Option<Non
     let allowed = size == 0 || (size >= BLOCK_MIN && size.is_power_of_two());
     if !allowed {
         let found = format!("\"{}\"", units::print_size(size));
-        t.wrong_text("blocks", "not a size of blocks", found, "a power of two from \"64KiB\" to \"16MiB\", or \"0B\"", "write for example \"1MiB\"");
+        t.wrong_text(
+            "blocks",
+            "not a size of blocks",
+            found,
+            "a power of two from \"64KiB\" to \"16MiB\", or \"0B\"",
+            "write for example \"1MiB\"",
+        );
     } else if size > 0 && !policy.collapse && (raw.blocks.is_some() || raw.collapse.is_some()) {
         let found = format!("\"{}\"", units::print_size(size));
-        t.wrong_text("blocks", "blocks without collapse", found, "collapse = true beside it", "blocks are fetched once for all who want them: leave collapse on, or blocks off");
+        t.wrong_text(
+            "blocks",
+            "blocks without collapse",
+            found,
+            "collapse = true beside it",
+            "blocks are fetched once for all who want them: leave collapse on, or blocks off",
+        );
     }
     NonZeroU64::new(size).filter(|_| allowed)
 }

@@ -48,6 +48,7 @@ pub async fn open(proxy: Arc<Proxy>, exchange: Arc<Exchange>, block: Block, want
     for _ in 0..ROUNDS {
         if let Some(stored) = block.find(&proxy) {
             proxy.metrics.block(BlockOutcome::Memory);
+            prolong(&proxy, &exchange, &block, &stored);
             return Ok(Opened::Stored(stored));
         }
         let mut follower = match join(&proxy, &block) {
@@ -77,13 +78,29 @@ pub async fn open(proxy: Arc<Proxy>, exchange: Arc<Exchange>, block: Block, want
     Err(BodyError::Reset)
 }
 
+/// Lets a block live as long as its record, which may have been confirmed since it came. Not for every bit of time that
+/// the record gains: each fetch of a block updates it.
+fn prolong(proxy: &Proxy, exchange: &Exchange, block: &Block, stored: &StoredResponse) {
+    let now = clock::now();
+    if stored.keep(now) * 2 < block.record.keep(now) {
+        let longer = stored.until(block.record.drop_at_mono_ms);
+        store::insert(proxy, exchange, &Arc::new(longer), 1, now);
+    }
+}
+
 /// What a fetch came to; `None`: nothing, look again.
 async fn after(follower: &mut Follower<BlockHead>, block: &Block, wanted: &Range<u64>) -> Option<Result<Opened, BodyError>> {
     match follower.wait().await {
         Published::Head(head) => Some(match &*head {
             BlockHead::Filling(fill) => {
                 let start = block.range().start;
-                Ok(Opened::Filling(fill.reader(wanted.start - start, Some(wanted.end - start))))
+                let reader = fill.reader(wanted.start - start, Some(wanted.end - start));
+                match fill.failure().filter(|_| reader.is_none()) {
+                    // Fetched ahead, given up because it could not be kept.
+                    Some(BodyError::ClientLeft) => return None,
+                    Some(error) => Err(error),
+                    None => Ok(Opened::Filling(reader)),
+                }
             }
             BlockHead::OtherVersion => Err(BodyError::OtherVersion),
         }),
@@ -92,9 +109,10 @@ async fn after(follower: &mut Follower<BlockHead>, block: &Block, wanted: &Range
     }
 }
 
-/// Has a block fetched before it is asked for, unless it is here or on its way.
+/// Has a block fetched before it is asked for, unless it is here or on its way, or could not be kept.
 pub fn ahead(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, block: Block) {
     if block.find(proxy).is_none()
+        && proxy.no_room_for(Some(block.blocks().size)).is_none()
         && let Join::Lead(leader) = join(proxy, &block)
     {
         tokio::spawn(lead(Arc::clone(proxy), Arc::clone(exchange), block, leader, true));

@@ -1,7 +1,7 @@
 //! Bytes of a response that is kept in blocks, block after block as the client takes them.
 
-use super::fetch::{self, Opened};
 use super::Block;
+use super::fetch::{self, Opened};
 use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody};
 use crate::cache::StoredResponse;
 use crate::listener::Response;
@@ -32,7 +32,10 @@ enum State {
     Next,
     Opening(Pin<Box<dyn Future<Output = Result<Opened, BodyError>> + Send>>),
     /// A stored block; its body is held so that it counts as read.
-    Stored { body: Arc<StoredBody>, slices: VecDeque<Bytes> },
+    Stored {
+        body: Arc<StoredBody>,
+        slices: VecDeque<Bytes>,
+    },
     /// A block that comes.
     Filling(Resuming),
 }

@@ -11,6 +11,8 @@ const BLOCK: usize = 64 << 10;
 const LENGTH: usize = 5 * BLOCK + 1000;
 /// Smaller than the response: it could not be stored whole.
 const CONFIG: &str = "cache = { blocks = \"64KiB\", max_object_size = \"200KiB\", range_whole_max = \"100KiB\" }\n";
+/// Here it could be.
+const WHOLE: &str = "cache = { blocks = \"64KiB\", max_object_size = \"1MiB\", range_whole_max = \"1MiB\" }\n";
 const PATH: &str = "/film";
 
 /// A server in front of an origin with one resource, which can be replaced.
@@ -80,16 +82,11 @@ impl Film {
     }
 
     async fn until_here(&self, count: u64) {
-        self.served
-            .until_explained(PATH, &format!("{count} blocks"), |explained| explained["stored"]["blocks"]["here"] == count)
-            .await;
+        self.served.until_explained(PATH, &format!("{count} blocks"), |explained| explained["stored"]["blocks"]["here"] == count).await;
     }
 
     async fn metric(&self, outcome: &str) -> u64 {
-        let (_, metrics) = self.served.admin("GET", "/metrics", "").await;
-        let series = format!("tiercel_cache_blocks_total{{outcome=\"{outcome}\"}} ");
-        let value = metrics.as_str().and_then(|text| text.lines().find_map(|line| line.strip_prefix(series.as_str())));
-        value.and_then(|value| value.parse().ok()).expect("a series of this outcome")
+        self.served.metric(&format!("tiercel_cache_blocks_total{{outcome=\"{outcome}\"}}")).await
     }
 }
 
@@ -286,8 +283,93 @@ async fn a_stale_record_is_confirmed_and_its_blocks_are_used() {
 }
 
 #[tokio::test]
+async fn a_further_block_updates_the_record() {
+    let film = film_with(CONFIG, |number, resource, request| resource.answer(request).header("X-Turn", &number.to_string()));
+    film.part(0, 10).await;
+    film.until_here(1).await;
+    assert_eq!(film.part(0, 10).await.field("x-turn"), Some("0"));
+    film.replace(Resource { cache_control: "max-age=7200".to_owned(), ..film.resource() });
+    film.part(BLOCK, BLOCK + 10).await;
+    let updated = film.part(0, 10).await;
+    assert_eq!((updated.field("x-turn"), updated.field("cache-control")), (Some("1"), Some("max-age=7200")), "{}", updated.head);
+    assert!(updated.says("hit"));
+    assert_eq!(film.served.ask("HEAD", PATH, "", "").await.all("content-length"), LENGTH.to_string());
+}
+
+#[tokio::test]
+async fn a_block_lives_as_long_as_the_record_that_was_confirmed() {
+    let config = CONFIG.replace(" }", ", keep_stale = \"0s\", stale_if_error = \"0s\" }");
+    let film = film_with(&config, |_, resource, request| resource.answer(request));
+    film.replace(Resource { cache_control: "max-age=60".to_owned(), ..film.resource() });
+    film.part(0, 10).await;
+    film.until_here(1).await;
+    film.replace(Resource { cache_control: "max-age=7200".to_owned(), ..film.resource() });
+    film.part(BLOCK, BLOCK + 10).await; // whose answer makes the record live longer
+    film.until_here(2).await;
+    let stores = async || film.served.metric("tiercel_cache_stores_total{outcome=\"stored\",tier=\"memory\"}").await;
+    let before = stores().await;
+    film.part(0, 10).await;
+    assert_eq!(stores().await, before + 1, "the first block is stored anew, for longer");
+    film.part(0, 10).await;
+    film.part(BLOCK, BLOCK + 10).await;
+    assert_eq!(stores().await, before + 1, "once, and only that one");
+}
+
+#[tokio::test]
+async fn variants_with_the_same_tag_do_not_mix() {
+    let film = film_with(CONFIG, |_, resource, request| {
+        let german = request.field("accept-language") == Some("de");
+        let other = Resource { tag: resource.tag.clone(), ..Resource::new("\"de\"", LENGTH) };
+        if german { other.answer(request) } else { resource.answer(request) }.header("Vary", "Accept-Language")
+    });
+    let german = Resource::new("\"de\"", LENGTH).body;
+    for _ in 0..2 {
+        for (language, body) in [("en", film.resource().body), ("de", german.clone())] {
+            let answer = film.served.get_with(PATH, &format!("Accept-Language: {language}\r\nRange: bytes=10-{}\r\n", BLOCK + 10)).await;
+            assert!(answer.status == 206 && answer.body == body[10..=BLOCK + 10], "{language}: {}", answer.head);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_the_size_takes_effect_without_mixing() {
+    let film = film();
+    film.part(0, BLOCK + 10).await;
+    film.until_here(2).await;
+    film.served.reload(&CONFIG.replace("\"64KiB\"", "\"128KiB\"")).await;
+    film.part(BLOCK, 3 * BLOCK).await;
+    film.served.soften().await;
+    film.part(0, 10).await;
+    film.served.soften().await;
+    film.replace(Resource::new("\"v2\"", LENGTH));
+    film.part(3 * BLOCK, 3 * BLOCK + 10).await;
+    let explained = film.served.explain(PATH).await;
+    assert_eq!(explained["stored"]["blocks"]["size"], 2 * BLOCK);
+    film.served.reload(&CONFIG.replace("\"64KiB\"", "\"0B\"")).await;
+    film.whole().await;
+}
+
+#[tokio::test]
+async fn no_more_is_fetched_than_the_client_takes_and_a_block() {
+    const MIB: usize = 1 << 20;
+    let config = "cache = { blocks = \"1MiB\", max_object_size = \"1MiB\", range_whole_max = \"1MiB\" }\n";
+    let film = film_with(config, |_, resource, request| resource.answer(request));
+    film.replace(Resource::new("\"huge\"", 64 * MIB));
+    let mut client = film.served.client().await;
+    client.send(request("GET", PATH, "", "")).await;
+    client.until("\r\n\r\n").await.expect("a head");
+    let mut taken = 0;
+    while taken < 24 * MIB {
+        taken += client.take(MIB).await.len();
+        let fetched = film.served.origin.count(PATH) * MIB;
+        // What is on its way: sockets on both sides hold 12 MiB at the very most.
+        assert!(fetched <= taken + 16 * MIB, "{fetched} bytes are fetched, {taken} are taken");
+    }
+}
+
+#[tokio::test]
 async fn an_origin_that_ignores_ranges_is_asked_for_the_whole() {
-    let film = film_with(&CONFIG.replace("200KiB", "1MiB"), |_, resource, _| resource.told(Script::ok(resource.body.to_vec())));
+    let film = film_with(WHOLE, |_, resource, _| resource.told(Script::ok(resource.body.to_vec())));
     film.part(BLOCK, BLOCK + 10).await;
     film.served.get(PATH).await;
     let stored = film.served.until_stored(PATH).await;
@@ -299,7 +381,7 @@ async fn an_origin_that_ignores_ranges_is_asked_for_the_whole() {
 #[tokio::test]
 async fn an_origin_that_lies_about_ranges_is_asked_for_the_whole() {
     for lies_from in [0, 1] {
-        let film = film_with(&CONFIG.replace("200KiB", "1MiB"), move |number, resource, request| match request.field("range") {
+        let film = film_with(WHOLE, move |number, resource, request| match request.field("range") {
             Some(range) if number >= lies_from => {
                 let (first, end) = resource.part(range).expect("a range");
                 // One byte further than it says.
@@ -318,7 +400,7 @@ async fn an_origin_that_lies_about_ranges_is_asked_for_the_whole() {
 #[tokio::test]
 async fn responses_that_no_strong_tag_names_are_not_kept_in_blocks() {
     for tag in ["W/\"v1\"", "v1"] {
-        let film = film_with(&CONFIG.replace("200KiB", "1MiB"), |_, resource, request| resource.answer(request));
+        let film = film_with(WHOLE, |_, resource, request| resource.answer(request));
         film.replace(Resource { tag: tag.to_owned(), ..film.resource() });
         film.part(BLOCK, BLOCK + 10).await;
         film.whole().await;
@@ -329,7 +411,9 @@ async fn responses_that_no_strong_tag_names_are_not_kept_in_blocks() {
 
 #[tokio::test]
 async fn a_block_that_breaks_off_is_not_stored_and_ends_the_connection() {
-    let film = film_with(CONFIG, |number, resource, request| {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let film = film_with(CONFIG, move |number, resource, request| {
         let range = request.field("range").and_then(|range| resource.part(range));
         match (number, range) {
             (1, Some((first, end))) => {
@@ -339,23 +423,29 @@ async fn a_block_that_breaks_off_is_not_stored_and_ends_the_connection() {
                     resource.content_range(first, end),
                     end - first
                 );
-                Script::raw([head.as_bytes(), &resource.body[first..first + 1000]].concat()).then(Step::Close)
+                Script::raw([head.as_bytes(), &resource.body[first..first + 1000]].concat())
+                    .then(Step::Wait(held.clone()))
+                    .then(Step::Close)
             }
             _ => resource.answer(request),
         }
     });
     film.part(0, 10).await;
     film.until_here(1).await;
-    let broken = film.range(&format!("bytes={BLOCK}-{}", 2 * BLOCK - 1)).await;
-    assert_eq!((broken.status, broken.whole, broken.body.len()), (206, false, 1000), "{}", broken.head);
-    assert!(broken.body == film.resource().body[BLOCK..BLOCK + 1000]);
+    let mut client = film.served.client().await;
+    client.send(request("GET", PATH, &format!("Range: bytes={BLOCK}-{}\r\n", 2 * BLOCK - 1), "")).await;
+    let head = client.until("\r\n\r\n").await.expect("a head as soon as there are bytes");
+    assert!(head.starts_with("HTTP/1.1 206"), "{head}");
+    gate.open();
+    assert!(client.rest().await == film.resource().body[BLOCK..BLOCK + 1000], "what came, and then the end of the connection");
     assert_eq!(film.here().await, 1);
     film.part(BLOCK, 2 * BLOCK).await;
 }
 
 #[tokio::test]
 async fn an_origin_that_fails_before_the_first_byte_is_an_error() {
-    let film = film_with(CONFIG, |number, resource, request| if number == 1 { Script::status(503, "no") } else { resource.answer(request) });
+    let film =
+        film_with(CONFIG, |number, resource, request| if number == 1 { Script::status(503, "no") } else { resource.answer(request) });
     film.part(0, 10).await;
     film.until_here(1).await;
     let failed = film.range(&format!("bytes={BLOCK}-{}", BLOCK + 9)).await;

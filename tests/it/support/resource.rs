@@ -28,7 +28,9 @@ impl Resource {
         match request.field("range").filter(|_| applies) {
             None => self.told(Script::ok(self.body.to_vec())).header("Accept-Ranges", "bytes"),
             Some(range) => match self.part(range) {
-                Some((first, end)) => self.told(Script::status(206, &self.body[first..end])).header("Content-Range", &self.content_range(first, end)),
+                Some((first, end)) => {
+                    self.told(Script::status(206, &self.body[first..end])).header("Content-Range", &self.content_range(first, end))
+                }
                 None => Script::status(416, Vec::new()).header("Content-Range", &format!("bytes */{}", self.body.len())),
             },
         }
