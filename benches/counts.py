@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "benches" / "counts.json"
 # What callgrind wrote, for callgrind_annotate.
 PROFILES = ROOT / "target" / "counts"
-CASES = ["plain", "browser", "conditional"]
+CASES = ["plain", "browser", "conditional", "logged"]
 COUNT = 4000
 TOLERANCE = 0.05
 

@@ -18,6 +18,6 @@ fn main() -> ExitCode {
         eprintln!("usage: hit {} COUNT", CASES.map(|case| case.name).join("|"));
         return ExitCode::from(2);
     };
-    HitPath::start().hits(case, count, || {});
+    HitPath::start(case.logged).hits(case, count, || {});
     ExitCode::SUCCESS
 }

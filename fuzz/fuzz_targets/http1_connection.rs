@@ -19,7 +19,7 @@ use tiercel::http1::response::{self, Asked, Event, Reader};
 use tiercel::listener::http1::serve;
 use tiercel::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent, Socket};
 use tiercel::proxy::outcome::Outcome;
-use tiercel::semantics::key::Scheme;
+use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, Method, StatusCode, name};
 use tiercel_fuzz::Arrival;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

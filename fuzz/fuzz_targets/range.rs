@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tiercel::semantics::key::Scheme;
+use tiercel::semantics::target::Scheme;
 use tiercel::semantics::range::{self, Selection};
 use tiercel::semantics::{Fields, Method, Request, Response, StatusCode, Target, name};
 

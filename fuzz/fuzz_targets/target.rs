@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tiercel::semantics::key::Scheme;
+use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, Target, name};
 
 fuzz_target!(|data: &[u8]| {

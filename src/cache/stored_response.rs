@@ -9,6 +9,7 @@ use crate::semantics::freshness::Facts;
 use crate::semantics::partial::Version;
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{Validity, keep_ms};
+use crate::semantics::storage::stored_fields;
 use crate::semantics::vary::SecondaryKey;
 use crate::semantics::{CacheKey, Fields, Now, Response, StatusCode};
 use std::sync::Arc;
@@ -51,6 +52,25 @@ impl StoredHead {
         journal.check(&self.subject(), &self.stamp, &self.checked)
     }
 
+    /// As it is where another list of targeted fields counts than the one that it was stored by.
+    fn reread(&self, policy: &CachePolicy) -> Self {
+        let facts = self.facts.reread(&self.fields, &policy.targeted);
+        let received = self.facts.received_fields(&self.fields);
+        let fields = stored_fields(Response { status: self.status, fields: &received }, &facts, policy);
+        Self {
+            status: self.status,
+            fields,
+            facts,
+            key: self.key.clone(),
+            secondary: self.secondary.clone(),
+            stamp: self.stamp,
+            checked: CheckedUpTo::default(),
+            tags: self.tags.clone(),
+            site: Arc::clone(&self.site),
+            fetch: self.fetch,
+        }
+    }
+
     fn memory(&self) -> usize {
         // The key's text is shared with the set of variants, which weighs it.
         size_of::<Self>() + self.fields.memory() + self.facts.memory() + self.tags.memory() + self.secondary.0.len()
@@ -76,7 +96,7 @@ pub struct StoredResponse {
 }
 
 /// Where the bytes of a stored response are.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Content {
     /// Here, all of them.
     Whole(Kept),
@@ -116,14 +136,10 @@ impl StoredResponse {
         }
     }
 
-    /// The same, to be dropped at another time. Of what is in blocks: the record.
+    /// The same, to be dropped at another time.
     #[must_use]
     pub fn until(&self, drop_at_mono_ms: u64) -> Self {
-        let content = match &self.content {
-            Content::Whole(kept) => Content::Whole(kept.clone()),
-            Content::Blocks(blocks) => Content::Blocks(blocks.clone()),
-        };
-        Self { head: Arc::clone(&self.head), content, length: self.length, drop_at_mono_ms }
+        Self { head: Arc::clone(&self.head), content: self.content.clone(), length: self.length, drop_at_mono_ms }
     }
 
     /// The bytes, if they are here.
@@ -139,6 +155,14 @@ impl StoredResponse {
             Content::Whole(_) => None,
             Content::Blocks(blocks) => Some(blocks),
         }
+    }
+
+    /// The same response, read by the list of targeted fields that counts today.
+    #[must_use]
+    pub fn reread(&self, policy: &CachePolicy, now: Now) -> Self {
+        let head = Arc::new(self.head.reread(policy));
+        let drop_at_mono_ms = now.mono_ms.saturating_add(keep_ms(&head.facts, policy, now));
+        Self { head, content: self.content.clone(), length: self.length, drop_at_mono_ms }
     }
 
     pub fn keep(&self, now: Now) -> Duration {

@@ -75,6 +75,14 @@ impl Variants {
         (responses.len() < self.responses.len()).then(|| Self { drop_at_mono_ms: self.drop_at_mono_ms, responses })
     }
 
+    /// The set with `new` in the place of `old`; `None` where that is not there any more.
+    pub fn swapped(&self, old: &Arc<StoredResponse>, new: &Arc<StoredResponse>) -> Option<Self> {
+        let mut responses = self.responses.clone();
+        *responses.iter_mut().find(|response| Arc::ptr_eq(response, old))? = Arc::clone(new);
+        let drop_at_mono_ms = responses.iter().map(|response| response.drop_at_mono_ms).max().unwrap_or(0);
+        Some(Self { responses, drop_at_mono_ms })
+    }
+
     /// The response that this request selects. Of several that match, one with Vary goes before one without, whose Vary
     /// may have been forgotten (RFC 9111 §4.1), then the one generated last (§4), then the one fetched last.
     pub fn select(&self, request: &Fields, policy: &CachePolicy) -> Option<&Arc<StoredResponse>> {

@@ -1,6 +1,7 @@
 //! `tiercel version`.
 
 use super::{Failure, print};
+use crate::semantics::tracking;
 use clap::Args;
 use serde_json::json;
 
@@ -12,9 +13,9 @@ pub struct Options {
 }
 
 pub fn run(options: Options) -> Result<(), Failure> {
-    let version = env!("CARGO_PKG_VERSION");
+    let (version, list) = (env!("CARGO_PKG_VERSION"), tracking::VERSION);
     match options.json {
-        true => print(&format!("{}\n", json!({"name": "tiercel", "version": version}))),
-        false => print(&format!("tiercel {version}\n")),
+        true => print(&format!("{}\n", json!({"name": "tiercel", "version": version, "tracking_list": list}))),
+        false => print(&format!("tiercel {version}\ntracking parameters: list {list}\n")),
     }
 }

@@ -4,6 +4,8 @@
 
 use super::settings::*;
 use super::units::{print_duration, print_share, print_size};
+use crate::semantics::class::ClientClass;
+use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::{KeyPolicy, hash128};
 use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
 use ipnet::IpNet;
@@ -214,11 +216,13 @@ fn condition(condition: &RouteMatch) -> Map<String, Value> {
     };
     table.insert(key.into(), json!(text));
     table.insert("methods".into(), condition.methods.iter().map(http::Method::as_str).collect());
-    let values =
-        |list: &[(String, ValueMatch)]| Value::Object(list.iter().map(|(name, value)| (name.clone(), value_match(value))).collect());
     table.insert("headers".into(), values(&condition.headers));
     table.insert("query".into(), values(&condition.query));
     table
+}
+
+fn values(list: &[(String, ValueMatch)]) -> Value {
+    Value::Object(list.iter().map(|(name, value)| (name.clone(), value_match(value))).collect())
 }
 
 fn value_match(value: &ValueMatch) -> Value {
@@ -257,6 +261,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "stale_while_revalidate": ms(policy.stale_while_revalidate_ms),
         "stale_if_error": ms(policy.stale_if_error_ms),
         "keep_stale": ms(policy.keep_stale_ms),
+        "targeted": policy.targeted.names().collect::<Vec<_>>(),
         "set_cookie": match policy.set_cookie { SetCookie::Bypass => "bypass", SetCookie::Store => "store", SetCookie::Strip => "strip" },
         "client_directives": match policy.client_directives { ClientDirectives::Ignore => "ignore", ClientDirectives::Honour => "honour" },
         "max_object_size": print_size(policy.max_object_bytes),
@@ -265,15 +270,26 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "blocks": print_size(policy.blocks.map_or(0, NonZeroU64::get)),
         "collapse": policy.collapse,
         "max_variants": policy.max_variants,
-        "vary_ignore": policy.vary_ignore,
+        "vary": {"ignore": policy.vary.ignore, "languages": policy.vary.languages, "images": policy.vary.images},
         "key": {
             "query_sort": key.query_sort,
             "query_allow": key.query_allow.clone().unwrap_or_else(|| vec!["*".into()]),
             "query_ignore": query_ignore,
+            "ignore_tracking": key.ignore_tracking,
             "headers": key.headers,
             "cookies": key.cookies,
+            "classes": key.classes.iter().map(class).collect::<Map<_, _>>(),
         },
     })
+}
+
+fn class(class: &ClientClass) -> (String, Value) {
+    let rules: Vec<Value> = class.rules.iter().map(|rule| json!({"value": rule.value, "headers": values(&rule.headers)})).collect();
+    let mut table = json!({"rules": rules, "default": class.default});
+    if let Some(name) = &class.forward {
+        table["forward"] = json!(name);
+    }
+    (class.name.clone(), table)
 }
 
 fn ttl_rule(rule: &TtlRule) -> (String, Value) {

@@ -417,6 +417,9 @@ pub struct RawCache {
     pub stale_if_error: Option<RawDuration>,
     /// How long a stale response with a validator is kept to be revalidated.
     pub keep_stale: Option<RawDuration>,
+    /// Fields that say what this cache may do, before Cache-Control and Expires do; the first that is there and valid
+    /// governs (RFC 9213).
+    pub targeted: Option<Vec<String>>,
     pub set_cookie: Option<RawSetCookie>,
     /// What Cache-Control of clients does, only-if-cached and no-store aside.
     pub client_directives: Option<RawClientDirectives>,
@@ -432,8 +435,7 @@ pub struct RawCache {
     pub collapse: Option<bool>,
     /// Responses per URL that differ by Vary.
     pub max_variants: Option<u64>,
-    /// Fields of Vary that do not matter here.
-    pub vary_ignore: Option<Vec<String>>,
+    pub vary: RawVary,
     pub key: RawKey,
 }
 
@@ -458,10 +460,46 @@ pub struct RawKey {
     pub query_allow: Option<Vec<String>>,
     /// These parameters do not count; a trailing `*` matches a prefix.
     pub query_ignore: Option<Vec<String>>,
+    /// The parameters of the shipped list of tracking parameters do not count (`tiercel version` names the list).
+    pub ignore_tracking: Option<bool>,
     /// Request fields whose values count.
     pub headers: Option<Vec<String>>,
     /// Cookies whose values count.
     pub cookies: Option<Vec<String>>,
+    /// Classes of clients, by name: a value of a few in place of a field of thousands.
+    pub classes: Option<BTreeMap<String, RawClass>>,
+}
+
+/// A way to part clients into classes.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawClass {
+    /// In order; the first that holds gives the value.
+    pub rules: Vec<RawClassRule>,
+    /// The value where no rule holds.
+    pub default: Option<String>,
+    /// The request field that tells the upstream the value; what clients send by that name is dropped.
+    pub forward: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawClassRule {
+    pub value: Option<String>,
+    /// Request fields, all of them.
+    pub headers: BTreeMap<String, RawValueMatch>,
+}
+
+/// What is made of the fields that Vary names.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawVary {
+    /// Fields of Vary that do not matter here.
+    pub ignore: Option<Vec<String>>,
+    /// Languages that the upstream has: Accept-Language is reduced to the best of them.
+    pub languages: Option<Vec<String>>,
+    /// Image formats that the upstream may answer with: Accept is reduced to those that the client names.
+    pub images: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

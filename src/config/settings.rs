@@ -1,5 +1,6 @@
 //! Settings as the program uses them: resolved, typed, immutable. No later code asks "was it set?".
 
+use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::policy::CachePolicy;
 use ipnet::IpNet;
@@ -257,15 +258,6 @@ pub enum PathMatch {
     Any,
     Prefix(String),
     Exact(String),
-    Pattern(regex::Regex),
-}
-
-#[derive(Debug, Clone)]
-pub enum ValueMatch {
-    Present,
-    Absent,
-    Equals(String),
-    Prefix(String),
     Pattern(regex::Regex),
 }
 

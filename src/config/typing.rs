@@ -30,7 +30,7 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("keep", "keep_stale"),
     ("max_size", "limit"),
     ("capacity", "limit"),
-    ("ignore_vary", "vary_ignore"),
+    ("vary_ignore", "vary"),
     ("coalesce", "collapse"),
     ("cookies_heuristic", "heuristic_with_cookie"),
 ];

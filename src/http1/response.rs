@@ -273,14 +273,13 @@ fn read<'b>(bytes: &'b [u8], lines: &mut [MaybeUninit<httparse::Header<'b>>]) ->
     }
     let status = StatusCode::from_u16(code).map_err(|_| Fault::Malformed("status-line"))?;
     let mut fields = Fields::with_capacity(bytes.len(), response.headers.len());
-    for line in response.headers.iter() {
-        fields.push(line.name, line.value).map_err(|error| {
-            Fault::Malformed(match error {
-                crate::semantics::fields::FieldError::Name => "field-name",
-                _ => "field-value",
-            })
-        })?;
-    }
+    let lines = response.headers.iter().map(|line| (line.name, line.value));
+    fields.read_head(bytes, lines).map_err(|error| {
+        Fault::Malformed(match error {
+            crate::semantics::fields::FieldError::Name => "field-name",
+            _ => "field-value",
+        })
+    })?;
     Ok((minor_version, status, fields))
 }
 

@@ -37,7 +37,7 @@ pub struct Peer {
     pub local: SocketAddr,
     /// Index of the worker that serves it: picks per-core counters and idle upstream connections.
     pub worker: usize,
-    pub scheme: crate::semantics::key::Scheme,
+    pub scheme: crate::semantics::target::Scheme,
     /// Name of the listener.
     pub listener: Arc<str>,
 }

@@ -5,6 +5,7 @@
 //! `COLLECT` while there are lines, at once past `BATCH_BYTES`, never while there are none.
 
 mod line;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -14,10 +15,10 @@ use crate::config::settings::{self, AccessFormat, LogTarget};
 use crate::listener::{Peer, RequestHead, Sent};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Metrics;
-use crate::observe::time::Stamp;
 use crate::proxy::outcome::Outcome;
 use line::Line;
 use parking_lot::{Condvar, Mutex};
+use shared::Shared;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -115,7 +116,7 @@ struct Slot(Mutex<Buffer>);
 struct Buffer {
     bytes: Vec<u8>,
     lines: usize,
-    stamp: Stamp,
+    shared: Shared,
     closed: bool,
 }
 
@@ -154,13 +155,13 @@ impl Queue {
     fn push(&self, worker: usize, line: &Line<'_>) {
         let Some(slot) = self.buffers.get(worker).or_else(|| self.buffers.first()) else { return };
         let mut buffer = slot.0.lock();
-        let Buffer { bytes, lines, stamp, closed } = &mut *buffer;
+        let Buffer { bytes, lines, shared, closed } = &mut *buffer;
         if *closed || *lines >= self.lines_max || bytes.len() >= BUFFER_BYTES_MAX {
             drop(buffer);
             return self.metrics.access_log_full();
         }
         let before = bytes.len();
-        line.write(self.format, stamp, bytes);
+        line.write(self.format, shared, bytes);
         *lines += 1;
         let first = *lines == 1;
         let many = before < BATCH_BYTES && bytes.len() >= BATCH_BYTES || *lines == self.lines_max.div_ceil(2);

@@ -1,13 +1,13 @@
 //! May this request enter, and which way does it go?
 
-use super::Proxy;
-use super::exchange::{Arrival, new_request_id};
+use super::exchange::Arrival;
 use super::live::Live;
 use crate::config::settings::{Action, Server};
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::route;
-use crate::semantics::key::{CacheKey, Scheme, Target};
-use crate::semantics::{Fields, Method, cache_control, fields, name, upgrade};
+use crate::semantics::key::CacheKey;
+use crate::semantics::target::{Scheme, Target};
+use crate::semantics::{Fields, Method, cache_control, class, fields, forwarding, name, upgrade};
 use ipnet::IpNet;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -86,7 +86,7 @@ pub enum LocalAnswer {
     Options,
 }
 
-pub fn admit<'a>(proxy: &Proxy, live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<Arrival<'a>, Refused> {
+pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<Arrival<'a>, Refused> {
     let server = &live.settings.server;
     let trusted = is_in(&server.trusted_proxies, peer.client.ip());
     let scheme = if trusted { forwarded_scheme(&head.fields).unwrap_or(peer.scheme) } else { peer.scheme };
@@ -100,22 +100,28 @@ pub fn admit<'a>(proxy: &Proxy, live: &Live, peer: &'a Peer, head: &'a RequestHe
         return Err(Refused { status: 400, reason: "target", text: "the target * is for OPTIONS only".into() });
     }
     refuse_loops(&head.fields, &server.name)?;
+    let mut fields = Cow::Borrowed(&head.fields);
+    if !trusted && fields.has_any(forwarding::CLIENT) {
+        forwarding::drop_untrusted(fields.to_mut());
+    }
     // A PURGE is about what a GET stored: it goes the way of a GET.
     let routed_as = if head.method.as_str() == "PURGE" { &Method::GET } else { &head.method };
-    let routed = live.route(&target, routed_as, &head.fields).ok_or_else(|| Refused {
+    let routed = live.route(&target, routed_as, &fields).ok_or_else(|| Refused {
         status: 421,
         reason: "no-site",
         text: "no site is configured for this host".into(),
     })?;
     let stripped = &routed.route.strip_cookies;
-    let mut fields = Cow::Borrowed(&head.fields);
     if !stripped.is_empty() && fields.has(name::COOKIE) {
         route::strip_cookies(fields.to_mut(), stripped);
+    }
+    if routed.route.key.classes.iter().any(|class| class.forward.is_some()) {
+        class::forward(&routed.route.key.classes, fields.to_mut());
     }
     let key = CacheKey::new(&target, &fields, &routed.route.key);
     let client = if trusted { forwarded_client(&head.fields, server).unwrap_or(peer.client.ip()) } else { peer.client.ip() };
     let given_id = trusted.then(|| head.fields.text(name::X_REQUEST_ID)).flatten().filter(|id| !id.is_empty() && id.len() <= 128);
-    let request_id = given_id.map(Arc::from).or_else(|| proxy.access_log.enabled().then(new_request_id));
+    let request_id = given_id.map(Arc::from);
     Ok(Arrival { peer, head, fields, target, routed: Arc::clone(routed), key, client, trusted, request_id })
 }
 

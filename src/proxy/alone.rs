@@ -95,7 +95,7 @@ pub async fn fetch(
         let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged && whole);
         let kind = match confirming {
             Some((stored, _)) => forward::Kind::Whole(Some(stored)),
-            None => forward::Kind::AsItCame { body: RequestBody::Empty, upgrade: false },
+            None => forward::Kind::OnItsTerms,
         };
         let sent = match forward::request(exchange, kind, interim.clone()) {
             Ok(request) => upstream.send(request).await,

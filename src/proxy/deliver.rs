@@ -3,7 +3,7 @@
 mod lines;
 mod ranges;
 
-pub use lines::{add_lines, edit, has_tags, line, strip_tags};
+pub use lines::{add_lines, edit, has_tags, line, strip_consumed, strip_tags};
 pub use ranges::slices;
 
 use super::Proxy;
@@ -182,6 +182,7 @@ fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Respo
     outcome.timing = Timing::of_fetch(inbound.connect, inbound.first_byte);
     let route = &exchange.routed.route;
     let mut fields = inbound.fields;
+    strip_consumed(&mut fields, &route.cache);
     strip_tags(&mut fields, &route.forward_tags);
     if !fields.has(name::DATE) && inbound.status != 101 {
         line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));

@@ -2,7 +2,7 @@
 
 use super::live::Routed;
 use crate::listener::{Peer, RequestHead};
-use crate::proxy::outcome::Outcome;
+use crate::proxy::outcome::{self, Outcome};
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::{CacheKey, Fields, Method, Request, Target};
 use std::borrow::Cow;
@@ -13,7 +13,8 @@ use std::sync::Arc;
 pub struct Arrival<'a> {
     pub peer: &'a Peer,
     pub head: &'a RequestHead,
-    /// As the client sent them, but for cookies that the route strips.
+    /// As the client sent them, but for forwarding fields of one that is not trusted, cookies that the route strips and the
+    /// values of client classes.
     pub fields: Cow<'a, Fields>,
     pub target: Target,
     pub routed: Arc<Routed>,
@@ -114,10 +115,5 @@ impl Drop for PanicNote {
 
 /// 32 random hexadecimal digits.
 pub fn new_request_id() -> Arc<str> {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut id = [0; 32];
-    for (pair, byte) in id.as_chunks_mut::<2>().0.iter_mut().zip(rand::random::<[u8; 16]>()) {
-        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    }
-    std::str::from_utf8(&id).expect("hexadecimal digits are ASCII").into()
+    std::str::from_utf8(&outcome::new_id()).expect("hexadecimal digits are ASCII").into()
 }

@@ -30,11 +30,11 @@ impl Proxy {
             fields,
         };
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        let scheme = if scheme == "https" { crate::semantics::key::Scheme::Https } else { crate::semantics::key::Scheme::Http };
+        let scheme = if scheme == "https" { crate::semantics::target::Scheme::Https } else { crate::semantics::target::Scheme::Http };
         let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into() };
         let live = self.live.load();
-        let arrival = admit::admit(self, &live, &peer, &head)
-            .map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
+        let arrival =
+            admit::admit(&live, &peer, &head).map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
         Ok(self.explain_arrival(&arrival, clock::now()))
     }
 
@@ -60,6 +60,7 @@ impl Proxy {
             "upstream": arrival.routed.upstream.as_ref().map(|upstream| upstream.settings.name.clone()),
             "way": way,
             "key": arrival.key.as_str(),
+            "tracking_list": route.key.ignore_tracking.then_some(crate::semantics::tracking::VERSION),
             "key_parts": arrival.key.as_str().lines().collect::<Vec<_>>(),
             "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| json!(vary.names())),
             "do_not_line_up": self.markers.is_set(arrival.key.hash(), now.mono_ms),
@@ -84,6 +85,7 @@ impl Proxy {
             "age_seconds": age_ms as f64 / 1000.0,
             "freshness_lifetime_seconds": lifetime.ms as f64 / 1000.0,
             "freshness_from": lifetime.source.as_str(),
+            "governed_by": head.facts.governed_by(),
             "remaining_seconds": (lifetime.ms as f64 - age_ms as f64) / 1000.0,
             "received": String::from_utf8_lossy(&date::format(received_ms)),
             "cache_control": text(head.fields.get(name::CACHE_CONTROL)),

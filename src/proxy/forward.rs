@@ -6,8 +6,10 @@ use crate::cache::StoredResponse;
 use crate::config::settings::UpstreamHost;
 use crate::listener::{InterimSender, RequestBody};
 use crate::route;
-use crate::semantics::{Fields, Method, Name, hop, invalidation, name, upgrade, validation, vary};
+use crate::semantics::vary::Asked;
+use crate::semantics::{Fields, Method, Name, Target, forwarding, hop, name, upgrade, validation, vary};
 use crate::upstream::{FetchError, Outbound};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// What is asked of the origin.
@@ -20,33 +22,21 @@ pub enum Kind<'a> {
     Part { range: String, stored: Option<&'a Arc<StoredResponse>> },
     /// What is missing of a response with this strong validator: `bytes=7-`, and the validator.
     Rest { range: String, validator: &'a [u8] },
-    /// What the client asked.
+    /// What the client asked, ranges and conditions included; what comes may be stored.
+    OnItsTerms,
+    /// What the client asked, past the cache.
     AsItCame { body: RequestBody, upgrade: bool },
 }
-
-/// Fields that let a client choose what a parser behind us takes for the request: dropped unless the peer is trusted.
-const FORWARDING: [Name; 9] = [
-    name::FORWARDED,
-    name::X_FORWARDED_FOR,
-    name::X_FORWARDED_HOST,
-    name::X_FORWARDED_PORT,
-    name::X_FORWARDED_PREFIX,
-    name::X_FORWARDED_PROTO,
-    name::X_FORWARDED_SCHEME,
-    name::X_REAL_IP,
-    name::X_REQUEST_ID,
-];
-
-/// Unkeyed input: dropped on requests whose response may be stored.
-const OVERRIDES: [Name; 5] =
-    [name::X_ORIGINAL_URL, name::X_REWRITE_URL, name::X_HTTP_METHOD_OVERRIDE, name::X_HTTP_METHOD, name::X_METHOD_OVERRIDE];
 
 /// An error where the route's rewriting made a target that is ambiguous: it must not go on.
 pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSender>) -> Result<Outbound, FetchError> {
     let route = &exchange.routed.route;
     let mut fields = end_to_end(exchange);
-    describe_client(exchange, &mut fields);
     let (mut body, mut wants_upgrade, mut method) = (RequestBody::Empty, false, exchange.method.clone());
+    let may_be_stored = !matches!(kind, Kind::AsItCame { .. });
+    if may_be_stored {
+        forwarding::drop_unkeyed(&mut fields, &route.key);
+    }
     match kind {
         Kind::Whole(stored) => {
             confirm(&mut fields, stored);
@@ -61,14 +51,9 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
             validation::strip_conditions(&mut fields);
             set(&mut fields, name::RANGE, range.as_bytes());
             set(&mut fields, name::IF_RANGE, validator);
-            drop_overrides(&mut fields);
         }
-        Kind::AsItCame { body: sent, upgrade: wanted } => {
-            if exchange.policy().enabled && invalidation::is_safe(&exchange.method) {
-                drop_overrides(&mut fields);
-            }
-            (body, wants_upgrade) = (sent, wanted);
-        }
+        Kind::OnItsTerms => {}
+        Kind::AsItCame { body: sent, upgrade: wanted } => (body, wants_upgrade) = (sent, wanted),
     }
     if exchange.method == Method::OPTIONS
         && let Some(left) = super::admit::max_forwards(&fields)
@@ -79,14 +64,14 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
         let protocols: Vec<&[u8]> = upgrade::passing(&exchange.fields).collect();
         set(&mut fields, name::UPGRADE, &protocols.join(&b", "[..]));
     }
-    if let Some(asked) = vary::asked_encoding(&exchange.fields, exchange.policy()) {
-        set(&mut fields, name::ACCEPT_ENCODING, asked.as_bytes());
-    }
+    ask(exchange, &mut fields);
+    describe_client(exchange, &mut fields);
     edit(&mut fields, &route.request_edits);
     const AMBIGUOUS: FetchError = FetchError::InvalidRequest("rewriting made an ambiguous path");
+    let target = if may_be_stored { keyed_target(exchange) } else { Cow::Borrowed(&exchange.target) };
     let path_and_query = match route.rewrite.is_empty() {
-        true => exchange.target.path_and_query().to_owned(),
-        false => route::rewrite(&exchange.target, &route.rewrite).map_err(|_| AMBIGUOUS)?.path_and_query().to_owned(),
+        true => target.path_and_query().to_owned(),
+        false => route::rewrite(&target, &route.rewrite).map_err(|_| AMBIGUOUS)?.path_and_query().to_owned(),
     };
     let host = match &route.host {
         UpstreamHost::Preserve => Some(exchange.target.authority().to_owned()),
@@ -103,12 +88,29 @@ fn confirm(fields: &mut Fields, stored: Option<&Arc<StoredResponse>>) {
     if let Some(stored) = stored {
         validation::add_conditions(fields, stored.head.as_response(), &stored.head.facts);
     }
-    drop_overrides(fields);
 }
 
-fn drop_overrides(fields: &mut Fields) {
-    for name in OVERRIDES {
-        fields.remove(name);
+/// The target with what counts of its query in the key: a parameter that does not must not shape what others get.
+fn keyed_target(exchange: &Exchange) -> Cow<'_, Target> {
+    let (target, policy) = (&exchange.target, &exchange.routed.route.key);
+    if policy.keeps_query() || target.query().is_none() {
+        return Cow::Borrowed(target);
+    }
+    let keyed = target.with_path_and_query(target.path(), policy.query_of(target).as_deref());
+    debug_assert!(keyed.is_ok(), "parts of a normalised query are normal");
+    keyed.map_or(Cow::Borrowed(target), Cow::Owned)
+}
+
+/// What the policy makes of Accept and its kin: the value that selects, so that the origin sees no other.
+fn ask(exchange: &Exchange, fields: &mut Fields) {
+    let mut value = Vec::new();
+    for name in vary::DECIDED {
+        value.clear();
+        match vary::write_asked(name, &exchange.fields, exchange.policy(), &mut value) {
+            Asked::AsSent => {}
+            Asked::Nothing => drop(fields.remove(name)),
+            Asked::Written => set(fields, name, &value),
+        }
     }
 }
 
@@ -122,7 +124,7 @@ fn end_to_end(exchange: &Exchange) -> Fields {
     let of_connection = hop::of_connection(&exchange.fields);
     exchange.fields.copy_if_with_room(DESCRIBED_BYTES, DESCRIBED_LINES, |number, name, _| match number {
         Some(name::HOST | name::EXPECT | name::PROXY_AUTHORIZATION) => false,
-        Some(number) if !exchange.trusted && FORWARDING.contains(&number) => false,
+        None if !exchange.trusted && name.starts_with(b"x-forwarded-") => false,
         number => !of_connection(number, name),
     })
 }
@@ -137,9 +139,8 @@ fn describe_client(exchange: &Exchange, fields: &mut Fields) {
     let (address, authority) = (peer.to_string(), exchange.target.authority());
     append(fields, name::X_FORWARDED_FOR, &address);
     let scheme = exchange.target.scheme().as_str();
-    if !fields.has(name::X_FORWARDED_PROTO) {
-        set(fields, name::X_FORWARDED_PROTO, scheme.as_bytes());
-    }
+    // That of the key, also where a trusted proxy said it in another way.
+    set(fields, name::X_FORWARDED_PROTO, scheme.as_bytes());
     if !fields.has(name::X_FORWARDED_HOST) {
         set(fields, name::X_FORWARDED_HOST, authority.as_bytes());
     }
@@ -149,6 +150,10 @@ fn describe_client(exchange: &Exchange, fields: &mut Fields) {
     let version = if exchange.minor_version == 0 { "1.0 " } else { "1.1 " };
     append(fields, name::VIA, &[version, &exchange.routed.node].concat());
     append(fields, name::CDN_LOOP, &exchange.routed.node);
+    let targeted = &exchange.policy().targeted;
+    if targeted.has_surrogate_control() {
+        append(fields, name::SURROGATE_CAPABILITY, &[targeted.device(), "=\"Surrogate/1.0\""].concat());
+    }
 }
 
 /// Continues a list field.

@@ -5,6 +5,7 @@ use crate::cache::StoredResponse;
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{Reuse, Validity, reuse};
 use crate::semantics::{CacheKey, Now, Request};
+use crate::tier::memory::Change;
 use std::sync::Arc;
 
 /// What the tiers hold for a request.
@@ -25,7 +26,26 @@ pub fn find(proxy: &Proxy, request: Request<'_>, key: &CacheKey, policy: &CacheP
         return Found::Nothing;
     };
     let Some(response) = variants.select(request.fields, policy) else { return Found::OtherVariants };
+    if response.head.facts.targets != policy.targeted.id() {
+        return judged(proxy, request, reread(proxy, response, policy, now), policy, now);
+    }
+    judged(proxy, request, Arc::clone(response), policy, now)
+}
+
+#[inline]
+fn judged(proxy: &Proxy, request: Request<'_>, response: Arc<StoredResponse>, policy: &CachePolicy, now: Now) -> Found {
     let validity = response.head.check(&proxy.journal);
     let reuse = reuse(request, &response.head.facts, policy, validity, now);
-    Found::Stored { response: Arc::clone(response), reuse, validity }
+    Found::Stored { response, reuse, validity }
+}
+
+/// The response as `cache.targeted` of today reads it, in the place of what a configuration of before made of it.
+#[cold]
+fn reread(proxy: &Proxy, stored: &Arc<StoredResponse>, policy: &CachePolicy, now: Now) -> Arc<StoredResponse> {
+    let reread = Arc::new(stored.reread(policy, now));
+    proxy.memory.update(stored.head.key.hash(), |there| match there.and_then(|set| set.swapped(stored, &reread)) {
+        Some(set) => Change::Put(Arc::new(set)),
+        None => Change::Keep,
+    });
+    reread
 }

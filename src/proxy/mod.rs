@@ -94,7 +94,7 @@ impl Handler for Proxy {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
         let now = clock::now();
         let live = self.live.load();
-        let arrival = match admit::admit(self, &live, peer, head) {
+        let arrival = match admit::admit(&live, peer, head) {
             Ok(arrival) => arrival,
             Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
         };

@@ -35,11 +35,22 @@ pub struct Outcome {
     pub timing: Timing,
     pub upstream: Option<Arc<str>>,
     pub endpoint: Option<Arc<str>>,
+    /// As a trusted proxy gave it, or as it went upstream; `None`: nobody was told any.
     pub request_id: Option<Arc<str>>,
     /// The client as believed (trusted proxies); `None`: the peer itself.
     pub client: Option<std::net::IpAddr>,
     /// Query strings may be logged.
     pub log_query: bool,
+}
+
+/// The id of a request that nobody named: 128 bits of chance, as hexadecimal digits.
+pub fn new_id() -> [u8; 32] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut id = [0; 32];
+    for (pair, byte) in id.as_chunks_mut::<2>().0.iter_mut().zip(rand::random::<[u8; 16]>()) {
+        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    }
+    id
 }
 
 /// Index of a site's and route's counters.

@@ -95,7 +95,7 @@ fn update(
     received: Now,
 ) -> Result<Confirmed, Gone> {
     let (old, policy) = (&stored.head, exchange.policy());
-    let merged = validation::update(&old.fields, &inbound.fields);
+    let merged = validation::update(&old.facts.received_fields(&old.fields), &inbound.fields);
     let facts = facts_after(exchange, stored, &merged, inbound, began, received);
     let response = Response { status: old.status, fields: &merged };
     // No limit on what is stored whole is for what is kept in blocks.
@@ -113,6 +113,7 @@ fn update(
         None => storage::stored_fields(response, &facts, policy),
         Some(_) => dated(merged, &facts),
     };
+    super::deliver::strip_consumed(&mut fields, policy);
     super::deliver::strip_tags(&mut fields, &exchange.routed.route.forward_tags);
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
@@ -167,7 +168,7 @@ fn facts_after(exchange: &Exchange, stored: &StoredResponse, fields: &Fields, in
         let _ = fields.to_mut().set(name::AGE, age); // a value that was a field is a field value
     }
     let response = Response { status: stored.head.status, fields: &fields };
-    Facts::new(exchange.request(), response, began.sent, received)
+    Facts::new(exchange.request(), response, &exchange.policy().targeted, began.sent, received)
 }
 
 /// Refreshes a stored response that is being served stale, unless somebody does already.

@@ -8,6 +8,7 @@ use crate::clock;
 use crate::coalesce::fill::{CompleteBody, Fill};
 use crate::coalesce::pinned::Kept;
 use crate::invalidation::Stamp;
+use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::semantics::freshness::Facts;
 use crate::semantics::reuse::Validity;
@@ -95,7 +96,7 @@ pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, 
         return false;
     }
     let response = Response { status: inbound.status, fields: &inbound.fields };
-    let facts = Facts::new(exchange.request(), response, sent, received);
+    let facts = Facts::new(exchange.request(), response, &exchange.policy().targeted, sent, received);
     // Where another route answers a GET of the URL, what counts in its key is not known here.
     let is_of_get = || {
         let live = proxy.live.load();
@@ -122,7 +123,7 @@ fn decide(
     received: Now,
 ) -> Result<StoredHead, NotStored> {
     let policy = exchange.policy();
-    let facts = Facts::new(exchange.request(), response, began.sent, received);
+    let facts = Facts::new(exchange.request(), response, &policy.targeted, began.sent, received);
     if let Storage::Not(why) = storage::may_store(exchange.request(), response, &facts, policy) {
         return Err(why);
     }
@@ -217,6 +218,21 @@ pub fn whole(
     Ok(())
 }
 
+/// Says that a key has more variants than are kept; where many have, now and then.
+fn crowd(proxy: &Proxy, exchange: &Exchange, now: Now) {
+    static LIMIT: RateLimit = RateLimit::new(WARN_INTERVAL_MS);
+    proxy.metrics.bound(Bound::Variants);
+    if let Some(held_back) = LIMIT.pass(now.mono_ms) {
+        let (target, route) = (&exchange.target, &exchange.routed.route);
+        let url = if route.log_query { target.as_str() } else { target.without_query() };
+        let most = exchange.policy().max_variants;
+        tracing::warn!(site = &*exchange.routed.site, route = route.name, url, most, held_back, "too many variants: the oldest go");
+    }
+}
+
+/// Between two warnings of the same kind.
+const WARN_INTERVAL_MS: u64 = 10_000;
+
 /// Inserts; a response whose fetch began earlier than what is there loses.
 pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, wanted: usize, now: Now) {
     let hash = response.head.key.hash();
@@ -229,7 +245,7 @@ pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>
         match Variants::with(there, Arc::clone(response), exchange.policy().max_variants, &proxy.journal, now) {
             Insertion::Put { set, crowded } => {
                 if crowded {
-                    proxy.metrics.bound(Bound::Variants);
+                    crowd(proxy, exchange, now);
                 }
                 weight = Some(u64::from(set.weight()));
                 Change::Put(Arc::new(set))

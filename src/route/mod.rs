@@ -10,7 +10,8 @@ mod tests;
 pub use cookies::{cookie_pairs, strip_cookies};
 pub use rewrite::{redirect_location, rewrite};
 
-use crate::config::settings::{BypassRule, PathMatch, Route, RouteMatch, Site, ValueMatch};
+use crate::config::settings::{BypassRule, PathMatch, Route, RouteMatch, Site};
+use crate::semantics::condition::all_hold;
 use crate::semantics::{Fields, Method, Target};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -100,13 +101,13 @@ impl Router {
 pub fn matches(condition: &RouteMatch, target: &Target, method: &Method, fields: &Fields) -> bool {
     url_matches(condition, target)
         && (condition.methods.is_empty() || condition.methods.contains(method))
-        && condition.headers.iter().all(|(name, value)| holds(value, field_values(fields, name)))
+        && all_hold(&condition.headers, fields)
 }
 
 /// Whether the conditions on path and query hold.
 fn url_matches(condition: &RouteMatch, target: &Target) -> bool {
     path_matches(&condition.path, target.path())
-        && condition.query.iter().all(|(name, value)| holds(value, query_values(target.query(), name)))
+        && condition.query.iter().all(|(name, value)| value.holds(query_values(target.query(), name)))
 }
 
 fn path_matches(condition: &PathMatch, path: &str) -> bool {
@@ -116,22 +117,6 @@ fn path_matches(condition: &PathMatch, path: &str) -> bool {
         PathMatch::Exact(exact) => path == exact,
         PathMatch::Pattern(pattern) => pattern.is_match(path),
     }
-}
-
-/// Whether one of the values fulfils the condition, or none is there where none may be.
-fn holds<'v>(condition: &ValueMatch, mut values: impl Iterator<Item = &'v [u8]>) -> bool {
-    match condition {
-        ValueMatch::Present => values.next().is_some(),
-        ValueMatch::Absent => values.next().is_none(),
-        ValueMatch::Equals(text) => values.any(|value| value == text.as_bytes()),
-        ValueMatch::Prefix(prefix) => values.any(|value| value.starts_with(prefix.as_bytes())),
-        ValueMatch::Pattern(pattern) => values.any(|value| std::str::from_utf8(value).is_ok_and(|value| pattern.is_match(value))),
-    }
-}
-
-/// Values of the lines of a lower-case name, without allocating for one that is not well known.
-fn field_values<'f>(fields: &'f Fields, name: &'f str) -> impl Iterator<Item = &'f [u8]> {
-    fields.iter().filter(move |(line, _)| *line == name).map(|(_, value)| value)
 }
 
 /// Values of a query parameter as they stand in the URL; a parameter without `=` has an empty one.

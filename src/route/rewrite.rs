@@ -2,7 +2,7 @@
 
 use crate::config::settings::Rewrite;
 use crate::semantics::Target;
-use crate::semantics::key::TargetError;
+use crate::semantics::target::TargetError;
 
 /// The target after all steps, normalised anew. An error means that a step made a path that is ambiguous or
 /// leads above the root: such a request must not go on.

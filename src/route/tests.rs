@@ -1,5 +1,6 @@
 use super::*;
-use crate::config::settings::{Action, BypassRule, PathMatch, Rewrite, RouteMatch, Site, UpstreamHost, ValueMatch};
+use crate::config::settings::{Action, BypassRule, PathMatch, Rewrite, RouteMatch, Site, UpstreamHost};
+use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::policy::CachePolicy;
 use proptest::prelude::*;
@@ -121,17 +122,6 @@ fn a_url_alone_could_take_every_route_up_to_the_first_that_asks_for_nothing_else
     assert_eq!(names("http://shop.example/x?preview"), ["beta", "preview"]);
     assert_eq!(names("http://api.example/"), ["read", "read", "all"]);
     assert!(Router::new(&sites[..2]).possible(&Target::from_url("http://other.example/").unwrap()).is_empty());
-}
-
-#[test]
-fn values_are_compared_as_the_condition_says() {
-    let some = |values: &[&'static str]| values.iter().map(|value| value.as_bytes()).collect::<Vec<_>>().into_iter();
-    let pattern = || ValueMatch::Pattern(regex::Regex::new("^b+$").unwrap());
-    assert!(holds(&ValueMatch::Present, some(&[""])) && !holds(&ValueMatch::Present, some(&[])));
-    assert!(holds(&ValueMatch::Absent, some(&[])) && !holds(&ValueMatch::Absent, some(&[""])));
-    assert!(holds(&ValueMatch::Equals("b".into()), some(&["a", "b"])) && !holds(&ValueMatch::Equals("b".into()), some(&["bb"])));
-    assert!(holds(&ValueMatch::Prefix("b".into()), some(&["bb"])) && !holds(&ValueMatch::Prefix("b".into()), some(&["ab"])));
-    assert!(holds(&pattern(), some(&["bb"])) && !holds(&pattern(), [&b"\xff"[..]].into_iter()));
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! left open in one line cannot swallow the next.
 
 use super::fields::{is_token_byte, list};
-use super::{Fields, Name, name};
+use super::{Fields, name};
+use sfv::{BareItem, Dictionary, ListEntry};
 use std::ops::Deref;
 
 /// Delta-seconds, saturated at 2^31 (RFC 9111 §1.2.2).
@@ -58,26 +59,61 @@ pub struct RequestDirectives {
 impl ResponseDirectives {
     /// Reads all Cache-Control lines.
     pub fn parse(fields: &Fields) -> Self {
-        Self::parse_field(fields, name::CACHE_CONTROL)
+        let mut directives = Self::default();
+        for_each(fields, |name, argument| directives.take(name, argument));
+        directives
     }
 
-    /// Reads all lines of a field with Cache-Control's syntax.
-    pub fn parse_field(fields: &Fields, field: Name) -> Self {
+    /// Reads a field that is a Dictionary (RFC 9213 §2.1). A value of the wrong type says nothing.
+    pub fn of_dictionary(dictionary: &Dictionary) -> Self {
         let mut directives = Self::default();
-        for_each(fields, field, |name, argument| directives.take(name, argument));
+        for (name, entry) in dictionary {
+            if let ListEntry::Item(item) = entry {
+                directives.take_typed(name.as_str(), &item.bare_item);
+            }
+        }
         directives
+    }
+
+    fn take_typed(&mut self, name: &str, value: &BareItem) {
+        match value {
+            BareItem::Integer(number) => {
+                // A negative number of seconds is over.
+                let seconds = Seconds::try_from(i64::from(*number).max(0)).unwrap_or(SECONDS_MAX).min(SECONDS_MAX);
+                if let Some(slot) = self.lifetime(name.as_bytes()) {
+                    *slot = Some(seconds);
+                }
+            }
+            BareItem::Boolean(true) if self.lifetime(name.as_bytes()).is_none() => self.take(name.as_bytes(), Argument::Absent),
+            BareItem::String(names) => match name {
+                "no-cache" => qualify(names.as_str().as_bytes(), &mut self.no_cache, &mut self.no_cache_fields),
+                "private" => qualify(names.as_str().as_bytes(), &mut self.private, &mut self.private_fields),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// Where the number of a directive goes that has one.
+    fn lifetime(&mut self, name: &[u8]) -> Option<&mut Option<Seconds>> {
+        match name {
+            b"max-age" => Some(&mut self.max_age),
+            b"s-maxage" => Some(&mut self.s_maxage),
+            b"stale-while-revalidate" => Some(&mut self.stale_while_revalidate),
+            b"stale-if-error" => Some(&mut self.stale_if_error),
+            _ => None,
+        }
     }
 
     /// Directives that only restrict hold whatever stands behind them; those that permit must be well formed.
     fn take(&mut self, name: &[u8], argument: Argument<'_>) {
+        if let Some(slot) = self.lifetime(name) {
+            return merge(slot, argument);
+        }
         match name {
-            b"max-age" => merge(&mut self.max_age, argument),
-            b"s-maxage" => merge(&mut self.s_maxage, argument),
-            b"stale-while-revalidate" => merge(&mut self.stale_while_revalidate, argument),
-            b"stale-if-error" => merge(&mut self.stale_if_error, argument),
             b"no-store" => self.no_store = true,
-            b"no-cache" => qualify(argument, &mut self.no_cache, &mut self.no_cache_fields),
-            b"private" => qualify(argument, &mut self.private, &mut self.private_fields),
+            b"no-cache" => qualify(&argument.text(), &mut self.no_cache, &mut self.no_cache_fields),
+            b"private" => qualify(&argument.text(), &mut self.private, &mut self.private_fields),
             b"must-revalidate" => self.must_revalidate = true,
             b"proxy-revalidate" => self.proxy_revalidate = true,
             b"no-transform" => self.no_transform = true,
@@ -93,7 +129,7 @@ impl RequestDirectives {
     /// Reads all Cache-Control lines. Pragma is ignored (§5.4).
     pub fn parse(fields: &Fields) -> Self {
         let mut directives = Self::default();
-        for_each(fields, name::CACHE_CONTROL, |name, argument| directives.take(name, argument));
+        for_each(fields, |name, argument| directives.take(name, argument));
         directives
     }
 
@@ -192,6 +228,15 @@ impl Argument<'_> {
             Self::Absent | Self::Malformed => None,
         }
     }
+
+    /// Empty where there is none that can be read.
+    fn text(self) -> Vec<u8> {
+        match self {
+            Self::Token(text) => text.to_vec(),
+            Self::Quoted(text) => unescape(text).collect(),
+            Self::Absent | Self::Malformed => Vec::new(),
+        }
+    }
 }
 
 /// The bytes of a quoted string's inside without its backslashes (RFC 9110 §5.6.4).
@@ -206,8 +251,8 @@ fn unescape(text: &[u8]) -> impl Iterator<Item = u8> {
 /// The longest directive that is known: `stale-while-revalidate`.
 const LONGEST: usize = 22;
 
-fn for_each(fields: &Fields, field: Name, mut take: impl FnMut(&[u8], Argument<'_>)) {
-    for line in fields.values(field) {
+fn for_each(fields: &Fields, mut take: impl FnMut(&[u8], Argument<'_>)) {
+    for line in fields.values(name::CACHE_CONTROL) {
         for member in list(line) {
             read_member(member, |name, argument| {
                 let mut lower = [0; LONGEST];
@@ -270,14 +315,9 @@ fn merge(slot: &mut Option<Seconds>, argument: Argument<'_>) {
 
 /// Takes the field names of `no-cache` or `private`; where there are none that can be read, the directive is meant for
 /// the whole response. The token form is accepted too (§5.2.2.4, §5.2.2.7).
-fn qualify(argument: Argument<'_>, whole: &mut bool, names: &mut FieldNames) {
-    let text: Vec<u8> = match argument {
-        Argument::Token(text) => text.to_vec(),
-        Argument::Quoted(text) => unescape(text).collect(),
-        Argument::Absent | Argument::Malformed => Vec::new(),
-    };
+fn qualify(text: &[u8], whole: &mut bool, names: &mut FieldNames) {
     let before = names.len();
-    for member in list(&text) {
+    for member in list(text) {
         let lower = std::str::from_utf8(member).ok().filter(|text| is_token(text.as_bytes())).map(str::to_ascii_lowercase);
         match lower {
             Some(lower) if names.len() < QUALIFIED_NAMES_MAX => names.push(lower),

@@ -47,6 +47,7 @@ names! {
     CACHE_TAG = "cache-tag",
     CDN_CACHE_CONTROL = "cdn-cache-control",
     CDN_LOOP = "cdn-loop",
+    CF_CONNECTING_IP = "cf-connecting-ip",
     CLEAR_SITE_DATA = "clear-site-data",
     CONNECTION = "connection",
     CONTENT_DISPOSITION = "content-disposition",
@@ -65,7 +66,9 @@ names! {
     EXPECT = "expect",
     EXPIRES = "expires",
     FASTLY_SOFT_PURGE = "fastly-soft-purge",
+    FASTLY_CLIENT_IP = "fastly-client-ip",
     FORWARDED = "forwarded",
+    FRONT_END_HTTPS = "front-end-https",
     HOST = "host",
     HTTP2_SETTINGS = "http2-settings",
     IF_MATCH = "if-match",
@@ -95,6 +98,7 @@ names! {
     SERVER_TIMING = "server-timing",
     SET_COOKIE = "set-cookie",
     STRICT_TRANSPORT_SECURITY = "strict-transport-security",
+    SURROGATE_CAPABILITY = "surrogate-capability",
     SURROGATE_CONTROL = "surrogate-control",
     SURROGATE_KEY = "surrogate-key",
     TE = "te",
@@ -102,6 +106,7 @@ names! {
     TRACESTATE = "tracestate",
     TRAILER = "trailer",
     TRANSFER_ENCODING = "transfer-encoding",
+    TRUE_CLIENT_IP = "true-client-ip",
     UPGRADE = "upgrade",
     UPGRADE_INSECURE_REQUESTS = "upgrade-insecure-requests",
     USER_AGENT = "user-agent",
@@ -110,19 +115,28 @@ names! {
     WARNING = "warning",
     X_ACCEL_EXPIRES = "x-accel-expires",
     X_CACHE = "x-cache",
+    X_CLIENT_IP = "x-client-ip",
+    X_CLUSTER_CLIENT_IP = "x-cluster-client-ip",
     X_FORWARDED_FOR = "x-forwarded-for",
     X_FORWARDED_HOST = "x-forwarded-host",
     X_FORWARDED_PORT = "x-forwarded-port",
     X_FORWARDED_PREFIX = "x-forwarded-prefix",
     X_FORWARDED_PROTO = "x-forwarded-proto",
     X_FORWARDED_SCHEME = "x-forwarded-scheme",
+    X_FORWARDED_SERVER = "x-forwarded-server",
+    X_FORWARDED_SSL = "x-forwarded-ssl",
+    X_HOST = "x-host",
+    X_HTTP_HOST_OVERRIDE = "x-http-host-override",
     X_HTTP_METHOD_OVERRIDE = "x-http-method-override",
     X_METHOD_OVERRIDE = "x-method-override",
     X_HTTP_METHOD = "x-http-method",
+    X_ORIGINAL_HOST = "x-original-host",
     X_ORIGINAL_URL = "x-original-url",
     X_REAL_IP = "x-real-ip",
     X_REQUEST_ID = "x-request-id",
     X_REWRITE_URL = "x-rewrite-url",
+    X_SCHEME = "x-scheme",
+    X_URL_SCHEME = "x-url-scheme",
     XKEY = "xkey",
     XKEY_SOFTPURGE = "xkey-softpurge",
 }
@@ -203,6 +217,27 @@ impl Name {
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// A set of well known names.
+#[derive(Debug, Clone, Copy)]
+pub struct Names(u128);
+
+impl Names {
+    /// The set of these names.
+    pub const fn of(names: &[Name]) -> Self {
+        let (mut set, mut at) = (0, 0);
+        while at < names.len() {
+            set |= 1 << names[at].0;
+            at += 1;
+        }
+        Self(set)
+    }
+
+    /// Whether the name is in the set.
+    pub const fn contains(self, name: Name) -> bool {
+        self.0 & (1 << name.0) != 0
     }
 }
 
@@ -358,6 +393,45 @@ impl Fields {
         Ok(())
     }
 
+    /// Reads a parsed head into an empty section. `head` begins with the request or status line and ends with the empty
+    /// one; `lines` are those that a parser found behind the first, in order, and whose names it knows to be tokens and
+    /// whose values to hold no control byte.
+    ///
+    /// Nearly all heads are written as this section writes its own: they are taken whole.
+    pub fn read_head<'h>(&mut self, head: &[u8], lines: impl Iterator<Item = (&'h str, &'h [u8])> + Clone) -> Result<(), FieldError> {
+        let first = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
+        let block = head.get(first..head.len().saturating_sub(2)).unwrap_or_default();
+        if u32::try_from(block.len()).is_ok() && self.take_block(block, lines.clone()) {
+            return Ok(());
+        }
+        self.clear();
+        lines.into_iter().try_for_each(|(name, value)| self.push(name, value))
+    }
+
+    /// Takes lines that stand in `block` as they would here but for the letter case of names; `false` where they do not.
+    ///
+    /// A parsed value holds no line end, so where one stands right behind the bytes that a value must have, they are it.
+    fn take_block<'h>(&mut self, block: &[u8], lines: impl Iterator<Item = (&'h str, &'h [u8])>) -> bool {
+        self.block.extend_from_slice(block);
+        let mut start = 0;
+        for (name, value) in lines {
+            debug_assert!(self.checked(name.as_bytes(), value).is_ok(), "the parser lets no such line through");
+            let name_end = start + name.len();
+            let end = name_end + 2 + value.len();
+            let stands = block.get(name_end..name_end + 2) == Some(b": ") && block.get(end..end + 2) == Some(b"\r\n");
+            let Ok(name_length) = u16::try_from(name.len()) else { return false };
+            if !stands {
+                return false;
+            }
+            let lower = &mut self.block[start..name_end];
+            lower.make_ascii_lowercase();
+            let number = Name::lookup(lower).map_or(UNKNOWN, |name| name.0);
+            self.note_line(Line { start: start as u32, value_length: value.len() as u32, name_length, number });
+            start = end + 2;
+        }
+        start == block.len()
+    }
+
     /// Where the next line begins, and its value trimmed, if the line may be taken.
     fn checked<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(u32, &'v [u8]), FieldError> {
         if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|byte| TOKEN_BYTES[usize::from(*byte)]) {
@@ -377,9 +451,13 @@ impl Fields {
         self.block.extend_from_slice(b": ");
         self.block.extend_from_slice(value);
         self.block.extend_from_slice(b"\r\n");
-        self.lines.push(Line { start, value_length: value.len() as u32, name_length, number });
-        if number != UNKNOWN {
-            self.present |= 1 << number;
+        self.note_line(Line { start, value_length: value.len() as u32, name_length, number });
+    }
+
+    fn note_line(&mut self, line: Line) {
+        self.lines.push(line);
+        if line.number != UNKNOWN {
+            self.present |= 1 << line.number;
         }
     }
 
@@ -447,6 +525,11 @@ impl Fields {
     /// Whether any line has this name: one bit to look at.
     pub const fn has(&self, name: Name) -> bool {
         self.present & (1 << name.0) != 0
+    }
+
+    /// Whether any line has one of these names: as cheap as asking for one.
+    pub const fn has_any(&self, names: Names) -> bool {
+        self.present & names.0 != 0
     }
 
     /// The value of the first line of this well known name.
@@ -703,6 +786,29 @@ mod tests {
             prop_assert_eq!(fields.retain(|_, _| keep()), copy.len() < pairs.len());
             prop_assert_eq!(fields.iter().collect::<Vec<_>>(), copy.iter().collect::<Vec<_>>());
             prop_assert_eq!((fields.wire(), fields.present), (copy.wire(), copy.present));
+        }
+
+        #[test]
+        fn a_head_read_whole_is_its_lines_pushed(
+            lines in proptest::collection::vec(("host|Age|x-A|DATE|a", "[ \t]{0,2}", "[!-~]{0,9}( [!-~]{1,3})?", "[ \t]{0,2}"), 0..6),
+            usual in any::<bool>(),
+        ) {
+            let mut head = b"GET / HTTP/1.1\r\n".to_vec();
+            for (name, before, value, after) in &lines {
+                let (before, after) = if usual { (" ", "") } else { (&before[..], &after[..]) };
+                head.extend_from_slice(format!("{name}:{before}{value}{after}\r\n").as_bytes());
+            }
+            head.extend_from_slice(b"\r\n");
+            let mut headers = [httparse::EMPTY_HEADER; 8];
+            let mut request = httparse::Request::new(&mut headers);
+            prop_assert_eq!(request.parse(&head), Ok(httparse::Status::Complete(head.len())));
+            let (mut whole, mut pushed) = (Fields::new(), Fields::new());
+            whole.read_head(&head, request.headers.iter().map(|line| (line.name, line.value))).unwrap();
+            for (name, _, value, _) in &lines {
+                pushed.push(name, value).unwrap();
+            }
+            prop_assert_eq!((whole.wire(), whole.present), (pushed.wire(), pushed.present));
+            prop_assert_eq!(whole.iter().collect::<Vec<_>>(), pushed.iter().collect::<Vec<_>>());
         }
 
         #[test]

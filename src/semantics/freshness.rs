@@ -3,8 +3,10 @@
 use super::cache_control::{ResponseDirectives, delta_seconds};
 use super::fields::{Fields, Name, list, name};
 use super::policy::CachePolicy;
+use super::targeted::{TargetList, Targeted};
 use super::vary::Vary;
 use super::{Now, Request, Response, StatusCode, date};
+use std::borrow::Cow;
 
 /// What the rules need of a response, parsed once when it is received or updated.
 ///
@@ -12,21 +14,24 @@ use super::{Now, Request, Response, StatusCode, date};
 /// takes effect on stored responses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
+    /// Of Cache-Control, or of the targeted field that governs instead (RFC 9213).
     pub directives: ResponseDirectives,
-    /// When the request that brought the response was sent.
-    pub request_time: Now,
+    /// The targeted field that governs, where one does.
+    pub targeted: Option<Box<Targeted>>,
     /// When its head was received.
     pub response_time: Now,
     /// Date in wall milliseconds; the time of receipt where absent or unreadable.
     pub date_ms: i64,
     /// Age of the response when received, in milliseconds: corrected_initial_age of §4.2.3.
     pub initial_age_ms: u64,
-    /// Expires: `None` absent, `Some(None)` present and unreadable (stale), `Some(Some(ms))`.
+    /// Expires, unless a targeted field governs: `None` absent, `Some(None)` present and unreadable (stale), `Some(Some(ms))`.
     pub expires_ms: Option<Option<i64>>,
     pub last_modified_ms: Option<i64>,
     /// Entity tag as it came, quotes and `W/` included.
     pub etag: Option<Box<[u8]>>,
     pub vary: Vary,
+    /// [`TargetList::id`] of the list by which all of this was read.
+    pub targets: u32,
     pub status: StatusCode,
     /// The request carried Authorization.
     pub authorized: bool,
@@ -44,28 +49,60 @@ impl Facts {
     /// The facts of a response whose head came at `response_time` to a request sent at `request_time`.
     ///
     /// A field that must be single and has lines that differ counts as unreadable.
-    pub fn new(request: Request<'_>, response: Response<'_>, request_time: Now, response_time: Now) -> Self {
+    pub fn new(request: Request<'_>, response: Response<'_>, targets: &TargetList, request_time: Now, response_time: Now) -> Self {
         let fields = response.fields;
-        let directives = ResponseDirectives::parse(fields);
         let received_ms = response_time.wall_ms;
-        let read_date = |field| single(fields, field).and_then(|value| date::parse(value, received_ms));
-        let date_ms = read_date(name::DATE).unwrap_or(received_ms);
-        let hidden = directives.private_fields.names("set-cookie") || directives.no_cache_fields.names("set-cookie");
+        let date_ms = read_date(fields, name::DATE, received_ms).unwrap_or(received_ms);
+        let governing = Governing::read(fields, targets, received_ms);
         Self {
-            request_time,
             response_time,
             date_ms,
             initial_age_ms: initial_age_ms(age_value_ms(fields), date_ms, request_time, response_time),
-            expires_ms: fields.has(name::EXPIRES).then(|| read_date(name::EXPIRES)),
-            last_modified_ms: read_date(name::LAST_MODIFIED),
+            last_modified_ms: read_date(fields, name::LAST_MODIFIED, received_ms),
             etag: single(fields, name::ETAG).filter(|tag| !tag.is_empty()).map(Box::from),
             vary: Vary::parse(fields),
+            targets: targets.id(),
             status: response.status,
             authorized: request.fields.has(name::AUTHORIZATION),
             cookie: request.fields.has(name::COOKIE),
-            set_cookie: fields.has(name::SET_COOKIE) && !hidden,
-            directives,
+            set_cookie: fields.has(name::SET_COOKIE) && !governing.hides_set_cookie(),
+            directives: governing.directives,
+            expires_ms: governing.expires_ms,
+            targeted: governing.targeted,
         }
+    }
+
+    /// The same facts where another list of targeted fields counts; `fields`: as they were stored.
+    #[must_use]
+    pub fn reread(&self, fields: &Fields, targets: &TargetList) -> Self {
+        let fields = self.received_fields(fields);
+        let governing = Governing::read(&fields, targets, self.response_time.wall_ms);
+        Self {
+            targets: targets.id(),
+            // A cookie that was not stored was there all the same.
+            set_cookie: (self.set_cookie || fields.has(name::SET_COOKIE)) && !governing.hides_set_cookie(),
+            directives: governing.directives,
+            expires_ms: governing.expires_ms,
+            targeted: governing.targeted,
+            etag: self.etag.clone(),
+            vary: self.vary.clone(),
+            ..*self
+        }
+    }
+
+    /// The stored fields together with those that were for this cache alone: what rules and updates go by.
+    pub fn received_fields<'f>(&self, stored: &'f Fields) -> Cow<'f, Fields> {
+        let mut fields = Cow::Borrowed(stored);
+        for (name, value) in self.targeted.iter().flat_map(|targeted| targeted.consumed.iter()) {
+            let added = fields.to_mut().push(name, value);
+            debug_assert!(added.is_ok(), "they were fields before");
+        }
+        fields
+    }
+
+    /// The name of the field whose directives count.
+    pub fn governed_by(&self) -> &str {
+        self.targeted.as_ref().map_or(name::CACHE_CONTROL.as_str(), |targeted| &targeted.field)
     }
 
     /// Current age in milliseconds, rounded down nowhere (§4.2.3).
@@ -116,7 +153,8 @@ impl Facts {
     /// Bytes of memory on the heap.
     pub fn memory(&self) -> usize {
         let directives = self.directives.no_cache_fields.memory() + self.directives.private_fields.memory();
-        directives + self.vary.memory() + self.etag.as_ref().map_or(0, |tag| tag.len())
+        let targeted = self.targeted.as_ref().map_or(0, |targeted| targeted.memory());
+        directives + targeted + self.vary.memory() + self.etag.as_ref().map_or(0, |tag| tag.len())
     }
 
     /// A tenth of the time since Last-Modified (§4.2.2), for statuses that allow it or with `public`. Not where the
@@ -129,6 +167,34 @@ impl Facts {
         }
         let since_ms = self.date_ms.saturating_sub(self.last_modified_ms?);
         u64::try_from(since_ms / 10).ok().map(|ms| ms.min(policy.heuristic_max_ms))
+    }
+}
+
+/// What of a response governs it: one targeted field, or Cache-Control and Expires.
+struct Governing {
+    directives: ResponseDirectives,
+    expires_ms: Option<Option<i64>>,
+    targeted: Option<Box<Targeted>>,
+}
+
+impl Governing {
+    fn read(fields: &Fields, targets: &TargetList, received_ms: i64) -> Self {
+        let Some((field, said)) = targets.governing(fields) else {
+            return Self {
+                directives: ResponseDirectives::parse(fields),
+                expires_ms: fields.has(name::EXPIRES).then(|| read_date(fields, name::EXPIRES, received_ms)),
+                targeted: None,
+            };
+        };
+        let consumed: Vec<Name> = targets.consumed(fields).collect();
+        let consumed = fields.copy_if(|number, _, _| number.is_some_and(|number| consumed.contains(&number)));
+        let targeted = Some(Box::new(Targeted { field: field.into(), consumed }));
+        Self { directives: said.directives, expires_ms: said.expires_ms.map(Some), targeted }
+    }
+
+    /// Whether Set-Cookie is kept from everybody but the client that asked.
+    fn hides_set_cookie(&self) -> bool {
+        self.directives.private_fields.names("set-cookie") || self.directives.no_cache_fields.names("set-cookie")
     }
 }
 
@@ -151,6 +217,11 @@ fn initial_age_ms(age_value_ms: u64, date_ms: i64, request_time: Now, response_t
 fn age_value_ms(fields: &Fields) -> u64 {
     let first = fields.values(name::AGE).flat_map(list).next();
     first.and_then(delta_seconds).map_or(0, |seconds| u64::from(seconds) * 1000)
+}
+
+/// The date in a field, in wall milliseconds.
+fn read_date(fields: &Fields, field: Name, now_wall_ms: i64) -> Option<i64> {
+    single(fields, field).and_then(|value| date::parse(value, now_wall_ms))
 }
 
 /// The value of a field whose lines all say the same.
@@ -202,7 +273,7 @@ impl LifetimeSource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::semantics::key::{Scheme, Target};
+    use crate::semantics::target::{Scheme, Target};
     use http::Method;
     use proptest::prelude::*;
 
@@ -215,7 +286,7 @@ mod tests {
             fields.push(name, value).unwrap();
         }
         let request = Request { method: &Method::GET, target: &target, fields: &host };
-        Facts::new(request, Response { status: StatusCode::OK, fields: &fields }, sent, received)
+        Facts::new(request, Response { status: StatusCode::OK, fields: &fields }, &TargetList::default(), sent, received)
     }
 
     proptest! {

@@ -7,8 +7,11 @@
 
 pub mod cache_control;
 pub mod cache_status;
+pub mod class;
+pub mod condition;
 pub mod date;
 pub mod fields;
+pub mod forwarding;
 pub mod freshness;
 pub mod hop;
 pub mod invalidation;
@@ -17,17 +20,22 @@ pub mod partial;
 pub mod policy;
 pub mod precondition;
 pub mod proxy_status;
+pub mod query;
 pub mod range;
 pub mod reuse;
 pub mod storage;
 pub mod structured;
+pub mod target;
+pub mod targeted;
+pub mod tracking;
 pub mod upgrade;
 pub mod validation;
 pub mod vary;
 
 pub use fields::{Fields, Name, name};
 pub use http::{Method, StatusCode};
-pub use key::{CacheKey, Target};
+pub use key::CacheKey;
+pub use target::Target;
 
 /// One reading of the clocks, taken once per phase of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

@@ -1,6 +1,7 @@
 //! The cache policy of a route, as the rules read it. Resolved by `config`, applied when a response
 //! is stored *and* when it is reused, so that a reload takes effect on what is already stored.
 
+use super::targeted::TargetList;
 use http::StatusCode;
 use std::num::NonZeroU64;
 
@@ -24,6 +25,8 @@ pub struct CachePolicy {
     pub stale_if_error_ms: u64,
     /// `cache.keep_stale`: how long past its freshness a response with a validator is kept to be revalidated.
     pub keep_stale_ms: u64,
+    /// `cache.targeted`: fields that govern before Cache-Control.
+    pub targeted: TargetList,
     /// `cache.set_cookie`.
     pub set_cookie: SetCookie,
     /// `cache.client_directives`.
@@ -40,8 +43,8 @@ pub struct CachePolicy {
     pub collapse: bool,
     /// `cache.heuristic_with_cookie`: whether requests with Cookie may get heuristic freshness (false by default).
     pub heuristic_with_cookie: bool,
-    /// Fields of Vary that the operator declares irrelevant, in any letter case; widens the RFC, warned about.
-    pub vary_ignore: Vec<String>,
+    /// `cache.vary`: what is made of the fields that Vary names.
+    pub vary: VaryPolicy,
     /// `accept_encoding`: what codings the origin is asked for, and so what Vary: Accept-Encoding selects on.
     pub accept_encoding: AcceptEncoding,
     /// `cache.max_variants`: per key.
@@ -62,6 +65,17 @@ impl CachePolicy {
 
 fn first_match(rules: &[TtlRule], status: StatusCode) -> Option<u64> {
     rules.iter().find(|rule| rule.statuses.contains(status)).map(|rule| rule.lifetime_ms)
+}
+
+/// What is made of the fields that Vary names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VaryPolicy {
+    /// Fields that the operator declares irrelevant, in any letter case; widens the RFC, warned about.
+    pub ignore: Vec<String>,
+    /// Languages that the origin has: Accept-Language is reduced to the best of them. Empty: it is not.
+    pub languages: Vec<String>,
+    /// Image formats that the origin may answer with: Accept is reduced to those that the client names. Empty: it is not.
+    pub images: Vec<String>,
 }
 
 /// A lifetime for responses with certain statuses.
@@ -137,6 +151,7 @@ impl Default for CachePolicy {
             stale_while_revalidate_ms: 0,
             stale_if_error_ms: 60_000,
             keep_stale_ms: 3_600_000,
+            targeted: TargetList::default(),
             set_cookie: SetCookie::default(),
             client_directives: ClientDirectives::default(),
             max_object_bytes: 32 << 20,
@@ -145,7 +160,7 @@ impl Default for CachePolicy {
             blocks: None,
             collapse: true,
             heuristic_with_cookie: false,
-            vary_ignore: Vec::new(),
+            vary: VaryPolicy::default(),
             accept_encoding: AcceptEncoding::default(),
             max_variants: 64,
         }

@@ -278,7 +278,8 @@ pub(super) mod testing {
     //! What the tests of the rules build requests and responses from.
 
     use super::super::cache_control::ResponseDirectives;
-    use super::super::key::{Scheme, Target};
+    use super::super::target::{Scheme, Target};
+    use super::super::targeted::TargetList;
     use super::super::vary::Vary;
     use super::super::{Fields, Method, StatusCode};
     use super::*;
@@ -317,7 +318,8 @@ pub(super) mod testing {
         Facts {
             status: StatusCode::OK,
             directives: ResponseDirectives::parse(&fields(&[("cache-control", cache_control)])),
-            request_time: NOW,
+            targeted: None,
+            targets: TargetList::default().id(),
             response_time: NOW,
             date_ms: NOW.wall_ms,
             initial_age_ms: 0,

@@ -312,7 +312,7 @@ fn is_dynamic(fields: &Fields) -> bool {
 }
 
 /// The fields of a response that are kept: without those of one connection (§3.1, RFC 9110 §7.6.1) or proxy, without
-/// Age (kept in the facts), without those named by private="..."; with Set-Cookie only under [`SetCookie::Store`]; with
+/// Age (kept in the facts), without those named by private="..." or meant for this cache alone; with Set-Cookie only under [`SetCookie::Store`]; with
 /// Date, the time of receipt, where the origin sent none that can be read (RFC 9110 §6.6.1).
 pub fn stored_fields(response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Fields {
     let of_connection = hop::of_connection(response.fields);
@@ -325,7 +325,8 @@ pub fn stored_fields(response: Response<'_>, facts: &Facts, policy: &CachePolicy
             Some(name::DATE) if !dated => true,
             _ => of_connection(number, name),
         };
-        !left_out && !private.iter().any(|field| field.as_bytes() == name)
+        let consumed = number.is_some_and(|number| facts.targeted.as_ref().is_some_and(|targeted| targeted.consumed.has(number)));
+        !left_out && !consumed && !private.iter().any(|field| field.as_bytes() == name)
     });
     if !fields.has(name::DATE) {
         fields.append(name::DATE, date::format(facts.date_ms)).expect("a date is a field value and a head is far below 4 GiB");

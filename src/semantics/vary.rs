@@ -2,13 +2,18 @@
 //!
 //! Values are normalised only in ways that keep their meaning (§4.1): lines joined, white space around commas dropped,
 //! and for Accept-Encoding and Accept-Language letter case, the order of members and the spelling of weights. Where
-//! a weight differs, the values differ.
+//! a weight differs, the values differ. What is reduced further, by policy, is reduced for the origin too (`asked`).
 
-use super::fields::{is_token_byte, list, trim};
-use super::policy::{AcceptEncoding, CachePolicy};
-use super::{Fields, Name, name};
+mod asked;
+mod normal;
+
+pub use asked::{Asked, DECIDED, write_asked};
+pub use normal::write_value;
+
+use super::fields::{is_token_byte, trim};
+use super::policy::CachePolicy;
+use super::{Fields, forwarding, name};
 use std::cell::RefCell;
-use std::cmp::Reverse;
 
 /// A response that varies on more fields than this counts as `*`: each costs time on every lookup.
 const VARY_FIELDS_MAX: usize = 64;
@@ -26,7 +31,8 @@ pub enum Vary {
 }
 
 impl Vary {
-    /// Reads all Vary lines. A member that is no field name counts as `*`: what it selects by cannot be known.
+    /// Reads all Vary lines. A member that is no field name counts as `*`: what it selects by cannot be known. So does a
+    /// field that we write ourselves and that differs with every client.
     pub fn parse(response: &Fields) -> Self {
         let mut names: Vec<Box<str>> = Vec::new();
         for member in response.values(name::VARY).flat_map(|line| line.split(|byte| *byte == b',')).map(trim) {
@@ -35,7 +41,11 @@ impl Vary {
                 "" => {}
                 "*" => return Self::Star,
                 _ if names.len() < VARY_FIELDS_MAX && member.iter().all(|byte| is_token_byte(*byte)) => {
-                    names.push(text.to_ascii_lowercase().into());
+                    let name = text.to_ascii_lowercase();
+                    if forwarding::is_per_client(&name) {
+                        return Self::Star;
+                    }
+                    names.push(name.into());
                 }
                 _ => return Self::Star,
             }
@@ -65,14 +75,9 @@ impl Vary {
         };
         for name in names {
             let name: &str = name;
-            if name == "accept-encoding"
-                && let Some(asked) = asked_encoding(request, policy)
-            {
-                // The origin sees only what we make of it, so that alone selects.
-                out.extend_from_slice(b"accept-encoding:");
-                out.extend_from_slice(asked.as_bytes());
+            if is_written_as_asked(name, request, policy, out) {
                 out.push(b'\n');
-            } else if !policy.vary_ignore.iter().any(|ignored| ignored.eq_ignore_ascii_case(name)) {
+            } else if !policy.vary.ignore.iter().any(|ignored| ignored.eq_ignore_ascii_case(name)) {
                 // Neither names nor values hold a line feed, and names no colon: lines cannot be confused.
                 out.extend_from_slice(name.as_bytes());
                 write_value(name, request, out);
@@ -118,152 +123,32 @@ impl Vary {
     }
 }
 
-/// The Accept-Encoding that goes to the origin where the policy decides it; `None`: as the client sent it.
-///
-/// `gzip` where the client accepts it (RFC 9110 §12.5.3: listed or `*`, weight above zero), else `identity`.
-pub fn asked_encoding(request: &Fields, policy: &CachePolicy) -> Option<&'static str> {
-    match policy.accept_encoding {
-        AcceptEncoding::Forward => None,
-        AcceptEncoding::Identity => Some("identity"),
-        AcceptEncoding::Normalise => Some(if accepts_gzip(request) { "gzip" } else { "identity" }),
+/// Appends name and value of a field that the origin sees only as we make it: that alone selects. Says whether it is one.
+fn is_written_as_asked(name: &str, request: &Fields, policy: &CachePolicy, out: &mut Vec<u8>) -> bool {
+    let field = match name {
+        "accept-encoding" => name::ACCEPT_ENCODING,
+        "accept-language" if !policy.vary.languages.is_empty() => name::ACCEPT_LANGUAGE,
+        "accept" if !policy.vary.images.is_empty() => name::ACCEPT,
+        _ => return false,
+    };
+    let start = out.len();
+    out.extend_from_slice(name.as_bytes());
+    out.push(b':');
+    match write_asked(field, request, policy, out) {
+        Asked::Written => {}
+        Asked::Nothing => out.truncate(out.len() - 1), // as where a field is absent
+        Asked::AsSent => out.truncate(start),
     }
-}
-
-fn accepts_gzip(request: &Fields) -> bool {
-    let (mut any, mut gzip) = (None, None);
-    for (weight, coding) in request.values(name::ACCEPT_ENCODING).flat_map(list).map(split_weight) {
-        if coding == b"*" {
-            any = Some(weight);
-        } else if coding.eq_ignore_ascii_case(b"gzip") || coding.eq_ignore_ascii_case(b"x-gzip") {
-            gzip = gzip.max(Some(weight));
-        }
-    }
-    gzip.or(any).is_some_and(|weight| weight > 0)
+    out.len() > start
 }
 
 /// Values selected by Vary, compared byte for byte. Empty for a response without Vary.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct SecondaryKey(pub Box<[u8]>);
 
-/// Appends `:` and the normalised value of a request field, or nothing where the field is absent. The name is in lower
-/// case. Never writes a line feed.
-pub fn write_value(name: &str, request: &Fields, out: &mut Vec<u8>) {
-    if !request.contains(name) {
-        return;
-    }
-    out.push(b':');
-    match Name::lookup(name.as_bytes()) {
-        Some(field @ (name::ACCEPT_ENCODING | name::ACCEPT_LANGUAGE)) => write_weighted(request, field, out),
-        Some(field) if SINGLE.contains(&field) => write_joined(request, field.as_str(), out, |value, out| out.extend_from_slice(value)),
-        _ => write_joined(request, name, out, write_list),
-    }
-}
-
-/// Fields that are no lists: a comma in them is an ordinary byte, and so is the white space around it.
-const SINGLE: [Name; 6] = [name::AUTHORIZATION, name::COOKIE, name::HOST, name::ORIGIN, name::REFERER, name::USER_AGENT];
-
-fn write_joined(request: &Fields, name: &str, out: &mut Vec<u8>, write: impl Fn(&[u8], &mut Vec<u8>)) {
-    for (at, line) in request.values(name).enumerate() {
-        if at > 0 {
-            out.push(b',');
-        }
-        write(line, out);
-    }
-}
-
-/// The value without white space around commas; quoted strings, also one that does not end, as they are.
-fn write_list(value: &[u8], out: &mut Vec<u8>) {
-    let (mut quoted, mut escaped, mut after_comma) = (false, false, false);
-    let start = out.len();
-    for byte in trim(value) {
-        match byte {
-            b' ' | b'\t' if after_comma && !quoted => continue,
-            b',' if !quoted => {
-                let kept = trim(&out[start..]).len();
-                // Nothing but the end can be white space: the beginning was trimmed.
-                out.truncate(start + kept);
-            }
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            _ => {}
-        }
-        after_comma = *byte == b',' && !quoted;
-        out.push(*byte);
-    }
-}
-
-/// Members of Accept-Encoding or Accept-Language in lower case, sorted by weight and name, without repeats and with
-/// weights spelt one way: their order means nothing (RFC 9110 §12.5.3, §12.5.4).
-fn write_weighted(request: &Fields, field: Name, out: &mut Vec<u8>) {
-    let mut lines = request.values(field);
-    if let (Some(line), None) = (lines.next(), lines.next())
-        && line.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-    {
-        return out.extend_from_slice(line); // one member: what a hit nearly always has
-    }
-    let mut members: Vec<(Reverse<u16>, Vec<u8>)> = request.values(field).flat_map(list).map(weighted).collect();
-    members.sort_unstable();
-    members.dedup();
-    for (at, (Reverse(weight), text)) in members.iter().enumerate() {
-        if at > 0 {
-            out.push(b',');
-        }
-        out.extend_from_slice(text);
-        write_weight(*weight, out);
-    }
-}
-
-/// Weight in thousandths and name of `name;q=weight`; anything else is a name of weight one, in lower case, without white
-/// space around its semicolons.
-fn weighted(member: &[u8]) -> (Reverse<u16>, Vec<u8>) {
-    let (weight, named) = split_weight(member);
-    let parts: Vec<&[u8]> = named.split(|byte| *byte == b';').map(trim).collect();
-    (Reverse(weight), parts.join(&b';').to_ascii_lowercase())
-}
-
-/// Weight in thousandths and name of `name;q=weight`; anything else is a name of weight one, as it stands.
-fn split_weight(member: &[u8]) -> (u16, &[u8]) {
-    let mut parts = member.split(|byte| *byte == b';').map(trim);
-    if let (Some(named), Some(parameter), None) = (parts.next(), parts.next(), parts.next())
-        && let Some(weight) = read_weight(parameter)
-    {
-        return (weight, named);
-    }
-    (WHOLE, member)
-}
-
-/// A weight of one, in thousandths.
-const WHOLE: u16 = 1000;
-
-/// `q=0.5` in thousandths (RFC 9110 §12.4.2).
-fn read_weight(parameter: &[u8]) -> Option<u16> {
-    let [b'q' | b'Q', b'=', whole @ (b'0' | b'1'), fraction @ ..] = parameter else { return None };
-    let digits = match fraction {
-        [] => fraction,
-        [b'.', digits @ ..] if digits.len() <= 3 && digits.iter().all(u8::is_ascii_digit) => digits,
-        _ => return None,
-    };
-    let places = digits.iter().chain(b"000").take(3);
-    let weight = places.fold(u16::from(whole - b'0'), |weight, digit| weight * 10 + u16::from(digit - b'0'));
-    (weight <= WHOLE).then_some(weight)
-}
-
-fn write_weight(weight: u16, out: &mut Vec<u8>) {
-    if weight == WHOLE {
-        return;
-    }
-    out.extend_from_slice(b";q=0");
-    let digits = [weight / 100, weight / 10 % 10, weight % 10].map(|digit| b'0' + digit as u8);
-    let places = digits.iter().rposition(|digit| *digit != b'0').map_or(0, |last| last + 1);
-    if places > 0 {
-        out.push(b'.');
-    }
-    out.extend_from_slice(&digits[..places]);
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::policy::VaryPolicy;
     use super::*;
     use proptest::prelude::*;
 
@@ -275,41 +160,6 @@ mod tests {
         fields
     }
 
-    fn normal(name: &str, lines: &[&str]) -> String {
-        let request = fields(&lines.iter().map(|line| (name, *line)).collect::<Vec<_>>());
-        let mut out = Vec::new();
-        write_value(name, &request, &mut out);
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn values_are_normalised() {
-        for (name, lines, want) in [
-            ("foo", &["1, 2"][..], ":1,2"),
-            ("foo", &["1 ,\t2", "3"], ":1,2,3"),
-            ("foo", &["1 2"], ":1 2"),
-            ("foo", &[""], ":"),
-            ("foo", &[], ""),
-            ("foo", &["\"a , b\" , c"], ":\"a , b\",c"),
-            ("foo", &["\"a \\\" , b\" , c"], ":\"a \\\" , b\",c"),
-            ("foo", &["\"a , b"], ":\"a , b"),
-            ("foo", &["a,, b"], ":a,,b"),
-            ("foo", &[" , a , "], ":,a,"),
-            ("cookie", &["a=1, 2"], ":a=1, 2"),
-            ("user-agent", &["x (KHTML, like y)"], ":x (KHTML, like y)"),
-            ("accept-language", &["en-US, DE;q=0.5 , fr; Q=0.50"], ":en-us,de;q=0.5,fr;q=0.5"),
-            ("accept-language", &["fr;q=0.500", "de ; q=0.5,en-us"], ":en-us,de;q=0.5,fr;q=0.5"),
-            ("accept-language", &["de, de;q=1, de;q=1.000"], ":de"),
-            ("accept-language", &["de;q=0, en;q=0.001, fr;q=0.25"], ":fr;q=0.25,en;q=0.001,de;q=0"),
-            ("accept-language", &["de;q=2, en;q=x, *"], ":*,de;q=2,en;q=x"),
-            ("accept-language", &[""], ":"),
-            ("accept-encoding", &["GZIP,  br;q=1.0, identity;q=0"], ":br,gzip,identity;q=0"),
-            ("accept-encoding", &["br, gzip, identity ;q=0.0"], ":br,gzip,identity;q=0"),
-        ] {
-            assert_eq!(normal(name, lines), want, "{name} {lines:?}");
-        }
-    }
-
     #[test]
     fn keys_hold_each_field_on_its_own() {
         let vary = Vary::parse(&fields(&[("vary", "B, a"), ("vary", "a,")]));
@@ -319,7 +169,7 @@ mod tests {
         assert_ne!(key(&[("a", "12")]), key(&[("a", "1"), ("b", "2")]));
         assert_ne!(key(&[("a", "")]), key(&[]));
         assert_eq!(&*key(&[]).0, b"a\nb\n");
-        let policy = CachePolicy { vary_ignore: vec!["A".into()], ..CachePolicy::default() };
+        let policy = CachePolicy { vary: VaryPolicy { ignore: vec!["A".into()], ..VaryPolicy::default() }, ..CachePolicy::default() };
         assert_eq!(&*vary.secondary_key(&fields(&[("a", "1"), ("b", "2")]), &policy).0, b"b:2\n");
         assert!(Vary::Nothing.secondary_key(&fields(&[("a", "1")]), &policy).0.is_empty());
     }
@@ -332,21 +182,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn normalising_twice_changes_nothing(name in "accept-language|accept-encoding|foo|cookie", value in "[ -~]{0,40}") {
-            let once = normal(&name, &[&value]);
-            prop_assert_eq!(normal(&name, &[&once[1..]]), once);
-        }
-
-        #[test]
-        fn the_order_of_languages_does_not_matter(
-            members in proptest::collection::vec("[a-zA-Z]{2}(-[a-zA-Z]{2})?(;q=(0|0\\.[0-9]{1,3}|1))?", 0..6), seed in any::<u64>()
-        ) {
-            let mut shuffled = members.clone();
-            shuffled.sort_by_key(|member| xxhash_rust::xxh3::xxh3_64_with_seed(member.as_bytes(), seed));
-            prop_assert_eq!(normal("accept-language", &[&members.join(",")]), normal("accept-language", &[&shuffled.join(" , ")]));
-        }
-
         #[test]
         fn no_vary_panics_or_forges_a_line(
             vary in "[ -~]{0,30}", name in "[a-z]{1,3}", value in proptest::collection::vec(any::<u8>(), 0..30)

@@ -8,7 +8,7 @@ use crate::listener::{ClientSocket, Peer, http1};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::Proxy;
-use crate::semantics::key::Scheme;
+use crate::semantics::target::Scheme;
 use parking_lot::Mutex;
 use rustix::net::SocketFlags;
 use std::io;

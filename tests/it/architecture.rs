@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
-    ("cli", &["server", "config"]),
+    ("cli", &["server", "config", "semantics::tracking"]),
     ("cli::demo", &["server", "config", "observe::log", "semantics::key::hash128"]),
     (
         "server",
@@ -70,7 +70,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("upstream", &["http1", "listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
     ("config", &["semantics"]),
-    ("config::settings", &["semantics::key", "semantics::policy"]),
+    ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),
     ("body", &["semantics::Fields"]),
     ("clock", &["semantics::Now"]),
     ("pages", &[]),

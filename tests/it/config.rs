@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
-use tiercel::config::settings::{Action, FieldEdit, LogTarget, PathMatch, Rewrite, Settings, UpstreamCodec, UpstreamHost, ValueMatch};
+use tiercel::config::settings::{Action, FieldEdit, LogTarget, PathMatch, Rewrite, Settings, UpstreamCodec, UpstreamHost};
 use tiercel::config::{Place, Problem, Problems, Sources, changes, effective, load, schema};
+use tiercel::semantics::condition::ValueMatch;
 use tiercel::semantics::policy::{SetCookie, Statuses, TtlRule};
 
 const UPSTREAM: &str = "[upstreams.app]\nendpoints = [\"http://127.0.0.1:3000\"]\n";
@@ -550,7 +551,7 @@ fn routes_inherit_from_site_and_top() {
 #[test]
 fn overrides_that_widen_the_rules_are_warned_about_once() {
     let settings = Case::toml(&format!(
-        "{UPSTREAM}[purge]\nunsafe_methods = false\n[cache]\nset_cookie = 'store'\nvary_ignore = ['user-agent']\n[sites.s]\nupstream='app'\n[[sites.s.routes]]\npath='/a'\ncache.ttl.override = '1h'\n"
+        "{UPSTREAM}[purge]\nunsafe_methods = false\n[cache]\nset_cookie = 'store'\nvary.ignore = ['user-agent']\n[sites.s]\nupstream='app'\n[[sites.s.routes]]\npath='/a'\ncache.ttl.override = '1h'\n"
     ))
     .settings();
     let starts: Vec<&str> = settings.warnings.iter().map(|warning| warning.split(':').next().unwrap()).collect();
@@ -558,7 +559,7 @@ fn overrides_that_widen_the_rules_are_warned_about_once() {
     sorted.sort_unstable();
     assert_eq!(
         sorted,
-        ["cache.set_cookie", "cache.vary_ignore", "purge.unsafe_methods", "sites.s.routes[0].cache.ttl.override"],
+        ["cache.set_cookie", "cache.vary.ignore", "purge.unsafe_methods", "sites.s.routes[0].cache.ttl.override"],
         "{settings:?}"
     );
     assert!(Case::toml(UPSTREAM).settings().warnings.is_empty());
@@ -608,6 +609,33 @@ fn the_examples_load() {
         if name == "api.toml" {
             assert!(matches!(&settings.sites[0].routes[1].bypass[0].condition.headers[0].1, ValueMatch::Present));
         }
+    }
+}
+
+#[test]
+fn classes_and_choices_are_checked() {
+    for (text, path) in [
+        ("[cache.key.classes.device]\nrules = []\n", "cache.key.classes.device"),
+        ("[cache.key.classes.device]\nrules = [{ value = 'a' }]\n", "cache.key.classes.device.rules[0]"),
+        ("[cache.key.classes.device]\nrules = [{ value = 'a b', headers = { x = '1' } }]\n", "cache.key.classes.device.rules[0].value"),
+        (
+            "[cache.key.classes.device]\nrules = [{ value = 'a', headers = { x = { pattern = '(' } } }]\n",
+            "cache.key.classes.device.rules[0].headers.x.pattern",
+        ),
+        (
+            "[cache.key.classes.device]\nforward = 'host'\nrules = [{ value = 'a', headers = { x = '1' } }]\n",
+            "cache.key.classes.device.forward",
+        ),
+        ("[cache.key.classes.'a:b']\nrules = [{ value = 'a', headers = { x = '1' } }]\n", "cache.key.classes.\"a:b\""),
+        ("[cache.key]\ncookies = ['_ga*']\n", "cache.key.cookies[0]"),
+        ("[cache.vary]\nlanguages = ['en', 'EN']\n", "cache.vary.languages[1]"),
+        ("[cache.vary]\nlanguages = ['*']\n", "cache.vary.languages[0]"),
+        ("[cache.vary]\nimages = ['image/*']\n", "cache.vary.images[0]"),
+        ("[cache]\nvary_ignore = ['x']\n", "cache.vary_ignore"),
+    ] {
+        let problems = Case::toml(&format!("{UPSTREAM}{text}")).problems();
+        let paths: Vec<_> = problems.iter().map(|problem| problem.path.clone()).collect();
+        assert_eq!(paths, [path], "{text}");
     }
 }
 
@@ -790,7 +818,8 @@ fn help_version_completions_and_manual_are_complete() {
     for flag in ["--config", "--upstream", "--listen", "--admin", "--memory", "--workers", "--name", "--access-log", "--metrics"] {
         assert!(run.contains(flag), "{flag}: {run}");
     }
-    assert_eq!(text(&tiercel(&["version"]).stdout), format!("tiercel {}\n", env!("CARGO_PKG_VERSION")));
+    let list = tiercel::semantics::tracking::VERSION;
+    assert_eq!(text(&tiercel(&["version"]).stdout), format!("tiercel {}\ntracking parameters: list {list}\n", env!("CARGO_PKG_VERSION")));
     assert_eq!(text(&tiercel(&["--version"]).stdout), format!("tiercel {}\n", env!("CARGO_PKG_VERSION")));
     assert!(text(&tiercel(&["completions", "bash"]).stdout).contains("_tiercel"));
     assert!(text(&tiercel(&["man"]).stdout).contains(".TH tiercel"));

@@ -16,7 +16,7 @@ use tiercel::listener::{
     ClientSocket, Handled, Handler, Interim, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
 };
 use tiercel::proxy::outcome::Outcome;
-use tiercel::semantics::key::Scheme;
+use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;

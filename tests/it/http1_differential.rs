@@ -15,7 +15,7 @@ use tiercel::body::{Chunk, ResponseBody};
 use tiercel::config::settings::Limits;
 use tiercel::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent, http1};
 use tiercel::proxy::outcome::Outcome;
-use tiercel::semantics::key::Scheme;
+use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;

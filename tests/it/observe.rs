@@ -12,8 +12,8 @@ use tiercel::observe::metrics::{
     Bound, Eviction, FollowOutcome, Gauges, Metrics, RefreshOutcome, SERIES, StaleReason, TierUsage, UPSTREAM_ERRORS,
 };
 use tiercel::proxy::outcome::{CacheResult, Outcome, RouteId, Source};
-use tiercel::semantics::key::Scheme;
 use tiercel::semantics::storage::NotStored;
+use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, Method, StatusCode, name};
 use tiercel::upstream::FetchError;
 

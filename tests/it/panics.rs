@@ -21,7 +21,7 @@ use tiercel::observe::access_log::AccessLog;
 use tiercel::observe::metrics::{Bound, Metrics};
 use tiercel::proxy::outcome::Outcome;
 use tiercel::proxy::{Live, Proxy};
-use tiercel::semantics::key::Scheme;
+use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::watch;

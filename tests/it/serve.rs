@@ -14,6 +14,7 @@ mod routes;
 mod sharing;
 mod standards;
 mod streaming;
+mod targeted;
 mod updates;
 mod upgrades;
 

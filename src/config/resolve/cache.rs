@@ -1,21 +1,22 @@
 //! Cache policy and cache key: each level changes what the levels around it have set.
 
-use super::matching;
+use super::key;
 use super::table::Table;
-use crate::config::raw::{RawCache, RawClientDirectives, RawKey, RawSetCookie, RawTtl};
+use crate::config::raw::{RawCache, RawClientDirectives, RawSetCookie, RawTtl, RawVary};
 use crate::config::report::Report;
 use crate::config::shape::join;
 use crate::config::units;
 use crate::semantics::fields::is_token_byte;
 use crate::semantics::key::KeyPolicy;
-use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
+use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule, VaryPolicy};
+use crate::semantics::targeted::TargetList;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
 const STATUS_ALLOWED: &str = r#"a status "200", a class "4xx", or "default""#;
 
 /// Applies a `cache` table to the policy of the level around it.
-pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key: &mut KeyPolicy, report: &mut Report) {
+pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key_policy: &mut KeyPolicy, report: &mut Report) {
     warn_of_widening(at, raw, report);
     let ttl = join(at, "ttl");
     if let Some(lifetimes) = &raw.ttl.replace {
@@ -27,6 +28,9 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key: &mut KeyPo
     policy.enabled = raw.enabled.unwrap_or(policy.enabled);
     policy.heuristic = raw.heuristic.unwrap_or(policy.heuristic);
     policy.heuristic_with_cookie = raw.heuristic_with_cookie.unwrap_or(policy.heuristic_with_cookie);
+    if let Some(fields) = &raw.targeted {
+        policy.targeted = TargetList::new(&targeted(&join(at, "targeted"), fields, report), policy.targeted.device());
+    }
     policy.collapse = raw.collapse.unwrap_or(policy.collapse);
     policy.set_cookie = match raw.set_cookie {
         None => policy.set_cookie,
@@ -39,11 +43,74 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key: &mut KeyPo
         Some(RawClientDirectives::Ignore) => ClientDirectives::Ignore,
         Some(RawClientDirectives::Honour) => ClientDirectives::Honour,
     };
-    if let Some(fields) = &raw.vary_ignore {
-        policy.vary_ignore = field_names(&join(at, "vary_ignore"), fields, report);
-    }
+    apply_vary(&join(at, "vary"), &raw.vary, &mut policy.vary, report);
     quantities(at, raw, policy, report);
-    apply_key(&join(at, "key"), &raw.key, key, report);
+    key::apply(&join(at, "key"), &raw.key, key_policy, report);
+}
+
+/// Languages or formats of one route; each costs time on every request for a response that varies.
+const CHOICES_MAX: usize = 64;
+
+fn apply_vary(at: &str, raw: &RawVary, vary: &mut VaryPolicy, report: &mut Report) {
+    if let Some(fields) = &raw.ignore {
+        vary.ignore = field_names(&join(at, "ignore"), fields, report);
+    }
+    if let Some(languages) = &raw.languages {
+        vary.languages = choices(&join(at, "languages"), languages, is_language, "a language tag such as \"en\" or \"pt-BR\"", report);
+    }
+    if let Some(formats) = &raw.images {
+        vary.images = choices(&join(at, "images"), formats, is_image, "a format such as \"image/webp\"", report);
+    }
+}
+
+fn choices(at: &str, texts: &[String], is_one: impl Fn(&str) -> bool, allowed: &str, report: &mut Report) -> Vec<String> {
+    for (index, text) in texts.iter().enumerate() {
+        let is_repeated = texts[..index].iter().any(|other| other.eq_ignore_ascii_case(text));
+        if !is_one(text) || is_repeated {
+            let what = if is_repeated { "named twice" } else { "not one of these" };
+            report.problem(&format!("{at}[{index}]"), what, format!("\"{text}\""), allowed, "correct it, or remove it");
+        }
+    }
+    if texts.len() > CHOICES_MAX {
+        report.problem(at, "too many", texts.len().to_string(), format!("at most {CHOICES_MAX}"), "name those that many clients ask for");
+    }
+    texts.to_vec()
+}
+
+/// Subtags of one to eight letters and digits (RFC 5646 §2.1, loosely).
+fn is_language(text: &str) -> bool {
+    text.split('-').all(|subtag| (1..=8).contains(&subtag.len()) && subtag.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+fn is_image(text: &str) -> bool {
+    text.strip_prefix("image/").is_some_and(|format| !format.is_empty() && format != "*" && format.bytes().all(is_token_byte))
+}
+
+/// Longest list of targeted fields: each is looked for in every response.
+const TARGETED_MAX: usize = 8;
+
+fn targeted(at: &str, names: &[String], report: &mut Report) -> Vec<String> {
+    let fields = field_names(at, names, report);
+    if fields.len() > TARGETED_MAX {
+        report.problem(
+            at,
+            "too many fields",
+            fields.len().to_string(),
+            format!("at most {TARGETED_MAX}"),
+            "name those that the origin sends",
+        );
+    }
+    if let Some(index) = fields.iter().position(|name| name == "cache-control") {
+        let remedy = "leave it out: it counts where none of the others does";
+        report.problem(
+            &format!("{at}[{index}]"),
+            "not a targeted field",
+            "\"cache-control\"",
+            "fields that are for caches like this one",
+            remedy,
+        );
+    }
+    fields
 }
 
 fn quantities(at: &str, raw: &RawCache, policy: &mut CachePolicy, report: &mut Report) {
@@ -113,8 +180,8 @@ fn warn_of_widening(at: &str, raw: &RawCache, report: &mut Report) {
     if raw.ttl.replace.is_some() {
         report.warn(&join(&join(at, "ttl"), "override"), "replaces the freshness that the origin declares (RFC 9111 section 4.2)");
     }
-    if raw.vary_ignore.as_ref().is_some_and(|fields| !fields.is_empty()) {
-        report.warn(&join(at, "vary_ignore"), "responses are reused although Vary forbids it (RFC 9111 section 4.1)");
+    if raw.vary.ignore.as_ref().is_some_and(|fields| !fields.is_empty()) {
+        report.warn(&join(&join(at, "vary"), "ignore"), "responses are reused although Vary forbids it (RFC 9111 section 4.1)");
     }
     if matches!(raw.set_cookie, Some(RawSetCookie::Store)) {
         report.warn(&join(at, "set_cookie"), "cookies of one client are replayed to others (RFC 9111 section 7.3)");
@@ -170,39 +237,6 @@ fn statuses(text: &str) -> Option<Statuses> {
         return class.parse().ok().filter(|class| (1..=5).contains(class)).map(Statuses::Class);
     }
     text.parse().ok().filter(|status| (100..=599).contains(status)).map(Statuses::One)
-}
-
-fn apply_key(at: &str, raw: &RawKey, key: &mut KeyPolicy, report: &mut Report) {
-    if raw.query_allow.is_some()
-        && raw.query_ignore.as_ref().is_some_and(|names| !names.is_empty())
-        && raw.query_allow.as_deref() != Some(&["*".to_owned()])
-    {
-        let what = "query_allow and query_ignore contradict each other";
-        report.problem(
-            &join(at, "query_ignore"),
-            what,
-            "",
-            "one of the two",
-            "remove query_ignore: what query_allow does not name does not count",
-        );
-    }
-    key.query_sort = raw.query_sort.unwrap_or(key.query_sort);
-    if let Some(names) = &raw.query_allow {
-        key.query_allow = (!names.iter().any(|name| name == "*")).then(|| names.clone());
-        // What a level around this one ignores is not named here, or is meant to count here.
-        if key.query_allow.is_some() {
-            key.query_ignore.clear();
-        }
-    }
-    if let Some(names) = &raw.query_ignore {
-        key.query_ignore = names.clone();
-    }
-    if let Some(names) = &raw.headers {
-        key.headers = field_names(&join(at, "headers"), names, report);
-    }
-    if let Some(names) = &raw.cookies {
-        key.cookies = matching::cookies(&join(at, "cookies"), names, report);
-    }
 }
 
 /// Field names in lower case.

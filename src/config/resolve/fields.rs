@@ -59,7 +59,7 @@ impl Edits {
     }
 }
 
-fn field_name(path: &str, name: &str, is_request: bool, report: &mut Report) -> Option<String> {
+pub fn field_name(path: &str, name: &str, is_request: bool, report: &mut Report) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     if lower.is_empty() || !lower.bytes().all(is_token_byte) {
         report.wrong_name(path, "not a field name", name, "letters, digits and -", "write for example \"x-frame-options\"");

@@ -2,8 +2,9 @@
 
 use crate::config::raw::{RawBypass, RawRoute, RawValueMatch};
 use crate::config::report::{Report, shown};
-use crate::config::settings::{BypassRule, PathMatch, RouteMatch, ValueMatch};
+use crate::config::settings::{BypassRule, PathMatch, RouteMatch};
 use crate::config::shape::join;
+use crate::semantics::condition::ValueMatch;
 use crate::semantics::fields::is_token_byte;
 use regex::Regex;
 use serde_json::Value;
@@ -159,7 +160,7 @@ fn methods(path: &str, texts: &[String], report: &mut Report) -> Vec<http::Metho
     texts.iter().enumerate().filter_map(method).collect()
 }
 
-fn values(path: &str, raw: &BTreeMap<String, RawValueMatch>, is_field: bool, report: &mut Report) -> Vec<(String, ValueMatch)> {
+pub fn values(path: &str, raw: &BTreeMap<String, RawValueMatch>, is_field: bool, report: &mut Report) -> Vec<(String, ValueMatch)> {
     let pair = |(name, raw): (&String, &RawValueMatch)| {
         let at = join(path, name);
         if is_field && (name.is_empty() || !name.bytes().all(is_token_byte)) {

@@ -2,6 +2,7 @@
 
 mod cache;
 mod fields;
+mod key;
 mod matching;
 mod net;
 mod site;
@@ -45,15 +46,16 @@ const fn secs(seconds: u64) -> Duration {
 /// Resolves everything; problems go into the report, and what has one is replaced by its default.
 pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
     let upstreams = net::upstreams(&raw.upstreams, report);
+    let server = server(&raw.server, report);
     let settings = Settings {
-        server: server(&raw.server, report),
         listeners: listeners(&raw.listeners, report),
         admin: admin(&raw.admin, report),
         metrics: Metrics { address: net::address_or_off("metrics.address", raw.metrics.address.as_deref(), None, report) },
         memory: memory(&raw.memory, report),
         limits: limits(&raw.limits, report),
         fill: fill(&raw.fill, report),
-        sites: site::sites(raw, &upstreams, report),
+        sites: site::sites(raw, &server.name, &upstreams, report),
+        server,
         upstreams,
         purge: purge(&raw.purge, report),
         log: log(&raw.log, report),

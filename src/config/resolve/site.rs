@@ -147,9 +147,12 @@ fn upstream_host(path: &str, text: &str, report: &mut Report) -> UpstreamHost {
     }
 }
 
-/// All sites, in the order of their names. Where none is written, one upstream is enough for one.
-pub fn sites(raw: &RawConfig, upstreams: &[Arc<Upstream>], report: &mut Report) -> Vec<Arc<Site>> {
-    let base = Base::default().with("", raw.route_keys(), report);
+/// All sites, in the order of their names. Where none is written, one upstream is enough for one. `node`: what this
+/// server is called.
+pub fn sites(raw: &RawConfig, node: &str, upstreams: &[Arc<Upstream>], report: &mut Report) -> Vec<Arc<Site>> {
+    let mut base = Base::default();
+    base.cache.targeted = base.cache.targeted.on(node);
+    let base = base.with("", raw.route_keys(), report);
     let sites: Vec<Arc<Site>> = if raw.sites.is_empty() {
         only_site(&base, upstreams, report).into_iter().map(Arc::new).collect()
     } else {

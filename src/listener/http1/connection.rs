@@ -14,7 +14,7 @@ use crate::config::settings::Limits;
 use crate::listener::{Handled, Handler, InterimReceiver, InterimSlot, Peer, Refusal, RequestHead, Response, Sent, Socket};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
-use crate::semantics::key::Scheme;
+use crate::semantics::target::Scheme;
 use crate::semantics::{Fields, StatusCode, name, upgrade};
 use bytes::{Buf, BytesMut};
 use http::Method;

@@ -138,13 +138,12 @@ fn read<'b>(
     head.target.extend_from_slice(target.as_bytes());
     head.fields.reserve(bytes.len(), request.headers.len());
     head.minor_version = minor;
-    for line in request.headers.iter() {
-        head.fields.push(line.name, line.value).map_err(|error| match error {
-            FieldError::Name => bad("field-name"),
-            FieldError::Value => bad("field-value"),
-            FieldError::Size => Refusal { status: 431, reason: "header-bytes" },
-        })?;
-    }
+    let lines = request.headers.iter().map(|line| (line.name, line.value));
+    head.fields.read_head(bytes, lines).map_err(|error| match error {
+        FieldError::Name => bad("field-name"),
+        FieldError::Value => bad("field-value"),
+        FieldError::Size => Refusal { status: 431, reason: "header-bytes" },
+    })?;
     if head.method == Method::CONNECT {
         // A cache in front of services opens no tunnels to others (RFC 9110 §9.3.6, §15.6.2).
         return Err(Refusal { status: 501, reason: "connect" });

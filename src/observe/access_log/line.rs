@@ -1,14 +1,14 @@
 //! One line per request in three formats. Cookies and credentials are never read here.
 
-use super::text::{self, Object, TARGET_MAX, TEXT_MAX, member};
+use super::shared::{Ids, Shared};
+use super::text::{self, Member, Object, TARGET_MAX, TEXT_MAX, member};
 use crate::body::BodyError;
 use crate::config::settings::AccessFormat;
 use crate::listener::{Peer, RequestHead, Sent};
-use crate::observe::time::Stamp;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::cache_status::Forward;
-use crate::semantics::name;
 use crate::semantics::storage::NotStored;
+use crate::semantics::{Method, name};
 use std::borrow::Cow;
 
 /// Everything a line is made of.
@@ -25,19 +25,19 @@ pub(super) struct Line<'a> {
 
 impl Line<'_> {
     /// Appends the line and its line feed.
-    pub(super) fn write(&self, format: AccessFormat, stamp: &mut Stamp, out: &mut Vec<u8>) {
+    pub(super) fn write(&self, format: AccessFormat, shared: &mut Shared, out: &mut Vec<u8>) {
         match format {
-            AccessFormat::Combined => self.combined(stamp, out),
-            AccessFormat::Json => self.json(stamp, out),
-            AccessFormat::Ecs => self.ecs(stamp, out),
+            AccessFormat::Combined => self.combined(shared, out),
+            AccessFormat::Json => self.json(shared, out),
+            AccessFormat::Ecs => self.ecs(shared, out),
         }
     }
 
     /// The combined log format, then `name=value` pairs: those who read the former ignore the latter.
-    fn combined(&self, stamp: &mut Stamp, out: &mut Vec<u8>) {
+    fn combined(&self, shared: &mut Shared, out: &mut Vec<u8>) {
         text::address(self.client(), out);
         out.extend_from_slice(b" - - [");
-        stamp.combined(self.wall_ms, out);
+        shared.stamp.combined(self.wall_ms, out);
         out.extend_from_slice(b"] \"");
         text::quoted(self.head.method.as_str().as_bytes(), TEXT_MAX, out);
         out.push(b' ');
@@ -58,14 +58,14 @@ impl Line<'_> {
             text::quoted(quoted.as_deref().unwrap_or(b"-"), TEXT_MAX, out);
             out.push(b'"');
         }
-        self.combined_pairs(out);
+        self.combined_pairs(shared, out);
         out.push(b'\n');
     }
 
-    fn combined_pairs(&self, out: &mut Vec<u8>) {
+    fn combined_pairs(&self, shared: &mut Shared, out: &mut Vec<u8>) {
         let outcome = self.outcome;
         let host = self.head.fields.get(name::HOST);
-        let pairs: [(&str, Option<&[u8]>); 11] = [
+        let pairs: [(&str, Option<&[u8]>); 10] = [
             ("result", Some(outcome.result.as_str().as_bytes())),
             ("tier", Some(outcome.source.as_str().as_bytes())),
             ("reason", self.reason().map(str::as_bytes)),
@@ -76,13 +76,17 @@ impl Line<'_> {
             ("host", host),
             ("upstream", outcome.upstream.as_deref().map(str::as_bytes)),
             ("endpoint", outcome.endpoint.as_deref().map(str::as_bytes)),
-            ("request_id", outcome.request_id.as_deref().map(str::as_bytes)),
         ];
         for (key, value) in pairs {
             out.push(b' ');
             out.extend_from_slice(key.as_bytes());
             out.push(b'=');
             text::word(value.unwrap_or_default(), out);
+        }
+        out.extend_from_slice(b" request_id=");
+        match &outcome.request_id {
+            Some(id) => text::word(id.as_bytes(), out),
+            None => out.extend_from_slice(&shared.ids.next()),
         }
         for (key, duration) in [(" upstream_ms=", outcome.timing.first_byte), (" wait_ms=", outcome.timing.waited)] {
             out.extend_from_slice(key.as_bytes());
@@ -95,14 +99,17 @@ impl Line<'_> {
         text::milliseconds(self.sent.duration_ns, out);
     }
 
-    fn json(&self, stamp: &mut Stamp, out: &mut Vec<u8>) {
+    fn json(&self, shared: &mut Shared, out: &mut Vec<u8>) {
         let outcome = self.outcome;
         let mut line = Object::begin(out);
-        line.plain(member!("timestamp"), |out| stamp.rfc3339(self.wall_ms, out));
+        line.plain(member!("timestamp"), |out| shared.stamp.rfc3339(self.wall_ms, out));
         line.plain(member!("client"), |out| text::address(self.client(), out));
-        line.text(member!("method"), self.head.method.as_str().as_bytes(), TEXT_MAX);
+        match self.head.method {
+            Method::GET => line.token(member!("method"), "GET"),
+            _ => line.text(member!("method"), self.head.method.as_str().as_bytes(), TEXT_MAX),
+        }
         line.token(member!("scheme"), self.peer.scheme.as_str());
-        line.text_or_null(member!("host"), self.head.fields.get(name::HOST));
+        line.text_if(member!("host"), self.head.fields.get(name::HOST));
         let (path, query) = self.path_and_query();
         line.text(member!("path"), path, TARGET_MAX);
         if let Some(query) = query {
@@ -115,26 +122,27 @@ impl Line<'_> {
         line.token(member!("result"), outcome.result.as_str());
         line.token(member!("tier"), outcome.source.as_str());
         self.json_cache(&mut line);
-        line.text(member!("site"), self.site.as_bytes(), TEXT_MAX);
-        line.text(member!("route"), self.route.as_bytes(), TEXT_MAX);
+        line.members(shared.places.of(outcome.route, self.site, self.route));
         line.text(member!("listener"), self.peer.listener.as_bytes(), TEXT_MAX);
         self.json_upstream(&mut line);
-        line.text_or_null(member!("request_id"), outcome.request_id.as_deref().map(str::as_bytes));
+        self.request_id(&mut shared.ids, &mut line, member!("request_id"));
         if let Some(trace) = self.trace_id() {
             line.text(member!("trace_id"), trace, TEXT_MAX);
         }
-        line.text_or_null(member!("referer"), self.referer().as_deref());
-        line.text_or_null(member!("user_agent"), self.user_agent());
+        line.text_if(member!("referer"), self.referer().as_deref());
+        line.text_if(member!("user_agent"), self.user_agent());
         line.end();
     }
 
     fn json_cache(&self, line: &mut Object<'_>) {
         let outcome = self.outcome;
-        line.text_or_null(member!("reason"), self.reason().map(str::as_bytes));
-        line.text_or_null(member!("detail"), outcome.detail.as_deref().map(str::as_bytes));
-        line.text_or_null(member!("error"), self.error().map(str::as_bytes));
-        line.boolean(member!("stored"), outcome.stored);
-        line.boolean(member!("collapsed"), outcome.collapsed);
+        line.text_if(member!("reason"), self.reason().map(str::as_bytes));
+        line.text_if(member!("detail"), outcome.detail.as_deref().map(str::as_bytes));
+        line.text_if(member!("error"), self.error().map(str::as_bytes));
+        if outcome.forward.is_some() {
+            line.boolean(member!("stored"), outcome.stored);
+            line.boolean(member!("collapsed"), outcome.collapsed);
+        }
         if let Some(age) = outcome.age_ms {
             line.number(member!("age_ms"), age);
         }
@@ -145,30 +153,27 @@ impl Line<'_> {
 
     fn json_upstream(&self, line: &mut Object<'_>) {
         let outcome = self.outcome;
-        line.text_or_null(member!("upstream"), outcome.upstream.as_deref().map(str::as_bytes));
-        line.text_or_null(member!("endpoint"), outcome.endpoint.as_deref().map(str::as_bytes));
+        line.text_if(member!("upstream"), outcome.upstream.as_deref().map(str::as_bytes));
+        line.text_if(member!("endpoint"), outcome.endpoint.as_deref().map(str::as_bytes));
         if let Some(status) = outcome.forward_status {
             line.number(member!("upstream_status"), status);
         }
-        line.milliseconds_or_null(member!("connect_ms"), outcome.timing.connect);
-        line.milliseconds_or_null(member!("upstream_ms"), outcome.timing.first_byte);
-        line.milliseconds_or_null(member!("wait_ms"), outcome.timing.waited);
+        line.milliseconds_if(member!("connect_ms"), outcome.timing.connect);
+        line.milliseconds_if(member!("upstream_ms"), outcome.timing.first_byte);
+        line.milliseconds_if(member!("wait_ms"), outcome.timing.waited);
     }
 
     /// Elastic Common Schema; what it has no field for goes under `tiercel.`.
-    fn ecs(&self, stamp: &mut Stamp, out: &mut Vec<u8>) {
-        let outcome = self.outcome;
+    fn ecs(&self, shared: &mut Shared, out: &mut Vec<u8>) {
         let mut line = Object::begin(out);
-        line.plain(member!("@timestamp"), |out| stamp.rfc3339(self.wall_ms, out));
+        line.plain(member!("@timestamp"), |out| shared.stamp.rfc3339(self.wall_ms, out));
         line.token(member!("ecs.version"), "8.17.0");
         line.token(member!("event.dataset"), "tiercel.access");
         line.token(member!("event.kind"), "event");
         line.number(member!("event.duration"), self.sent.duration_ns);
         line.plain(member!("client.ip"), |out| text::address(self.client(), out));
         line.text(member!("http.request.method"), self.head.method.as_str().as_bytes(), TEXT_MAX);
-        if let Some(id) = outcome.request_id.as_deref() {
-            line.text(member!("http.request.id"), id.as_bytes(), TEXT_MAX);
-        }
+        self.request_id(&mut shared.ids, &mut line, member!("http.request.id"));
         if let Some(referer) = self.referer() {
             line.text(member!("http.request.referrer"), &referer, TEXT_MAX);
         }
@@ -198,18 +203,28 @@ impl Line<'_> {
         let outcome = self.outcome;
         line.token(member!("tiercel.result"), outcome.result.as_str());
         line.token(member!("tiercel.tier"), outcome.source.as_str());
-        line.text_or_null(member!("tiercel.reason"), self.reason().map(str::as_bytes));
-        line.text_or_null(member!("tiercel.detail"), outcome.detail.as_deref().map(str::as_bytes));
-        line.text_or_null(member!("tiercel.error"), self.error().map(str::as_bytes));
-        line.boolean(member!("tiercel.stored"), outcome.stored);
-        line.boolean(member!("tiercel.collapsed"), outcome.collapsed);
+        line.text_if(member!("tiercel.reason"), self.reason().map(str::as_bytes));
+        line.text_if(member!("tiercel.detail"), outcome.detail.as_deref().map(str::as_bytes));
+        line.text_if(member!("tiercel.error"), self.error().map(str::as_bytes));
+        if outcome.forward.is_some() {
+            line.boolean(member!("tiercel.stored"), outcome.stored);
+            line.boolean(member!("tiercel.collapsed"), outcome.collapsed);
+        }
         line.text(member!("tiercel.site"), self.site.as_bytes(), TEXT_MAX);
         line.text(member!("tiercel.route"), self.route.as_bytes(), TEXT_MAX);
         line.text(member!("tiercel.listener"), self.peer.listener.as_bytes(), TEXT_MAX);
-        line.text_or_null(member!("tiercel.upstream"), outcome.upstream.as_deref().map(str::as_bytes));
-        line.text_or_null(member!("tiercel.endpoint"), outcome.endpoint.as_deref().map(str::as_bytes));
-        line.milliseconds_or_null(member!("tiercel.upstream_ms"), outcome.timing.first_byte);
-        line.milliseconds_or_null(member!("tiercel.wait_ms"), outcome.timing.waited);
+        line.text_if(member!("tiercel.upstream"), outcome.upstream.as_deref().map(str::as_bytes));
+        line.text_if(member!("tiercel.endpoint"), outcome.endpoint.as_deref().map(str::as_bytes));
+        line.milliseconds_if(member!("tiercel.upstream_ms"), outcome.timing.first_byte);
+        line.milliseconds_if(member!("tiercel.wait_ms"), outcome.timing.waited);
+    }
+
+    /// Every line has an id, also where nobody was told any.
+    fn request_id(&self, ids: &mut Ids, line: &mut Object<'_>, name: Member) {
+        match &self.outcome.request_id {
+            Some(id) => line.text(name, id.as_bytes(), TEXT_MAX),
+            None => line.plain(name, |out| out.extend_from_slice(&ids.next())),
+        }
     }
 
     fn client(&self) -> std::net::IpAddr {
@@ -237,14 +252,7 @@ impl Line<'_> {
     /// The query only where it may be logged. Of an absolute target the authority is left out: it may hold a password.
     fn path_and_query(&self) -> (&[u8], Option<&[u8]>) {
         let (before, query) = split_query(&self.head.target);
-        let path = match find(before, b"://") {
-            Some(at) if !before.starts_with(b"/") => {
-                let rest = &before[at + 3..];
-                rest.iter().position(|byte| *byte == b'/').map_or(&b"/"[..], |slash| &rest[slash..])
-            }
-            None if !before.starts_with(b"/") => after_userinfo(before),
-            _ => before,
-        };
+        let path = if before.starts_with(b"/") { before } else { path_of_absolute(before) };
         (path, query.filter(|_| self.outcome.log_query))
     }
 
@@ -291,6 +299,13 @@ fn split_query(url: &[u8]) -> (&[u8], Option<&[u8]>) {
         Some(at) => (&url[..at], Some(&url[at + 1..])),
         None => (url, None),
     }
+}
+
+/// Of a target that does not begin with its path; of an authority what stands behind the user's name.
+fn path_of_absolute(target: &[u8]) -> &[u8] {
+    let Some(at) = find(target, b"://") else { return after_userinfo(target) };
+    let rest = &target[at + 3..];
+    rest.iter().position(|byte| *byte == b'/').map_or(&b"/"[..], |slash| &rest[slash..])
 }
 
 fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {

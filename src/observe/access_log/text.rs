@@ -56,9 +56,8 @@ fn hex(byte: u8, out: &mut Vec<u8>) {
 /// The inside of a JSON string. Text outside ASCII becomes `\uXXXX`; bytes that are no UTF-8 are spelled `\xHH`, which
 /// in JSON is a backslash and three letters.
 fn json_text(text: &[u8], out: &mut Vec<u8>) {
-    // Nearly all of it is plain, and looking at all bytes at once is many times faster than at one character after the other.
-    if !text.iter().fold(false, |odd, byte| odd | !matches!(byte, b' '..=b'~') | matches!(byte, b'"' | b'\\')) {
-        return out.extend_from_slice(text);
+    if is_plain(text) {
+        return out.extend_from_slice(text); // nearly always
     }
     for chunk in text.utf8_chunks() {
         let mut valid = chunk.valid();
@@ -73,6 +72,17 @@ fn json_text(text: &[u8], out: &mut Vec<u8>) {
             hex(*byte, out);
         }
     }
+}
+
+/// Whether nothing in it has to be escaped. Sixteen bytes at a time, without stopping at the first: a few vector
+/// instructions instead of a branch per byte.
+fn is_plain(text: &[u8]) -> bool {
+    let has_odd =
+        |bytes: &[u8; 16]| bytes.iter().fold(false, |odd, byte| odd | !matches!(byte, b' '..=b'~') | matches!(byte, b'"' | b'\\'));
+    let (chunks, rest) = text.as_chunks::<16>();
+    let mut last = [b' '; 16];
+    last[..rest.len()].copy_from_slice(rest);
+    !chunks.iter().any(has_odd) && !has_odd(&last)
 }
 
 fn json_escape(special: char, out: &mut Vec<u8>) {
@@ -110,7 +120,9 @@ pub(super) fn address(ip: IpAddr, out: &mut Vec<u8>) {
                 if at > 0 {
                     out.push(b'.');
                 }
-                number(octet, out);
+                let digits = [b'0' + octet / 100, b'0' + octet / 10 % 10, b'0' + octet % 10];
+                let unused = usize::from(octet < 100) + usize::from(octet < 10);
+                out.extend_from_slice(&digits[unused..]);
             }
         }
         IpAddr::V6(ip) => write!(out, "{ip}").expect("writing to memory does not fail"),
@@ -150,13 +162,15 @@ impl<'a> Object<'a> {
         self.out.extend_from_slice(b"}\n");
     }
 
-    /// Writes a name and lends the buffer for its value.
+    /// Writes a name and lends the buffer for its value. Inlined, so that a name of known length is a few stores.
+    #[inline(always)]
     pub(super) fn value(&mut self, name: Member, write: impl FnOnce(&mut Vec<u8>)) {
         self.out.extend_from_slice(name.0.as_bytes());
         write(self.out);
     }
 
     /// A string without anything to escape.
+    #[inline(always)]
     pub(super) fn plain(&mut self, name: Member, write: impl FnOnce(&mut Vec<u8>)) {
         self.value(name, |out| {
             out.push(b'"');
@@ -166,8 +180,14 @@ impl<'a> Object<'a> {
     }
 
     /// A string of ours.
+    #[inline(always)]
     pub(super) fn token(&mut self, name: Member, token: &'static str) {
         self.plain(name, |out| out.extend_from_slice(token.as_bytes()));
+    }
+
+    /// Members that were written before.
+    pub(super) fn members(&mut self, members: &[u8]) {
+        self.out.extend_from_slice(members);
     }
 
     /// A string of at most `max` bytes before escaping.
@@ -179,11 +199,11 @@ impl<'a> Object<'a> {
         });
     }
 
-    /// [`Object::text`], or null.
-    pub(super) fn text_or_null(&mut self, name: Member, text: Option<&[u8]>) {
-        match text {
-            Some(text) => self.text(name, text, TEXT_MAX),
-            None => self.null(name),
+    /// [`Object::text`], where there is one.
+    #[inline(always)]
+    pub(super) fn text_if(&mut self, name: Member, text: Option<&[u8]>) {
+        if let Some(text) = text {
+            self.text(name, text, TEXT_MAX);
         }
     }
 
@@ -191,20 +211,16 @@ impl<'a> Object<'a> {
         self.value(name, |out| number(value, out));
     }
 
-    /// A duration in milliseconds, or null.
-    pub(super) fn milliseconds_or_null(&mut self, name: Member, duration: Option<Duration>) {
-        match duration {
-            Some(duration) => self.value(name, |out| milliseconds(nanoseconds(duration), out)),
-            None => self.null(name),
+    /// A duration in milliseconds, where there is one.
+    #[inline(always)]
+    pub(super) fn milliseconds_if(&mut self, name: Member, duration: Option<Duration>) {
+        if let Some(duration) = duration {
+            self.value(name, |out| milliseconds(nanoseconds(duration), out));
         }
     }
 
     pub(super) fn boolean(&mut self, name: Member, value: bool) {
         self.value(name, |out| out.extend_from_slice(if value { b"true" } else { b"false" }));
-    }
-
-    fn null(&mut self, name: Member) {
-        self.value(name, |out| out.extend_from_slice(b"null"));
     }
 }
 

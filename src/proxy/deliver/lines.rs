@@ -4,7 +4,9 @@ use crate::config::settings::FieldEdit;
 use crate::listener::ExtraLines;
 use crate::proxy::live::Routed;
 use crate::proxy::outcome::Outcome;
+use crate::semantics::policy::CachePolicy;
 use crate::semantics::{Fields, Name, name};
+use smallvec::SmallVec;
 
 /// Where lines of an answer go: after a stored block, or into a section of its own.
 pub trait Lines {
@@ -69,6 +71,14 @@ pub fn strip_tags(fields: &mut Fields, forwarded: &[String]) {
         if fields.has(tag) && !forwarded.iter().any(|name| name.eq_ignore_ascii_case(tag.as_str())) {
             fields.remove(tag);
         }
+    }
+}
+
+/// Removes what was said to this cache alone (Surrogate-Control, X-Accel-Expires), and understood.
+pub fn strip_consumed(fields: &mut Fields, policy: &CachePolicy) {
+    let consumed: SmallVec<[Name; 2]> = policy.targeted.consumed(fields).collect();
+    for field in consumed {
+        fields.remove(field);
     }
 }
 

@@ -3,11 +3,12 @@
 use http::{Method, StatusCode};
 use tiercel::semantics::freshness::{Facts, LifetimeSource};
 use tiercel::semantics::policy::{CachePolicy, Statuses, TtlRule};
+use tiercel::semantics::targeted::TargetList;
 use tiercel::semantics::{Fields, Now, Request, Response, Target, date};
 
 /// 2026-03-01T00:00:00.250Z, received 250 ms after it was asked for.
-const RECEIVED: Now = Now { wall_ms: 1_772_323_200_250, mono_ms: 50_250 };
-const SENT: Now = Now { wall_ms: 1_772_323_200_000, mono_ms: 50_000 };
+pub(super) const RECEIVED: Now = Now { wall_ms: 1_772_323_200_250, mono_ms: 50_250 };
+pub(super) const SENT: Now = Now { wall_ms: 1_772_323_200_000, mono_ms: 50_000 };
 const SECOND: i64 = 1000;
 const HOUR: i64 = 3600 * SECOND;
 const DAY: i64 = 24 * HOUR;
@@ -26,7 +27,7 @@ pub(super) fn at(offset_ms: i64) -> String {
 }
 
 pub(super) fn facts_of(request: Request<'_>, status: u16, lines: &Fields) -> Facts {
-    Facts::new(request, Response { status: StatusCode::from_u16(status).unwrap(), fields: lines }, SENT, RECEIVED)
+    Facts::new(request, Response { status: StatusCode::from_u16(status).unwrap(), fields: lines }, &TargetList::default(), SENT, RECEIVED)
 }
 
 fn facts(status: u16, asked: &[(&str, &str)], lines: &[(&str, &str)]) -> Facts {
@@ -134,7 +135,7 @@ fn a_response_of_this_second_is_not_aged_by_the_rounding_of_its_date() {
     let target = Target::from_url("http://a/").unwrap();
     let answered = fields(&[("Date", &at(0))]);
     let request = Request { method: &Method::GET, target: &target, fields: &Fields::new() };
-    let facts = Facts::new(request, Response { status: StatusCode::OK, fields: &answered }, SENT, received);
+    let facts = Facts::new(request, Response { status: StatusCode::OK, fields: &answered }, &TargetList::default(), SENT, received);
     assert_eq!(facts.age_ms(received), 5);
 }
 

@@ -1,7 +1,10 @@
 //! Targets and cache keys: RFC 9110 §4.2, §7.1, §7.2; RFC 9112 §3.2; RFC 3986 §5, §6; RFC 9111 §2.
 
 use super::freshness::fields;
-use tiercel::semantics::key::{CacheKey, KeyPolicy, Scheme, Target, TargetError};
+use tiercel::semantics::class::{ClassRule, ClientClass};
+use tiercel::semantics::condition::ValueMatch;
+use tiercel::semantics::key::{CacheKey, KeyPolicy};
+use tiercel::semantics::target::{Scheme, Target, TargetError};
 use tiercel::semantics::{Fields, hop};
 
 fn parse(raw: &str, host: &str) -> Result<String, TargetError> {
@@ -242,6 +245,37 @@ fn field_and_cookie_parts_are_lines_of_their_own() {
     assert_eq!(of(&[("x-country", "a , b")]), of(&[("x-country", "a"), ("X-Country", "b")]));
     assert_eq!(key("http://a/?q", &[("x-country", "DE")], &policy).url(), "http://a/?q");
     assert_eq!(key("http://a/?q", &[("x-country", "DE")], &policy).url_hash(), key("http://a/?q", &[], &policy).url_hash());
+}
+
+#[test]
+fn tracking_parameters_do_not_count_by_one_switch() {
+    let policy = KeyPolicy { ignore_tracking: true, ..KeyPolicy::default() };
+    let url = "http://a/?utm_source=x&gclid=1&id=2&utm%5Fmedium=y&fbclid&msclkid=";
+    assert_eq!(key(url, &[], &policy).as_str(), "http://a/?id=2");
+    assert_eq!(key(url, &[], &KeyPolicy::default()).as_str(), Target::from_url(url).unwrap().as_str());
+    assert_eq!(key("http://a/?UTM_source=x&ref=y", &[], &policy).as_str(), "http://a/?UTM_source=x&ref=y");
+}
+
+#[test]
+fn a_class_stands_in_the_key_for_the_field_that_it_is_made_of() {
+    let rule = ClassRule { value: "mobile".into(), headers: vec![("user-agent".into(), ValueMatch::Prefix("M".into()))] };
+    let class = ClientClass { name: "device".into(), rules: vec![rule], default: "other".into(), forward: None };
+    let policy = KeyPolicy { classes: vec![class], ..KeyPolicy::default() };
+    let of = |agent| key("http://a/", &[("User-Agent", agent)], &policy);
+    assert_eq!(of("M1").as_str(), "http://a/\nclass device:mobile");
+    assert_eq!((of("M1"), of("x").as_str()), (of("M2"), "http://a/\nclass device:other"));
+    assert_eq!(of("M1").url_hash(), key("http://a/", &[], &KeyPolicy::default()).url_hash(), "a purge of the URL takes all classes");
+}
+
+#[test]
+fn forwarding_fields_that_say_something_else_than_the_target_are_keyed() {
+    let of = |lines: &[(&str, &str)]| key("https://a/b?c", lines, &KeyPolicy::default()).as_str().to_owned();
+    let agreeing = [("X-Forwarded-Host", "A"), ("X-Forwarded-Port", "443"), ("X-Forwarded-For", "192.0.2.1")];
+    assert_eq!(of(&agreeing), "https://a/b?c");
+    assert_eq!(
+        of(&[("X-Forwarded-Port", "8443"), ("X-Forwarded-Host", "b"), ("X-Forwarded-Prefix", "/p:q")]),
+        "https://a/b?c\nforwarded x-forwarded-host:b\nforwarded x-forwarded-port:8443\nforwarded x-forwarded-prefix:/p\\x3aq"
+    );
 }
 
 #[test]

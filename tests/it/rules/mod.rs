@@ -6,5 +6,6 @@ mod precondition;
 mod range;
 mod reuse;
 mod storage;
+mod targeted;
 mod validation;
 mod vary;

@@ -1,9 +1,10 @@
 //! RFC 9111 §4, §4.2.4, §5.2; RFC 5861; RFC 8246: may a stored response be used?
 
 use tiercel::semantics::freshness::Facts;
-use tiercel::semantics::key::{Scheme, Target};
 use tiercel::semantics::policy::{CachePolicy, ClientDirectives};
 use tiercel::semantics::reuse::{MustAsk, Reuse, StaleWhy, Unusable, Validity, may_serve_on_error, only_if_cached, reuse};
+use tiercel::semantics::target::{Scheme, Target};
+use tiercel::semantics::targeted::TargetList;
 use tiercel::semantics::{Fields, Method, Now, Request, Response, StatusCode};
 
 pub(super) const NOW: Now = Now { wall_ms: 1_700_000_000_000, mono_ms: 5_000_000 };
@@ -42,7 +43,7 @@ impl Asked {
 /// Facts of a 200 that was asked for and received at [`NOW`].
 pub(super) fn facts(asked: Lines<'_>, stored: Lines<'_>) -> Facts {
     let stored = fields(stored);
-    Facts::new(Asked::get(asked).request(), Response { status: StatusCode::OK, fields: &stored }, NOW, NOW)
+    Facts::new(Asked::get(asked).request(), Response { status: StatusCode::OK, fields: &stored }, &TargetList::default(), NOW, NOW)
 }
 
 fn after(seconds: u64) -> Now {

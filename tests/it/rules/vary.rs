@@ -1,7 +1,7 @@
 //! Secondary keys: RFC 9111 §4.1, RFC 9110 §12.5.5.
 
 use super::freshness::fields;
-use tiercel::semantics::policy::{AcceptEncoding, CachePolicy};
+use tiercel::semantics::policy::{AcceptEncoding, CachePolicy, VaryPolicy};
 use tiercel::semantics::vary::Vary;
 
 #[test]
@@ -66,6 +66,15 @@ fn fields_match_that_mean_the_same() {
         row("9110 12.5.3 order and case", "accept-encoding", &[("Accept-Encoding", "gzip, BR")], &[("Accept-Encoding", "br,gzip")], true),
         row("9110 12.5.3 refused", "accept-encoding", &[("Accept-Encoding", "gzip;q=0")], &[("Accept-Encoding", "gzip")], false),
         row("9110 12.5.3 empty is identity", "accept-encoding", &[("Accept-Encoding", "")], &[], false),
+        row("9113 8.2.3 lines of cookies", "cookie", &[("Cookie", "a=1; b=2")], &[("Cookie", "a=1"), ("Cookie", "b=2")], true),
+        row(
+            "9110 5.3 no list: lines are not joined",
+            "user-agent",
+            &[("User-Agent", "a,b")],
+            &[("User-Agent", "a"), ("User-Agent", "b")],
+            false,
+        ),
+        row("4.1 quoted strings over lines", "foo", &[("Foo", "\"a , b\", c")], &[("Foo", "\"a , b\""), ("Foo", "c")], true),
         row("6265 cookies are bytes", "cookie", &[("Cookie", "a=1, 2")], &[("Cookie", "a=1,2")], false),
     ] {
         let vary = Vary::parse(&fields(&[("Vary", names)]));
@@ -97,6 +106,34 @@ fn an_accept_encoding_that_we_decide_selects_by_what_the_origin_is_asked() {
     let identity = CachePolicy { accept_encoding: AcceptEncoding::Identity, ..CachePolicy::default() };
     assert!(same(&accept("gzip"), &accept("br"), &identity));
     assert!(!same(&accept("gzip"), &accept("br"), &as_sent()));
+}
+
+#[test]
+fn a_response_that_varies_on_what_differs_with_every_client_is_nobody_elses() {
+    for names in ["X-Forwarded-For", "accept, forwarded", "X-Request-ID"] {
+        assert!(Vary::parse(&fields(&[("Vary", names)])).is_star(), "{names}");
+    }
+    assert!(!Vary::parse(&fields(&[("Vary", "X-Forwarded-Proto")])).is_star(), "the scheme is in the key");
+}
+
+#[test]
+fn fields_that_are_reduced_for_the_origin_select_by_what_is_left() {
+    let list = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    let vary = VaryPolicy { languages: list(&["en", "de"]), images: list(&["image/webp"]), ..VaryPolicy::default() };
+    let policy = CachePolicy { vary, ..CachePolicy::default() };
+    let key = |names: &str, name: &str, value: Option<&str>, policy: &CachePolicy| {
+        let request = value.map_or_else(|| fields(&[]), |value| fields(&[(name, value)]));
+        String::from_utf8(Vary::parse(&fields(&[("Vary", names)])).secondary_key(&request, policy).0.into_vec()).unwrap()
+    };
+    let language = |value| key("Accept-Language", "Accept-Language", value, &policy);
+    assert_eq!(language(Some("fr, de-CH;q=0.8, en;q=0.7")), "accept-language:de\n");
+    assert_eq!((language(Some("fr")), language(Some("*"))), (language(None), "accept-language\n".into()), "4647 3.4: the default");
+    let accept = |value| key("Accept", "Accept", value, &policy);
+    assert_eq!(accept(Some("image/avif,image/webp,*/*;q=0.8")), "accept:image/webp, */*;q=0.8\n");
+    assert_eq!(accept(Some("image/png,*/*")), accept(None));
+    assert_eq!(accept(Some("text/html , application/json")), "accept:text/html,application/json\n", "no image is asked for");
+    let plain = CachePolicy::default();
+    assert_eq!(key("Accept", "Accept", Some("image/webp , */*"), &plain), "accept:image/webp,*/*\n", "4.1 white space alone");
 }
 
 #[test]

@@ -61,7 +61,8 @@ async fn what_a_trusted_proxy_says_is_kept_and_continued() {
     ] {
         assert_eq!(seen.field(name), Some(value), "{name}");
     }
-    assert!(answer.says("key=\"https://shop.example/a\""), "the scheme is the client's: {}", answer.head);
+    let key = "key=\"https://shop.example/a%0Aforwarded x-forwarded-host:evil.example%0Aforwarded x-forwarded-port:1%0Aforwarded x-forwarded-prefix:/x\"";
+    assert!(answer.says(key), "the scheme is the client's: {}", answer.head);
 }
 
 #[tokio::test]
@@ -75,6 +76,145 @@ async fn unkeyed_fields_cannot_poison_a_cached_response() {
     assert_eq!(served.get_with("/a", lines).await.text(), HOST);
     served.get("/a").await;
     assert_eq!(served.until_hit("/a", "").await.text(), HOST);
+}
+
+/// Echoes every field by which an origin could be told of another host, scheme, path or method.
+fn echo_of_forwarding(request: &Recorded) -> Script {
+    const NAMES: [&str; 18] = [
+        "forwarded",
+        "front-end-https",
+        "x-forwarded-anything",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-prefix",
+        "x-forwarded-proto",
+        "x-forwarded-scheme",
+        "x-forwarded-server",
+        "x-forwarded-ssl",
+        "x-host",
+        "x-http-host-override",
+        "x-http-method-override",
+        "x-original-host",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-scheme",
+        "x-url-scheme",
+    ];
+    let seen = NAMES.iter().filter_map(|name| Some(format!("{name}={}", request.field(name)?)));
+    fresh(&seen.collect::<Vec<_>>().join(" "))
+}
+
+/// One line of each of them, with a value that says where it came from.
+fn every_forwarding_line(host: &str) -> String {
+    let names = "X-Forwarded-Anything X-Forwarded-Server X-Host X-HTTP-Host-Override X-Original-Host X-Forwarded-Host X-Forwarded-Prefix";
+    let lines: String = names.split(' ').map(|name| format!("{name}: {host}\r\n")).collect();
+    format!(
+        "{lines}Forwarded: for=192.0.2.1;host={host};proto=https\r\nFront-End-Https: on\r\nX-Forwarded-Scheme: https\r\nX-Forwarded-SSL: on\r\n\
+         X-Original-URL: /{host}\r\nX-Rewrite-URL: /{host}\r\nX-Scheme: https\r\nX-Url-Scheme: https\r\nX-Forwarded-Port: 81\r\n"
+    )
+}
+
+#[tokio::test]
+async fn no_forwarding_field_shapes_what_is_stored_for_others() {
+    let served = serve(echo_of_forwarding);
+    let own = "forwarded=for=127.0.0.1;host=\"shop.example\";proto=http x-forwarded-host=shop.example x-forwarded-proto=http";
+    assert_eq!(served.get_with("/a", &every_forwarding_line("evil.example")).await.text(), own);
+    assert_eq!(served.until_hit("/a", "").await.text(), own);
+    assert_eq!(served.until_hit("/a", &every_forwarding_line("other.example")).await.text(), own, "nor is it part of the key");
+}
+
+#[tokio::test]
+async fn what_a_trusted_proxy_says_shapes_only_what_is_keyed_by_it() {
+    let served = serve_with("[server]\ntrusted_proxies = [\"127.0.0.1\"]\n", echo_of_forwarding);
+    let mut bodies = Vec::new();
+    for tenant in ["one.example", "two.example"] {
+        let lines = every_forwarding_line(tenant);
+        let text = served.get_with("/a", &lines).await.text().to_owned();
+        let want = format!(
+            "forwarded=for=192.0.2.1, for=127.0.0.1;host=\"shop.example\";proto=http x-forwarded-host={tenant} x-forwarded-port=81 \
+             x-forwarded-prefix={tenant} x-forwarded-proto=http"
+        );
+        assert_eq!(text, want);
+        assert_eq!(served.until_hit("/a", &lines).await.text(), want);
+        bodies.push(text);
+    }
+    let plain = served.get("/a").await;
+    assert!(!plain.says("hit") && !bodies.iter().any(|body| body == plain.text()), "{}", plain.text());
+    assert_eq!(served.admin("POST", "/v1/purge", &json!({"urls": [format!("http://{HOST}/a")]}).to_string()).await.0, 200);
+    for tenant in ["one.example", "two.example"] {
+        assert!(!served.get_with("/a", &every_forwarding_line(tenant)).await.says("hit"), "a purge of the URL takes all of them");
+    }
+}
+
+#[tokio::test]
+async fn the_scheme_that_the_origin_is_told_is_that_of_the_key() {
+    let served = serve_with("show_key = true\n[server]\ntrusted_proxies = [\"127.0.0.1\"]\n", echo_of_forwarding);
+    for (said, scheme) in [("https", "https"), ("http, https", "https"), ("https, http", "http"), ("wss", "http")] {
+        let answer = served.get_with("/a", &format!("X-Forwarded-Proto: {said}\r\nCache-Control: no-store\r\n")).await;
+        assert!(answer.text().contains(&format!("x-forwarded-proto={scheme}")), "{said}: {}", answer.text());
+        assert!(answer.says(&format!("key=\"{scheme}://shop.example/a\"")), "{said}: {}", answer.head);
+    }
+}
+
+#[tokio::test]
+async fn a_field_that_is_keyed_is_sent() {
+    let served = serve_with("[cache.key]\nheaders = [\"x-original-url\"]\n", echo_of_forwarding);
+    for path in ["/one", "/two"] {
+        let lines = format!("X-Original-URL: {path}\r\n");
+        assert!(served.get_with("/a", &lines).await.text().contains(&format!("x-original-url={path}")));
+        assert!(served.until_hit("/a", &lines).await.text().contains(&format!("x-original-url={path}")));
+    }
+}
+
+#[tokio::test]
+async fn of_a_query_the_origin_gets_what_counts_unless_the_request_goes_past_the_cache() {
+    let config = "[cache.key]\nignore_tracking = true\nquery_sort = true\n[[bypass]]\nreason = \"preview\"\nheaders = { x-preview = { present = true } }\n";
+    let served = serve_with(config, |request| fresh(&request.target));
+    assert_eq!(served.get("/a?utm_source=x&b=1&a=2&gclid=y").await.text(), "/a?a=2&b=1");
+    assert_eq!(served.until_hit("/a?a=2&b=1&fbclid=z", "").await.text(), "/a?a=2&b=1");
+    assert_eq!(served.get("/b?gclid=y").await.text(), "/b");
+    assert_eq!(served.get_with("/a?utm_source=x&b=1", "X-Preview: 1\r\n").await.text(), "/a?utm_source=x&b=1");
+    assert_eq!(served.ask("POST", "/a?utm_source=x", "", "body").await.text(), "/a?utm_source=x");
+    assert_eq!(served.explain("/a").await["tracking_list"], tiercel::semantics::tracking::VERSION);
+}
+
+#[tokio::test]
+async fn a_class_of_clients_is_keyed_and_told_to_the_origin() {
+    let config = "[cache.key.classes.device]\nrules = [{ value = \"mobile\", headers = { user-agent = { pattern = \"(?i)mobile\" } } }]\n\
+                  default = \"desktop\"\nforward = \"X-Device\"\n";
+    let served = serve_with(config, |request| fresh(request.field("x-device").unwrap_or("none")).header("Vary", "X-Device"));
+    for (agent, device) in [("A Mobile/1", "mobile"), ("Desk/1", "desktop")] {
+        assert_eq!(served.get_with("/a", &format!("User-Agent: {agent}\r\nX-Device: evil\r\n")).await.text(), device);
+        assert_eq!(served.until_hit("/a", &format!("User-Agent: {agent}/2\r\nX-Device: other\r\n")).await.text(), device);
+    }
+    assert_eq!(served.origin.count("/a"), 2);
+    let parts = served.explain("/a").await["key_parts"].clone();
+    assert_eq!(parts, json!(["http://shop.example/a", "class device:desktop"]));
+}
+
+#[tokio::test]
+async fn accept_fields_are_reduced_for_the_origin_as_for_the_key() {
+    let config = "[cache.vary]\nlanguages = [\"en\", \"de\"]\nimages = [\"image/avif\", \"image/webp\"]\n";
+    let served = serve_with(config, |request| {
+        let seen = |name| request.field(name).unwrap_or("none").to_owned();
+        fresh(&format!("{} {}", seen("accept-language"), seen("accept"))).header("Vary", "Accept, Accept-Language")
+    });
+    let lines = "Accept-Language: fr;q=0.9, de-CH, en;q=0.5\r\nAccept: image/avif, image/webp, image/apng, */*\r\n";
+    assert_eq!(served.get_with("/a", lines).await.text(), "de image/avif, image/webp, */*;q=0.8");
+    let same = "Accept: */*, image/webp;q=0.1, image/avif\r\nAccept-Language: DE\r\n";
+    assert_eq!(served.until_hit("/a", same).await.text(), "de image/avif, image/webp, */*;q=0.8");
+    assert_eq!(served.get_with("/a", "Accept-Language: fr\r\n").await.text(), "none */*;q=0.8");
+    assert_eq!(served.until_hit("/a", "").await.text(), "none */*;q=0.8");
+    assert_eq!(served.origin.count("/a"), 2);
+}
+
+#[tokio::test]
+async fn a_response_that_varies_on_the_clients_address_is_not_shared() {
+    let served = serve(|_| fresh("body").header("Vary", "X-Forwarded-For"));
+    for _ in 0..2 {
+        let answer = served.get("/a").await;
+        assert!(answer.says("detail=VARY-STAR"), "{}", answer.head);
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use tiercel::listener::{Peer, Socket, http1};
 use tiercel::observe::access_log::AccessLog;
 use tiercel::observe::metrics::Metrics;
 use tiercel::proxy::{Live, Proxy};
-use tiercel::semantics::key::Scheme;
+use tiercel::semantics::target::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -25,15 +25,20 @@ pub struct Case {
     pub name: &'static str,
     request: &'static str,
     status_line: &'static str,
+    /// With the access log, in JSON.
+    pub logged: bool,
 }
 
+const PLAIN: Case = Case {
+    name: "plain",
+    request: "GET /item/1 HTTP/1.1\r\nHost: bench.example\r\nAccept-Encoding: gzip\r\n\r\n",
+    status_line: "HTTP/1.1 200 OK\r\n",
+    logged: false,
+};
+
 /// All ask for the same stored response of 1 KiB, with Vary, ETag and two surrogate keys.
-pub const CASES: [Case; 3] = [
-    Case {
-        name: "plain",
-        request: "GET /item/1 HTTP/1.1\r\nHost: bench.example\r\nAccept-Encoding: gzip\r\n\r\n",
-        status_line: "HTTP/1.1 200 OK\r\n",
-    },
+pub const CASES: [Case; 4] = [
+    PLAIN,
     Case {
         name: "browser",
         request: "GET /item/1 HTTP/1.1\r\nHost: bench.example\r\nConnection: keep-alive\r\n\
@@ -45,13 +50,15 @@ pub const CASES: [Case; 3] = [
             Referer: http://bench.example/list?page=3\r\nAccept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: en-GB,en;q=0.9,de;q=0.8\r\n\
             Cookie: _ga=GA1.1.1234567890.1700000000; consent=all; theme=dark; session=0123456789abcdef0123456789abcdef; cart=17\r\n\
             Priority: u=0, i\r\n\r\n",
-        status_line: "HTTP/1.1 200 OK\r\n",
+        ..PLAIN
     },
     Case {
         name: "conditional",
         request: "GET /item/1 HTTP/1.1\r\nHost: bench.example\r\nAccept-Encoding: gzip\r\nIf-None-Match: \"0-item-1\"\r\n\r\n",
         status_line: "HTTP/1.1 304 Not Modified\r\n",
+        ..PLAIN
     },
+    Case { name: "logged", logged: true, ..PLAIN },
 ];
 
 /// A proxy with twenty sites and fifty routes that holds the response.
@@ -64,14 +71,17 @@ pub struct HitPath {
 }
 
 impl HitPath {
-    pub fn start() -> Self {
+    /// With the access log, if `logged`: lines are formatted as ever, and go nowhere.
+    pub fn start(logged: bool) -> Self {
         let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
         let config = include_str!("../../../benches/perf/tiercel.conf.in").replace("@WORKERS@", "1").replace("@PORT@", "0");
+        let target = if logged { "target = \"/dev/null\"\nformat = \"json\"\nqueue = 100000" } else { "target = \"off\"" };
+        let config = config.replace("target = \"off\"", target);
         std::fs::write(file.path(), config.replace("@ORIGIN@", &origin().to_string())).expect("a writable file");
         let sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
         let settings = config::load(&sources).unwrap_or_else(|problems| panic!("{problems}"));
         let metrics = Metrics::new(settings.server.workers);
-        let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).expect("it is off"));
+        let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).expect("off, or a file that is there"));
         let live = Live::new(settings.clone(), None, &metrics);
         let proxy = Proxy::new(&settings, live, Arc::new(Journal::new(&settings.purge)), metrics, access_log);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
