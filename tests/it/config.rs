@@ -256,8 +256,8 @@ fn the_whole_is_checked_for_conflicts() {
         "larger than max_object_size",
         "",
     );
-    for (size, allowed) in [("96KiB", "a power of two"), ("32KiB", "a power of two"), ("32MiB", "16MiB")] {
-        refused_after(&format!("[cache]\nblocks = '{size}'\n"), 2, 10, "cache.blocks", "", allowed);
+    for (size, what) in [("96KiB", "not a size of blocks"), ("32KiB", "not a size of blocks"), ("32MiB", "")] {
+        refused_after(&format!("[cache]\nblocks = '{size}'\n"), 3, 10, "cache.blocks", what, "");
     }
     refused_after("[cache]\ncollapse = false\nblocks = '1MiB'\n", 3, 10, "cache.blocks", "blocks without collapse", "");
     refused_after("[cache.key]\nquery_allow = ['a']\nquery_ignore = ['b']\n", 3, 16, "cache.key.query_ignore", "contradict", "");
