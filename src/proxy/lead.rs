@@ -236,7 +236,7 @@ impl Duty {
         let own = Own { reader: None, fields: store::own_fields(&inbound.fields, &record.head.facts) };
         // Before anybody is told, so that who is told finds the fetch.
         let block = first.and_then(|first| Block::at(&record, first));
-        let receiving = block.and_then(|block| Some((blocks::begin(&self.proxy, &block)?, block)));
+        let receiving = block.and_then(|block| Some((blocks::begin(&self.proxy, &block, began.stamp)?, block)));
         self.publish(flight, Sharing { shareable, kept: true }, now_mono_ms, own);
         match receiving {
             Some((leader, block)) => {

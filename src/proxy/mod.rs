@@ -181,12 +181,13 @@ impl Proxy {
             on_eviction: Box::new(move |_, eviction| told.evicted(eviction)),
         });
         let budget = FillBudget::new(settings.memory.fill_bytes());
+        let flights = Arc::new(FlightTable::new(settings.limits.waiting));
         Arc::new(Self {
             live: ArcSwap::from_pointee(live),
             memory,
             journal,
-            flights: Arc::new(FlightTable::new(settings.limits.waiting)),
-            blocks: Arc::new(FlightTable::new(settings.limits.waiting)),
+            blocks: Arc::new(FlightTable::beside(&flights)),
+            flights,
             markers: Markers::new(&settings.fill),
             refusals: moka::sync::Cache::new(REFUSAL_KEYS),
             failed_refreshes: Markers::new(&settings.fill),
@@ -257,8 +258,8 @@ impl Gauges for Proxy {
         self.pins.bytes()
     }
     fn flights(&self) -> (usize, usize) {
-        let (one, other) = (self.flights.usage(), self.blocks.usage());
-        (one.0 + other.0, one.1 + other.1)
+        let (flights, waiting) = self.flights.usage();
+        (flights + self.blocks.usage().0, waiting)
     }
     fn markers(&self) -> usize {
         self.markers.len()

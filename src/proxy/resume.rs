@@ -49,14 +49,13 @@ impl Resuming {
         head: &Arc<StoredHead>,
     ) -> Self {
         let (proxy, exchange, head) = (Arc::clone(proxy), Arc::clone(exchange), Arc::clone(head));
-        let source = reader.map_or_else(|| asking(&proxy, &exchange, &head, start, end), Source::Flight);
+        let source = reader.map_or_else(|| asking(&exchange, &head, start, end), Source::Flight);
         Self { source, position: start, end, proxy, exchange, head }
     }
 }
 
 /// What was to be read here is asked for.
-fn asking(proxy: &Proxy, exchange: &Arc<Exchange>, head: &Arc<StoredHead>, position: u64, end: Option<u64>) -> Source {
-    proxy.metrics.bound(Bound::ReaderDetached);
+fn asking(exchange: &Arc<Exchange>, head: &Arc<StoredHead>, position: u64, end: Option<u64>) -> Source {
     let (exchange, head) = (Arc::clone(exchange), Arc::clone(head));
     Source::Asking(Box::pin(rest(exchange, head, position, end)))
 }
@@ -71,7 +70,10 @@ impl BodyStream for Resuming {
                         this.position += bytes.len() as u64;
                         return Poll::Ready(Some(Ok(Chunk::Data(bytes))));
                     }
-                    Some(Err(BodyError::Detached)) => asking(&this.proxy, &this.exchange, &this.head, this.position, this.end),
+                    Some(Err(BodyError::Detached)) => {
+                        this.proxy.metrics.bound(Bound::ReaderDetached);
+                        asking(&this.exchange, &this.head, this.position, this.end)
+                    }
                     other => return Poll::Ready(other),
                 },
                 Source::Asking(asking) => match ready!(asking.as_mut().poll(context)) {

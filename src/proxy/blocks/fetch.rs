@@ -51,7 +51,7 @@ pub async fn open(proxy: Arc<Proxy>, exchange: Arc<Exchange>, block: Block, want
             prolong(&proxy, &exchange, &block, &stored);
             return Ok(Opened::Stored(stored));
         }
-        let mut follower = match join(&proxy, &block) {
+        let mut follower = match join(&proxy, &block, || proxy.journal.stamp()) {
             Join::Follow(follower) => follower,
             Join::Full => {
                 proxy.metrics.bound(Bound::Waiting);
@@ -95,9 +95,8 @@ async fn after(follower: &mut Follower<BlockHead>, block: &Block, wanted: &Range
             BlockHead::Filling(fill) => {
                 let start = block.range().start;
                 let reader = fill.reader(wanted.start - start, Some(wanted.end - start));
-                match fill.failure().filter(|_| reader.is_none()) {
-                    // Fetched ahead, given up because it could not be kept.
-                    Some(BodyError::ClientLeft) => return None,
+                // One that was given up, because nobody was there, says nothing against asking anew.
+                match fill.failure().filter(|error| reader.is_none() && *error != BodyError::ClientLeft) {
                     Some(error) => Err(error),
                     None => Ok(Opened::Filling(reader)),
                 }
@@ -113,26 +112,26 @@ async fn after(follower: &mut Follower<BlockHead>, block: &Block, wanted: &Range
 pub fn ahead(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, block: Block) {
     if block.find(proxy).is_none()
         && proxy.no_room_for(Some(block.blocks().size)).is_none()
-        && let Join::Lead(leader) = join(proxy, &block)
+        && let Join::Lead(leader) = join(proxy, &block, || proxy.journal.stamp())
     {
         tokio::spawn(lead(Arc::clone(proxy), Arc::clone(exchange), block, leader, true));
     }
 }
 
-/// Leads the fetch of the block that came with the head of a record, unless somebody else does.
-pub fn begin(proxy: &Proxy, block: &Block) -> Option<Leader<BlockHead, Stamp>> {
-    match join(proxy, block) {
+/// Leads the fetch of the block that came with the head of a record, unless somebody else does. `stamp`: of that fetch.
+pub fn begin(proxy: &Proxy, block: &Block, stamp: Stamp) -> Option<Leader<BlockHead, Stamp>> {
+    match join(proxy, block, || stamp) {
         Join::Lead(leader) => Some(leader),
         Join::Follow(_) | Join::Full => None,
     }
 }
 
-fn join(proxy: &Proxy, block: &Block) -> Join<BlockHead, Stamp> {
+fn join(proxy: &Proxy, block: &Block, stamp: impl FnOnce() -> Stamp) -> Join<BlockHead, Stamp> {
     let head = &block.record.head;
     let secondary = Some(head.secondary.clone()).filter(|secondary| !secondary.0.is_empty());
     let key = FlightKey { key: Arc::clone(block.key().text()), secondary };
     let may_join = |stamp: &Stamp| proxy.journal.validity(&subject(&head.key, &head.site, &head.tags), stamp) != Validity::Purged;
-    proxy.blocks.join(key, may_join, || proxy.journal.stamp())
+    proxy.blocks.join(key, may_join, stamp)
 }
 
 /// The task of a fetch. `ahead`: nobody waits for it yet.

@@ -265,6 +265,39 @@ async fn a_purge_between_two_blocks_spares_neither() {
 }
 
 #[tokio::test]
+async fn nobody_joins_a_fetch_of_a_block_that_began_before_a_purge() {
+    let (at_head, in_body) = (Gate::new(), Gate::new());
+    let held = (at_head.clone(), in_body.clone());
+    let film = film_with(CONFIG, move |number, resource, request| {
+        if number > 0 {
+            return resource.answer(request);
+        }
+        let (head, rest) = (&resource.body[..100], &resource.body[100..BLOCK]);
+        let lines = format!("ETag: {}\r\nCache-Control: max-age=60\r\nContent-Length: {BLOCK}\r\n", resource.tag);
+        let lines = format!("{lines}Content-Range: {}\r\n\r\n", resource.content_range(0, BLOCK));
+        Script::raw([b"HTTP/1.1 206 Partial\r\n", lines.as_bytes(), head].concat())
+            .after(&held.0)
+            .then(Step::Wait(held.1.clone()))
+            .then(Step::Bytes(rest.to_vec()))
+    });
+    let old = film.resource();
+    let mut early = film.served.client().await;
+    early.send(request("GET", PATH, &format!("Range: bytes=0-{}\r\n", BLOCK - 1), "")).await;
+    film.served.origin.until("its request", |origin| origin.count(PATH) == 1).await;
+    let (status, _) = film.served.admin("POST", "/v1/purge", &json!({"everything": true}).to_string()).await;
+    assert_eq!(status, 200);
+    // The same tag and length: only the purge tells it from what was there.
+    film.replace(Resource { tag: old.tag.clone(), ..Resource::new("\"other\"", LENGTH) });
+    at_head.open();
+    early.until("\r\n\r\n").await.expect("its head");
+    film.part(0, BLOCK).await;
+    in_body.open();
+    let body = early.take_exactly(BLOCK).await;
+    assert!(body == old.body[..BLOCK] || body == film.resource().body[..BLOCK], "who asked before the purge may get either");
+    film.part(0, BLOCK).await;
+}
+
+#[tokio::test]
 async fn a_stale_record_is_confirmed_and_its_blocks_are_used() {
     let film = film();
     film.part(0, BLOCK).await;

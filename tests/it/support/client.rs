@@ -155,6 +155,12 @@ impl Client {
         }
     }
 
+    /// This many bytes, fewer only at the end.
+    pub async fn take_exactly(&mut self, count: usize) -> Vec<u8> {
+        while self.buffer.len() < count && self.more().await {}
+        self.buffer.drain(..count.min(self.buffer.len())).collect()
+    }
+
     /// At most this many bytes, as they are there; none at the end.
     pub async fn take(&mut self, most: usize) -> Vec<u8> {
         while self.buffer.is_empty() && self.more().await {}
