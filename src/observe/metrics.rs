@@ -57,10 +57,11 @@ pub enum Bound {
     InvalidatedGroups,
     DrainTimeout,
     AdminConnections,
+    StoreAfter,
 }
 
 impl Bound {
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -93,6 +94,7 @@ impl Bound {
         Self::InvalidatedGroups,
         Self::DrainTimeout,
         Self::AdminConnections,
+        Self::StoreAfter,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -128,6 +130,7 @@ impl Bound {
             Self::InvalidatedGroups => "invalidated_groups",
             Self::DrainTimeout => "drain_timeout",
             Self::AdminConnections => "admin_connections",
+            Self::StoreAfter => "store_after",
         }
     }
 }
@@ -315,6 +318,7 @@ pub struct Metrics {
     refreshes: Vec<IntCounter>,
     blocks: Vec<IntCounter>,
     stale_served: Vec<IntCounter>,
+    early_refreshes: IntCounter,
     stores: [IntCounter; 2],
     written_bytes: IntCounter,
     evictions: Vec<IntCounter>,
@@ -354,6 +358,7 @@ impl Metrics {
             refreshes: children(&series::REFRESHES.counters(&registry), RefreshOutcome::ALL.map(RefreshOutcome::as_str)),
             blocks: children(&series::BLOCKS.counters(&registry), BlockOutcome::ALL.map(BlockOutcome::as_str)),
             stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
+            early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
             evictions: Eviction::ALL.iter().map(|eviction| evictions.with_label_values(&[MEMORY, eviction.as_str()])).collect(),
@@ -441,6 +446,9 @@ impl Metrics {
     /// A block was wanted.
     pub fn block(&self, outcome: BlockOutcome) {
         self.blocks[outcome as usize].inc();
+    }
+    pub fn early_refresh(&self) {
+        self.early_refreshes.inc();
     }
     pub fn stale_served(&self, reason: StaleReason) {
         self.stale_served[reason as usize].inc();

@@ -34,6 +34,7 @@ pub fn start(
     candidate: Candidate,
 ) -> Handled {
     debug_assert!(matches!(body, RequestBody::Empty), "requests with a body go past the cache");
+    proxy.count_request(arrival.key.hash(), arrival.policy());
     let errand = Errand::new(proxy, arrival, interim, why, candidate);
     Handled::Later(Box::pin(answer(errand, None)))
 }

@@ -169,7 +169,10 @@ impl Duty {
                 self.leader.publish(Published::Alone);
                 self.tell(Led::Direct(Box::new(inbound), why));
             }
-            Ok(head) => self.stream(inbound, head, received.mono_ms).await,
+            Ok(head) => {
+                let too_early = store::too_early(&self.proxy, &self.exchange, &candidate);
+                self.stream(inbound, head, received.mono_ms, too_early).await;
+            }
         }
     }
 
@@ -217,7 +220,11 @@ impl Duty {
     /// the head; without one the whole came, which is not wanted.
     async fn in_blocks(&mut self, inbound: Inbound, first: Option<u64>, blocks: Blocks, began: &Began, candidate: &Candidate) {
         let now_mono_ms = clock::now().mono_ms;
-        let record = match store::judge_blocks(&self.proxy, &self.exchange, &inbound, blocks, began, candidate) {
+        let judged = match store::too_early(&self.proxy, &self.exchange, candidate) {
+            None => store::judge_blocks(&self.proxy, &self.exchange, &inbound, blocks, began, candidate),
+            Some(why) => Err(why),
+        };
+        let record = match judged {
             Ok(record) => record,
             Err(why) => {
                 self.proxy.metrics.not_stored(why);
@@ -312,7 +319,7 @@ impl Duty {
         self.tell(Led::Shared(head, own));
     }
 
-    async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, now_mono_ms: u64) {
+    async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, now_mono_ms: u64, too_early: Option<NotStored>) {
         let settings = &Arc::clone(&self.exchange.routed.settings).fill;
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, inbound.length, self.exchange.policy().max_object_bytes);
         let is_refresh = self.is_refresh;
@@ -320,7 +327,7 @@ impl Duty {
         let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
         let ticket = fill.ticket();
         let body = inbound.body.take();
-        let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound));
+        let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound, too_early));
         let shareable = is_shareable(&self.exchange, &head, clock::now());
         // Memory that ran out meanwhile is no reason of the response: who waits goes alone, nobody is told not to wait.
         let kept = fill.unstored().is_none();
@@ -331,7 +338,7 @@ impl Duty {
         let whole = pump_while_wanted(&self.leader, ticket, body, writer, &fill, is_refresh).await;
         if whole && let Some(complete) = fill.complete() {
             let wanted = self.leader.followers();
-            if let Err(why) = store::whole(&self.proxy, &self.exchange, head, complete, &fill, wanted) {
+            if let Err(why) = store::whole(&self.proxy, &self.exchange, head, complete, &fill, wanted, too_early) {
                 tracing::debug!(reason = why.as_str(), "not stored after all");
             }
         } else {

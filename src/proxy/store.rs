@@ -106,6 +106,17 @@ pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, 
     storage::represents_target(exchange.request(), response, &facts) && is_of_get()
 }
 
+/// Whether too few have asked for the key as yet (`cache.store_after`). What was stored before was asked for often enough.
+/// It is shared with all who wait for it all the same, and only not kept.
+pub fn too_early(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate) -> Option<NotStored> {
+    let (needed, key) = (exchange.policy().store_after, exchange.key.hash());
+    let early = needed > 1 && candidate.is_none() && proxy.request_counts.requests(key) < needed;
+    early.then(|| {
+        proxy.refusals.insert(key, NotStored::StoreAfter);
+        NotStored::StoreAfter
+    })
+}
+
 /// Whether the origin says with a new response that caches are to keep none: then the one of before goes, too, and is
 /// no fallback for errors. RFC 9111 §4.3.3 leaves that open. What was answered to credentials says nothing of what
 /// others would get, and an error nothing of what is stored.
@@ -123,7 +134,7 @@ fn decide(
     received: Now,
 ) -> Result<StoredHead, NotStored> {
     let policy = exchange.policy();
-    let facts = Facts::new(exchange.request(), response, &policy.targeted, began.sent, received);
+    let facts = Facts::new(exchange.request(), response, &policy.targeted, began.sent, received).jittered(exchange.key.hash(), began.fetch);
     if let Storage::Not(why) = storage::may_store(exchange.request(), response, &facts, policy) {
         return Err(why);
     }
@@ -191,7 +202,7 @@ pub fn head(
     }
 }
 
-/// Puts the whole body of a fill with its head into the tiers, unless a purge came while it was under way; its readers are
+/// Puts the whole body of a fill with its head into the tiers, unless a purge came while it was under way, or it was too early; its readers are
 /// readers of that from then on.
 pub fn whole(
     proxy: &Proxy,
@@ -200,8 +211,13 @@ pub fn whole(
     body: CompleteBody,
     fill: &Fill,
     wanted: usize,
+    too_early: Option<NotStored>,
 ) -> Result<(), NotStored> {
     let now = clock::now();
+    if let Some(why) = too_early {
+        proxy.metrics.not_stored(why);
+        return Err(why);
+    }
     if proxy.journal.validity(&subject(&head.key, &head.site, &head.tags), &head.stamp) == Validity::Purged {
         proxy.metrics.not_stored(NotStored::Purged);
         return Err(NotStored::Purged);

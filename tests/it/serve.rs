@@ -7,6 +7,7 @@ mod commands;
 mod forwarding;
 mod freshness;
 mod methods;
+mod policy;
 mod purge;
 mod ranges;
 mod reuse;
@@ -151,11 +152,11 @@ impl Served {
         self.metric(&format!("tiercel_bound_reached_total{{bound=\"{bound}\"}}")).await
     }
 
-    /// A sample of the metrics.
+    /// The value of a series, with its labels as they are scraped.
     async fn metric(&self, series: &str) -> u64 {
         let (_, metrics) = self.admin("GET", "/metrics", "").await;
-        let sample = |line: &str| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok();
-        metrics.as_str().and_then(|text| text.lines().find_map(sample)).expect("a series of this name")
+        let value = |line: &str| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok();
+        metrics.as_str().and_then(|text| text.lines().find_map(value)).expect(series)
     }
 
     /// Makes everything stale at once.

@@ -205,7 +205,7 @@ pub async fn receive(
     match (kept, fill.complete().filter(|_| whole)) {
         (Ok(head), Some(complete)) => {
             // Counted there if not.
-            let _ = store::whole(proxy, exchange, head, complete, &fill, 1);
+            let _ = store::whole(proxy, exchange, head, complete, &fill, 1, None);
         }
         (Ok(_), None) => proxy.metrics.not_stored(if fill.unstored().is_some() { NotStored::Memory } else { NotStored::Incomplete }),
         (Err(why), _) => proxy.metrics.not_stored(why),

@@ -2,10 +2,14 @@
 
 mod freshness;
 mod key;
+mod model;
 mod precondition;
 mod range;
 mod reuse;
+mod second_opinion;
+mod spelling;
 mod storage;
 mod targeted;
 mod validation;
 mod vary;
+mod widening;
