@@ -50,7 +50,7 @@ async fn answered(proxy: Arc<Proxy>, mut exchange: Exchange, body: RequestBody, 
         }
         Err(error) => {
             let unanswered = Unanswered::from(FetchError::RequestBody(error));
-            return answer::failed(&proxy, &exchange, &Failure::from(&unanswered), Forward::Bypass, None);
+            return answer::failed(&proxy, &Arc::new(exchange), &Failure::from(&unanswered), Forward::Bypass, None);
         }
     };
     exchange.key = content::key(&exchange.key, &exchange.method, &exchange.fields, &content.bytes);
