@@ -13,6 +13,7 @@ mod routes;
 mod sharing;
 mod standards;
 mod streaming;
+mod suite;
 mod targeted;
 mod updates;
 mod upgrades;
