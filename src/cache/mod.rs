@@ -1,10 +1,12 @@
 //! Joins rules and tiers: stored responses and their variants.
 
+mod request_counts;
 mod stored_response;
 mod tags;
 mod variants;
 mod vary_memory;
 
+pub use request_counts::{Counted, RequestCounts};
 pub use stored_response::{StoredHead, StoredResponse, subject};
 pub use tags::{GROUPS_MAX, TAG_FIELDS, Tags, named_groups};
 pub use variants::{Insertion, Variants};

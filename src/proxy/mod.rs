@@ -27,7 +27,7 @@ mod store;
 
 pub use live::{Live, Routed};
 
-use crate::cache::{Variants, VaryMemory};
+use crate::cache::{Counted, RequestCounts, Variants, VaryMemory};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -39,6 +39,7 @@ use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody,
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
 use crate::semantics::cache_status::Forward;
+use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{self, Reuse};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
@@ -63,6 +64,8 @@ pub struct Proxy {
     /// Keys whose background refresh failed lately: the next one waits.
     failed_refreshes: Markers,
     vary_memory: VaryMemory,
+    /// For routes that store only what is asked for more than once.
+    request_counts: RequestCounts,
     budget: Arc<FillBudget>,
     /// Bodies that left the tiers while they are read.
     pins: Arc<Pins>,
@@ -103,6 +106,11 @@ impl Handler for Proxy {
         }
         match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
             Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
+                if reuse::is_refresh_due(&response.head.facts, arrival.policy(), ttl_ms)
+                    && revalidate::in_background(self, &arrival, &response)
+                {
+                    self.metrics.early_refresh();
+                }
                 Handled::Ready(deliver::fresh(self, &arrival, &response, age_ms, ttl_ms, now))
             }
             Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
@@ -167,6 +175,7 @@ impl Proxy {
             refusals: moka::sync::Cache::new(REFUSAL_KEYS),
             failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
+            request_counts: RequestCounts::default(),
             pins: Pins::new(&budget),
             budget,
             metrics,
@@ -205,6 +214,13 @@ impl Proxy {
     fn count_marker(&self, set: Set) {
         if set == Set::Full {
             self.metrics.bound(Bound::Markers);
+        }
+    }
+
+    /// Counts a request that the store could not answer, where that decides about storing.
+    fn count_request(&self, key: u128, policy: &CachePolicy) {
+        if policy.store_after > 1 && self.request_counts.count(key) == Counted::Full {
+            self.metrics.bound(Bound::StoreAfter);
         }
     }
 

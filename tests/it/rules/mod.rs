@@ -12,3 +12,4 @@ mod storage;
 mod targeted;
 mod validation;
 mod vary;
+mod widening;
