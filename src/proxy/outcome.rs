@@ -22,6 +22,8 @@ pub struct Outcome {
     pub stored: bool,
     /// Answered by another request's fetch.
     pub collapsed: bool,
+    /// The body is made of blocks (`cache.blocks`).
+    pub in_blocks: bool,
     /// The line of the configuration without which the answer would have been another (P1: then Cache-Status says so).
     pub widening: Option<Widening>,
     /// Configured reason of a bypass rule, or another token for `detail`.
