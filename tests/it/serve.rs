@@ -15,6 +15,7 @@ mod routes;
 mod sharing;
 mod standards;
 mod streaming;
+mod suite;
 mod targeted;
 mod updates;
 mod upgrades;
