@@ -571,13 +571,15 @@ struct UpstreamChildren {
 }
 
 /// Tokens of the errors that upstreams can cause (RFC 9209 §2.3), shown as zero from the start.
-pub const UPSTREAM_ERRORS: [&str; 11] = [
+pub const UPSTREAM_ERRORS: [&str; 13] = [
     "connection_limit_reached",
     "connection_refused",
     "connection_terminated",
     "connection_timeout",
+    "destination_ip_unroutable",
     "destination_unavailable",
     "dns_error",
+    "dns_timeout",
     "http_protocol_error",
     "http_request_error",
     "http_response_header_section_size",

@@ -15,7 +15,7 @@ use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::route;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Validity, may_serve_on_error_to};
-use crate::semantics::{CacheKey, Fields, StatusCode, date, name, proxy_status};
+use crate::semantics::{Fields, StatusCode, date, name, proxy_status};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -64,10 +64,10 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
 }
 
 /// `only-if-cached`, and nothing usable is stored (RFC 9111 §5.2.1.7).
-pub fn not_cached(routed: &Routed, key: &CacheKey, outcome: Outcome) -> Response {
+pub fn not_cached(routed: &Routed, outcome: Outcome) -> Response {
     let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, detail: Some("ONLY-IF-CACHED".into()), ..outcome };
     let mut fields = text_fields();
-    deliver::add_lines(&mut fields, routed, key.shown(), None, &outcome);
+    deliver::add_own_lines(&mut fields, routed, &outcome);
     text(504, fields, "nothing usable is stored, and the request asked for no more\n".into(), outcome)
 }
 
@@ -102,7 +102,7 @@ pub fn failed(
         line(&mut fields, name::RETRY_AFTER, b"1");
     }
     line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&exchange.routed.node, failure.token, None));
-    deliver::add_lines(&mut fields, &exchange.routed, exchange.key.shown(), None, &outcome);
+    deliver::add_own_lines(&mut fields, &exchange.routed, &outcome);
     // The cause without internals: no addresses, no names of upstreams.
     let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY);
     text(failure.status, fields, format!("{}\n", status.canonical_reason().unwrap_or("error")), outcome)
@@ -114,7 +114,7 @@ pub fn no_upstream(exchange: &Exchange) -> Response {
         Outcome { result: CacheResult::Error, source: Source::Tiercel, error: Some("destination_not_found"), ..exchange.outcome() };
     let mut fields = text_fields();
     line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&exchange.routed.node, "destination_not_found", None));
-    text(502, fields, "Bad Gateway\n".into(), outcome)
+    text(500, fields, "Internal Server Error\n".into(), outcome)
 }
 
 /// JSON, for answers to PURGE.

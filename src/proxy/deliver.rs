@@ -3,7 +3,7 @@
 mod lines;
 mod ranges;
 
-pub use lines::{add_lines, edit, has_tags, line, strip_consumed, strip_tags};
+pub use lines::{add_lines, add_own_lines, edit, has_tags, line, strip_consumed, strip_tags};
 pub use ranges::slices;
 
 use super::Proxy;
@@ -105,7 +105,10 @@ pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead
     // A response that comes from the origin has no Age unless another cache gave it one (RFC 9111 §5.1).
     let age_ms = flight.had_age.then(|| flight.head.facts.age_ms(now));
     let body = match &flight.body {
-        FlightBody::Filling(fill) => Body::Flight { fill, reader: own.reader, proxy, exchange },
+        FlightBody::Filling(fill) => {
+            outcome.ttl_ms = Some(ttl_ms(exchange, &flight.head, flight.head.facts.initial_age_ms)); // as it was received
+            Body::Flight { fill, reader: own.reader, proxy, exchange }
+        }
         FlightBody::Confirmed(stored) => {
             outcome.result = CacheResult::Revalidated;
             outcome.source = Source::Memory;
@@ -136,6 +139,7 @@ pub fn followed(
     outcome.timing.waited = Some(waited);
     let age_ms = flight.head.facts.age_ms(now);
     outcome.age_ms = Some(age_ms);
+    outcome.ttl_ms = Some(ttl_ms(exchange, &flight.head, age_ms));
     let body = match &flight.body {
         FlightBody::Confirmed(stored) => {
             outcome.result = CacheResult::Revalidated;

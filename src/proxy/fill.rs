@@ -44,7 +44,7 @@ pub fn in_blocks(
     let exchange = &errand.exchange;
     let response = deliver::reused(proxy, exchange, stored, reused, now);
     if response.outcome.forward.is_some() && only_if_cached(exchange.request()) {
-        return Handled::Ready(answer::not_cached(&exchange.routed, &exchange.key, exchange.outcome()));
+        return Handled::Ready(answer::not_cached(&exchange.routed, exchange.outcome()));
     }
     Handled::Later(Box::pin(answer(errand, Some(response))))
 }

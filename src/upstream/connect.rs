@@ -25,6 +25,9 @@ pub(super) async fn connect(addresses: &[SocketAddr], limit: Duration) -> Result
                 return Ok(stream);
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => FetchError::Refused,
+            Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable) => {
+                FetchError::Unroutable
+            }
             Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => FetchError::ConnectTimeout,
             Ok(Err(error)) => FetchError::Connect(error.to_string()),
             Err(_) => FetchError::ConnectTimeout,

@@ -7,6 +7,10 @@ use std::sync::Arc;
 pub enum FetchError {
     #[error("no address for the upstream's name")]
     Dns,
+    #[error("the upstream's name was not resolved in time")]
+    DnsTimeout,
+    #[error("no route to the upstream's address")]
+    Unroutable,
     #[error("connection refused")]
     Refused,
     #[error("connecting took too long")]
@@ -71,6 +75,8 @@ impl FetchError {
     pub const fn token(&self) -> &'static str {
         match self {
             Self::Dns => "dns_error",
+            Self::DnsTimeout => "dns_timeout",
+            Self::Unroutable => "destination_ip_unroutable",
             Self::Refused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
             Self::Connect(_) => "destination_unavailable",
@@ -87,7 +93,7 @@ impl FetchError {
     /// The status that the client gets where nothing stale can be served.
     pub const fn status(&self) -> u16 {
         match self {
-            Self::ConnectTimeout | Self::ResponseTimeout | Self::TotalTimeout => 504,
+            Self::DnsTimeout | Self::ConnectTimeout | Self::ResponseTimeout | Self::TotalTimeout => 504,
             Self::QueueTimeout | Self::QueueFull => 503,
             Self::RequestBody(_) | Self::InvalidRequest(_) => 400,
             _ => 502,
@@ -104,7 +110,7 @@ impl FetchError {
 
     pub const fn retry(&self) -> Retry {
         match self {
-            Self::Closed | Self::Reset | Self::Refused | Self::Connect(_) => Retry::FreshConnection,
+            Self::Closed | Self::Reset | Self::Refused | Self::Unroutable | Self::Connect(_) => Retry::FreshConnection,
             _ => Retry::Never,
         }
     }
@@ -120,6 +126,8 @@ impl FetchError {
         matches!(
             self,
             Self::Dns
+                | Self::DnsTimeout
+                | Self::Unroutable
                 | Self::Refused
                 | Self::ConnectTimeout
                 | Self::Connect(_)

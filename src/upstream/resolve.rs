@@ -111,7 +111,7 @@ impl Host {
                 State::Ask => self.ask_in_background(),
             }
             if !matches!(tokio::time::timeout_at(deadline, answered.changed()).await, Ok(Ok(()))) {
-                return self.known.lock().addresses.clone().ok_or(FetchError::Dns);
+                return self.known.lock().addresses.clone().ok_or(FetchError::DnsTimeout);
             }
         }
     }

@@ -47,7 +47,7 @@ pub fn line(lines: &mut impl Lines, name: Name, value: &[u8]) {
     lines.add(name, value);
 }
 
-/// Age, Cache-Status, Via, X-Cache: what every answer of ours adds.
+/// Age, Cache-Status, Via, X-Cache: what every answer from the origin or a store gets.
 pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Option<u64>, outcome: &Outcome) {
     if let Some(age_ms) = age_ms {
         line(lines, name::AGE, itoa::Buffer::new().format(age_ms / 1000).as_bytes());
@@ -57,8 +57,14 @@ pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Opt
         let status = outcome.cache_status(route.show_key.then_some(key));
         lines.add_written(name::CACHE_STATUS, |value| status.write(&routed.node, value));
     }
+    add_own_lines(lines, routed, outcome);
+}
+
+/// Via and X-Cache. All that an answer has that we made up: it comes from no cache (RFC 9211 §2), and Proxy-Status says
+/// what happened.
+pub fn add_own_lines(lines: &mut impl Lines, routed: &Routed, outcome: &Outcome) {
     line(lines, name::VIA, routed.via.as_bytes());
-    if route.x_cache {
+    if routed.route.x_cache {
         line(lines, name::X_CACHE, outcome.x_cache().as_bytes());
     }
 }

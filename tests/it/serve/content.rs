@@ -32,7 +32,7 @@ impl Served {
 async fn a_query_is_answered_from_store_by_its_content() {
     let served = echo("");
     let miss = served.ask("QUERY", "/a", JSON, "{1}").await;
-    assert_eq!(miss.field("cache-status"), Some("tiercel; fwd=uri-miss; fwd-status=200; stored"));
+    assert_eq!(miss.said(), "tiercel; fwd=uri-miss; fwd-status=200; stored");
     assert_eq!((miss.text(), miss.field("age")), ("QUERY {1}", None));
     let seen = served.last("/a");
     assert_eq!((&*seen.method, &*seen.body, seen.field("content-length")), ("QUERY", &b"{1}"[..], Some("3")));

@@ -80,7 +80,7 @@ async fn the_answer_to_a_write_that_represents_its_target_answers_those_who_get_
         let served = representing(config, 200, REPRESENTS);
         store(&served, &["/a?b"]).await;
         let answer = served.ask(method, "/a?b", "", "x").await;
-        assert_eq!(answer.field("cache-status"), Some("tiercel; fwd=method; fwd-status=200; stored"));
+        assert_eq!(answer.said(), "tiercel; fwd=method; fwd-status=200; stored");
         assert_eq!(answer.text(), "new");
         let hit = served.until("/a?b", "", "what the write stored", |answer| answer.text() == "new").await;
         assert!(hit.says("hit"), "{}", hit.head);

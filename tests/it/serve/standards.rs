@@ -130,4 +130,8 @@ async fn answers_of_our_own_name_no_cache() {
         let answer = served.get_with(path, lines).await;
         assert_eq!((answer.status, answer.field("cache-status")), (status, None), "9211 2: {}", answer.head);
     }
+    let dead = serve(|_| Script::close());
+    let failed = dead.get("/a").await;
+    assert_eq!((failed.status, failed.field("cache-status")), (502, None), "9211 2: {}", failed.head);
+    assert!(failed.field("proxy-status").is_some_and(|said| said.starts_with("tiercel; error=")), "{}", failed.head);
 }

@@ -50,6 +50,12 @@ impl Answer {
         self.field("cache-status").is_some_and(|value| value.split("; ").any(|said| said == parameter))
     }
 
+    /// Cache-Status without its ttl, which moves with the clock.
+    pub fn said(&self) -> String {
+        let kept = self.field("cache-status").unwrap_or_default().split("; ").filter(|said| !said.starts_with("ttl="));
+        kept.collect::<Vec<_>>().join("; ")
+    }
+
     /// Whether nothing usable was stored. What was purged is there until somebody meets it or it is swept out, so there are
     /// two words for that.
     pub fn is_miss(&self) -> bool {
