@@ -185,6 +185,7 @@ impl Duty {
             (206, Some(part)) if part.is_all() => {
                 inbound.status = StatusCode::OK;
                 inbound.fields.remove(name::CONTENT_RANGE);
+                inbound.length = Some(part.length); // also where it comes in chunks: less is not all
                 Some(inbound)
             }
             (206, part) => {
