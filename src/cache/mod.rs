@@ -1,10 +1,12 @@
 //! Joins rules and tiers: stored responses and their variants.
 
+mod search_rules;
 mod stored_response;
 mod tags;
 mod variants;
 mod vary_memory;
 
+pub use search_rules::SearchRules;
 pub use stored_response::{StoredHead, StoredResponse, subject};
 pub use tags::{GROUPS_MAX, TAG_FIELDS, Tags, named_groups};
 pub use variants::{Insertion, Variants};

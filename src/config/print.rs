@@ -268,6 +268,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "range_parts_max": policy.range_parts_max,
         "collapse": policy.collapse,
         "max_variants": policy.max_variants,
+        "no_vary_search": policy.no_vary_search,
         "vary": {"ignore": policy.vary.ignore, "languages": policy.vary.languages, "images": policy.vary.images},
         "key": {
             "query_sort": key.query_sort,

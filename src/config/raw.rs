@@ -434,6 +434,8 @@ pub struct RawCache {
     /// Responses per URL that differ by Vary.
     pub max_variants: Option<u64>,
     pub vary: RawVary,
+    /// A response's No-Vary-Search counts: it answers all URLs whose queries it calls equivalent.
+    pub no_vary_search: Option<bool>,
     pub key: RawKey,
 }
 

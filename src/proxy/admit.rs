@@ -122,7 +122,7 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<A
     let client = if trusted { forwarded_client(&head.fields, server).unwrap_or(peer.client.ip()) } else { peer.client.ip() };
     let given_id = trusted.then(|| head.fields.text(name::X_REQUEST_ID)).flatten().filter(|id| !id.is_empty() && id.len() <= 128);
     let request_id = given_id.map(Arc::from);
-    Ok(Arrival { peer, head, fields, target, routed: Arc::clone(routed), key, client, trusted, request_id })
+    Ok(Arrival { peer, head, fields, target, routed: Arc::clone(routed), key, exact: None, client, trusted, request_id })
 }
 
 pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {

@@ -3,8 +3,9 @@
 use super::live::Routed;
 use crate::listener::{Peer, RequestHead};
 use crate::proxy::outcome::{self, Outcome};
+use crate::semantics::no_vary_search::NoVarySearch;
 use crate::semantics::policy::CachePolicy;
-use crate::semantics::{CacheKey, Fields, Method, Request, Target};
+use crate::semantics::{CacheKey, Fields, Method, Request, Target, name};
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub struct Arrival<'a> {
     pub target: Target,
     pub routed: Arc<Routed>,
     pub key: CacheKey,
+    /// The key of the URL alone, where `key` is that of all URLs equivalent to it (No-Vary-Search).
+    pub exact: Option<Box<CacheKey>>,
     /// The client as believed.
     pub client: IpAddr,
     /// The peer is a trusted proxy: its forwarding fields count.
@@ -51,6 +54,7 @@ impl Arrival<'_> {
             peer: self.peer.clone(),
             routed: self.routed,
             key: self.key,
+            exact: self.exact,
             client: self.client,
             trusted: self.trusted,
             request_id,
@@ -59,6 +63,7 @@ impl Arrival<'_> {
 }
 
 /// A request that goes on beyond the connection's call.
+#[derive(Clone)]
 pub struct Exchange {
     pub method: Method,
     pub minor_version: u8,
@@ -66,7 +71,10 @@ pub struct Exchange {
     pub fields: Fields,
     pub peer: Peer,
     pub routed: Arc<Routed>,
+    /// What it is collapsed under, and looked up by.
     pub key: CacheKey,
+    /// As in [`Arrival`].
+    pub exact: Option<Box<CacheKey>>,
     pub client: IpAddr,
     pub trusted: bool,
     pub request_id: Arc<str>,
@@ -85,6 +93,28 @@ impl Exchange {
 
     pub fn policy(&self) -> &CachePolicy {
         &self.routed.route.cache
+    }
+
+    /// The key of its URL alone.
+    pub fn exact_key(&self) -> &CacheKey {
+        self.exact.as_deref().unwrap_or(&self.key)
+    }
+
+    /// The key under which a response with these fields answers this request: that of its URL, or of all URLs that the
+    /// response calls equivalent to it.
+    pub fn key_of(&self, response: &Fields) -> CacheKey {
+        let honoured = self.policy().no_vary_search && response.has(name::NO_VARY_SEARCH);
+        match honoured.then(|| NoVarySearch::of(response).unwrap_or_default()).flatten() {
+            Some(rule) => self.exact_key().under(&rule),
+            None => self.exact_key().clone(),
+        }
+    }
+
+    /// The same request under another of its keys.
+    pub fn under(&self, key: CacheKey) -> Self {
+        let exact = self.exact_key();
+        let exact = (key != *exact).then(|| Box::new(exact.clone()));
+        Self { key, exact, ..self.clone() }
     }
 
     pub fn outcome(&self) -> Outcome {

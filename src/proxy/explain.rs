@@ -32,12 +32,14 @@ impl Proxy {
         let scheme = if scheme == "https" { crate::semantics::target::Scheme::Https } else { crate::semantics::target::Scheme::Http };
         let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into() };
         let live = self.live.load();
-        let arrival =
+        let mut arrival =
             admit::admit(&live, &peer, &head).map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
-        Ok(self.explain_arrival(&arrival, clock::now()))
+        Ok(self.explain_arrival(&mut arrival, clock::now()))
     }
 
-    fn explain_arrival(&self, arrival: &Arrival<'_>, now: Now) -> Value {
+    fn explain_arrival(&self, arrival: &mut Arrival<'_>, now: Now) -> Value {
+        let found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now);
+        let found = lookup::find_equivalent(self, arrival, found, now);
         let route = &arrival.routed.route;
         let way = match admit::way(arrival, &RequestBody::Empty) {
             admit::Way::Cache => "cache".to_owned(),
@@ -45,7 +47,7 @@ impl Proxy {
             admit::Way::Local(_) => "answered by configuration".to_owned(),
             admit::Way::Purge => "purge".to_owned(),
         };
-        let (found, decision) = match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
+        let (found, decision) = match found {
             Found::Nothing => (Value::Null, "fetch: nothing is stored for this key (uri-miss)".to_owned()),
             Found::OtherVariants => {
                 (Value::Null, "fetch: other variants are stored, none that this request selects (vary-miss)".to_owned())
@@ -59,6 +61,7 @@ impl Proxy {
             "upstream": arrival.routed.upstream.as_ref().map(|upstream| upstream.settings.name.clone()),
             "way": way,
             "key": arrival.key.as_str(),
+            "no_vary_search": self.search_rules.get(arrival.key.search_hash()).map(|rule| rule.text()),
             "tracking_list": route.key.ignore_tracking.then_some(crate::semantics::tracking::VERSION),
             "key_parts": arrival.key.as_str().lines().collect::<Vec<_>>(),
             "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| json!(vary.names())),

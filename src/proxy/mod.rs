@@ -27,7 +27,7 @@ mod store;
 
 pub use live::{Live, Routed};
 
-use crate::cache::{Variants, VaryMemory};
+use crate::cache::{SearchRules, Variants, VaryMemory};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -63,6 +63,7 @@ pub struct Proxy {
     /// Keys whose background refresh failed lately: the next one waits.
     failed_refreshes: Markers,
     vary_memory: VaryMemory,
+    search_rules: SearchRules,
     budget: Arc<FillBudget>,
     /// Bodies that left the tiers while they are read.
     pins: Arc<Pins>,
@@ -88,7 +89,7 @@ impl Handler for Proxy {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
         let now = clock::now();
         let live = self.live.load();
-        let arrival = match admit::admit(&live, peer, head) {
+        let mut arrival = match admit::admit(&live, peer, head) {
             Ok(arrival) => arrival,
             Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
         };
@@ -101,7 +102,11 @@ impl Handler for Proxy {
             Way::Past(why) => return alone::past_the_cache(self, arrival, body, interim, why),
             Way::Cache => {}
         }
-        match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
+        let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now);
+        if self.search_rules.any() {
+            found = lookup::find_equivalent(self, &mut arrival, found, now);
+        }
+        match found {
             Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
                 Handled::Ready(deliver::fresh(self, &arrival, &response, age_ms, ttl_ms, now))
             }
@@ -151,7 +156,7 @@ impl Handler for Proxy {
 
 impl Proxy {
     pub fn new(settings: &Settings, live: Live, journal: Arc<Journal>, metrics: Arc<Metrics>, access_log: Arc<AccessLog>) -> Arc<Self> {
-        let told = Arc::clone(&metrics);
+        let (told, full) = (Arc::clone(&metrics), Arc::clone(&metrics));
         let memory = MemoryTier::new(Setup {
             capacity: settings.memory.stored_bytes(),
             lru: settings.memory.policy == crate::config::settings::Eviction::Lru,
@@ -167,6 +172,7 @@ impl Proxy {
             refusals: moka::sync::Cache::new(REFUSAL_KEYS),
             failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
+            search_rules: SearchRules::new(SEARCH_RULE_PATHS, move || full.bound(Bound::NoVarySearchPaths)),
             pins: Pins::new(&budget),
             budget,
             metrics,
@@ -248,6 +254,9 @@ const REFUSAL_KEYS: u64 = 10_000;
 
 /// Keys whose Vary is remembered beyond eviction; about 200 bytes each.
 const VARY_MEMORY_KEYS: u64 = 50_000;
+
+/// Paths whose No-Vary-Search is remembered; about 500 bytes each.
+const SEARCH_RULE_PATHS: u64 = 10_000;
 
 /// What goes at once when the process holds too much.
 const SHED_SHARE: f64 = 0.10;

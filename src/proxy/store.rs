@@ -39,7 +39,10 @@ pub fn judge(
 ) -> Result<Arc<StoredHead>, NotStored> {
     let judged = decide(proxy, exchange, inbound, began, received);
     match &judged {
-        Ok(_) => proxy.refusals.invalidate(&exchange.key.hash()),
+        Ok(head) => {
+            proxy.refusals.invalidate(&exchange.key.hash());
+            proxy.learn_search_rule(exchange, &head.fields, old.as_ref().map(|(old, _)| &*old.head));
+        }
         Err(why) => {
             // What is known already is not written again: everything uncacheable passes here.
             if proxy.refusals.get(&exchange.key.hash()) != Some(*why) {
@@ -138,9 +141,9 @@ pub fn head(
 ) -> StoredHead {
     StoredHead {
         status,
+        key: exchange.key_of(&fields),
         fields,
         facts,
-        key: exchange.key.clone(),
         secondary,
         stamp: began.stamp,
         checked: Default::default(),

@@ -16,6 +16,7 @@ pub mod freshness;
 pub mod hop;
 pub mod invalidation;
 pub mod key;
+pub mod no_vary_search;
 pub mod policy;
 pub mod precondition;
 pub mod proxy_status;

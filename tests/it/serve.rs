@@ -3,6 +3,7 @@
 mod answers;
 mod bad_input;
 mod commands;
+mod equivalent;
 mod forwarding;
 mod freshness;
 mod methods;

@@ -42,6 +42,7 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key_policy: &mu
         Some(RawClientDirectives::Ignore) => ClientDirectives::Ignore,
         Some(RawClientDirectives::Honour) => ClientDirectives::Honour,
     };
+    policy.no_vary_search = raw.no_vary_search.unwrap_or(policy.no_vary_search);
     apply_vary(&join(at, "vary"), &raw.vary, &mut policy.vary, report);
     quantities(at, raw, policy, report);
     key::apply(&join(at, "key"), &raw.key, key_policy, report);
