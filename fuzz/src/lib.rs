@@ -1,5 +1,12 @@
 //! What the fuzz targets share.
 
+use std::sync::Arc;
+use tiercel::config::{Settings, Sources, load};
+use tiercel::invalidation::Journal;
+use tiercel::observe::access_log::AccessLog;
+use tiercel::observe::metrics::Metrics;
+use tiercel::proxy::{Live, Proxy};
+
 /// How bytes are split on arrival. What is said of them must not depend on it: a byte more or less per read is all that an
 /// attacker needs to make two parsers disagree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,4 +43,19 @@ impl Arrival {
     pub fn next(&mut self, there: usize, length: usize) -> usize {
         length.min(there.saturating_add(self.piece()))
     }
+}
+
+/// What a configuration comes to; it must be right.
+pub fn settings(name: &str, config: &str) -> Settings {
+    let file = std::env::temp_dir().join(format!("tiercel-fuzz-{name}-{}.toml", std::process::id()));
+    std::fs::write(&file, config).expect("a writable directory for temporary files");
+    load(&Sources { file: Some(file), ..Sources::default() }).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// A proxy that runs nowhere.
+pub fn proxy(settings: &Settings) -> Arc<Proxy> {
+    let metrics = Metrics::new(1);
+    let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).expect("off"));
+    let live = Live::new(settings.clone(), None, &metrics);
+    Proxy::new(settings, live, Arc::new(Journal::new(&settings.purge)), metrics, access_log)
 }

@@ -248,6 +248,9 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
             ttl.insert(name.into(), Value::Object(rules.iter().map(ttl_rule).collect()));
         }
     }
+    if policy.ttl_jitter > 0.0 {
+        ttl.insert("jitter".into(), json!(print_share(policy.ttl_jitter)));
+    }
     // What a rewrite drops is ignored by its own account.
     let is_dropped = |name: &&String| steps.iter().any(|step| matches!(step, Rewrite::DropQuery(names) if names.contains(name)));
     let query_ignore: Vec<&String> = key.query_ignore.iter().filter(|name| !is_dropped(name)).collect();
@@ -259,6 +262,9 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "heuristic_with_cookie": policy.heuristic_with_cookie,
         "stale_while_revalidate": ms(policy.stale_while_revalidate_ms),
         "stale_if_error": ms(policy.stale_if_error_ms),
+        "early_refresh": print_share(policy.early_refresh),
+        "store_after": policy.store_after,
+        "deception_guard": policy.deception_guard,
         "keep_stale": ms(policy.keep_stale_ms),
         "targeted": policy.targeted.names().collect::<Vec<_>>(),
         "set_cookie": match policy.set_cookie { SetCookie::Bypass => "bypass", SetCookie::Store => "store", SetCookie::Strip => "strip" },

@@ -415,6 +415,12 @@ pub struct RawCache {
     pub stale_while_revalidate: Option<RawDuration>,
     /// How long a stale response is used when the upstream fails, where it says nothing (RFC 5861 §4).
     pub stale_if_error: Option<RawDuration>,
+    /// Share of the lifetime at its end in which a hit refreshes what it found, in the background.
+    pub early_refresh: Option<RawShare>,
+    /// A response is stored with this many requests for its key, lately: 1 to 255.
+    pub store_after: Option<u64>,
+    /// A page or an API answer under a path that looks static is not stored unless the origin names its freshness.
+    pub deception_guard: Option<bool>,
     /// How long a stale response with a validator is kept to be revalidated.
     pub keep_stale: Option<RawDuration>,
     /// Fields that say what this cache may do, before Cache-Control and Expires do; the first that is there and valid
@@ -448,6 +454,8 @@ pub struct RawTtls {
     pub replace: Option<RawTtl>,
     /// Where the origin says nothing.
     pub default: Option<RawTtl>,
+    /// Share by which lifetimes are shortened at most, for each stored response by another part of it.
+    pub jitter: Option<RawShare>,
 }
 
 /// Parts of the cache key besides scheme, host, path and query.

@@ -59,10 +59,11 @@ pub enum Bound {
     InvalidatedGroups,
     DrainTimeout,
     AdminConnections,
+    StoreAfter,
 }
 
 impl Bound {
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -97,6 +98,7 @@ impl Bound {
         Self::InvalidatedGroups,
         Self::DrainTimeout,
         Self::AdminConnections,
+        Self::StoreAfter,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -134,6 +136,7 @@ impl Bound {
             Self::InvalidatedGroups => "invalidated_groups",
             Self::DrainTimeout => "drain_timeout",
             Self::AdminConnections => "admin_connections",
+            Self::StoreAfter => "store_after",
         }
     }
 }
@@ -294,6 +297,7 @@ pub struct Metrics {
     followers: Vec<IntCounter>,
     refreshes: Vec<IntCounter>,
     stale_served: Vec<IntCounter>,
+    early_refreshes: IntCounter,
     stores: [IntCounter; 2],
     written_bytes: IntCounter,
     evictions: Vec<IntCounter>,
@@ -332,6 +336,7 @@ impl Metrics {
             followers: children(&series::FOLLOWERS.counters(&registry), FollowOutcome::ALL.map(FollowOutcome::as_str)),
             refreshes: children(&series::REFRESHES.counters(&registry), RefreshOutcome::ALL.map(RefreshOutcome::as_str)),
             stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
+            early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
             evictions: Eviction::ALL.iter().map(|eviction| evictions.with_label_values(&[MEMORY, eviction.as_str()])).collect(),
@@ -415,6 +420,9 @@ impl Metrics {
     }
     pub fn refreshed(&self, outcome: RefreshOutcome) {
         self.refreshes[outcome as usize].inc();
+    }
+    pub fn early_refresh(&self) {
+        self.early_refreshes.inc();
     }
     pub fn stale_served(&self, reason: StaleReason) {
         self.stale_served[reason as usize].inc();

@@ -72,7 +72,8 @@ fn written(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, inbound: Inbound, stamp
         // Numbered by its answer: whatever GET began before has been invalidated by now.
         let began = Began { stamp, fetch: proxy.next_fetch(), sent };
         if let Ok(head) = store::judge(proxy, exchange, &inbound, &began, received, &None) {
-            return keep(proxy, exchange, inbound, head, Forward::Method);
+            let too_early = store::too_early(proxy, exchange, &None);
+            return keep(proxy, exchange, inbound, head, Forward::Method, too_early);
         }
     }
     deliver::past(exchange, inbound, why)
@@ -171,15 +172,22 @@ fn judge(
         proxy.markers.clear(marker_key(exchange, Some(&head.secondary)));
         proxy.markers.clear(exchange.key.hash());
     }
-    keep(proxy, exchange, inbound, head, why)
+    keep(proxy, exchange, inbound, head, why, store::too_early(proxy, exchange, candidate))
 }
 
-/// Delivers an answer while it is stored.
-fn keep(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, mut inbound: Inbound, head: Arc<StoredHead>, why: Forward) -> Response {
+/// Delivers an answer while it is stored, unless it is too early for that.
+fn keep(
+    proxy: &Arc<Proxy>,
+    exchange: &Arc<Exchange>,
+    mut inbound: Inbound,
+    head: Arc<StoredHead>,
+    why: Forward,
+    too_early: Option<NotStored>,
+) -> Response {
     let (writer, fill) =
         Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
     let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts) };
-    let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound));
+    let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound, too_early));
     let body = inbound.body.take();
     let (task_proxy, task_exchange) = (Arc::clone(proxy), Arc::clone(exchange));
     tokio::spawn(async move {
@@ -187,7 +195,7 @@ fn keep(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, mut inbound: Inbound, head
             && let Some(complete) = fill.complete()
         {
             // Counted there if not.
-            if let Ok(response) = store::whole(&task_proxy, &task_exchange, head, complete, 1) {
+            if let Ok(response) = store::whole(&task_proxy, &task_exchange, head, complete, 1, too_early) {
                 fill.stored(response.kept.body());
             }
         } else {

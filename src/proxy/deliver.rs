@@ -22,6 +22,7 @@ use crate::semantics::cache_status::Forward;
 use crate::semantics::precondition::{self, Precondition};
 use crate::semantics::range::{self, Selection};
 use crate::semantics::storage::NotStored;
+use crate::semantics::widening::widening;
 use crate::semantics::{CacheKey, Fields, Method, Now, Request, StatusCode, date, name, reuse};
 use crate::upstream::{Arriving, Inbound};
 use std::borrow::Cow;
@@ -284,7 +285,8 @@ impl BodyStream for Failed {
 
 /// The answer made of a stored head and its body: conditions, ranges, and what this answer adds.
 fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, mut outcome: Outcome, now: Now) -> Response {
-    outcome.ttl_overridden = asked.routed.route.cache.override_ms(head.status).is_some();
+    let stale_ms = outcome.ttl_ms.filter(|_| outcome.result == CacheResult::Stale).map(i64::unsigned_abs);
+    outcome.widening = widening(&head.facts, &asked.routed.route.cache, stale_ms);
     let fields = asked.request.fields;
     if is_conditional(fields) {
         match precondition::evaluate(asked.request, head.as_response(), now.wall_ms) {

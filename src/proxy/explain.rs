@@ -8,6 +8,7 @@ use crate::clock;
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::semantics::reuse::{MustAsk, Reuse, StaleWhy, Unusable, Validity};
 use crate::semantics::storage::NotStored;
+use crate::semantics::widening::{Widening, widening};
 use crate::semantics::{Fields, Now, date, name};
 use serde_json::{Value, json};
 
@@ -87,6 +88,7 @@ impl Proxy {
             "freshness_lifetime_seconds": lifetime.ms as f64 / 1000.0,
             "freshness_from": lifetime.source.as_str(),
             "governed_by": head.facts.governed_by(),
+            "widened_by": widening(&head.facts, policy, None).map(Widening::as_str),
             "remaining_seconds": (lifetime.ms as f64 - age_ms as f64) / 1000.0,
             "received": String::from_utf8_lossy(&date::format(received_ms)),
             "cache_control": text(head.fields.get(name::CACHE_CONTROL)),

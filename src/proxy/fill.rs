@@ -32,6 +32,7 @@ pub fn start(
     candidate: Candidate,
 ) -> Handled {
     debug_assert!(matches!(body, RequestBody::Empty), "requests with a body go past the cache");
+    proxy.count_request(arrival.key.hash(), arrival.policy());
     let interim = (arrival.head.minor_version > 0).then(|| interim.sender());
     let exchange = Arc::new(arrival.own());
     let errand = Errand { proxy: Arc::clone(proxy), exchange, interim, why, candidate, regrouped: None, anew: false };

@@ -93,7 +93,7 @@ pub struct FlightHead {
     pub forward_status: u16,
     /// Storing is intended and certain enough to be said.
     pub sure: bool,
-    /// Why a confirmed response could not be kept.
+    /// Why a confirmed response could not be kept, or one is not to be kept yet.
     pub not_stored: Option<NotStored>,
     pub endpoint: Arc<str>,
     /// Of the fetch: for the client that led.
@@ -102,10 +102,11 @@ pub struct FlightHead {
 
 impl FlightHead {
     /// A head whose body is on its way.
-    pub fn filling(proxy: &Proxy, head: &Arc<StoredHead>, fill: &Fill, inbound: &Inbound) -> Self {
+    pub fn filling(proxy: &Proxy, head: &Arc<StoredHead>, fill: &Fill, inbound: &Inbound, too_early: Option<NotStored>) -> Self {
+        let fits = inbound.length.is_some_and(|length| proxy.memory.is_sure_to_admit(length + SURE_MARGIN));
         Self {
-            sure: fill.unstored().is_none() && inbound.length.is_some_and(|length| proxy.memory.is_sure_to_admit(length + SURE_MARGIN)),
-            not_stored: None,
+            sure: fits && fill.unstored().is_none() && too_early.is_none(),
+            not_stored: too_early,
             head: Arc::clone(head),
             body: FlightBody::Filling(fill.clone()),
             had_age: inbound.fields.has(name::AGE),

@@ -154,7 +154,10 @@ impl Duty {
                 self.leader.publish(Published::Alone);
                 self.tell(Led::Direct(Box::new(inbound), why));
             }
-            Ok(head) => self.stream(inbound, head, received.mono_ms).await,
+            Ok(head) => {
+                let too_early = store::too_early(&self.proxy, &self.exchange, &candidate);
+                self.stream(inbound, head, received.mono_ms, too_early).await;
+            }
         }
     }
 
@@ -221,7 +224,7 @@ impl Duty {
         self.tell(Led::Shared(head, own));
     }
 
-    async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, now_mono_ms: u64) {
+    async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, now_mono_ms: u64, too_early: Option<NotStored>) {
         let settings = &Arc::clone(&self.exchange.routed.settings).fill;
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, inbound.length, self.exchange.policy().max_object_bytes);
         let is_refresh = self.is_refresh;
@@ -229,7 +232,7 @@ impl Duty {
         let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
         let ticket = Mutex::new(Some(fill.ticket()));
         let body = inbound.body.take();
-        let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound));
+        let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound, too_early));
         let shareable = is_shareable(&self.exchange, &head, clock::now());
         // Memory that ran out meanwhile is no reason of the response: who waits goes alone, nobody is told not to wait.
         let kept = fill.unstored().is_none();
@@ -259,7 +262,7 @@ impl Duty {
         };
         if whole && let Some(complete) = fill.complete() {
             let wanted = self.leader.followers();
-            match store::whole(&self.proxy, &self.exchange, head, complete, wanted) {
+            match store::whole(&self.proxy, &self.exchange, head, complete, wanted, too_early) {
                 Ok(response) => fill.stored(response.kept.body()),
                 Err(why) => tracing::debug!(reason = why.as_str(), "not stored after all"),
             }

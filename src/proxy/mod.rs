@@ -27,7 +27,7 @@ mod store;
 
 pub use live::{Live, Routed};
 
-use crate::cache::{SearchRules, Variants, VaryMemory};
+use crate::cache::{Counted, RequestCounts, SearchRules, Variants, VaryMemory};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -39,6 +39,7 @@ use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody,
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
 use crate::semantics::cache_status::Forward;
+use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{self, Reuse};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
@@ -64,6 +65,8 @@ pub struct Proxy {
     failed_refreshes: Markers,
     vary_memory: VaryMemory,
     search_rules: SearchRules,
+    /// For routes that store only what is asked for more than once.
+    request_counts: RequestCounts,
     budget: Arc<FillBudget>,
     /// Bodies that left the tiers while they are read.
     pins: Arc<Pins>,
@@ -108,6 +111,11 @@ impl Handler for Proxy {
         }
         match found {
             Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
+                if reuse::is_refresh_due(&response.head.facts, arrival.policy(), ttl_ms)
+                    && revalidate::in_background(self, &arrival, &response)
+                {
+                    self.metrics.early_refresh();
+                }
                 Handled::Ready(deliver::fresh(self, &arrival, &response, age_ms, ttl_ms, now))
             }
             Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
@@ -173,6 +181,7 @@ impl Proxy {
             failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
             search_rules: SearchRules::new(SEARCH_RULE_PATHS, move || full.bound(Bound::NoVarySearchPaths)),
+            request_counts: RequestCounts::default(),
             pins: Pins::new(&budget),
             budget,
             metrics,
@@ -211,6 +220,13 @@ impl Proxy {
     fn count_marker(&self, set: Set) {
         if set == Set::Full {
             self.metrics.bound(Bound::Markers);
+        }
+    }
+
+    /// Counts a request that the store could not answer, where that decides about storing.
+    fn count_request(&self, key: u128, policy: &CachePolicy) {
+        if policy.store_after > 1 && self.request_counts.count(key) == Counted::Full {
+            self.metrics.bound(Bound::StoreAfter);
         }
     }
 

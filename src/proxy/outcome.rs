@@ -2,6 +2,7 @@
 
 use crate::semantics::cache_status::{CacheStatus, Forward};
 use crate::semantics::storage::NotStored;
+use crate::semantics::widening::Widening;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ pub struct Outcome {
     pub stored: bool,
     /// Answered by another request's fetch.
     pub collapsed: bool,
-    /// The configuration overrode the freshness lifetime that the origin gave (P1: then Cache-Status says so).
-    pub ttl_overridden: bool,
+    /// The line of the configuration without which the answer would have been another (P1: then Cache-Status says so).
+    pub widening: Option<Widening>,
     /// Configured reason of a bypass rule, or another token for `detail`.
     pub detail: Option<Arc<str>>,
     /// Age and remaining freshness in milliseconds where a stored response was used.
@@ -148,15 +149,18 @@ impl Outcome {
         }
     }
 
-    /// Our reason, as a token: a bypass rule's name, why it was not stored, or the tier of a hit.
+    /// Our reason, as a token: a bypass rule's name, why it was not stored, what the configuration widened, or the tier
+    /// of a hit.
     pub fn detail(&self) -> Option<&str> {
-        match (&self.detail, self.not_stored) {
-            (Some(detail), _) => Some(detail),
-            (None, Some(reason)) => Some(reason.as_str()),
-            (None, None) if self.ttl_overridden => Some("TTL-OVERRIDE"),
-            (None, None) if self.source == Source::Memory => Some("MEMORY"),
-            (None, None) => None,
+        match self.not_stored {
+            Some(reason) if self.detail.is_none() => Some(reason.as_str()),
+            _ => self.own_detail().or((self.source == Source::Memory).then_some("MEMORY")),
         }
+    }
+
+    /// [`Outcome::detail`] without what the log says elsewhere.
+    pub fn own_detail(&self) -> Option<&str> {
+        self.detail.as_deref().or_else(|| Some(self.widening?.as_str()))
     }
 
     /// `HIT` for what came from the cache, stale or confirmed; everything else is `MISS`.

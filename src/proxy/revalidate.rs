@@ -173,18 +173,18 @@ fn facts_after(exchange: &Exchange, stored: &StoredResponse, fields: &Fields, in
         let _ = fields.to_mut().set(name::AGE, age); // a value that was a field is a field value
     }
     let response = Response { status: stored.head.status, fields: &fields };
-    Facts::new(exchange.request(), response, &exchange.policy().targeted, began.sent, received)
+    Facts::new(exchange.request(), response, &exchange.policy().targeted, began.sent, received).jittered(exchange.key.hash(), began.fetch)
 }
 
-/// Refreshes a stored response that is being served stale, unless somebody does already.
-pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<StoredResponse>) {
+/// Refreshes a stored response that is being served, unless somebody does already or did in vain lately: then false.
+pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<StoredResponse>) -> bool {
     let secondary = Some(stored.head.secondary.clone()).filter(|secondary| !secondary.0.is_empty());
     let failing = arrival.key.hash() ^ hash128(&stored.head.secondary.0);
     if proxy.failed_refreshes.is_set(failing, clock::now().mono_ms) {
-        return;
+        return false;
     }
     let key = FlightKey { key: Arc::clone(arrival.key.text()), secondary };
-    let Join::Lead(leader) = proxy.flights.join(key, |_| true, || Departure::new(proxy.journal.stamp())) else { return };
+    let Join::Lead(leader) = proxy.flights.join(key, |_| true, || Departure::new(proxy.journal.stamp())) else { return false };
     let exchange = Exchange {
         method: Method::GET,
         minor_version: 1,
@@ -211,4 +211,5 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
             _ => RefreshOutcome::Failed,
         });
     });
+    true
 }

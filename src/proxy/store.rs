@@ -74,6 +74,17 @@ pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, 
     storage::represents_target(exchange.request(), response, &facts) && is_of_get()
 }
 
+/// Whether too few have asked for the key as yet (`cache.store_after`). What was stored before was asked for often enough.
+/// It is shared with all who wait for it all the same, and only not kept.
+pub fn too_early(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate) -> Option<NotStored> {
+    let (needed, key) = (exchange.policy().store_after, exchange.key.hash());
+    let early = needed > 1 && candidate.is_none() && proxy.request_counts.requests(key) < needed;
+    early.then(|| {
+        proxy.refusals.insert(key, NotStored::StoreAfter);
+        NotStored::StoreAfter
+    })
+}
+
 /// Whether the origin says with a new response that caches are to keep none: then the one of before goes, too, and is
 /// no fallback for errors. RFC 9111 §4.3.3 leaves that open. What was answered to credentials says nothing of what
 /// others would get, and an error nothing of what is stored.
@@ -85,7 +96,7 @@ fn withdraws(exchange: &Exchange, inbound: &Inbound, why: NotStored) -> bool {
 fn decide(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, received: Now) -> Result<Arc<StoredHead>, NotStored> {
     let policy = exchange.policy();
     let response = Response { status: inbound.status, fields: &inbound.fields };
-    let facts = Facts::new(exchange.request(), response, &policy.targeted, began.sent, received);
+    let facts = Facts::new(exchange.request(), response, &policy.targeted, began.sent, received).jittered(exchange.key.hash(), began.fetch);
     if let Storage::Not(why) = storage::may_store(exchange.request(), response, &facts, policy) {
         return Err(why);
     }
@@ -153,15 +164,20 @@ pub fn head(
     }
 }
 
-/// Puts a whole body with its head into the tiers, unless a purge came while it was under way.
+/// Puts a whole body with its head into the tiers, unless a purge came while it was under way, or it was too early.
 pub fn whole(
     proxy: &Proxy,
     exchange: &Exchange,
     head: Arc<StoredHead>,
     body: CompleteBody,
     wanted: usize,
+    too_early: Option<NotStored>,
 ) -> Result<Arc<StoredResponse>, NotStored> {
     let now = clock::now();
+    if let Some(why) = too_early {
+        proxy.metrics.not_stored(why);
+        return Err(why);
+    }
     if proxy.journal.validity(&subject(&head.key, &head.site, &head.tags), &head.stamp) == Validity::Purged {
         proxy.metrics.not_stored(NotStored::Purged);
         return Err(NotStored::Purged);

@@ -2,6 +2,7 @@
 
 use super::cache_control::{ResponseDirectives, delta_seconds};
 use super::fields::{Fields, Name, list, name};
+use super::key::hash128;
 use super::policy::CachePolicy;
 use super::targeted::{TargetList, Targeted};
 use super::vary::Vary;
@@ -32,6 +33,8 @@ pub struct Facts {
     pub vary: Vary,
     /// [`TargetList::id`] of the list by which all of this was read.
     pub targets: u32,
+    /// Where in the share of `cache.ttl.jitter` this response lies: so many 65,536ths.
+    pub jitter: u16,
     pub status: StatusCode,
     /// The request carried Authorization.
     pub authorized: bool,
@@ -62,6 +65,7 @@ impl Facts {
             etag: single(fields, name::ETAG).filter(|tag| !tag.is_empty()).map(Box::from),
             vary: Vary::parse(fields),
             targets: targets.id(),
+            jitter: 0,
             status: response.status,
             authorized: request.fields.has(name::AUTHORIZATION),
             cookie: request.fields.has(name::COOKIE),
@@ -70,6 +74,15 @@ impl Facts {
             expires_ms: governing.expires_ms,
             targeted: governing.targeted,
         }
+    }
+
+    /// With the jitter of the stored response that came of this fetch for this key: always the same, and spread evenly.
+    #[must_use]
+    pub fn jittered(self, key: u128, fetch: u64) -> Self {
+        let mut bytes = [0; 24];
+        bytes[..16].copy_from_slice(&key.to_le_bytes());
+        bytes[16..].copy_from_slice(&fetch.to_le_bytes());
+        Self { jitter: hash128(&bytes) as u16, ..self } // its low bits
     }
 
     /// The same facts where another list of targeted fields counts; `fields`: as they were stored.
@@ -113,8 +126,17 @@ impl Facts {
     /// Time this response may be served without contacting the origin, counted from its generation.
     ///
     /// The first of: override by policy, `s-maxage`, `max-age`, `Expires` minus `Date` (§4.2.1), default by policy,
-    /// heuristic (§4.2.2). An explicit zero beats everything below it.
+    /// heuristic (§4.2.2). An explicit zero beats everything below it. `cache.ttl.jitter` takes its part of any.
     pub fn lifetime(&self, policy: &CachePolicy) -> Lifetime {
+        let Lifetime { ms, source } = self.full_lifetime(policy);
+        if policy.ttl_jitter > 0.0 {
+            let part = policy.ttl_jitter * f64::from(self.jitter) / f64::from(u16::MAX);
+            return Lifetime { ms: ms.saturating_sub((ms as f64 * part) as u64), source };
+        }
+        Lifetime { ms, source }
+    }
+
+    fn full_lifetime(&self, policy: &CachePolicy) -> Lifetime {
         if let Some(ms) = policy.override_ms(self.status) {
             return Lifetime { ms, source: LifetimeSource::PolicyOverride };
         }

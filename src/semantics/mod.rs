@@ -31,6 +31,7 @@ pub mod tracking;
 pub mod upgrade;
 pub mod validation;
 pub mod vary;
+pub mod widening;
 
 pub use fields::{Fields, Name, name};
 pub use http::{Method, StatusCode};

@@ -14,6 +14,9 @@ pub struct CachePolicy {
     pub ttl_override: Vec<TtlRule>,
     /// `cache.ttl.default`: lifetimes for responses without explicit freshness, before heuristics.
     pub ttl_default: Vec<TtlRule>,
+    /// `cache.ttl.jitter`: share of the lifetime, 0 to 1, by which it is shortened at most, for each stored response by
+    /// another part of it; never lengthened.
+    pub ttl_jitter: f64,
     /// `cache.heuristic`: RFC 9111 §4.2.2, a tenth of the time since Last-Modified.
     pub heuristic: bool,
     /// `cache.heuristic_max`: upper bound of a heuristic lifetime.
@@ -22,6 +25,12 @@ pub struct CachePolicy {
     pub stale_while_revalidate_ms: u64,
     /// `cache.stale_if_error`: where the response says nothing (RFC 5861 §4; RFC 9111 §4.2.4).
     pub stale_if_error_ms: u64,
+    /// `cache.early_refresh`: share of the lifetime, 0 to 1; a hit in so much of it before its end refreshes what it found.
+    pub early_refresh: f64,
+    /// `cache.store_after`: the request for a key with which a response is stored first; 1: at once.
+    pub store_after: u8,
+    /// `cache.deception_guard`: nothing dynamic is stored under a path that looks static, unless the origin says so.
+    pub deception_guard: bool,
     /// `cache.keep_stale`: how long past its freshness a response with a validator is kept to be revalidated.
     pub keep_stale_ms: u64,
     /// `cache.targeted`: fields that govern before Cache-Control.
@@ -145,10 +154,14 @@ impl Default for CachePolicy {
             enabled: true,
             ttl_override: Vec::new(),
             ttl_default: Vec::new(),
+            ttl_jitter: 0.0,
             heuristic: true,
             heuristic_max_ms: 24 * 3_600_000,
             stale_while_revalidate_ms: 0,
             stale_if_error_ms: 60_000,
+            early_refresh: 0.0,
+            store_after: 1,
+            deception_guard: true,
             keep_stale_ms: 3_600_000,
             targeted: TargetList::default(),
             set_cookie: SetCookie::default(),

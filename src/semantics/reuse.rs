@@ -109,6 +109,11 @@ pub fn may_serve_on_error_to(request: Request<'_>, facts: &Facts, policy: &Cache
     servable_on_error(facts, policy, validity, now, honoured(request, policy).stale_if_error)
 }
 
+/// Whether a hit on what is fresh for `ttl_ms` more is to refresh it already (`cache.early_refresh`).
+pub fn is_refresh_due(facts: &Facts, policy: &CachePolicy, ttl_ms: i64) -> bool {
+    policy.early_refresh > 0.0 && ttl_ms as f64 <= facts.lifetime(policy).ms as f64 * policy.early_refresh
+}
+
 /// How long after `now` the response is worth keeping at all: the longest of freshness, stale windows and, with a
 /// validator, `keep_stale`; milliseconds.
 ///
@@ -320,6 +325,7 @@ pub(super) mod testing {
             directives: ResponseDirectives::parse(&fields(&[("cache-control", cache_control)])),
             targeted: None,
             targets: TargetList::default().id(),
+            jitter: 0,
             response_time: NOW,
             date_ms: NOW.wall_ms,
             initial_age_ms: 0,

@@ -53,6 +53,8 @@ pub enum NotStored {
     DeceptionGuard,
     /// More surrogate keys than allowed.
     TooManyKeys,
+    /// Too few asked for it as yet (`cache.store_after`).
+    StoreAfter,
     /// The fetch was purged while under way.
     Purged,
     /// The body did not end as announced.
@@ -62,7 +64,7 @@ pub enum NotStored {
 }
 
 impl NotStored {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Disabled,
         Self::BypassRule,
         Self::Method,
@@ -81,6 +83,7 @@ impl NotStored {
         Self::PoisonGuard,
         Self::DeceptionGuard,
         Self::TooManyKeys,
+        Self::StoreAfter,
         Self::Purged,
         Self::Incomplete,
         Self::Rejected,
@@ -105,6 +108,7 @@ impl NotStored {
             Self::PoisonGuard => "POISON-GUARD",
             Self::DeceptionGuard => "DECEPTION-GUARD",
             Self::TooManyKeys => "TOO-MANY-KEYS",
+            Self::StoreAfter => "STORE-AFTER",
             Self::Purged => "PURGED",
             Self::Incomplete => "INCOMPLETE",
             Self::Rejected => "REJECTED",
@@ -230,7 +234,8 @@ fn of_guards(request: Request<'_>, response: Response<'_>, facts: &Facts, policy
     if blames_request(facts.status) && (is_odd(request) || !is_named(facts.lifetime(policy).source)) {
         return Some(NotStored::PoisonGuard);
     }
-    let deceptive = facts.explicit_lifetime().is_none() && looks_static(request.target.path()) && is_dynamic(response.fields);
+    let deceptive =
+        policy.deception_guard && facts.explicit_lifetime().is_none() && looks_static(request.target.path()) && is_dynamic(response.fields);
     deceptive.then_some(NotStored::DeceptionGuard)
 }
 

@@ -56,7 +56,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "clock",
         ],
     ),
-    ("proxy::outcome", &["semantics::cache_status", "semantics::storage"]),
+    ("proxy::outcome", &["semantics::cache_status", "semantics::storage", "semantics::widening"]),
     ("route", &["config::settings", "semantics"]),
     ("cache", &["tier", "invalidation", "coalesce::pinned", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
     ("invalidation", &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "sync"]),

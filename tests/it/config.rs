@@ -559,6 +559,37 @@ fn overrides_that_widen_the_rules_are_warned_about_once() {
         "{settings:?}"
     );
     assert!(Case::toml(UPSTREAM).settings().warnings.is_empty());
+    let defaults = |rules: &str| Case::toml(&format!("{UPSTREAM}[cache]\nttl.default = {rules}\n")).settings().warnings.len();
+    assert_eq!(defaults("{ '404' = '1m', '200' = '1h', default = '5m' }"), 0);
+    assert_eq!(defaults("'1h'"), 0);
+    for beyond in ["{ '403' = '1m' }", "{ '4xx' = '1m' }", "{ '503' = '1s', '404' = '1m' }"] {
+        assert_eq!(defaults(beyond), 1, "{beyond}: RFC 9111 section 3");
+    }
+}
+
+#[test]
+fn shares_of_a_lifetime_and_lists_of_fields_have_bounds() {
+    for (keys, path) in [
+        ("ttl.jitter = '60%'", "cache.ttl.jitter"),
+        ("early_refresh = '51%'", "cache.early_refresh"),
+        ("store_after = 0", "cache.store_after"),
+        ("store_after = 256", "cache.store_after"),
+        ("targeted = ['cache-control']", "cache.targeted[0]"),
+        ("targeted = ['a b']", "cache.targeted[0]"),
+        ("targeted = ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i']", "cache.targeted"),
+    ] {
+        let problems = Case::toml(&format!("{UPSTREAM}[cache]\n{keys}\n")).problems();
+        let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(paths, [path], "{keys}");
+    }
+    let settings =
+        Case::toml(&format!("{UPSTREAM}[server]\nname = 'edge'\n[cache]\ntargeted = ['Surrogate-Control']\nttl.jitter = '10%'\n"))
+            .settings();
+    let cache = &settings.sites[0].routes[0].cache;
+    assert_eq!(
+        (cache.targeted.names().collect::<Vec<_>>(), cache.targeted.device(), cache.ttl_jitter),
+        (vec!["surrogate-control"], "edge", 0.1)
+    );
 }
 
 #[test]
@@ -579,7 +610,7 @@ fn a_reload_names_what_changes_and_refuses_what_cannot() {
 #[test]
 fn what_is_printed_loads_again_as_the_same() {
     let text = std::fs::read_to_string(example("tiercel.toml")).unwrap();
-    let more = "[sites.other]\nhosts = ['*.example']\nupstream = 'shop'\nhost = 'literal:81'\n[[sites.other.routes]]\npattern = '^/(a|b)$'\nmethods = ['GET']\nheaders = { x-a = { pattern = 'x$' }, x-b = { present = false } }\nquery = { q = { prefix = '$${' } }\nrewrite = [{ drop_query = ['d'] }, { pattern = '^/(.*)$', with = '/$1' }, { set_query = { a = '1' } }]\ncache.key.query_allow = ['q']\nrequest_headers = { add = { x = ['1', '2'] } }\n";
+    let more = "[sites.other]\nhosts = ['*.example']\nupstream = 'shop'\nhost = 'literal:81'\n[[sites.other.routes]]\npattern = '^/(a|b)$'\nmethods = ['GET']\nheaders = { x-a = { pattern = 'x$' }, x-b = { present = false } }\nquery = { q = { prefix = '$${' } }\ncache.ttl.jitter = '10%'\ncache.early_refresh = '5%'\ncache.store_after = 2\ncache.targeted = ['x-accel-expires', 'cdn-cache-control']\nrewrite = [{ drop_query = ['d'] }, { pattern = '^/(.*)$', with = '/$1' }, { set_query = { a = '1' } }]\ncache.key.query_allow = ['q']\nrequest_headers = { add = { x = ['1', '2'] } }\n";
     let first = Case::toml(&format!("{text}\n{more}")).settings();
     let printed = toml::to_string_pretty(&effective(&first)).unwrap();
     let second = Case::toml(&printed).settings();

@@ -7,6 +7,7 @@ mod equivalent;
 mod forwarding;
 mod freshness;
 mod methods;
+mod policy;
 mod purge;
 mod ranges;
 mod reuse;
@@ -148,10 +149,14 @@ impl Served {
 
     /// How often a bound was reached.
     async fn bound(&self, bound: &str) -> u64 {
+        self.metric(&format!("tiercel_bound_reached_total{{bound=\"{bound}\"}}")).await
+    }
+
+    /// The value of a series, with its labels as they are scraped.
+    async fn metric(&self, series: &str) -> u64 {
         let (_, metrics) = self.admin("GET", "/metrics", "").await;
-        let series = format!("tiercel_bound_reached_total{{bound=\"{bound}\"}} ");
-        let value = metrics.as_str().and_then(|text| text.lines().find_map(|line| line.strip_prefix(series.as_str())));
-        value.and_then(|value| value.parse().ok()).expect("a series of this bound")
+        let value = |line: &str| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok();
+        metrics.as_str().and_then(|text| text.lines().find_map(value)).expect(series)
     }
 
     /// Makes everything stale at once.

@@ -2,11 +2,13 @@
 
 use super::key;
 use super::table::Table;
-use crate::config::raw::{RawCache, RawClientDirectives, RawSetCookie, RawTtl, RawVary};
+use crate::config::raw::{RawCache, RawClientDirectives, RawSetCookie, RawShare, RawTtl, RawVary};
 use crate::config::report::Report;
 use crate::config::shape::join;
 use crate::config::units;
+use crate::semantics::StatusCode;
 use crate::semantics::fields::is_token_byte;
+use crate::semantics::freshness::is_heuristically_cacheable;
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule, VaryPolicy};
 use crate::semantics::targeted::TargetList;
@@ -30,6 +32,7 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key_policy: &mu
     if let Some(fields) = &raw.targeted {
         policy.targeted = TargetList::new(&targeted(&join(at, "targeted"), fields, report), policy.targeted.device());
     }
+    policy.deception_guard = raw.deception_guard.unwrap_or(policy.deception_guard);
     policy.collapse = raw.collapse.unwrap_or(policy.collapse);
     policy.set_cookie = match raw.set_cookie {
         None => policy.set_cookie,
@@ -45,6 +48,8 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key_policy: &mu
     policy.no_vary_search = raw.no_vary_search.unwrap_or(policy.no_vary_search);
     apply_vary(&join(at, "vary"), &raw.vary, &mut policy.vary, report);
     quantities(at, raw, policy, report);
+    policy.early_refresh = lifetime_share(at, "early_refresh", raw.early_refresh.as_ref(), policy.early_refresh, report);
+    policy.ttl_jitter = lifetime_share(&ttl, "jitter", raw.ttl.jitter.as_ref(), policy.ttl_jitter, report);
     key::apply(&join(at, "key"), &raw.key, key_policy, report);
 }
 
@@ -141,13 +146,36 @@ fn quantities(at: &str, raw: &RawCache, policy: &mut CachePolicy, report: &mut R
         policy.range_whole_max_bytes = policy.max_object_bytes;
     }
     policy.range_parts_max = t.count("range_parts_max", raw.range_parts_max, policy.range_parts_max as u64, 1..=256) as usize;
+    policy.store_after = t.count("store_after", raw.store_after, policy.store_after.into(), 1..=255) as u8;
     policy.max_variants = t.count("max_variants", raw.max_variants, policy.max_variants as u64, 1..=65_536) as usize;
+}
+
+/// Most of a lifetime that jitter or early refresh may take: more of it would not be the origin's any more.
+const LIFETIME_SHARE_MAX: f64 = 0.5;
+
+fn lifetime_share(at: &str, key: &str, raw: Option<&RawShare>, default: f64, report: &mut Report) -> f64 {
+    let mut t = Table::new(report, at);
+    let share = t.share(key, raw, default);
+    if share > LIFETIME_SHARE_MAX {
+        t.wrong_text(
+            key,
+            "too much of the lifetime",
+            format!("\"{}\"", units::print_share(share)),
+            "at most \"50%\"",
+            "write for example \"10%\"",
+        );
+    }
+    share
 }
 
 /// What an operator may want, and should have heard once.
 fn warn_of_widening(at: &str, raw: &RawCache, report: &mut Report) {
     if raw.ttl.replace.is_some() {
         report.warn(&join(&join(at, "ttl"), "override"), "replaces the freshness that the origin declares (RFC 9111 section 4.2)");
+    }
+    if let Some(status) = raw.ttl.default.as_ref().and_then(default_beyond_the_rules) {
+        let what = format!("keeps answers with {status} that name no freshness, which RFC 9111 section 3 leaves to the origin");
+        report.warn(&join(&join(at, "ttl"), "default"), &what);
     }
     if raw.vary.ignore.as_ref().is_some_and(|fields| !fields.is_empty()) {
         report.warn(&join(&join(at, "vary"), "ignore"), "responses are reused although Vary forbids it (RFC 9111 section 4.1)");
@@ -164,6 +192,17 @@ fn warn_of_widening(at: &str, raw: &RawCache, report: &mut Report) {
             "responses to requests with cookies are stored without the origin's word (RFC 9111 section 4.2.2)",
         );
     }
+}
+
+/// The first key of a table of defaults that means statuses which caches may not keep of their own accord.
+fn default_beyond_the_rules(raw: &RawTtl) -> Option<&str> {
+    let keeps = |status: u16| StatusCode::from_u16(status).is_ok_and(is_heuristically_cacheable);
+    let is_beyond = |status: &&String| match statuses(status) {
+        Some(Statuses::One(status)) => !keeps(status),
+        Some(Statuses::Class(_)) => true,
+        Some(Statuses::Usual) | None => false,
+    };
+    raw.0.as_object()?.keys().find(is_beyond).map(String::as_str)
 }
 
 /// A lifetime, or a table of them: single statuses before classes before `default`, whatever their order.

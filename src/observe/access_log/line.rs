@@ -69,7 +69,7 @@ impl Line<'_> {
             ("result", Some(outcome.result.as_str().as_bytes())),
             ("tier", Some(outcome.source.as_str().as_bytes())),
             ("reason", self.reason().map(str::as_bytes)),
-            ("detail", outcome.detail.as_deref().map(str::as_bytes)),
+            ("detail", outcome.own_detail().map(str::as_bytes)),
             ("error", self.error().map(str::as_bytes)),
             ("site", Some(self.site.as_bytes())),
             ("route", Some(self.route.as_bytes())),
@@ -137,7 +137,7 @@ impl Line<'_> {
     fn json_cache(&self, line: &mut Object<'_>) {
         let outcome = self.outcome;
         line.text_if(member!("reason"), self.reason().map(str::as_bytes));
-        line.text_if(member!("detail"), outcome.detail.as_deref().map(str::as_bytes));
+        line.text_if(member!("detail"), outcome.own_detail().map(str::as_bytes));
         line.text_if(member!("error"), self.error().map(str::as_bytes));
         if outcome.forward.is_some() {
             line.boolean(member!("stored"), outcome.stored);
@@ -204,7 +204,7 @@ impl Line<'_> {
         line.token(member!("tiercel.result"), outcome.result.as_str());
         line.token(member!("tiercel.tier"), outcome.source.as_str());
         line.text_if(member!("tiercel.reason"), self.reason().map(str::as_bytes));
-        line.text_if(member!("tiercel.detail"), outcome.detail.as_deref().map(str::as_bytes));
+        line.text_if(member!("tiercel.detail"), outcome.own_detail().map(str::as_bytes));
         line.text_if(member!("tiercel.error"), self.error().map(str::as_bytes));
         if outcome.forward.is_some() {
             line.boolean(member!("tiercel.stored"), outcome.stored);

@@ -79,6 +79,67 @@ fn the_governing_field_is_the_first_of_section_4_2_1() {
 }
 
 #[test]
+fn expires_is_a_date_to_the_letter_or_over() {
+    for (section, expires, fresh) in [
+        ("9110 5.6.7 IMF-fixdate", vec!["Thu, 18 Aug 2050 02:01:18 GMT"], true),
+        ("4.2 weekday in another case", vec!["THU, 18 Aug 2050 02:01:18 GMT"], true),
+        ("4.2 month in another case", vec!["Thu, 18 AUG 2050 02:01:18 GMT"], true),
+        ("4.2 zone in another case", vec!["Thu, 18 Aug 2050 02:01:18 gMT"], true),
+        ("9110 5.6.7 rfc850-date", vec!["Thursday, 18-Aug-50 02:01:18 GMT"], true),
+        ("9110 5.6.7 asctime-date", vec!["Thu Aug  8 02:01:18 2050"], true),
+        ("9110 5.6.7 the weekday is not compared", vec!["Sun, 18 Aug 2050 02:01:18 GMT"], true),
+        ("9110 5.6.7 a rfc850 year more than 50 years ahead is past", vec!["Thursday, 18-Aug-77 02:01:18 GMT"], false),
+        ("5.3 beyond 2^32 seconds", vec!["Sun, 21 Nov 2286 04:46:39 GMT"], true),
+        ("5.3 twice the same", vec!["Thu, 18 Aug 2050 02:01:18 GMT", "Thu, 18 Aug 2050 02:01:18 GMT"], true),
+        ("4.2 another zone", vec!["Thu, 18 Aug 2050 02:01:18 UTC"], false),
+        ("4.2 another zone", vec!["Thu, 18 Aug 2050 02:01:18 AEST"], false),
+        ("5.3 two-digit year", vec!["Thu, 18 Aug 50 02:01:18 GMT"], false),
+        ("5.3 no comma", vec!["Thu 18 Aug 2050 02:01:18 GMT"], false),
+        ("5.3 more spaces", vec!["Thu, 18  Aug  2050 02:01:18 GMT"], false),
+        ("5.3 dashes", vec!["Thu, 18-Aug-2050 02:01:18 GMT"], false),
+        ("5.3 dots in the time", vec!["Thu, 18 Aug 2050 02.01.18 GMT"], false),
+        ("5.3 one-digit hour", vec!["Thu, 18 Aug 2050 2:01:18 GMT"], false),
+        ("5.3 over several lines", vec!["Thu, 18 Aug 2050 02:01:18", "GMT"], false),
+        ("5.3 zero", vec!["0"], false),
+        ("5.3 a number", vec!["2000000000"], false),
+        ("5.3 words", vec!["never"], false),
+    ] {
+        let lines: Vec<_> = expires.iter().map(|value| ("Expires", *value)).collect();
+        let (ms, source) = lifetime(&lines);
+        assert_eq!((ms > 0, source), (fresh, LifetimeSource::Expires), "{section}: {expires:?}");
+    }
+}
+
+#[test]
+fn jitter_shortens_each_lifetime_by_a_part_of_its_share() {
+    let policy = CachePolicy { ttl_jitter: 0.1, ..CachePolicy::default() };
+    let hour = facts(200, &[], &[("Cache-Control", "max-age=3600")]);
+    assert_eq!(lifetime_by(&policy, &hour), (HOUR, LifetimeSource::MaxAge), "as it was received");
+    let shortened = |key: u128, fetch: u64| {
+        let (ms, source) = lifetime_by(&policy, &hour.clone().jittered(key, fetch));
+        assert!(source == LifetimeSource::MaxAge && (HOUR * 9 / 10..=HOUR).contains(&ms), "{ms}");
+        ms
+    };
+    let lifetimes: Vec<i64> = (0..1000).map(|number| shortened(number, 7)).collect();
+    assert_eq!(lifetimes, (0..1000).map(|number| shortened(number, 7)).collect::<Vec<_>>(), "each time the same");
+    assert!((0..100).any(|fetch| shortened(5, fetch) != shortened(5, fetch + 1)), "another fetch, another part");
+    // Evenly: each tenth of the share has its tenth of the responses, give or take.
+    for tenth in 0..10 {
+        let from = HOUR - HOUR / 100 * (tenth + 1);
+        let there = lifetimes.iter().filter(|ms| (from..from + HOUR / 100).contains(*ms)).count();
+        assert!((50..200).contains(&there), "{tenth}: {there}");
+    }
+    for (lines, rules) in [(vec![("Date", "x")], 3_600_000), (vec![("Cache-Control", "max-age=60")], 3_600_000)] {
+        let rules = vec![TtlRule { statuses: Statuses::Usual, lifetime_ms: rules }];
+        let policy = CachePolicy { ttl_override: rules.clone(), ttl_default: rules, ttl_jitter: 0.5, ..CachePolicy::default() };
+        let (ms, _) = lifetime_by(&policy, &facts(200, &[], &lines).jittered(1, 1));
+        assert!((HOUR / 2..HOUR).contains(&ms), "lifetimes of the operator's too: {ms}");
+    }
+    let zero = facts(200, &[], &[("Cache-Control", "max-age=0")]).jittered(1, 1);
+    assert_eq!(lifetime_by(&policy, &zero).0, 0);
+}
+
+#[test]
 fn expires_and_date_count_from_each_other_not_from_our_clock() {
     let (date, expires) = (at(DAY), at(DAY + HOUR));
     assert_eq!(lifetime(&[("Date", &date), ("Expires", &expires)]), (HOUR, LifetimeSource::Expires));

@@ -150,6 +150,9 @@ fn heuristics_stop_at_what_may_be_personal() {
     let policy = CachePolicy { ttl_default: rule.clone(), ttl_override: rule, ..CachePolicy::default() };
     let deceived = Exchange { url, policy, ..Exchange::default() }.storage(&[("Content-Type", "text/html")]);
     assert_eq!(deceived, Not(NotStored::DeceptionGuard), "a rule by path is what such an attack needs");
+    let off = CachePolicy { deception_guard: false, ..CachePolicy::default() };
+    let answered = [modified[0], modified[1], ("Content-Type", "text/html")];
+    assert_eq!(Exchange { url, policy: off, ..Exchange::default() }.storage(&answered), Stored, "where the operator says so");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Stale: revalidation, and what may be served without it (RFC 9111 §4.2.4, §4.3; RFC 5861).
 
 use super::*;
-use crate::support::origin::Gate;
+use crate::support::origin::{Gate, Step};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -152,6 +152,68 @@ async fn nothing_stale_is_served_against_the_origins_word() {
         assert!(!answer.says("detail=STALE-IF-ERROR") && answer.text() != "body", "{forbidden}");
         let answer = answer_of_a_broken_origin(cache_control, || Script::status(503, "sick")).await;
         assert_eq!((answer.status, answer.text()), (503, "sick"), "{forbidden}");
+    }
+}
+
+#[tokio::test]
+async fn by_default_a_stale_response_stands_in_for_a_minute_and_no_longer() {
+    for (age, status) in [("65", 200), ("200", 502)] {
+        let served = serve(move |request| {
+            let first = Script::ok("body").header("Cache-Control", "max-age=60").header("ETag", "\"v1\"");
+            confirm_or(request, Script::close(), first.header("Age", age))
+        });
+        served.get("/a").await;
+        served.until_stored("/a").await;
+        let answer = served.get("/a").await;
+        assert_eq!((answer.status, answer.says("detail=STALE-IF-ERROR")), (status, status == 200), "{age}: {}", answer.head);
+    }
+}
+
+/// How an origin fails.
+type Failing = fn() -> Script;
+
+#[tokio::test]
+async fn however_the_origin_fails_the_client_gets_an_answer_of_ours() {
+    fn ends(bytes: &str) -> Script {
+        Script::steps([Step::Bytes(bytes.into()), Step::Close])
+    }
+    let failures: [(&str, Failing); 5] = [
+        ("closed", Script::close),
+        ("reset", Script::reset),
+        ("no HTTP", || ends("SSH-2.0-x\r\n\r\n")),
+        ("half a head", || ends("HTTP/1.1 200 OK\r\nX-Own: 1\r\nCache-Co")),
+        ("framing of two minds", || ends("HTTP/1.1 200 OK\r\nX-Own: 1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab")),
+    ];
+    for (name, failure) in failures {
+        let served = serve(move |request| {
+            let first = Script::ok("body").header("Cache-Control", "max-age=60, must-revalidate").header("X-Own", "1");
+            confirm_or(request, failure(), first.header("Age", "65").header("ETag", "\"v1\""))
+        });
+        served.get("/a").await;
+        served.until_stored("/a").await;
+        let mut client = served.client().await;
+        for path in ["/a", "/a"] {
+            let answer = client.ask(request("GET", path, "", "")).await;
+            assert_eq!((answer.status, answer.text()), (502, "Bad Gateway\n"), "{name}: {}", answer.head);
+            assert!(
+                answer.field("x-own").is_none() && answer.field("etag").is_none() && answer.field("age").is_none(),
+                "{name}: {}",
+                answer.head
+            );
+            assert!(answer.field("proxy-status").is_some() && answer.says("fwd=stale"), "{name}: {}", answer.head);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stale_response_stands_in_for_an_origin_that_cannot_be_reached() {
+    for (cache_control, status) in [("max-age=60, stale-if-error=600", 200), ("max-age=60, stale-if-error=600, s-maxage=60", 502)] {
+        let served = serve(move |_| Script::ok("body").header("Cache-Control", cache_control).header("Age", "65").header("ETag", "\"v1\""));
+        served.get("/a").await;
+        served.until_stored("/a").await;
+        served.reload("[sites.default]\nupstream = \"gone\"\n[upstreams.gone]\nendpoints = [\"http://127.0.0.1:1\"]\n").await;
+        let answer = served.get("/a").await;
+        assert_eq!((answer.status, answer.field("proxy-status").is_some()), (status, status == 502), "{cache_control}: {}", answer.head);
     }
 }
 
