@@ -55,13 +55,10 @@ fn from_store(
     outcome.source = Source::Memory;
     outcome.age_ms = Some(age_ms);
     outcome.ttl_ms = Some(ttl_ms);
-    outcome.detail = arrival.exact.is_some().then(|| EQUIVALENT.into());
+    outcome.is_equivalent = arrival.exact.is_some();
     let asked = Asked { proxy, request: arrival.request(), routed: &arrival.routed, key: &arrival.key, own: None };
     compose(&asked, &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
 }
-
-/// `detail` of a hit that was found under the key of many URLs.
-const EQUIVALENT: &str = "NO-VARY-SEARCH";
 
 /// What another request's fetch stored while this one was on its way.
 pub fn filled(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>, now: Now) -> Response {

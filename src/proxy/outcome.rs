@@ -22,6 +22,8 @@ pub struct Outcome {
     pub stored: bool,
     /// Answered by another request's fetch.
     pub collapsed: bool,
+    /// The stored response was found under the key of all URLs that it calls equivalent (No-Vary-Search).
+    pub is_equivalent: bool,
     /// The line of the configuration without which the answer would have been another (P1: then Cache-Status says so).
     pub widening: Option<Widening>,
     /// Configured reason of a bypass rule, or another token for `detail`.
@@ -160,7 +162,8 @@ impl Outcome {
 
     /// [`Outcome::detail`] without what the log says elsewhere.
     pub fn own_detail(&self) -> Option<&str> {
-        self.detail.as_deref().or_else(|| Some(self.widening?.as_str()))
+        let widening = || Some(self.widening?.as_str());
+        self.detail.as_deref().or_else(widening).or(self.is_equivalent.then_some("NO-VARY-SEARCH"))
     }
 
     /// `HIT` for what came from the cache, stale or confirmed; everything else is `MISS`.
