@@ -14,15 +14,20 @@ pub struct SearchRules {
     any: AtomicBool,
 }
 
+/// What the map keeps per rule beside it, about.
+const BOOKKEEPING: usize = 250;
+
 impl SearchRules {
-    /// `on_full` is told of each rule that had to go because there were `paths`.
-    pub fn new(paths: u64, on_full: impl Fn() + Send + Sync + 'static) -> Self {
+    /// `on_full` is told of each rule that had to go because all of them had this many `bytes`.
+    pub fn new(bytes: u64, on_full: impl Fn() + Send + Sync + 'static) -> Self {
         let told = move |_, _, cause| {
             if cause == RemovalCause::Size {
                 on_full();
             }
         };
-        Self { known: Cache::builder().max_capacity(paths).eviction_listener(told).build(), any: AtomicBool::new(false) }
+        let weigh = |_: &u128, rule: &Arc<NoVarySearch>| u32::try_from(rule.memory() + BOOKKEEPING).unwrap_or(u32::MAX);
+        let known = Cache::builder().max_capacity(bytes).weigher(weigh).eviction_listener(told).build();
+        Self { known, any: AtomicBool::new(false) }
     }
 
     /// Whether any rule was ever known: one load.
@@ -63,7 +68,7 @@ mod tests {
 
     #[test]
     fn the_last_rule_of_a_path_counts_until_it_is_forgotten() {
-        let rules = SearchRules::new(10, || ());
+        let rules = SearchRules::new(1 << 20, || ());
         assert!(!rules.any() && rules.get(1).is_none());
         rules.remember(1, rule("key-order"));
         rules.remember(1, rule("params=(\"a\")"));
@@ -77,14 +82,15 @@ mod tests {
     fn rules_are_bounded_and_what_goes_is_told() {
         let gone = Arc::new(AtomicUsize::new(0));
         let told = Arc::clone(&gone);
-        let rules = SearchRules::new(10, move || {
+        let rules = SearchRules::new(10_000, move || {
             told.fetch_add(1, Ordering::Relaxed);
         });
         for path in 0..1000 {
             rules.remember(path, rule("key-order"));
         }
         rules.known.run_pending_tasks();
-        assert!(rules.known.entry_count() <= 10, "{}", rules.known.entry_count());
-        assert!(gone.load(Ordering::Relaxed) >= 990);
+        let (kept, bytes) = (rules.known.entry_count(), rules.known.weighted_size());
+        assert!((1..=40).contains(&kept) && bytes <= 10_000, "{kept} of {bytes} bytes");
+        assert_eq!(gone.load(Ordering::Relaxed), 1000 - kept as usize);
     }
 }

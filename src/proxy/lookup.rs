@@ -39,7 +39,10 @@ pub fn find_equivalent(proxy: &Proxy, arrival: &mut Arrival<'_>, found: Found, n
     let Some(key) = proxy.equivalent_key(&arrival.key, arrival.policy()) else { return found };
     let equivalent = find(proxy, arrival.request(), &key, arrival.policy(), now);
     arrival.exact = Some(Box::new(std::mem::replace(&mut arrival.key, key)));
-    if matches!(equivalent, Found::Nothing) { found } else { equivalent }
+    match (&found, &equivalent) {
+        (_, Found::Stored { .. }) | (Found::Nothing, _) => equivalent,
+        _ => found,
+    }
 }
 
 /// What the tiers hold by now, under any key of a request.

@@ -180,7 +180,7 @@ impl Proxy {
             refusals: moka::sync::Cache::new(REFUSAL_KEYS),
             failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
-            search_rules: SearchRules::new(SEARCH_RULE_PATHS, move || full.bound(Bound::NoVarySearchPaths)),
+            search_rules: SearchRules::new(SEARCH_RULE_BYTES, move || full.bound(Bound::NoVarySearchPaths)),
             request_counts: RequestCounts::default(),
             pins: Pins::new(&budget),
             budget,
@@ -271,8 +271,8 @@ const REFUSAL_KEYS: u64 = 10_000;
 /// Keys whose Vary is remembered beyond eviction; about 200 bytes each.
 const VARY_MEMORY_KEYS: u64 = 50_000;
 
-/// Paths whose No-Vary-Search is remembered; about 500 bytes each.
-const SEARCH_RULE_PATHS: u64 = 10_000;
+/// Bytes of No-Vary-Search that are remembered of paths: enough for some 10,000.
+const SEARCH_RULE_BYTES: u64 = 4 << 20;
 
 /// What goes at once when the process holds too much.
 const SHED_SHARE: f64 = 0.10;

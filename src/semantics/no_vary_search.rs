@@ -114,6 +114,13 @@ impl NoVarySearch {
         text
     }
 
+    /// Bytes of memory, its own struct included.
+    pub fn memory(&self) -> usize {
+        let (Names::AllBut(names) | Names::Only(names)) = &self.names;
+        // A node of the set holds up to eleven names, half of them as a rule.
+        size_of::<Self>() + names.iter().map(|name| name.len() + 2 * size_of::<String>()).sum::<usize>()
+    }
+
     fn counts(&self, name: &str) -> bool {
         match &self.names {
             Names::AllBut(names) => !names.contains(name),
