@@ -149,6 +149,8 @@ pub enum BodyError {
     ClientLeft,
     #[error("the body is larger than allowed")]
     TooLarge,
+    #[error("the origin has another version by now")]
+    OtherVersion,
 }
 
 /// A source of body bytes. After `None` or an error it is not polled again. Dropping it says that nobody wants the rest.

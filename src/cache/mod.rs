@@ -9,7 +9,7 @@ mod vary_memory;
 
 pub use request_counts::{Counted, RequestCounts};
 pub use search_rules::SearchRules;
-pub use stored_response::{StoredHead, StoredResponse, subject};
+pub use stored_response::{Blocks, Content, StoredHead, StoredResponse, subject};
 pub use tags::{GROUPS_MAX, TAG_FIELDS, Tags, named_groups};
 pub use variants::{Insertion, Variants};
 pub use vary_memory::VaryMemory;

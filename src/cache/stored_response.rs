@@ -6,6 +6,7 @@ use crate::coalesce::pinned::Kept;
 use crate::invalidation::{CheckedUpTo, Journal, Stamp, Subject};
 use crate::pages;
 use crate::semantics::freshness::Facts;
+use crate::semantics::partial::Version;
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{Validity, keep_ms};
 use crate::semantics::storage::stored_fields;
@@ -87,23 +88,81 @@ pub fn subject<'a>(key: &'a CacheKey, site: &'a str, tags: &'a Tags) -> Subject<
 #[derive(Debug)]
 pub struct StoredResponse {
     pub head: Arc<StoredHead>,
-    pub kept: Kept,
+    pub content: Content,
+    /// Bytes of the whole.
     pub length: u64,
     /// When it is worth nothing any more, boot-time milliseconds.
     pub drop_at_mono_ms: u64,
+}
+
+/// Where the bytes of a stored response are.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Here, all of them.
+    Whole(Kept),
+    /// In blocks, each of them a stored response with a key of its own.
+    Blocks(Box<Blocks>),
+}
+
+/// The blocks that a response consists of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocks {
+    /// Bytes of each but the last.
+    pub size: u64,
+    pub version: Version,
 }
 
 impl StoredResponse {
     /// Around a whole body. Its trailers are not kept (RFC 9110 §6.5.1 lets them go): a hit would not send them.
     pub fn new(head: Arc<StoredHead>, kept: Kept, length: u64, policy: &CachePolicy, now: Now) -> Self {
         let keep = keep_ms(&head.facts, policy, now);
-        Self { head, kept, length, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
+        Self { head, content: Content::Whole(kept), length, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
+    }
+
+    /// Around no bytes: they are in blocks.
+    pub fn in_blocks(head: Arc<StoredHead>, blocks: Blocks, policy: &CachePolicy, now: Now) -> Self {
+        let (length, keep) = (blocks.version.length(), keep_ms(&head.facts, policy, now));
+        Self { head, content: Content::Blocks(Box::new(blocks)), length, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
+    }
+
+    /// The same bytes under an updated head; `None` where that does not name the version of blocks any more.
+    pub fn with_head(&self, head: Arc<StoredHead>, policy: &CachePolicy, now: Now) -> Option<Self> {
+        match &self.content {
+            Content::Whole(kept) => Some(Self::new(head, kept.clone(), self.length, policy, now)),
+            Content::Blocks(blocks) => {
+                let version = Version::of(&head.fields, self.length)?;
+                Some(Self::in_blocks(head, Blocks { size: blocks.size, version }, policy, now))
+            }
+        }
+    }
+
+    /// The same, to be dropped at another time.
+    #[must_use]
+    pub fn until(&self, drop_at_mono_ms: u64) -> Self {
+        Self { head: Arc::clone(&self.head), content: self.content.clone(), length: self.length, drop_at_mono_ms }
+    }
+
+    /// The bytes, if they are here.
+    pub const fn body(&self) -> Option<&Arc<StoredBody>> {
+        match &self.content {
+            Content::Whole(kept) => Some(kept.body()),
+            Content::Blocks(_) => None,
+        }
+    }
+
+    pub fn blocks(&self) -> Option<&Blocks> {
+        match &self.content {
+            Content::Whole(_) => None,
+            Content::Blocks(blocks) => Some(blocks),
+        }
     }
 
     /// The same response, read by the list of targeted fields that counts today.
     #[must_use]
     pub fn reread(&self, policy: &CachePolicy, now: Now) -> Self {
-        Self::new(Arc::new(self.head.reread(policy)), self.kept.clone(), self.length, policy, now)
+        let head = Arc::new(self.head.reread(policy));
+        let drop_at_mono_ms = now.mono_ms.saturating_add(keep_ms(&head.facts, policy, now));
+        Self { head, content: self.content.clone(), length: self.length, drop_at_mono_ms }
     }
 
     pub fn keep(&self, now: Now) -> Duration {
@@ -112,7 +171,10 @@ impl StoredResponse {
 
     /// Bytes that it costs the process beside the tier's own bookkeeping.
     pub fn memory(&self) -> usize {
-        let body = self.kept.body();
+        let Content::Whole(kept) = &self.content else {
+            return size_of::<Self>() + self.head.memory() + size_of::<Blocks>() + 4 * ALLOCATION;
+        };
+        let body = kept.body();
         let segments: usize = body.segments().iter().map(|segment| of_segment(segment.len()) + ALLOCATION).sum();
         // One alone is part of its body, several are a list of their own.
         let list = if body.segments().len() == 1 { 0 } else { size_of_val(body.segments()) + ALLOCATION };

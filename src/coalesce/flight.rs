@@ -125,6 +125,11 @@ impl<H, S> FlightTable<H, S> {
         }
     }
 
+    /// Another table, with the same bound on all who wait in both.
+    pub fn beside<G, T>(other: &FlightTable<G, T>) -> Self {
+        Self { waiting: Arc::clone(&other.waiting), ..Self::new(0) }
+    }
+
     /// Joins the flight for `key`, or becomes its leader. `may_join(stamp)` is asked of a flight under way; where it
     /// says no, that flight is replaced in the table (its followers stay with it). `stamp()` is taken for a new one.
     ///
@@ -150,7 +155,7 @@ impl<H, S> FlightTable<H, S> {
         entry.flight.enter(true).then(|| Follower::of(&entry.flight, true))
     }
 
-    /// Flights under way and followers waiting, for metrics.
+    /// Flights under way, and followers waiting in all tables with its bound, for metrics.
     pub fn usage(&self) -> (usize, usize) {
         (self.shards.iter().map(|shard| shard.lock().len()).sum(), self.waiting.now.load(Ordering::Relaxed))
     }

@@ -198,3 +198,16 @@ fn a_wait_that_was_given_up_can_be_taken_up_again() {
 fn failure() -> Arc<Failure> {
     Arc::new(Failure { status: 502, token: "dns_error", text: "no address".into(), stale_may_be_served: true, endpoint: None })
 }
+
+#[test]
+fn tables_beside_each_other_share_the_bound_on_those_who_wait() {
+    let one = table(1);
+    let other: Table = Arc::new(FlightTable::beside(&one));
+    let leaders = (lead(&one, "a"), lead(&other, "a"));
+    let follower = follow(&one, "a");
+    assert!(matches!(join(&other, "a"), Join::Full));
+    assert_eq!((one.usage(), other.usage()), ((1, 1), (1, 1)));
+    drop(follower);
+    drop(follow(&other, "a"));
+    drop(leaders);
+}

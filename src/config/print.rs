@@ -11,6 +11,7 @@ use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, Se
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// What stands for a secret.
@@ -272,6 +273,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "max_object_size": print_size(policy.max_object_bytes),
         "range_whole_max": print_size(policy.range_whole_max_bytes),
         "range_parts_max": policy.range_parts_max,
+        "blocks": print_size(policy.blocks.map_or(0, NonZeroU64::get)),
         "collapse": policy.collapse,
         "max_variants": policy.max_variants,
         "no_vary_search": policy.no_vary_search,

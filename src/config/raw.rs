@@ -435,6 +435,8 @@ pub struct RawCache {
     pub range_whole_max: Option<RawSize>,
     /// Ranges that one request may ask for; more are answered with the whole.
     pub range_parts_max: Option<u64>,
+    /// Keep large responses in blocks of this size, fetched as they are wanted; "0B": off.
+    pub blocks: Option<RawSize>,
     /// One fetch for all who ask at the same time.
     pub collapse: Option<bool>,
     /// Responses per URL that differ by Vary.

@@ -3,10 +3,12 @@
 //! The seam: `http1` (ours) parses and frames; [`Handler`] answers. The proxy never knows which
 //! protocol it serves.
 
+mod extra;
 pub mod http1;
 mod interim;
 mod socket;
 
+pub use extra::ExtraLines;
 pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
 pub use socket::{ClientSocket, Socket};
 
@@ -71,9 +73,6 @@ pub enum ResponseFields {
     Stored { stored: Arc<crate::cache::StoredHead>, extra: ExtraLines },
     Own(Fields),
 }
-
-/// Lines that are added to a stored block, as wire bytes (`age: 5\r\n`...).
-pub type ExtraLines = smallvec::SmallVec<[u8; 256]>;
 
 /// The answer to a request: at once, or later.
 #[expect(clippy::large_enum_variant, reason = "the large one is the hit, and a box would be an allocation per hit")]

@@ -199,6 +199,32 @@ impl FollowOutcome {
     }
 }
 
+/// Where a block of a large response came from (`cache.blocks`), or why it did not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum BlockOutcome {
+    Memory,
+    /// From another request's fetch.
+    Collapsed,
+    Fetched,
+    /// The origin has another version by now, or does not answer in parts.
+    OtherVersion,
+    Failed,
+}
+
+impl BlockOutcome {
+    pub const ALL: [Self; 5] = [Self::Memory, Self::Collapsed, Self::Fetched, Self::OtherVersion, Self::Failed];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Collapsed => "collapsed",
+            Self::Fetched => "fetched",
+            Self::OtherVersion => "other_version",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// How a background refresh ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -296,6 +322,7 @@ pub struct Metrics {
     not_stored: Vec<IntCounter>,
     followers: Vec<IntCounter>,
     refreshes: Vec<IntCounter>,
+    blocks: Vec<IntCounter>,
     stale_served: Vec<IntCounter>,
     early_refreshes: IntCounter,
     stores: [IntCounter; 2],
@@ -335,6 +362,7 @@ impl Metrics {
             not_stored: children(&series::NOT_STORED.counters(&registry), NotStored::ALL.map(NotStored::as_str)),
             followers: children(&series::FOLLOWERS.counters(&registry), FollowOutcome::ALL.map(FollowOutcome::as_str)),
             refreshes: children(&series::REFRESHES.counters(&registry), RefreshOutcome::ALL.map(RefreshOutcome::as_str)),
+            blocks: children(&series::BLOCKS.counters(&registry), BlockOutcome::ALL.map(BlockOutcome::as_str)),
             stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
             early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
@@ -420,6 +448,10 @@ impl Metrics {
     }
     pub fn refreshed(&self, outcome: RefreshOutcome) {
         self.refreshes[outcome as usize].inc();
+    }
+    /// A block was wanted.
+    pub fn block(&self, outcome: BlockOutcome) {
+        self.blocks[outcome as usize].inc();
     }
     pub fn early_refresh(&self) {
         self.early_refreshes.inc();

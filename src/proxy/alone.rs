@@ -195,9 +195,7 @@ fn keep(
             && let Some(complete) = fill.complete()
         {
             // Counted there if not.
-            if let Ok(response) = store::whole(&task_proxy, &task_exchange, head, complete, 1, too_early) {
-                fill.stored(response.kept.body());
-            }
+            let _ = store::whole(&task_proxy, &task_exchange, head, complete, &fill, 1, too_early);
         } else {
             task_proxy.metrics.not_stored(NotStored::Incomplete);
         }

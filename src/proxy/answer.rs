@@ -4,6 +4,7 @@ use super::admit::{LocalAnswer, Refused};
 use super::deliver::{self, line};
 use super::exchange::{Arrival, Exchange};
 use super::flight::Failure;
+use super::live::Routed;
 use super::{Live, Proxy};
 use crate::body::ResponseBody;
 use crate::cache::StoredResponse;
@@ -14,7 +15,7 @@ use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::route;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Validity, may_serve_on_error_to};
-use crate::semantics::{Fields, StatusCode, date, name, proxy_status};
+use crate::semantics::{CacheKey, Fields, StatusCode, date, name, proxy_status};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -63,18 +64,17 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
 }
 
 /// `only-if-cached`, and nothing usable is stored (RFC 9111 §5.2.1.7).
-pub fn not_cached(arrival: &Arrival<'_>) -> Response {
-    let outcome =
-        Outcome { result: CacheResult::Error, source: Source::Tiercel, detail: Some("ONLY-IF-CACHED".into()), ..arrival.outcome() };
+pub fn not_cached(routed: &Routed, key: &CacheKey, outcome: Outcome) -> Response {
+    let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, detail: Some("ONLY-IF-CACHED".into()), ..outcome };
     let mut fields = text_fields();
-    deliver::add_lines(&mut fields, &arrival.routed, arrival.key.as_str(), None, &outcome);
+    deliver::add_lines(&mut fields, routed, key.as_str(), None, &outcome);
     text(504, fields, "nothing usable is stored, and the request asked for no more\n".into(), outcome)
 }
 
 /// The fetch failed: a stale response where that is allowed, else an error.
 pub fn failed(
-    proxy: &Proxy,
-    exchange: &Exchange,
+    proxy: &Arc<Proxy>,
+    exchange: &Arc<Exchange>,
     failure: &Failure,
     why: Forward,
     candidate: Option<&(Arc<StoredResponse>, Validity)>,

@@ -4,14 +4,16 @@ mod lines;
 mod ranges;
 
 pub use lines::{add_lines, edit, has_tags, line, strip_consumed, strip_tags};
+pub use ranges::slices;
 
 use super::Proxy;
 use super::admit::Past;
+use super::blocks::{self, BlockStream};
 use super::exchange::{Arrival, Exchange};
 use super::flight::{self, FlightBody, FlightHead, Own};
 use super::live::Routed;
 use super::resume::Resuming;
-use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, Tunnel};
+use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader};
@@ -31,48 +33,51 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// A fresh stored response: the hot path.
-pub fn fresh(proxy: &Proxy, arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
-    from_store(proxy, arrival, stored, CacheResult::Hit, age_ms, ttl_ms, now)
+/// A stored response that answers without anybody being asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Reused {
+    /// A hit, or stale where policy lets that out at once.
+    pub result: CacheResult,
+    pub age_ms: u64,
+    pub ttl_ms: i64,
 }
 
-/// A stale stored response that policy lets out at once.
-pub fn stale(proxy: &Proxy, arrival: &Arrival<'_>, stored: &Arc<StoredResponse>, age_ms: u64, ttl_ms: i64, now: Now) -> Response {
-    from_store(proxy, arrival, stored, CacheResult::Stale, age_ms, ttl_ms, now)
+impl Reused {
+    fn outcome(self, outcome: Outcome) -> Outcome {
+        let Self { result, age_ms, ttl_ms } = self;
+        Outcome { result, source: Source::Memory, age_ms: Some(age_ms), ttl_ms: Some(ttl_ms), ..outcome }
+    }
 }
 
-fn from_store(
+/// A stored response whose bytes are here: the hot path.
+pub fn stored(
     proxy: &Proxy,
     arrival: &Arrival<'_>,
     stored: &Arc<StoredResponse>,
-    result: CacheResult,
-    age_ms: u64,
-    ttl_ms: i64,
+    body: &Arc<StoredBody>,
+    reused: Reused,
     now: Now,
 ) -> Response {
-    let mut outcome = arrival.outcome();
-    outcome.result = result;
-    outcome.source = Source::Memory;
-    outcome.age_ms = Some(age_ms);
-    outcome.ttl_ms = Some(ttl_ms);
-    outcome.is_equivalent = arrival.exact.is_some();
     let asked = Asked { proxy, request: arrival.request(), routed: &arrival.routed, key: &arrival.key, own: None };
-    compose(&asked, &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
+    let body = Body::Stored { body, length: stored.length };
+    compose(&asked, &stored.head, body, Some(reused.age_ms), reused.outcome(arrival.outcome()), now)
+}
+
+/// The same for a request that goes on beyond the connection's call; the bytes may be in blocks.
+pub fn reused(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, stored: &Arc<StoredResponse>, reused: Reused, now: Now) -> Response {
+    let body = Body::of(stored, proxy, exchange);
+    compose(&asked(proxy, exchange), &stored.head, body, Some(reused.age_ms), reused.outcome(exchange.outcome()), now)
 }
 
 /// What another request's fetch stored while this one was on its way.
-pub fn filled(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>, now: Now) -> Response {
-    let mut outcome = exchange.outcome();
-    outcome.result = CacheResult::Hit;
-    outcome.source = Source::Memory;
+pub fn filled(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, stored: &Arc<StoredResponse>, now: Now) -> Response {
     let age_ms = stored.head.facts.age_ms(now);
-    outcome.age_ms = Some(age_ms);
-    outcome.ttl_ms = Some(ttl_ms(exchange, &stored.head, age_ms));
-    compose(&asked(proxy, exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
+    let ttl_ms = ttl_ms(exchange, &stored.head, age_ms);
+    reused(proxy, exchange, stored, Reused { result: CacheResult::Hit, age_ms, ttl_ms }, now)
 }
 
 /// A stale stored response instead of the origin's failure (RFC 5861 §4).
-pub fn instead(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>, status: Option<u16>, now: Now) -> Response {
+pub fn instead(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, stored: &Arc<StoredResponse>, status: Option<u16>, now: Now) -> Response {
     proxy.metrics.stale_served(StaleReason::Error);
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Stale;
@@ -83,7 +88,7 @@ pub fn instead(proxy: &Proxy, exchange: &Exchange, stored: &Arc<StoredResponse>,
     let age_ms = stored.head.facts.age_ms(now);
     outcome.age_ms = Some(age_ms);
     outcome.ttl_ms = Some(ttl_ms(exchange, &stored.head, age_ms));
-    compose(&asked(proxy, exchange), &stored.head, Body::Stored(stored), Some(age_ms), outcome, now)
+    compose(&asked(proxy, exchange), &stored.head, Body::of(stored, proxy, exchange), Some(age_ms), outcome, now)
 }
 
 /// The answer of a flight to the client that led it: what came, or what the origin just confirmed.
@@ -106,8 +111,9 @@ pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead
             outcome.source = Source::Memory;
             outcome.age_ms = age_ms;
             outcome.ttl_ms = age_ms.map(|age_ms| ttl_ms(exchange, &stored.head, age_ms));
-            Body::Stored(stored)
+            Body::of(stored, proxy, exchange)
         }
+        FlightBody::Blocks(record) => Body::of(record, proxy, exchange),
     };
     compose(&Asked { own: own.fields.as_deref(), ..asked(proxy, exchange) }, &flight.head, body, age_ms, outcome, now)
 }
@@ -133,8 +139,9 @@ pub fn followed(
     let body = match &flight.body {
         FlightBody::Confirmed(stored) => {
             outcome.result = CacheResult::Revalidated;
-            Body::Stored(stored)
+            Body::of(stored, proxy, exchange)
         }
+        FlightBody::Blocks(record) => Body::of(record, proxy, exchange),
         FlightBody::Filling(fill) => {
             if flight::is_far_ahead(exchange, fill) {
                 return None;
@@ -213,7 +220,16 @@ struct Asked<'a> {
 
 /// Where the bytes are.
 enum Body<'a> {
-    Stored(&'a Arc<StoredResponse>),
+    Stored {
+        body: &'a Arc<StoredBody>,
+        length: u64,
+    },
+    /// In blocks: here, or fetched as they are wanted.
+    Blocks {
+        record: &'a Arc<StoredResponse>,
+        proxy: &'a Arc<Proxy>,
+        exchange: &'a Arc<Exchange>,
+    },
     /// A reader that was there early, or `None` where the client that it was for needs no body.
     Flight {
         fill: &'a Fill,
@@ -223,10 +239,18 @@ enum Body<'a> {
     },
 }
 
-impl Body<'_> {
+impl<'a> Body<'a> {
+    fn of(stored: &'a Arc<StoredResponse>, proxy: &'a Arc<Proxy>, exchange: &'a Arc<Exchange>) -> Self {
+        match stored.body() {
+            Some(body) => Self::Stored { body, length: stored.length },
+            None => Self::Blocks { record: stored, proxy, exchange },
+        }
+    }
+
     fn length(&self) -> Option<u64> {
         match self {
-            Self::Stored(stored) => Some(stored.length),
+            Self::Stored { length, .. } => Some(*length),
+            Self::Blocks { record, .. } => Some(record.length),
             Self::Flight { fill, .. } => fill.declared().or_else(|| fill.complete().map(|complete| complete.length)),
         }
     }
@@ -235,8 +259,13 @@ impl Body<'_> {
     fn part(self, head: &Arc<StoredHead>, start: u64, end: Option<u64>) -> ResponseBody {
         let length = self.length();
         match self {
-            Self::Stored(stored) if stored.length == 0 => ResponseBody::Empty,
-            Self::Stored(stored) => ResponseBody::Stored { body: Arc::clone(stored.kept.body()), start, end: end.unwrap_or(stored.length) },
+            Self::Stored { length: 0, .. } => ResponseBody::Empty,
+            Self::Stored { body, length } => ResponseBody::Stored { body: Arc::clone(body), start, end: end.unwrap_or(length) },
+            Self::Blocks { record, proxy, exchange } => {
+                let range = start..end.unwrap_or(record.length);
+                let length = Some(range.end - range.start);
+                ResponseBody::Stream { length, stream: Box::pin(BlockStream::new(proxy, exchange, record, range)) }
+            }
             Self::Flight { .. } if end.or(length) == Some(start) => ResponseBody::Empty,
             Self::Flight { fill, reader, proxy, exchange } => {
                 let wanted = if start == 0 && end.is_none() { reader } else { fill.reader(start, end) };
@@ -250,8 +279,21 @@ impl Body<'_> {
 
     /// Bytes `range` of it as a stream, one of several; `None` of a body that is at hand.
     fn stream(&self, head: &Arc<StoredHead>, range: std::ops::Range<u64>) -> Option<Pin<Box<dyn BodyStream>>> {
-        let Self::Flight { fill, proxy, exchange, .. } = self else { return None };
-        Some(following(fill.reader(range.start, Some(range.end)), range.start, Some(range.end), proxy, exchange, head))
+        match self {
+            Self::Stored { .. } => None,
+            Self::Blocks { record, proxy, exchange } => Some(Box::pin(BlockStream::new(proxy, exchange, record, range))),
+            Self::Flight { fill, proxy, exchange, .. } => {
+                Some(following(fill.reader(range.start, Some(range.end)), range.start, Some(range.end), proxy, exchange, head))
+            }
+        }
+    }
+
+    /// Notes what of these ranges is not here, where that can be.
+    fn note(&self, ranges: &[std::ops::Range<u64>], outcome: &mut Outcome) {
+        if let Self::Blocks { record, proxy, .. } = self {
+            outcome.in_blocks = true;
+            blocks::note(proxy, record, ranges, outcome);
+        }
     }
 }
 
@@ -266,7 +308,7 @@ fn following(
     head: &Arc<StoredHead>,
 ) -> Pin<Box<dyn BodyStream>> {
     match reader {
-        Some(reader) => Box::pin(Resuming::new(reader, start, end, proxy, exchange, head)),
+        Some(reader) => Box::pin(Resuming::new(Some(reader), start, end, proxy, exchange, head)),
         None => Box::pin(Failed),
     }
 }
@@ -306,10 +348,19 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
         match range::select(asked.request, head.as_response(), length, parts_max, now.wall_ms) {
             Selection::Whole => {}
             Selection::TooMany => asked.proxy.metrics.bound(Bound::RangeParts),
-            Selection::One(range) => return ranges::one(asked, head, body, &range, length, age_ms, outcome),
-            Selection::Many(several) => return ranges::several(asked, head, body, &several, length, age_ms, outcome),
+            Selection::One(range) => {
+                body.note(std::slice::from_ref(&range), &mut outcome);
+                return ranges::one(asked, head, body, &range, length, age_ms, outcome);
+            }
+            Selection::Many(several) => {
+                body.note(&several, &mut outcome);
+                return ranges::several(asked, head, body, &several, length, age_ms, outcome);
+            }
             Selection::Unsatisfiable => return ranges::unsatisfiable(asked, length, outcome, now),
         }
+    }
+    if let Some(length) = length.filter(|_| *asked.request.method != Method::HEAD) {
+        body.note(std::slice::from_ref(&(0..length)), &mut outcome);
     }
     whole(asked, head, body, length, age_ms, outcome)
 }
@@ -359,7 +410,8 @@ fn whole(
 /// (RFC 9111 §5.2.2.4) and cookies that today's policy keeps back; with those that are for this client alone.
 fn for_client<'h>(asked: &Asked<'_>, head: &'h StoredHead, outcome: &Outcome) -> Cow<'h, Fields> {
     let mut fields = Cow::Borrowed(&head.fields);
-    let origin_was_asked = matches!(outcome.result, CacheResult::Miss | CacheResult::Revalidated) && !outcome.collapsed;
+    let asked_for_it = outcome.forward != Some(Forward::Partial) && !outcome.collapsed;
+    let origin_was_asked = matches!(outcome.result, CacheResult::Miss | CacheResult::Revalidated) && asked_for_it;
     if !origin_was_asked {
         for name in reuse::withheld_fields(&head.facts).iter().filter(|name| head.fields.contains(name.as_str())) {
             fields.to_mut().remove(name);

@@ -40,7 +40,9 @@ impl Arrival<'_> {
 
     /// A record of what happens from here on.
     pub fn outcome(&self) -> Outcome {
-        self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone())
+        let mut outcome = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
+        outcome.is_equivalent = self.exact.is_some();
+        outcome
     }
 
     /// The same request, owned.
@@ -120,7 +122,7 @@ impl Exchange {
     pub fn outcome(&self) -> Outcome {
         let upstream = self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name));
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
-        Outcome { upstream, ..known }
+        Outcome { upstream, is_equivalent: self.exact.is_some(), ..known }
     }
 }
 

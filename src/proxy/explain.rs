@@ -2,7 +2,7 @@
 
 use super::exchange::Arrival;
 use super::lookup::{self, Found};
-use super::{Proxy, admit};
+use super::{Proxy, admit, blocks};
 use crate::cache::StoredResponse;
 use crate::clock;
 use crate::listener::{Peer, RequestBody, RequestHead};
@@ -11,6 +11,7 @@ use crate::semantics::storage::NotStored;
 use crate::semantics::widening::{Widening, widening};
 use crate::semantics::{Fields, Now, date, name};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 impl Proxy {
     /// The decision record for a request as if it came from loopback now.
@@ -74,7 +75,7 @@ impl Proxy {
         })
     }
 
-    fn explain_stored(&self, arrival: &Arrival<'_>, response: &StoredResponse, validity: Validity, now: Now) -> Value {
+    fn explain_stored(&self, arrival: &Arrival<'_>, response: &Arc<StoredResponse>, validity: Validity, now: Now) -> Value {
         let (head, policy) = (&response.head, arrival.policy());
         let lifetime = head.facts.lifetime(policy);
         let age_ms = head.facts.age_ms(now);
@@ -84,6 +85,7 @@ impl Proxy {
             "tier": "memory",
             "status": head.status.as_u16(),
             "bytes": response.length,
+            "blocks": blocks::count(self, response).map(|(here, of)| json!({"size": response.blocks().map(|blocks| blocks.size), "here": here, "of": of})),
             "age_seconds": age_ms as f64 / 1000.0,
             "freshness_lifetime_seconds": lifetime.ms as f64 / 1000.0,
             "freshness_from": lifetime.source.as_str(),

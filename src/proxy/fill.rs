@@ -3,21 +3,23 @@
 //! A flight's own task reads from the upstream ([`super::lead`]); clients' connections only follow, the leader's too. What
 //! a flight comes to is told to its client by [`Led`] and to followers by [`Published`].
 
+use super::deliver::{self, Reused};
 use super::exchange::{Arrival, Exchange, PanicNote};
 use super::flight::{
     Candidate, Departure, Failure, FlightHead, Follow, Led, follow, follow_only, join, large_key, marker_key, secondary_known,
 };
 use super::lookup::{self, Found};
-use super::{Proxy, alone, answer, deliver, lead};
+use super::{Proxy, alone, answer, blocks, lead};
+use crate::body::BodyError;
 use crate::cache::StoredResponse;
 use crate::clock;
 use crate::coalesce::flight::{Follower, Join, Leader, Published};
 use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
 use crate::observe::metrics::{Bound, FollowOutcome};
 use crate::semantics::cache_status::Forward;
-use crate::semantics::reuse::{Reuse, Validity};
+use crate::semantics::reuse::{Reuse, Validity, only_if_cached};
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Method, name};
+use crate::semantics::{Method, Now, name};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -33,10 +35,26 @@ pub fn start(
 ) -> Handled {
     debug_assert!(matches!(body, RequestBody::Empty), "requests with a body go past the cache");
     proxy.count_request(arrival.key.hash(), arrival.policy());
-    let interim = (arrival.head.minor_version > 0).then(|| interim.sender());
-    let exchange = Arc::new(arrival.own());
-    let errand = Errand { proxy: Arc::clone(proxy), exchange, interim, why, candidate, regrouped: None, anew: false };
-    Handled::Later(Box::pin(from_upstream(errand)))
+    let errand = Errand::new(proxy, arrival, interim, why, candidate);
+    Handled::Later(Box::pin(answer(errand, None)))
+}
+
+/// Answers from a stored response whose bytes are in blocks: the origin may have to be asked for some of them.
+pub fn in_blocks(
+    proxy: &Arc<Proxy>,
+    arrival: Arrival<'_>,
+    interim: &mut InterimSlot,
+    stored: &Arc<StoredResponse>,
+    reused: Reused,
+    now: Now,
+) -> Handled {
+    let errand = Errand::new(proxy, arrival, interim, Forward::Miss, None);
+    let exchange = &errand.exchange;
+    let response = deliver::reused(proxy, exchange, stored, reused, now);
+    if response.outcome.forward.is_some() && only_if_cached(exchange.request()) {
+        return Handled::Ready(answer::not_cached(&exchange.routed, &exchange.key, exchange.outcome()));
+    }
+    Handled::Later(Box::pin(answer(errand, Some(response))))
 }
 
 /// Rounds around the flight table: regrouping by Vary or by No-Vary-Search, a leader that died, leading anew. More would be a loop of ours.
@@ -58,26 +76,55 @@ struct Errand {
 /// What a round came to: the answer, or another round.
 type Round = std::ops::ControlFlow<Response>;
 
-async fn from_upstream(mut errand: Errand) -> Response {
+/// Versions of a response in blocks that are tried before the client is told that it changes all the time.
+const VERSIONS: usize = 3;
+
+/// `first`: the answer, unless the origin has another version of its blocks by now. While nothing was sent the request
+/// starts over then.
+async fn answer(mut errand: Errand, mut first: Option<Response>) -> Response {
     let _note = PanicNote::on(Arc::clone(&errand.exchange));
-    for round in 0..ROUNDS {
-        // A flight may have come and gone since the last look: what it stored answers.
-        if round > 0
-            && let Some(response) = errand.look_again()
-        {
-            return response;
+    let mut over = BodyError::OtherVersion;
+    for _ in 0..VERSIONS {
+        let response = match first.take() {
+            Some(response) => response,
+            None => errand.ask().await,
+        };
+        match blocks::settle(response).await {
+            Ok(response) => return response,
+            Err(error) => over = error,
         }
-        if let Some(reason) = goes_alone(&errand.proxy, &errand.exchange, errand.candidate.as_ref()) {
-            return errand.alone(reason).await;
+        if over != BodyError::OtherVersion {
+            break;
         }
-        if let Round::Break(response) = errand.round().await {
-            return response;
-        }
+        (errand.candidate, errand.regrouped) = (None, None);
     }
-    errand.alone(alone::Reason::NotShared).await
+    errand.failed(&blocks::failure(over))
 }
 
 impl Errand {
+    fn new(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: &mut InterimSlot, why: Forward, candidate: Candidate) -> Self {
+        let interim = (arrival.head.minor_version > 0).then(|| interim.sender());
+        Self { proxy: Arc::clone(proxy), exchange: Arc::new(arrival.own()), interim, why, candidate, regrouped: None, anew: false }
+    }
+
+    async fn ask(&mut self) -> Response {
+        for round in 0..ROUNDS {
+            // A flight may have come and gone since the last look: what it stored answers.
+            if round > 0
+                && let Some(response) = self.look_again()
+            {
+                return response;
+            }
+            if let Some(reason) = goes_alone(&self.proxy, &self.exchange, self.candidate.as_ref()) {
+                return self.alone(reason).await;
+            }
+            if let Round::Break(response) = self.round().await {
+                return response;
+            }
+        }
+        self.alone(alone::Reason::NotShared).await
+    }
+
     async fn round(&mut self) -> Round {
         let secondary = self.regrouped.clone().or_else(|| secondary_known(&self.proxy, &self.exchange, self.candidate.as_ref()));
         if self.exchange.method == Method::HEAD {
@@ -242,7 +289,8 @@ fn goes_alone(proxy: &Proxy, exchange: &Exchange, candidate: Option<&(Arc<Stored
         return Some(alone::Reason::Authorization);
     }
     let now_mono_ms = clock::now().mono_ms;
-    if exchange.fields.has(name::RANGE) && proxy.markers.is_set(large_key(exchange), now_mono_ms) {
+    let is_of_large = exchange.fields.has(name::RANGE) && proxy.markers.is_set(large_key(exchange), now_mono_ms);
+    if is_of_large && blocks::size(proxy, exchange).is_none() {
         return Some(alone::Reason::RangeOfLarge);
     }
     let secondary = secondary_known(proxy, exchange, candidate);

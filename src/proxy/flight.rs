@@ -116,6 +116,21 @@ impl FlightHead {
         }
     }
 
+    /// The head of what is kept in blocks.
+    pub fn in_blocks(proxy: &Proxy, record: &Arc<StoredResponse>, inbound: &Inbound) -> Self {
+        let block = record.blocks().map_or(0, |blocks| blocks.size);
+        Self {
+            sure: proxy.memory.is_sure_to_admit(block + SURE_MARGIN),
+            not_stored: None,
+            head: Arc::clone(&record.head),
+            body: FlightBody::Blocks(Arc::clone(record)),
+            had_age: inbound.fields.has(name::AGE),
+            forward_status: inbound.status.as_u16(),
+            endpoint: Arc::clone(&inbound.endpoint),
+            timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
+        }
+    }
+
     /// What the origin confirmed.
     pub fn confirmed(confirmed: revalidate::Confirmed, inbound: &Inbound) -> (Self, Own) {
         let revalidate::Confirmed { response, not_stored, own } = confirmed;
@@ -147,6 +162,8 @@ pub enum FlightBody {
     Filling(Fill),
     /// The origin confirmed what was stored.
     Confirmed(Arc<StoredResponse>),
+    /// It is kept in blocks, which are fetched as they are wanted.
+    Blocks(Arc<StoredResponse>),
 }
 
 /// What a flight came to, for the client that led it.

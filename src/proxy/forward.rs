@@ -17,6 +17,9 @@ pub enum Kind<'a> {
     /// The whole response, so that others may join, or its whole head: no conditions or ranges of the client; ours where
     /// a stored response is to be confirmed.
     Whole(Option<&'a Arc<StoredResponse>>),
+    /// A part of it, of whatever version there is: `bytes=0-9`; with our conditions where a stored response is to be
+    /// confirmed, which come before the range (RFC 9110 §13.2.2).
+    Part { range: String, stored: Option<&'a Arc<StoredResponse>> },
     /// What is missing of a response with this strong validator: `bytes=7-`, and the validator.
     Rest { range: String, validator: &'a [u8] },
     /// What the client asked, ranges and conditions included; what comes may be stored.
@@ -36,10 +39,12 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     }
     match kind {
         Kind::Whole(stored) => {
-            validation::strip_conditions(&mut fields);
-            if let Some(stored) = stored {
-                validation::add_conditions(&mut fields, stored.head.as_response(), &stored.head.facts);
-            }
+            confirm(&mut fields, stored);
+        }
+        Kind::Part { range, stored } => {
+            method = Method::GET;
+            confirm(&mut fields, stored);
+            set(&mut fields, name::RANGE, range.as_bytes());
         }
         Kind::Rest { range, validator } => {
             method = Method::GET;
@@ -75,6 +80,14 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     };
     fields.remove(name::HOST);
     Ok(Outbound { method, path_and_query, host, fields, body, upgrade: wants_upgrade, interim, worker: exchange.peer.worker })
+}
+
+/// No conditions of the client, ours where there is something to confirm.
+fn confirm(fields: &mut Fields, stored: Option<&Arc<StoredResponse>>) {
+    validation::strip_conditions(fields);
+    if let Some(stored) = stored {
+        validation::add_conditions(fields, stored.head.as_response(), &stored.head.facts);
+    }
 }
 
 /// The target with what counts of its query in the key: a parameter that does not must not shape what others get.

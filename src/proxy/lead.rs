@@ -1,22 +1,26 @@
 //! Leading a flight: its task fetches, decides at the head, tells everybody, streams and stores.
 
+use super::blocks::{self, Block};
 use super::exchange::{Exchange, PanicNote};
 use super::flight::{Candidate, Departure, Failure, FlightHead, Led, Own, is_shareable, large_key, marker_key, secondary_known};
 use super::store::{self, Began};
 use super::{Proxy, forward, revalidate};
 use crate::body::Chunk;
-use crate::cache::{StoredHead, StoredResponse};
+use crate::cache::{Blocks, StoredHead, StoredResponse};
 use crate::clock;
-use crate::coalesce::fill::{Fill, FillWriter, Unstored};
+use crate::coalesce::fill::{Fill, FillWriter, JoinTicket, Unstored};
 use crate::coalesce::flight::{Leader, Published};
 use crate::listener::InterimSender;
+use crate::observe::metrics::BlockOutcome;
+use crate::semantics::partial::{self, Version};
 use crate::semantics::reuse::{Validity, may_serve_on_error_to};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{StatusCode, range};
+use crate::semantics::{Response, StatusCode, name, range};
 use crate::upstream::{Arriving, Inbound, Unanswered};
 use parking_lot::Mutex;
 use std::future::poll_fn;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -35,7 +39,8 @@ pub async fn lead(
     // A hard-purged response is never a source of validators; one that is valid at the stamp may be confirmed.
     let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged).map(|(stored, _)| Arc::clone(stored));
     let is_refresh = client.is_none();
-    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew };
+    let part = blocks::first_part(&proxy, &exchange, confirming.as_deref());
+    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part };
     let mut result = duty.fetch(confirming.as_ref()).await?;
     if let Err(unanswered) = &result
         && duty.hand_on(unanswered)
@@ -76,6 +81,8 @@ struct Duty {
     is_refresh: bool,
     /// Another request failed before: from now on failures are shared.
     anew: bool,
+    /// Not the whole is asked for, but these bytes: a block.
+    part: Option<Range<u64>>,
 }
 
 impl Duty {
@@ -83,7 +90,11 @@ impl Duty {
     async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, Unanswered>> {
         let upstream = self.exchange.routed.upstream.clone()?;
         let (sender, mut interims) = InterimSender::queue();
-        let request = match forward::request(&self.exchange, forward::Kind::Whole(confirming), Some(sender)) {
+        let kind = match &self.part {
+            None => forward::Kind::Whole(confirming),
+            Some(part) => forward::Kind::Part { range: format!("bytes={}-{}", part.start, part.end - 1), stored: confirming },
+        };
+        let request = match forward::request(&self.exchange, kind, Some(sender)) {
             Ok(request) => request,
             Err(error) => return Some(Err(error.into())),
         };
@@ -137,6 +148,10 @@ impl Duty {
         if let Some(failure) = self.stands_in(&inbound, candidate.as_ref(), received) {
             return self.fail(&failure, true);
         }
+        let Some(inbound) = self.in_part(inbound, &began, &candidate).await else { return };
+        if let Some((version, size)) = blocks::suits(&self.proxy, &self.exchange, &inbound) {
+            return self.in_blocks(inbound, None, Blocks { size, version }, &began, &candidate).await;
+        }
         if self.asks_part_of_large(&inbound) {
             self.proxy.set_marker(large_key(&self.exchange), received.mono_ms);
             self.tell(Led::AsItCame);
@@ -158,6 +173,86 @@ impl Duty {
                 let too_early = store::too_early(&self.proxy, &self.exchange, &candidate);
                 self.stream(inbound, head, received.mono_ms, too_early).await;
             }
+        }
+    }
+
+    /// Goes on with what came where a part was asked for. `None`: all is done. Else there is a response to the whole.
+    async fn in_part(&mut self, mut inbound: Inbound, began: &Began, candidate: &Candidate) -> Option<Inbound> {
+        let (Some(asked), Some(size)) = (self.part.clone(), self.exchange.policy().blocks) else { return Some(inbound) };
+        let part = partial::part(Response { status: inbound.status, fields: &inbound.fields }, &asked);
+        match (inbound.status.as_u16(), part) {
+            // All of it: as if a 200 had come (RFC 9110 §15.3.7: it has the same fields).
+            (206, Some(part)) if part.is_all() => {
+                inbound.status = StatusCode::OK;
+                inbound.fields.remove(name::CONTENT_RANGE);
+                Some(inbound)
+            }
+            (206, part) => {
+                let version = part.and_then(|part| Version::of(&inbound.fields, part.length));
+                match version {
+                    Some(version) => {
+                        let blocks = Blocks { size: size.get(), version };
+                        self.in_blocks(inbound, Some(asked.start), blocks, began, candidate).await;
+                    }
+                    None => {
+                        blocks::not_in_parts(&self.proxy, &self.exchange.key);
+                        self.leader.publish(Published::LeadAnew);
+                        self.tell(Led::StartOver);
+                    }
+                }
+                None
+            }
+            // Who asked beyond the end is told so by the origin; the others ask for what they want.
+            (416, _) => {
+                self.leader.publish(Published::LeadAnew);
+                self.tell(Led::AsItCame);
+                None
+            }
+            (200, _) => {
+                blocks::not_in_parts(&self.proxy, &self.exchange.key);
+                Some(inbound)
+            }
+            _ => Some(inbound),
+        }
+    }
+
+    /// Keeps a response in blocks, if it may be: everybody gets its record. `first`: where the block begins that came with
+    /// the head; without one the whole came, which is not wanted.
+    async fn in_blocks(&mut self, inbound: Inbound, first: Option<u64>, blocks: Blocks, began: &Began, candidate: &Candidate) {
+        let now_mono_ms = clock::now().mono_ms;
+        let judged = match store::too_early(&self.proxy, &self.exchange, candidate) {
+            None => store::judge_blocks(&self.proxy, &self.exchange, &inbound, blocks, began, candidate),
+            Some(why) => Err(why),
+        };
+        let record = match judged {
+            Ok(record) => record,
+            Err(why) => {
+                self.proxy.metrics.not_stored(why);
+                if why.is_of_response() {
+                    self.mark(None, now_mono_ms);
+                }
+                self.leader.publish(Published::Alone);
+                return match first {
+                    Some(_) => self.tell(Led::AsItCame),
+                    None => self.tell(Led::Direct(Box::new(inbound), why)),
+                };
+            }
+        };
+        let flight = Arc::new(FlightHead::in_blocks(&self.proxy, &record, &inbound));
+        let shareable = is_shareable(&self.exchange, &record.head, clock::now());
+        let own = Own { reader: None, fields: store::own_fields(&inbound.fields, &record.head.facts) };
+        // Before anybody is told, so that who is told finds the fetch.
+        let block = first.and_then(|first| Block::at(&record, first));
+        let receiving = block.and_then(|block| Some((blocks::begin(&self.proxy, &block, began.stamp)?, block)));
+        self.publish(flight, Sharing { shareable, kept: true }, now_mono_ms, own);
+        match receiving {
+            Some((leader, block)) => {
+                // Followers of this flight have their answer: the block has its own.
+                self.leader.retire();
+                self.proxy.metrics.block(BlockOutcome::Fetched);
+                blocks::receive(&self.proxy, &self.exchange, &block, leader, inbound, began, false).await;
+            }
+            None => drop(inbound),
         }
     }
 
@@ -230,7 +325,7 @@ impl Duty {
         let is_refresh = self.is_refresh;
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
         let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
-        let ticket = Mutex::new(Some(fill.ticket()));
+        let ticket = fill.ticket();
         let body = inbound.body.take();
         let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound, too_early));
         let shareable = is_shareable(&self.exchange, &head, clock::now());
@@ -240,31 +335,11 @@ impl Duty {
             self.proxy.markers.clear(large_key(&self.exchange));
         }
         self.publish(flight, Sharing { shareable, kept }, now_mono_ms, own);
-        let leader = &self.leader;
-        // While followers take their readers the fill is wanted; a refresh is wanted as long as it is going to be stored.
-        let wanted = async {
-            if !is_refresh {
-                leader.deserted().await;
-                drop(ticket.lock().take());
-            }
-            std::future::pending::<()>().await;
-        };
-        let on_unstored = || {
-            leader.retire();
-            if is_refresh {
-                drop(ticket.lock().take());
-            }
-        };
-        let whole = tokio::select! {
-            biased;
-            whole = pump(body, writer, &fill, on_unstored) => whole,
-            () = wanted => unreachable!("it pends for ever"),
-        };
+        let whole = pump_while_wanted(&self.leader, ticket, body, writer, &fill, is_refresh).await;
         if whole && let Some(complete) = fill.complete() {
             let wanted = self.leader.followers();
-            match store::whole(&self.proxy, &self.exchange, head, complete, wanted, too_early) {
-                Ok(response) => fill.stored(response.kept.body()),
-                Err(why) => tracing::debug!(reason = why.as_str(), "not stored after all"),
+            if let Err(why) = store::whole(&self.proxy, &self.exchange, head, complete, &fill, wanted, too_early) {
+                tracing::debug!(reason = why.as_str(), "not stored after all");
             }
         } else {
             self.proxy.metrics.not_stored(match fill.unstored() {
@@ -291,6 +366,37 @@ async fn deserted(client: &mut Option<oneshot::Sender<Led>>, leader: &Leader<Fli
         if leader.retire_if_deserted() {
             return;
         }
+    }
+}
+
+/// [`pump`] for a flight. While followers take their readers the fill is wanted; one that nobody asked for (`unasked`) is
+/// wanted as long as it is going to be stored.
+pub async fn pump_while_wanted<H, S>(
+    leader: &Leader<H, S>,
+    ticket: JoinTicket,
+    body: Option<Arriving>,
+    writer: FillWriter,
+    fill: &Fill,
+    unasked: bool,
+) -> bool {
+    let ticket = Mutex::new(Some(ticket));
+    let wanted = async {
+        if !unasked {
+            leader.deserted().await;
+            drop(ticket.lock().take());
+        }
+        std::future::pending::<()>().await;
+    };
+    let on_unstored = || {
+        leader.retire();
+        if unasked {
+            drop(ticket.lock().take());
+        }
+    };
+    tokio::select! {
+        biased;
+        whole = pump(body, writer, fill, on_unstored) => whole,
+        () = wanted => unreachable!("it pends for ever"),
     }
 }
 

@@ -89,14 +89,8 @@ pub fn find(proxy: &Proxy, request: Request<'_>, key: &CacheKey, policy: &CacheP
         return Found::Nothing;
     };
     let Some(response) = variants.select(request.fields, policy) else { return Found::OtherVariants };
-    if response.head.facts.targets != policy.targeted.id() {
-        return judged(proxy, request, reread(proxy, response, policy, now), policy, now);
-    }
-    judged(proxy, request, Arc::clone(response), policy, now)
-}
-
-#[inline]
-fn judged(proxy: &Proxy, request: Request<'_>, response: Arc<StoredResponse>, policy: &CachePolicy, now: Now) -> Found {
+    let response =
+        if response.head.facts.targets == policy.targeted.id() { Arc::clone(response) } else { reread(proxy, response, policy, now) };
     let validity = response.head.check(&proxy.journal);
     let reuse = reuse(request, &response.head.facts, policy, validity, now);
     Found::Stored { response, reuse, validity }

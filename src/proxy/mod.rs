@@ -9,6 +9,7 @@
 mod admit;
 mod alone;
 mod answer;
+mod blocks;
 mod deliver;
 mod exchange;
 mod explain;
@@ -27,7 +28,7 @@ mod store;
 
 pub use live::{Live, Routed};
 
-use crate::cache::{Counted, RequestCounts, SearchRules, Variants, VaryMemory};
+use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Variants, VaryMemory};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -38,6 +39,7 @@ use crate::invalidation::Journal;
 use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
+use crate::semantics::Now;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{self, Reuse};
@@ -45,9 +47,11 @@ use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use admit::Way;
 use arc_swap::ArcSwap;
+use deliver::Reused;
+use exchange::Arrival;
 use flight::{Departure, FlightHead};
 use lookup::Found;
-use outcome::Outcome;
+use outcome::{CacheResult, Outcome};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -58,6 +62,8 @@ pub struct Proxy {
     pub memory: MemoryTier<Variants>,
     pub journal: Arc<Journal>,
     flights: Arc<FlightTable<FlightHead, Departure>>,
+    /// Fetches of single blocks.
+    blocks: Arc<blocks::BlockFlights>,
     markers: Markers,
     /// Why responses of keys were not stored lately, for `explain`.
     refusals: moka::sync::Cache<u128, NotStored>,
@@ -100,7 +106,7 @@ impl Handler for Proxy {
             Way::Local(answer) => return Handled::Ready(answer::local(&arrival, answer)),
             Way::Purge => return Handled::Ready(purge::by_method(self, &arrival, now)),
             Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
-                return Handled::Ready(answer::not_cached(&arrival));
+                return Handled::Ready(answer::not_cached(&arrival.routed, &arrival.key, arrival.outcome()));
             }
             Way::Past(why) => return alone::past_the_cache(self, arrival, body, interim, why),
             Way::Cache => {}
@@ -116,7 +122,7 @@ impl Handler for Proxy {
                 {
                     self.metrics.early_refresh();
                 }
-                Handled::Ready(deliver::fresh(self, &arrival, &response, age_ms, ttl_ms, now))
+                at_once(self, arrival, interim, &response, Reused { result: CacheResult::Hit, age_ms, ttl_ms }, now)
             }
             Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
                 if why == reuse::StaleWhy::WhileRevalidate {
@@ -126,9 +132,11 @@ impl Handler for Proxy {
                     reuse::StaleWhy::WhileRevalidate => StaleReason::WhileRevalidate,
                     reuse::StaleWhy::MaxStale => StaleReason::MaxStale,
                 });
-                Handled::Ready(deliver::stale(self, &arrival, &response, age_ms, ttl_ms, now))
+                at_once(self, arrival, interim, &response, Reused { result: CacheResult::Stale, age_ms, ttl_ms }, now)
             }
-            _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(&arrival)),
+            _ if reuse::only_if_cached(arrival.request()) => {
+                Handled::Ready(answer::not_cached(&arrival.routed, &arrival.key, arrival.outcome()))
+            }
             Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
                 let forward = if why == reuse::MustAsk::Request { Forward::Request } else { Forward::Stale };
                 fill::start(self, arrival, body, interim, forward, Some((response, validity)))
@@ -162,6 +170,21 @@ impl Handler for Proxy {
     }
 }
 
+/// From the store, without asking anybody: the hot path. What is kept in blocks may have to be fetched.
+fn at_once(
+    proxy: &Arc<Proxy>,
+    arrival: Arrival<'_>,
+    interim: &mut InterimSlot,
+    stored: &Arc<StoredResponse>,
+    reused: Reused,
+    now: Now,
+) -> Handled {
+    match stored.body() {
+        Some(body) => Handled::Ready(deliver::stored(proxy, &arrival, stored, body, reused, now)),
+        None => fill::in_blocks(proxy, arrival, interim, stored, reused, now),
+    }
+}
+
 impl Proxy {
     pub fn new(settings: &Settings, live: Live, journal: Arc<Journal>, metrics: Arc<Metrics>, access_log: Arc<AccessLog>) -> Arc<Self> {
         let (told, full) = (Arc::clone(&metrics), Arc::clone(&metrics));
@@ -171,11 +194,13 @@ impl Proxy {
             on_eviction: Box::new(move |_, eviction| told.evicted(eviction)),
         });
         let budget = FillBudget::new(settings.memory.fill_bytes());
+        let flights = Arc::new(FlightTable::new(settings.limits.waiting));
         Arc::new(Self {
             live: ArcSwap::from_pointee(live),
             memory,
             journal,
-            flights: Arc::new(FlightTable::new(settings.limits.waiting)),
+            blocks: Arc::new(FlightTable::beside(&flights)),
+            flights,
             markers: Markers::new(&settings.fill),
             refusals: moka::sync::Cache::new(REFUSAL_KEYS),
             failed_refreshes: Markers::new(&settings.fill),
@@ -255,7 +280,8 @@ impl Gauges for Proxy {
         self.pins.bytes()
     }
     fn flights(&self) -> (usize, usize) {
-        self.flights.usage()
+        let (flights, waiting) = self.flights.usage();
+        (flights + self.blocks.usage().0, waiting)
     }
     fn markers(&self) -> usize {
         self.markers.len()

@@ -39,9 +39,9 @@ enum Source {
 }
 
 impl Resuming {
-    /// `reader` begins at `start` and ends at `end`.
+    /// `reader` begins at `start` of the response and ends at `end`; without one its bytes went already.
     pub fn new(
-        reader: FillReader,
+        reader: Option<FillReader>,
         start: u64,
         end: Option<u64>,
         proxy: &Arc<Proxy>,
@@ -49,14 +49,15 @@ impl Resuming {
         head: &Arc<StoredHead>,
     ) -> Self {
         let (proxy, exchange, head) = (Arc::clone(proxy), Arc::clone(exchange), Arc::clone(head));
-        Self { source: Source::Flight(reader), position: start, end, proxy, exchange, head }
+        let source = reader.map_or_else(|| asking(&exchange, &head, start, end), Source::Flight);
+        Self { source, position: start, end, proxy, exchange, head }
     }
+}
 
-    fn detached(&self) -> Source {
-        self.proxy.metrics.bound(Bound::ReaderDetached);
-        let (exchange, head) = (Arc::clone(&self.exchange), Arc::clone(&self.head));
-        Source::Asking(Box::pin(rest(exchange, head, self.position, self.end)))
-    }
+/// What was to be read here is asked for.
+fn asking(exchange: &Arc<Exchange>, head: &Arc<StoredHead>, position: u64, end: Option<u64>) -> Source {
+    let (exchange, head) = (Arc::clone(exchange), Arc::clone(head));
+    Source::Asking(Box::pin(rest(exchange, head, position, end)))
 }
 
 impl BodyStream for Resuming {
@@ -69,7 +70,10 @@ impl BodyStream for Resuming {
                         this.position += bytes.len() as u64;
                         return Poll::Ready(Some(Ok(Chunk::Data(bytes))));
                     }
-                    Some(Err(BodyError::Detached)) => this.detached(),
+                    Some(Err(BodyError::Detached)) => {
+                        this.proxy.metrics.bound(Bound::ReaderDetached);
+                        asking(&this.exchange, &this.head, this.position, this.end)
+                    }
                     other => return Poll::Ready(other),
                 },
                 Source::Asking(asking) => match ready!(asking.as_mut().poll(context)) {

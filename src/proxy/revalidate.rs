@@ -60,10 +60,10 @@ pub fn confirm(
             fits(inbound, other)
         };
         if meant && let Ok(tags) = still_usable(proxy, exchange, &other.head, inbound, began) {
-            update(proxy, exchange, other, tags, inbound, began, received);
+            let _ = update(proxy, exchange, other, tags, inbound, began, received); // it stays as it is then
         }
     }
-    Ok(update(proxy, exchange, stored, tags, inbound, began, received))
+    update(proxy, exchange, stored, tags, inbound, began, received)
 }
 
 /// A 200 to HEAD that does not fit what is stored: that is taken as stale from now on (RFC 9111 §4.3.5). What is stale
@@ -83,7 +83,8 @@ fn selected(proxy: &Proxy, exchange: &Exchange) -> Vec<Arc<StoredResponse>> {
     set.map(|set| set.responses().iter().filter(selects).cloned().collect()).unwrap_or_default()
 }
 
-/// A stored response with the fields of what confirmed it, in the tiers if it may be kept.
+/// A stored response with the fields of what confirmed it, in the tiers if it may be kept. One that is kept in blocks is
+/// gone if it has no strong entity tag any more.
 fn update(
     proxy: &Proxy,
     exchange: &Exchange,
@@ -92,12 +93,18 @@ fn update(
     inbound: &Inbound,
     began: &Began,
     received: Now,
-) -> Confirmed {
+) -> Result<Confirmed, Gone> {
     let (old, policy) = (&stored.head, exchange.policy());
     let merged = validation::update(&old.facts.received_fields(&old.fields), &inbound.fields);
     let facts = facts_after(exchange, stored, &merged, inbound, began, received);
     let response = Response { status: old.status, fields: &merged };
-    let not_stored = match storage::may_store(exchange.as_stored(), response, &facts, policy) {
+    // No limit on what is stored whole is for what is kept in blocks.
+    let mut judged = Cow::Borrowed(&merged);
+    if stored.blocks().is_some() {
+        judged.to_mut().remove(name::CONTENT_LENGTH);
+    }
+    let judged = Response { status: old.status, fields: &judged };
+    let not_stored = match storage::may_store(exchange.as_stored(), judged, &facts, policy) {
         Storage::Stored => None,
         Storage::Not(why) => Some(why),
     };
@@ -111,8 +118,7 @@ fn update(
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
     let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
-    let updated = StoredResponse::new(head, stored.kept.clone(), stored.length, policy, received);
-    let response = Arc::new(updated);
+    let response = Arc::new(stored.with_head(head, policy, received).ok_or(Gone)?);
     proxy.learn_search_rule(exchange, &response.head.fields, Some(old));
     match not_stored {
         None => {
@@ -129,7 +135,7 @@ fn update(
             }
         }
     }
-    Confirmed { response, not_stored, own }
+    Ok(Confirmed { response, not_stored, own })
 }
 
 /// Whether an update changed what selects the response (Vary, No-Vary-Search): then it is not replaced where it stands.

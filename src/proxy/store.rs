@@ -3,9 +3,9 @@
 use super::Proxy;
 use super::exchange::Exchange;
 use super::flight::Candidate;
-use crate::cache::{Insertion, StoredHead, StoredResponse, Tags, Variants, subject};
+use crate::cache::{Blocks, Insertion, StoredHead, StoredResponse, Tags, Variants, subject};
 use crate::clock;
-use crate::coalesce::fill::CompleteBody;
+use crate::coalesce::fill::{CompleteBody, Fill};
 use crate::coalesce::pinned::Kept;
 use crate::invalidation::Stamp;
 use crate::observe::log::RateLimit;
@@ -37,25 +37,61 @@ pub fn judge(
     received: Now,
     old: &Candidate,
 ) -> Result<Arc<StoredHead>, NotStored> {
-    let judged = decide(proxy, exchange, inbound, began, received);
-    match &judged {
-        Ok(head) => {
-            proxy.refusals.invalidate(&exchange.key.hash());
-            proxy.learn_search_rule(exchange, &head.fields, old.as_ref().map(|(old, _)| &*old.head));
-        }
-        Err(why) => {
+    let response = Response { status: inbound.status, fields: &inbound.fields };
+    let judged = decide(proxy, exchange, response, inbound.length, began, received).map(Arc::new);
+    note(proxy, exchange, inbound, began, old, judged.as_ref().err().copied());
+    if let Ok(head) = &judged {
+        proxy.learn_search_rule(exchange, &head.fields, old.as_ref().map(|(old, _)| &*old.head));
+    }
+    judged
+}
+
+/// May the response of which this is the head, or the head of a part, be kept in blocks? If so, its record: it says how
+/// long the whole is, and no limit on what is stored whole counts.
+pub fn judge_blocks(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    inbound: &Inbound,
+    blocks: Blocks,
+    began: &Began,
+    old: &Candidate,
+) -> Result<Arc<StoredResponse>, NotStored> {
+    let received = clock::now();
+    let mut fields = inbound.fields.clone();
+    // Of a part, not of the representation.
+    for field in ["content-length", "content-range", "content-digest"] {
+        fields.remove(field);
+    }
+    let response = Response { status: StatusCode::OK, fields: &fields };
+    let judged = decide(proxy, exchange, response, None, began, received).map(|mut head| {
+        super::deliver::line(&mut head.fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(blocks.version.length()).as_bytes());
+        Arc::new(StoredResponse::in_blocks(Arc::new(head), blocks, exchange.policy(), received))
+    });
+    let judged = judged.and_then(|record| if record.drop_at_mono_ms > received.mono_ms { Ok(record) } else { Err(NotStored::NoFreshness) });
+    note(proxy, exchange, inbound, began, old, judged.as_ref().err().copied());
+    if let Ok(record) = &judged {
+        proxy.learn_search_rule(exchange, &record.head.fields, old.as_ref().map(|(old, _)| &*old.head));
+        insert(proxy, exchange, record, 1, received);
+    }
+    judged
+}
+
+/// Remembers why a key is not stored, for `explain`, and takes out what its origin withdrew.
+fn note(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, old: &Candidate, not_stored: Option<NotStored>) {
+    match not_stored {
+        None => proxy.refusals.invalidate(&exchange.key.hash()),
+        Some(why) => {
             // What is known already is not written again: everything uncacheable passes here.
-            if proxy.refusals.get(&exchange.key.hash()) != Some(*why) {
-                proxy.refusals.insert(exchange.key.hash(), *why);
+            if proxy.refusals.get(&exchange.key.hash()) != Some(why) {
+                proxy.refusals.insert(exchange.key.hash(), why);
             }
             if let Some((old, _)) = old
-                && withdraws(exchange, inbound, *why)
+                && withdraws(exchange, inbound, why)
             {
                 remove(proxy, &old.head, began.fetch);
             }
         }
     }
-    judged
 }
 
 /// Whether the answer to an unsafe method is what a GET on this route would get from now on, and so may be stored.
@@ -93,21 +129,27 @@ fn withdraws(exchange: &Exchange, inbound: &Inbound, why: NotStored) -> bool {
     inbound.status == StatusCode::OK && matches!(why, NotStored::NoStore | NotStored::Private) && !is_personal
 }
 
-fn decide(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, received: Now) -> Result<Arc<StoredHead>, NotStored> {
+fn decide(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    response: Response<'_>,
+    length: Option<u64>,
+    began: &Began,
+    received: Now,
+) -> Result<StoredHead, NotStored> {
     let policy = exchange.policy();
-    let response = Response { status: inbound.status, fields: &inbound.fields };
     let facts = Facts::new(exchange.request(), response, &policy.targeted, began.sent, received).jittered(exchange.key.hash(), began.fetch);
     if let Storage::Not(why) = storage::may_store(exchange.request(), response, &facts, policy) {
         return Err(why);
     }
-    if inbound.length.is_some_and(|length| length > policy.max_object_bytes) {
+    if length.is_some_and(|length| length > policy.max_object_bytes) {
         proxy.metrics.bound(Bound::ObjectSize);
         return Err(NotStored::TooLarge);
     }
-    if let Some(why) = proxy.no_room_for(inbound.length) {
+    if let Some(why) = proxy.no_room_for(length) {
         return Err(why);
     }
-    let tags = Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge).map_err(|_| {
+    let tags = Tags::parse(response.fields, exchange.target.origin(), &exchange.routed.settings.purge).map_err(|_| {
         proxy.metrics.bound(Bound::SurrogateKeys);
         NotStored::TooManyKeys
     })?;
@@ -115,7 +157,7 @@ fn decide(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, 
     super::deliver::strip_tags(&mut fields, &exchange.routed.route.forward_tags);
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
-    Ok(Arc::new(head(exchange, inbound.status, fields, facts, tags, secondary, began)))
+    Ok(head(exchange, response.status, fields, facts, tags, secondary, began))
 }
 
 /// The fields that the client that asked may have and nobody else may be given from a store: those named by
@@ -164,15 +206,17 @@ pub fn head(
     }
 }
 
-/// Puts a whole body with its head into the tiers, unless a purge came while it was under way, or it was too early.
+/// Puts the whole body of a fill with its head into the tiers, unless a purge came while it was under way, or it was too early; its readers are
+/// readers of that from then on.
 pub fn whole(
     proxy: &Proxy,
     exchange: &Exchange,
     head: Arc<StoredHead>,
     body: CompleteBody,
+    fill: &Fill,
     wanted: usize,
     too_early: Option<NotStored>,
-) -> Result<Arc<StoredResponse>, NotStored> {
+) -> Result<(), NotStored> {
     let now = clock::now();
     if let Some(why) = too_early {
         proxy.metrics.not_stored(why);
@@ -182,13 +226,16 @@ pub fn whole(
         proxy.metrics.not_stored(NotStored::Purged);
         return Err(NotStored::Purged);
     }
-    let response = Arc::new(StoredResponse::new(head, Kept::new(&body.segments, &proxy.pins), body.length, exchange.policy(), now));
+    let kept = Kept::new(&body.segments, &proxy.pins);
+    let bytes = Arc::clone(kept.body());
+    let response = Arc::new(StoredResponse::new(head, kept, body.length, exchange.policy(), now));
     if response.drop_at_mono_ms <= now.mono_ms {
         proxy.metrics.not_stored(NotStored::NoFreshness);
         return Err(NotStored::NoFreshness);
     }
     insert(proxy, exchange, &response, wanted, now);
-    Ok(response)
+    fill.stored(&bytes);
+    Ok(())
 }
 
 /// Says that a key has more variants than are kept; where many have, now and then.

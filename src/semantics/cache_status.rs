@@ -1,6 +1,6 @@
 //! What the cache did, as a member of Cache-Status (RFC 9211).
 
-use super::structured::{write_item, write_string};
+use super::structured::{Text, write_item, write_string};
 
 /// `fwd` (RFC 9211 §2.2): why the request went forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,49 +53,45 @@ impl CacheStatus<'_> {
     ///
     /// `hit` and `fwd` exclude each other: `fwd` wins (§2.1). What has a meaning only with `fwd` is left out without it
     /// (§2.3, §2.5, §2.6).
-    pub fn write(&self, name: &str, out: &mut impl Extend<u8>) {
+    pub fn write(&self, name: &str, out: &mut impl Text) {
         write_item(name, out);
         match self.forward {
             Some(forward) => self.write_forward(forward, out),
-            None if self.hit => write_bytes(b"; hit", out),
+            None if self.hit => out.put(b"; hit"),
             None => {}
         }
         if let Some(ttl) = self.ttl {
-            write_bytes(b"; ttl=", out);
-            write_bytes(itoa::Buffer::new().format(ttl.clamp(-INTEGER_MAX, INTEGER_MAX)).as_bytes(), out);
+            out.put(b"; ttl=");
+            out.put(itoa::Buffer::new().format(ttl.clamp(-INTEGER_MAX, INTEGER_MAX)).as_bytes());
         }
         if self.forward.is_some() && self.stored {
-            write_bytes(b"; stored", out);
+            out.put(b"; stored");
         }
         if self.forward.is_some() && self.collapsed {
-            write_bytes(b"; collapsed", out);
+            out.put(b"; collapsed");
         }
         if let Some(key) = self.key {
-            write_bytes(b"; key=", out);
+            out.put(b"; key=");
             write_string(key, out);
         }
         if let Some(detail) = self.detail {
-            write_bytes(b"; detail=", out);
+            out.put(b"; detail=");
             write_item(detail, out);
         }
     }
 
-    fn write_forward(&self, forward: Forward, out: &mut impl Extend<u8>) {
-        write_bytes(b"; fwd=", out);
-        write_bytes(forward.as_str().as_bytes(), out);
+    fn write_forward(&self, forward: Forward, out: &mut impl Text) {
+        out.put(b"; fwd=");
+        out.put(forward.as_str().as_bytes());
         if let Some(status) = self.forward_status {
-            write_bytes(b"; fwd-status=", out);
-            write_bytes(itoa::Buffer::new().format(status).as_bytes(), out);
+            out.put(b"; fwd-status=");
+            out.put(itoa::Buffer::new().format(status).as_bytes());
         }
     }
 }
 
 /// Largest Integer of structured fields (RFC 9651 §3.3.1).
 const INTEGER_MAX: i64 = 999_999_999_999_999;
-
-fn write_bytes(bytes: &[u8], out: &mut impl Extend<u8>) {
-    out.extend(bytes.iter().copied());
-}
 
 #[cfg(test)]
 mod tests {

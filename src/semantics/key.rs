@@ -126,6 +126,13 @@ impl CacheKey {
         search_hash(self.url_text())
     }
 
+    /// The key of a part of what this is the key of: invalidated with it.
+    #[must_use]
+    pub fn part(&self, name: &str) -> Self {
+        let text = [&self.text, "\n", name].concat();
+        Self { hash: hash128(text.as_bytes()), text: text.into(), ..self.clone() }
+    }
+
     /// The whole key as text; parts after the URL are on lines of their own.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -3,6 +3,7 @@
 
 use super::targeted::TargetList;
 use http::StatusCode;
+use std::num::NonZeroU64;
 
 /// What a route allows the cache to do. Durations are in milliseconds.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +46,8 @@ pub struct CachePolicy {
     pub range_whole_max_bytes: u64,
     /// `cache.range_parts_max`: ranges of one request; more are answered with the whole.
     pub range_parts_max: usize,
+    /// `cache.blocks`: large responses are kept in blocks of this many bytes, fetched as they are wanted.
+    pub blocks: Option<NonZeroU64>,
     /// `cache.collapse`.
     pub collapse: bool,
     /// `cache.heuristic_with_cookie`: whether requests with Cookie may get heuristic freshness (false by default).
@@ -169,6 +172,7 @@ impl Default for CachePolicy {
             max_object_bytes: 32 << 20,
             range_whole_max_bytes: 16 << 20,
             range_parts_max: 16,
+            blocks: None,
             collapse: true,
             heuristic_with_cookie: false,
             vary: VaryPolicy::default(),

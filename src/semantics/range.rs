@@ -57,12 +57,12 @@ pub fn is_asked(request: Request<'_>) -> bool {
 
 /// Whether a Content-Range says: from byte `first` up to `end`, or to the last byte where there is no end (§14.4).
 pub fn is_rest(content_range: &[u8], first: u64, end: Option<u64>) -> bool {
-    let Some((from, last, length)) = described(content_range) else { return false };
-    from == first && Some(last) == end.map_or(length, Some).and_then(|end| end.checked_sub(1))
+    let Some((range, length)) = told(content_range) else { return false };
+    range.start == first && Some(range.end) == end.or(length)
 }
 
-/// First and last byte of a Content-Range, and the length of the whole unless it is `*`.
-fn described(content_range: &[u8]) -> Option<(u64, u64, Option<u64>)> {
+/// The bytes of a Content-Range, and the length of the whole unless it is `*` (§14.4). Never empty, never past the end.
+pub fn told(content_range: &[u8]) -> Option<(Range<u64>, Option<u64>)> {
     let (unit, rest) = content_range.split_at_checked(6)?;
     let slash = rest.iter().position(|byte| *byte == b'/')?;
     let Spec::Bounded(first, last) = Spec::parse(&rest[..slash])? else { return None };
@@ -70,8 +70,9 @@ fn described(content_range: &[u8]) -> Option<(u64, u64, Option<u64>)> {
         b"*" => None,
         digits => Some(number(digits)?),
     };
-    let fits = length.is_none_or(|length| last < length);
-    (unit.eq_ignore_ascii_case(b"bytes ") && fits).then_some((first, last, length))
+    let range = first..last.checked_add(1)?;
+    let fits = length.is_none_or(|length| range.end <= length);
+    (unit.eq_ignore_ascii_case(b"bytes ") && fits).then_some((range, length))
 }
 
 /// `bytes 0-4/10`.

@@ -37,7 +37,7 @@ pub enum NotStored {
     NoFreshness,
     /// The status is not understood, or not final, or needs explicit freshness.
     Status,
-    /// 206 or Content-Range: partial content is not stored yet.
+    /// 206: partial content is stored in blocks, where the route has them, or not at all.
     Partial,
     /// Vary: *.
     VaryStar,

@@ -24,9 +24,20 @@ pub fn string_member(member: &[u8]) -> Option<String> {
     matches!(rest, [] | [b';', ..]).then_some(string)
 }
 
+/// Where text is written to, piece by piece.
+pub trait Text {
+    fn put(&mut self, piece: &[u8]);
+}
+
+impl Text for Vec<u8> {
+    fn put(&mut self, piece: &[u8]) {
+        self.extend_from_slice(piece);
+    }
+}
+
 /// Writes a Token where the text is one, else a String (RFC 9651 §3.3.3, §3.3.4).
-pub fn write_item(text: &str, out: &mut impl Extend<u8>) {
-    if is_token(text.as_bytes()) { out.extend(text.bytes()) } else { write_string(text, out) }
+pub fn write_item(text: &str, out: &mut impl Text) {
+    if is_token(text.as_bytes()) { out.put(text.as_bytes()) } else { write_string(text, out) }
 }
 
 fn is_token(text: &[u8]) -> bool {
@@ -35,17 +46,17 @@ fn is_token(text: &[u8]) -> bool {
 }
 
 /// Writes a String: `"` and `\` are escaped, what is not printable ASCII is percent-encoded.
-pub fn write_string(text: &str, out: &mut impl Extend<u8>) {
+pub fn write_string(text: &str, out: &mut impl Text) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    out.extend(*b"\"");
+    out.put(b"\"");
     for byte in text.bytes() {
         match byte {
-            b'"' | b'\\' => out.extend([b'\\', byte]),
-            b' '..=b'~' => out.extend([byte]),
-            _ => out.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]),
+            b'"' | b'\\' => out.put(&[b'\\', byte]),
+            b' '..=b'~' => out.put(&[byte]),
+            _ => out.put(&[b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]),
         }
     }
-    out.extend(*b"\"");
+    out.put(b"\"");
 }
 
 #[cfg(test)]

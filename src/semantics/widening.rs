@@ -46,7 +46,7 @@ pub fn widening(facts: &Facts, policy: &CachePolicy, stale_ms: Option<u64>) -> O
     if !policy.ttl_override.is_empty() && policy.override_ms(facts.status).is_some() {
         return Some(Widening::TtlOverride);
     }
-    if !is_heuristically_cacheable(facts.status) && has_lifetime_by_default_alone(facts, policy) {
+    if !policy.ttl_default.is_empty() && !is_heuristically_cacheable(facts.status) && has_lifetime_by_default_alone(facts, policy) {
         return Some(Widening::TtlDefault);
     }
     if facts.set_cookie {

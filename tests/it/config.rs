@@ -256,6 +256,10 @@ fn the_whole_is_checked_for_conflicts() {
         "larger than max_object_size",
         "",
     );
+    for (size, what) in [("96KiB", "not a size of blocks"), ("32KiB", "not a size of blocks"), ("32MiB", "")] {
+        refused_after(&format!("[cache]\nblocks = '{size}'\n"), 2, 10, "cache.blocks", what, "");
+    }
+    refused_after("[cache]\ncollapse = false\nblocks = '1MiB'\n", 3, 10, "cache.blocks", "blocks without collapse", "");
     refused_after("[cache.key]\nquery_allow = ['a']\nquery_ignore = ['b']\n", 3, 16, "cache.key.query_ignore", "contradict", "");
     let port_zero = Case::toml(&format!("{UPSTREAM}[listeners.a]\naddress='127.0.0.1:0'\n[listeners.b]\naddress='127.0.0.1:0'\n"));
     assert_eq!(port_zero.settings().listeners.len(), 2);

@@ -2,6 +2,7 @@
 
 mod answers;
 mod bad_input;
+mod blocks;
 mod commands;
 mod equivalent;
 mod forwarding;

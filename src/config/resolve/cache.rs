@@ -12,6 +12,7 @@ use crate::semantics::freshness::is_heuristically_cacheable;
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule, VaryPolicy};
 use crate::semantics::targeted::TargetList;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 const STATUS_ALLOWED: &str = r#"a status "200", a class "4xx", or "default""#;
@@ -146,6 +147,7 @@ fn quantities(at: &str, raw: &RawCache, policy: &mut CachePolicy, report: &mut R
         policy.range_whole_max_bytes = policy.max_object_bytes;
     }
     policy.range_parts_max = t.count("range_parts_max", raw.range_parts_max, policy.range_parts_max as u64, 1..=256) as usize;
+    policy.blocks = blocks(&mut t, raw, policy);
     policy.store_after = t.count("store_after", raw.store_after, policy.store_after.into(), 1..=255) as u8;
     policy.max_variants = t.count("max_variants", raw.max_variants, policy.max_variants as u64, 1..=65_536) as usize;
 }
@@ -167,6 +169,36 @@ fn lifetime_share(at: &str, key: &str, raw: Option<&RawShare>, default: f64, rep
     }
     share
 }
+
+/// Blocks are a power of two, so that they are what disks and clients ask for, and large enough to be worth a request.
+fn blocks(t: &mut Table<'_>, raw: &RawCache, policy: &CachePolicy) -> Option<NonZeroU64> {
+    let there = policy.blocks.map_or(0, NonZeroU64::get);
+    let size = t.size("blocks", raw.blocks.as_ref(), there, 0..=BLOCK_MAX);
+    let allowed = size == 0 || (size >= BLOCK_MIN && size.is_power_of_two());
+    if !allowed {
+        let found = format!("\"{}\"", units::print_size(size));
+        t.wrong_text(
+            "blocks",
+            "not a size of blocks",
+            found,
+            "a power of two from \"64KiB\" to \"16MiB\", or \"0B\"",
+            "write for example \"1MiB\"",
+        );
+    } else if size > 0 && !policy.collapse && (raw.blocks.is_some() || raw.collapse.is_some()) {
+        let found = format!("\"{}\"", units::print_size(size));
+        t.wrong_text(
+            "blocks",
+            "blocks without collapse",
+            found,
+            "collapse = true beside it",
+            "blocks are fetched once for all who want them: leave collapse on, or blocks off",
+        );
+    }
+    NonZeroU64::new(size).filter(|_| allowed)
+}
+
+const BLOCK_MIN: u64 = 64 << 10;
+const BLOCK_MAX: u64 = 16 << 20;
 
 /// What an operator may want, and should have heard once.
 fn warn_of_widening(at: &str, raw: &RawCache, report: &mut Report) {

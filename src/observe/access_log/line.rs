@@ -290,6 +290,7 @@ const fn aborted(error: BodyError) -> &'static str {
         BodyError::Detached => "reader_detached",
         BodyError::ClientLeft => "client_left",
         BodyError::TooLarge => "body_too_large",
+        BodyError::OtherVersion => "other_version",
     }
 }
 

@@ -11,6 +11,13 @@ use smallvec::SmallVec;
 /// Where lines of an answer go: after a stored block, or into a section of its own.
 pub trait Lines {
     fn add(&mut self, name: Name, value: &[u8]);
+
+    /// Adds a value that is written piece by piece.
+    fn add_written(&mut self, name: Name, write: impl FnOnce(&mut ExtraLines)) {
+        let mut value = ExtraLines::new();
+        write(&mut value);
+        self.add(name, &value);
+    }
 }
 
 impl Lines for ExtraLines {
@@ -18,6 +25,13 @@ impl Lines for ExtraLines {
         self.extend_from_slice(name.as_str().as_bytes());
         self.extend_from_slice(b": ");
         self.extend_from_slice(value);
+        self.extend_from_slice(b"\r\n");
+    }
+
+    fn add_written(&mut self, name: Name, write: impl FnOnce(&mut ExtraLines)) {
+        self.extend_from_slice(name.as_str().as_bytes());
+        self.extend_from_slice(b": ");
+        write(self);
         self.extend_from_slice(b"\r\n");
     }
 }
@@ -40,9 +54,8 @@ pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Opt
     }
     let route = &routed.route;
     if route.cache_status {
-        let mut value = ExtraLines::new();
-        outcome.cache_status(route.show_key.then_some(key)).write(&routed.node, &mut value);
-        line(lines, name::CACHE_STATUS, &value);
+        let status = outcome.cache_status(route.show_key.then_some(key));
+        lines.add_written(name::CACHE_STATUS, |value| status.write(&routed.node, value));
     }
     line(lines, name::VIA, routed.via.as_bytes());
     if route.x_cache {

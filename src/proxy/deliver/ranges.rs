@@ -2,7 +2,7 @@
 
 use super::{Asked, Body, dated, for_client, line, own};
 use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody};
-use crate::cache::{StoredHead, StoredResponse};
+use crate::cache::StoredHead;
 use crate::listener::Response;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::{Fields, Now, StatusCode, name, range};
@@ -51,8 +51,8 @@ pub fn several(
     line(&mut fields, name::CONTENT_TYPE, format!("multipart/byteranges; boundary={boundary}").as_bytes());
     line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(total).as_bytes());
     let body = match body {
-        Body::Stored(stored) => at_hand(stored, parts, closing, total),
-        body => ResponseBody::Stream { length: Some(total), stream: Box::pin(InTurn::new(body, head, parts, closing)) },
+        Body::Stored { body, .. } => at_hand(body, parts, closing, total),
+        body => ResponseBody::Stream { length: Some(total), stream: Box::pin(InTurn::new(&body, head, parts, closing)) },
     };
     own(asked, StatusCode::PARTIAL_CONTENT, fields, body, age_ms, outcome)
 }
@@ -93,8 +93,7 @@ fn opening(boundary: &str, kind: Option<&[u8]>, range: &Range<u64>, length: u64)
 }
 
 /// Slices of the segments of a stored body: nothing is copied.
-fn at_hand(stored: &StoredResponse, parts: Vec<Part>, closing: Bytes, total: u64) -> ResponseBody {
-    let whole = stored.kept.body();
+fn at_hand(whole: &Arc<StoredBody>, parts: Vec<Part>, closing: Bytes, total: u64) -> ResponseBody {
     let mut segments: Vec<Bytes> = Vec::new();
     for part in parts {
         segments.push(part.opening);
@@ -105,7 +104,7 @@ fn at_hand(stored: &StoredResponse, parts: Vec<Part>, closing: Bytes, total: u64
 }
 
 /// Appends the pieces of `segments` that make up `range`.
-fn slices(segments: &[Bytes], range: &Range<u64>, out: &mut Vec<Bytes>) {
+pub fn slices(segments: &[Bytes], range: &Range<u64>, out: &mut Vec<Bytes>) {
     let mut at = 0u64;
     for segment in segments {
         let end = at + segment.len() as u64;
@@ -117,49 +116,47 @@ fn slices(segments: &[Bytes], range: &Range<u64>, out: &mut Vec<Bytes>) {
     }
 }
 
-/// Texts and ranges of a body one after the other. Each range is opened at the start: a flight keeps for its readers
-/// what they have yet to get, whatever order they were asked for in.
-struct InTurn(VecDeque<Piece>);
-
-enum Piece {
-    Text(Bytes),
-    Bytes(Pin<Box<dyn BodyStream>>),
+/// Parts of a body, each behind its opening. Each is opened at the start: a flight keeps for its readers what they have
+/// yet to get, whatever order they were asked for in. An opening goes when the first bytes of its part are there: until
+/// then the answer is worth nothing.
+struct InTurn {
+    parts: VecDeque<(Bytes, Pin<Box<dyn BodyStream>>)>,
+    /// Behind the opening that went last.
+    first: Option<Bytes>,
+    closing: Option<Bytes>,
 }
 
 impl InTurn {
-    fn new(body: Body<'_>, head: &Arc<StoredHead>, parts: Vec<Part>, closing: Bytes) -> Self {
-        let mut pieces = VecDeque::with_capacity(2 * parts.len() + 1);
-        for Part { opening, range } in parts {
-            pieces.push_back(Piece::Text(opening));
-            pieces.extend(body.stream(head, range).map(Piece::Bytes));
-        }
-        pieces.push_back(Piece::Text(closing));
-        Self(pieces)
+    fn new(body: &Body<'_>, head: &Arc<StoredHead>, parts: Vec<Part>, closing: Bytes) -> Self {
+        let open = |part: Part| Some((part.opening, body.stream(head, part.range)?));
+        Self { parts: parts.into_iter().filter_map(open).collect(), first: None, closing: Some(closing) }
     }
 }
 
 impl BodyStream for InTurn {
     fn poll_chunk(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
-        let pieces = &mut self.get_mut().0;
-        loop {
-            match pieces.front_mut() {
-                None => return Poll::Ready(None),
-                Some(Piece::Text(text)) => {
-                    let text = std::mem::take(text);
-                    pieces.pop_front();
-                    return Poll::Ready(Some(Ok(Chunk::Data(text))));
+        let this = self.get_mut();
+        let data = |bytes| Poll::Ready(Some(Ok(Chunk::Data(bytes))));
+        if let Some(first) = this.first.take() {
+            return data(first);
+        }
+        while let Some((opening, part)) = this.parts.front_mut() {
+            match ready!(part.as_mut().poll_chunk(context)) {
+                Some(Ok(Chunk::Data(bytes))) if opening.is_empty() => return data(bytes),
+                Some(Ok(Chunk::Data(bytes))) => {
+                    this.first = Some(bytes);
+                    return data(std::mem::take(opening));
                 }
-                Some(Piece::Bytes(stream)) => match ready!(stream.as_mut().poll_chunk(context)) {
-                    Some(Ok(Chunk::Trailers(_))) => {} // of the whole, if at all
-                    None => drop(pieces.pop_front()),
-                    data_or_error => return Poll::Ready(data_or_error),
-                },
+                Some(Ok(Chunk::Trailers(_))) => {} // of the whole, if at all
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => drop(this.parts.pop_front()),
             }
         }
+        Poll::Ready(this.closing.take().map(|closing| Ok(Chunk::Data(closing))))
     }
 
     fn is_revoked(&self) -> bool {
-        matches!(self.0.front(), Some(Piece::Bytes(stream)) if stream.is_revoked())
+        self.parts.front().is_some_and(|(_, part)| part.is_revoked())
     }
 }
 

@@ -155,6 +155,18 @@ impl Client {
         }
     }
 
+    /// This many bytes, fewer only at the end.
+    pub async fn take_exactly(&mut self, count: usize) -> Vec<u8> {
+        while self.buffer.len() < count && self.more().await {}
+        self.buffer.drain(..count.min(self.buffer.len())).collect()
+    }
+
+    /// At most this many bytes, as they are there; none at the end.
+    pub async fn take(&mut self, most: usize) -> Vec<u8> {
+        while self.buffer.is_empty() && self.more().await {}
+        self.buffer.drain(..most.min(self.buffer.len())).collect()
+    }
+
     /// Everything up to the end of the connection.
     pub async fn rest(&mut self) -> Vec<u8> {
         while self.more().await {}

@@ -4,4 +4,5 @@
 pub mod client;
 pub mod hit;
 pub mod origin;
+pub mod resource;
 pub mod server;
