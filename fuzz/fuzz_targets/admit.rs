@@ -24,11 +24,8 @@ target = "off"
 hosts = ["shop.example", "*.shop.example"]
 upstream = "origin"
 strip_cookies = ["_ga*"]
-key = { query_sort = true, query_ignore = ["utm_*"], headers = ["accept-language", "x-a"], cookies = ["theme"] }
-[[sites.shop.bypass]]
-reason = "preview"
-cookies = { session = { present = true } }
-query = { preview = { present = true } }
+cache.key = { query_sort = true, ignore_tracking = true, query_ignore = ["x*"], headers = ["accept-language", "x-a"], cookies = ["theme"] }
+bypass = [{ reason = "preview", cookies = ["session"] }, { reason = "draft", query = { preview = { present = true } } }]
 [[sites.shop.routes]]
 path = "/old/"
 redirect = { status = 308, location = "https://{host}/new{path}{query}" }

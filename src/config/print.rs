@@ -266,6 +266,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "early_refresh": print_share(policy.early_refresh),
         "store_after": policy.store_after,
         "deception_guard": policy.deception_guard,
+        "error_guard": policy.error_guard,
         "keep_stale": ms(policy.keep_stale_ms),
         "targeted": policy.targeted.names().collect::<Vec<_>>(),
         "set_cookie": match policy.set_cookie { SetCookie::Bypass => "bypass", SetCookie::Store => "store", SetCookie::Strip => "strip" },

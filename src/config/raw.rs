@@ -421,6 +421,9 @@ pub struct RawCache {
     pub store_after: Option<u64>,
     /// A page or an API answer under a path that looks static is not stored unless the origin names its freshness.
     pub deception_guard: Option<bool>,
+    /// An error that an odd request may have caused (400, 405, 414, 431, 501, ...) is stored only with explicit freshness,
+    /// and not where the request was odd.
+    pub error_guard: Option<bool>,
     /// How long a stale response with a validator is kept to be revalidated.
     pub keep_stale: Option<RawDuration>,
     /// Fields that say what this cache may do, before Cache-Control and Expires do; the first that is there and valid

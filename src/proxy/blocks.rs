@@ -126,7 +126,8 @@ const LOOKED_FOR: u64 = 512;
 pub fn note(proxy: &Proxy, record: &Arc<StoredResponse>, ranges: &[Range<u64>], outcome: &mut Outcome) {
     let is_here = |byte| Block::at(record, byte).is_none_or(|block| block.find(proxy).is_some());
     let first_is_here = ranges.first().is_none_or(|range| is_here(range.start));
-    if first_is_here && all_blocks(record, ranges).is_some_and(|mut firsts| firsts.all(is_here)) {
+    let touched = record.blocks().and_then(|blocks| touched(blocks.size, ranges));
+    if first_is_here && touched.is_some_and(|blocks| blocks.into_iter().all(is_here)) {
         return;
     }
     if matches!(outcome.result, CacheResult::Hit | CacheResult::Stale) {
@@ -138,13 +139,12 @@ pub fn note(proxy: &Proxy, record: &Arc<StoredResponse>, ranges: &[Range<u64>], 
     }
 }
 
-/// The first byte of each block that ranges touch; `None` where they are too many to look for.
-fn all_blocks(record: &StoredResponse, ranges: &[Range<u64>]) -> Option<impl Iterator<Item = u64>> {
-    let size = record.blocks()?.size;
-    let count: u64 = ranges.iter().map(|range| range.end.div_ceil(size) - range.start / size).sum();
-    let firsts =
-        ranges.iter().cloned().flat_map(move |range| (range.start / size..range.end.div_ceil(size)).map(move |number| number * size));
-    (count <= LOOKED_FOR).then_some(firsts.collect::<Vec<_>>().into_iter())
+/// The first byte of each block of this size that ranges touch, of one that two touch twice; `None` where they are too many
+/// to look for.
+fn touched(size: u64, ranges: &[Range<u64>]) -> Option<Vec<u64>> {
+    let numbers = |range: &Range<u64>| range.start / size..range.end.div_ceil(size);
+    let count = ranges.iter().map(numbers).map(|numbers| numbers.end - numbers.start).fold(0, u64::saturating_add);
+    (count <= LOOKED_FOR).then(|| ranges.iter().flat_map(numbers).map(|number| number * size).collect())
 }
 
 /// How many blocks of a record are here, of those that are looked for, and how many there are.
@@ -164,4 +164,34 @@ pub fn failure(error: BodyError) -> Failure {
         _ => (502, "connection_terminated"),
     };
     Failure { status, token, text: error.to_string().into(), stale_may_be_served: false, endpoint: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn blocks_that_are_touched_are_told_unless_they_are_too_many() {
+        assert_eq!(touched(10, &[5..6, 10..20, 19..21]), Some(vec![0, 10, 10, 20]));
+        assert_eq!(touched(10, &[0..10, 10..10 * LOOKED_FOR]).map(|blocks| blocks.len() as u64), Some(LOOKED_FOR));
+        assert_eq!(touched(10, &[0..10 * LOOKED_FOR, 0..1]), None);
+        assert_eq!(touched(1 << 16, &[0..u64::MAX, 0..u64::MAX]), None);
+    }
+
+    proptest! {
+        /// Each byte of a range is in a block that is told, and each block that is told has a byte of one.
+        #[test]
+        fn what_is_touched_covers_the_ranges_and_no_more(size in 1u64..50, starts in prop::collection::vec((0u64..500, 1u64..60), 1..5)) {
+            let ranges: Vec<Range<u64>> = starts.iter().map(|(start, span)| *start..start + span).collect();
+            let blocks = touched(size, &ranges).unwrap();
+            for byte in 0..600 {
+                let wanted = ranges.iter().any(|range| range.contains(&byte));
+                prop_assert!(!wanted || blocks.contains(&(byte / size * size)), "{byte}");
+            }
+            for first in blocks {
+                prop_assert!(ranges.iter().any(|range| range.start < first + size && first < range.end), "{first}");
+            }
+        }
+    }
 }

@@ -359,8 +359,10 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
             Selection::Unsatisfiable => return ranges::unsatisfiable(asked, length, outcome, now),
         }
     }
-    if let Some(length) = length.filter(|_| *asked.request.method != Method::HEAD) {
-        body.note(std::slice::from_ref(&(0..length)), &mut outcome);
+    if let Body::Blocks { record, .. } = &body
+        && *asked.request.method != Method::HEAD
+    {
+        body.note(std::slice::from_ref(&(0..record.length)), &mut outcome);
     }
     whole(asked, head, body, length, age_ms, outcome)
 }

@@ -32,6 +32,9 @@ pub struct CachePolicy {
     pub store_after: u8,
     /// `cache.deception_guard`: nothing dynamic is stored under a path that looks static, unless the origin says so.
     pub deception_guard: bool,
+    /// `cache.error_guard`: an error that an odd request may have caused is stored only with explicit freshness, and not for
+    /// a request that is odd.
+    pub error_guard: bool,
     /// `cache.keep_stale`: how long past its freshness a response with a validator is kept to be revalidated.
     pub keep_stale_ms: u64,
     /// `cache.targeted`: fields that govern before Cache-Control.
@@ -165,6 +168,7 @@ impl Default for CachePolicy {
             early_refresh: 0.0,
             store_after: 1,
             deception_guard: true,
+            error_guard: true,
             keep_stale_ms: 3_600_000,
             targeted: TargetList::default(),
             set_cookie: SetCookie::default(),

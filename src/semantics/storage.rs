@@ -231,7 +231,7 @@ fn of_size(response: Response<'_>, policy: &CachePolicy) -> Option<NotStored> {
 
 /// Responses that an attacker may have provoked for others to get.
 fn of_guards(request: Request<'_>, response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Option<NotStored> {
-    if blames_request(facts.status) && (is_odd(request) || !is_named(facts.lifetime(policy).source)) {
+    if policy.error_guard && blames_request(facts.status) && (is_odd(request) || !is_named(facts.lifetime(policy).source)) {
         return Some(NotStored::PoisonGuard);
     }
     let deceptive =

@@ -16,6 +16,7 @@ mod routes;
 mod sharing;
 mod standards;
 mod streaming;
+mod suite;
 mod targeted;
 mod updates;
 mod upgrades;

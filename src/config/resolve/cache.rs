@@ -34,6 +34,7 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key_policy: &mu
         policy.targeted = TargetList::new(&targeted(&join(at, "targeted"), fields, report), policy.targeted.device());
     }
     policy.deception_guard = raw.deception_guard.unwrap_or(policy.deception_guard);
+    policy.error_guard = raw.error_guard.unwrap_or(policy.error_guard);
     policy.collapse = raw.collapse.unwrap_or(policy.collapse);
     policy.set_cookie = match raw.set_cookie {
         None => policy.set_cookie,

@@ -235,6 +235,12 @@ fn errors_that_blame_the_request_are_guarded() {
     let rule = vec![TtlRule { statuses: Statuses::Class(4), lifetime_ms: 60_000 }];
     let ruled = Exchange { status: 405, policy: CachePolicy { ttl_default: rule, ..CachePolicy::default() }, ..Exchange::default() };
     assert_eq!(ruled.storage(&[]), Stored, "the operator named a lifetime");
+    for status in [405, 414, 501] {
+        let modified = [("Date", &*at(0)), ("Last-Modified", &*at(-DAY))];
+        let policy = CachePolicy { error_guard: false, ..CachePolicy::default() };
+        let unguarded = Exchange { status, policy, ..Exchange::default() };
+        assert_eq!(unguarded.storage(&modified), Stored, "9110 15.1: {status}, where the guard is off");
+    }
     for (status, asked) in [(412, ("If-Match", "\"x\"")), (416, ("Range", "bytes=9-"))] {
         let exchange = Exchange { status, asked: vec![asked], ..Exchange::default() };
         assert_eq!(exchange.storage(&[FRESH]), Not(NotStored::PoisonGuard), "{status} answers what is not in the key");
