@@ -162,3 +162,19 @@ pub trait BodyStream: Send {
         false
     }
 }
+
+/// A body of which a first piece had been taken already.
+pub struct Again {
+    pub first: Option<Bytes>,
+    pub rest: Option<Pin<Box<dyn BodyStream>>>,
+}
+
+impl BodyStream for Again {
+    fn poll_chunk(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        match (self.first.take(), &mut self.rest) {
+            (Some(first), _) if !first.is_empty() => Poll::Ready(Some(Ok(Chunk::Data(first)))),
+            (_, Some(rest)) => rest.as_mut().poll_chunk(context),
+            (_, None) => Poll::Ready(None),
+        }
+    }
+}

@@ -63,6 +63,9 @@ pub struct ExplainRequest {
     /// Request fields: pairs of name and value.
     #[serde(default)]
     pub headers: Vec<(String, String)>,
+    /// What the request carries, where that is part of the key.
+    #[serde(default)]
+    pub content: String,
 }
 
 fn get() -> String {

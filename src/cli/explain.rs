@@ -19,11 +19,14 @@ pub struct Options {
     /// The method
     #[arg(long, value_name = "METHOD", default_value = "GET", value_parser = method_argument)]
     method: Method,
+    /// What the request carries, for QUERY and POST that are answered by their content
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    content: String,
     #[command(flatten)]
     admin: AdminOptions,
 }
 
 pub fn run(options: Options) -> Result<(), Failure> {
-    let request = json!({"url": options.url, "method": options.method.as_str(), "headers": options.headers});
+    let request = json!({"url": options.url, "method": options.method.as_str(), "headers": options.headers, "content": options.content});
     options.admin.post_and_print("/v1/explain", &request)
 }

@@ -249,6 +249,8 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
             ttl.insert(name.into(), Value::Object(rules.iter().map(ttl_rule).collect()));
         }
     }
+    let body_key = [("QUERY", policy.body_key.query), ("POST", policy.body_key.post)];
+    let body_key_methods: Vec<_> = body_key.into_iter().filter(|(_, is_on)| *is_on).map(|(method, _)| method).collect();
     if policy.ttl_jitter > 0.0 {
         ttl.insert("jitter".into(), json!(print_share(policy.ttl_jitter)));
     }
@@ -277,6 +279,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "blocks": print_size(policy.blocks.map_or(0, NonZeroU64::get)),
         "collapse": policy.collapse,
         "max_variants": policy.max_variants,
+        "body_key": { "methods": body_key_methods, "max_bytes": print_size(policy.body_key.max_bytes) },
         "vary": {"ignore": policy.vary.ignore, "languages": policy.vary.languages, "images": policy.vary.images},
         "key": {
             "query_sort": key.query_sort,

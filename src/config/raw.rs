@@ -444,6 +444,7 @@ pub struct RawCache {
     pub collapse: Option<bool>,
     /// Responses per URL that differ by Vary.
     pub max_variants: Option<u64>,
+    pub body_key: RawBodyKey,
     pub vary: RawVary,
     pub key: RawKey,
 }
@@ -459,6 +460,16 @@ pub struct RawTtls {
     pub default: Option<RawTtl>,
     /// Share by which lifetimes are shortened at most, for each stored response by another part of it.
     pub jitter: Option<RawShare>,
+}
+
+/// Requests that are answered by what they carry.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawBodyKey {
+    /// QUERY (RFC 10008), and POST where it only asks.
+    pub methods: Option<Vec<String>>,
+    /// Longer content goes past the cache.
+    pub max_bytes: Option<RawSize>,
 }
 
 /// Parts of the cache key besides scheme, host, path and query.

@@ -47,6 +47,8 @@ pub struct Peer {
 /// The request's body, framing already undone.
 pub enum RequestBody {
     Empty,
+    /// All of it, at hand: it can be sent again.
+    Full(bytes::Bytes),
     /// `length` where Content-Length said it.
     Stream {
         length: Option<u64>,

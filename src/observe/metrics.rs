@@ -31,6 +31,7 @@ pub enum Bound {
     HeaderCount,
     UrlBytes,
     BodyBytes,
+    BodyKeyBytes,
     HeaderTimeout,
     IdleTimeout,
     BodyTimeout,
@@ -61,13 +62,14 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
         Self::HeaderCount,
         Self::UrlBytes,
         Self::BodyBytes,
+        Self::BodyKeyBytes,
         Self::HeaderTimeout,
         Self::IdleTimeout,
         Self::BodyTimeout,
@@ -104,6 +106,7 @@ impl Bound {
             Self::HeaderCount => "header_count",
             Self::UrlBytes => "url_bytes",
             Self::BodyBytes => "body_bytes",
+            Self::BodyKeyBytes => "body_key_bytes",
             Self::HeaderTimeout => "header_timeout",
             Self::IdleTimeout => "idle_timeout",
             Self::BodyTimeout => "body_timeout",

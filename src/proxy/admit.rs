@@ -5,6 +5,7 @@ use super::live::Live;
 use crate::config::settings::{Action, Server};
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::route;
+use crate::semantics::content::{self, Unkeyed};
 use crate::semantics::key::CacheKey;
 use crate::semantics::target::{Scheme, Target};
 use crate::semantics::{Fields, Method, cache_control, class, fields, forwarding, name, upgrade};
@@ -33,6 +34,8 @@ impl Refused {
 /// Which way a request goes.
 pub enum Way {
     Cache,
+    /// As well, once its content is known.
+    CacheByContent,
     /// To the upstream, without the cache.
     Past(Past),
     Local(LocalAnswer),
@@ -42,7 +45,7 @@ pub enum Way {
 /// Why a request goes past the cache.
 #[derive(Debug, Clone)]
 pub enum Past {
-    /// Not GET or HEAD.
+    /// Not GET or HEAD, nor a method that is answered by its content here.
     Method,
     /// The route does not cache.
     Disabled,
@@ -54,24 +57,27 @@ pub enum Past {
     Body,
     /// `no-store` in the request.
     RequestNoStore,
+    /// Its content cannot be part of a key.
+    Content(Unkeyed),
 }
 
 impl Past {
     /// Whether the cache could have answered, had policy or client not chosen otherwise. A client that wants nothing but
     /// a stored response (RFC 9111 §5.2.1.7) is told that there is none then.
     pub const fn is_choice(&self) -> bool {
-        matches!(self, Self::Disabled | Self::Rule(_) | Self::RequestNoStore)
+        matches!(self, Self::Disabled | Self::Rule(_) | Self::RequestNoStore | Self::Content(_))
     }
 
     /// For people.
     pub fn text(&self) -> String {
         match self {
-            Self::Method => "the method is not GET or HEAD".into(),
+            Self::Method => "the method is not one that is answered from store".into(),
             Self::Disabled => "the route does not cache".into(),
             Self::Rule(reason) => format!("a bypass rule ({reason})"),
             Self::Upgrade => "the client asks for another protocol".into(),
             Self::Body => "the request has a body".into(),
             Self::RequestNoStore => "the request says no-store".into(),
+            Self::Content(why) => why.text().into(),
         }
     }
 }
@@ -122,28 +128,31 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<A
     let client = if trusted { forwarded_client(&head.fields, server).unwrap_or(peer.client.ip()) } else { peer.client.ip() };
     let given_id = trusted.then(|| head.fields.text(name::X_REQUEST_ID)).flatten().filter(|id| !id.is_empty() && id.len() <= 128);
     let request_id = given_id.map(Arc::from);
-    Ok(Arrival { peer, head, fields, target, routed: Arc::clone(routed), key, client, trusted, request_id })
+    let (method, minor_version) = (&head.method, head.minor_version);
+    let routed = Arc::clone(routed);
+    Ok(Arrival { peer, method, minor_version, fields, target, routed, key, client, trusted, request_id, content: None })
 }
 
 pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
-    let (route, method) = (&arrival.routed.route, &arrival.head.method);
+    let (route, method) = (&arrival.routed.route, arrival.method);
     match &route.action {
         Action::Redirect { .. } => return Way::Local(LocalAnswer::Redirect),
         Action::Respond { .. } => return Way::Local(LocalAnswer::Respond),
         Action::Proxy(_) => {}
     }
-    match method.as_str() {
-        "GET" | "HEAD" => {}
+    let by_content = match method.as_str() {
+        "GET" | "HEAD" => false,
         "PURGE" => return Way::Purge,
         "OPTIONS" if max_forwards(&arrival.fields) == Some(0) => return Way::Local(LocalAnswer::Options),
         // TRACE echoes what only the proxy should see, credentials of trusted hops among it.
         "TRACE" | "CONNECT" => return Way::Local(LocalAnswer::MethodNotAllowed),
+        _ if route.cache.body_key.has(method) => true,
         _ => return Way::Past(Past::Method),
-    }
-    if arrival.fields.has(name::UPGRADE) && wants_upgrade(arrival.head.minor_version, &arrival.fields) {
+    };
+    if arrival.fields.has(name::UPGRADE) && wants_upgrade(arrival.minor_version, &arrival.fields) {
         return Way::Past(Past::Upgrade);
     }
-    if !matches!(body, RequestBody::Empty) {
+    if !by_content && !matches!(body, RequestBody::Empty) {
         return Way::Past(Past::Body);
     }
     if !route.cache.enabled {
@@ -156,6 +165,11 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
     }
     if arrival.fields.has(name::CACHE_CONTROL) && cache_control::RequestDirectives::parse(&arrival.fields).no_store {
         return Way::Past(Past::RequestNoStore);
+    }
+    if by_content {
+        let length = if let RequestBody::Stream { length, .. } = body { *length } else { None };
+        return content::unkeyed(method, &arrival.fields, length, &route.cache)
+            .map_or(Way::CacheByContent, |why| Way::Past(Past::Content(why)));
     }
     Way::Cache
 }

@@ -14,7 +14,7 @@ use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Validity, may_serve_on_error_to};
 use crate::semantics::storage::NotStored;
-use crate::semantics::{Method, Now, StatusCode, invalidation, name};
+use crate::semantics::{Method, Now, StatusCode, content, name};
 use crate::upstream::Inbound;
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub enum Reason {
 
 /// Sends a request past the cache.
 pub fn past_the_cache(proxy: &Arc<Proxy>, arrival: Arrival<'_>, body: RequestBody, interim: &mut InterimSlot, why: Past) -> Handled {
-    let interim = (arrival.head.minor_version > 0).then(|| interim.sender());
+    let interim = (arrival.minor_version > 0).then(|| interim.sender());
     let (proxy, exchange) = (Arc::clone(proxy), Arc::new(arrival.own()));
     Handled::Later(Box::pin(async move {
         let _note = PanicNote::on(Arc::clone(&exchange));
@@ -45,7 +45,8 @@ pub fn past_the_cache(proxy: &Arc<Proxy>, arrival: Arrival<'_>, body: RequestBod
     }))
 }
 
-async fn pass(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, body: RequestBody, interim: Option<InterimSender>, why: Past) -> Response {
+/// The answer to a request that goes past the cache, or may have to for its content.
+pub async fn pass(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, body: RequestBody, interim: Option<InterimSender>, why: Past) -> Response {
     let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
     let upgrade = matches!(why, Past::Upgrade);
     let forward = if matches!(why, Past::Method) { Forward::Method } else { Forward::Bypass };
@@ -56,7 +57,7 @@ async fn pass(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, body: RequestBody, i
     };
     match answer {
         Err(unanswered) => answer::failed(proxy, exchange, &Failure::from(&unanswered), forward, None),
-        Ok(inbound) if invalidation::is_safe(&exchange.method) => deliver::past(exchange, inbound, &why),
+        Ok(inbound) if content::is_safe(&exchange.method, exchange.policy()) => deliver::past(exchange, inbound, &why),
         Ok(inbound) => written(proxy, exchange, inbound, stamp, sent, &why),
     }
 }

@@ -67,7 +67,7 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
 pub fn not_cached(routed: &Routed, key: &CacheKey, outcome: Outcome) -> Response {
     let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, detail: Some("ONLY-IF-CACHED".into()), ..outcome };
     let mut fields = text_fields();
-    deliver::add_lines(&mut fields, routed, key.as_str(), None, &outcome);
+    deliver::add_lines(&mut fields, routed, key.shown(), None, &outcome);
     text(504, fields, "nothing usable is stored, and the request asked for no more\n".into(), outcome)
 }
 
@@ -102,7 +102,7 @@ pub fn failed(
         line(&mut fields, name::RETRY_AFTER, b"1");
     }
     line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&exchange.routed.node, failure.token, None));
-    deliver::add_lines(&mut fields, &exchange.routed, exchange.key.as_str(), None, &outcome);
+    deliver::add_lines(&mut fields, &exchange.routed, exchange.key.shown(), None, &outcome);
     // The cause without internals: no addresses, no names of upstreams.
     let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY);
     text(failure.status, fields, format!("{}\n", status.canonical_reason().unwrap_or("error")), outcome)

@@ -173,6 +173,7 @@ pub fn past(exchange: &Exchange, inbound: Inbound, why: &Past) -> Response {
         Past::Rule(reason) => outcome.detail = Some(Arc::clone(reason)),
         Past::Upgrade => outcome.detail = Some("UPGRADE".into()),
         Past::Body => outcome.detail = Some("REQUEST-BODY".into()),
+        Past::Content(why) => outcome.detail = Some(why.as_str().into()),
     }
     through(exchange, inbound, outcome)
 }
@@ -189,7 +190,7 @@ fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Respo
         line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
     }
     edit(&mut fields, &route.response_edits);
-    add_lines(&mut fields, &exchange.routed, exchange.key.as_str(), None, &outcome);
+    add_lines(&mut fields, &exchange.routed, exchange.key.shown(), None, &outcome);
     let body = match (inbound.tunnel, inbound.body) {
         (Some(tunnel), _) => ResponseBody::Tunnel(tunnel as Box<dyn Tunnel>),
         (None, Some(Arriving::Whole(bytes))) => ResponseBody::Full(bytes),
@@ -325,7 +326,7 @@ impl BodyStream for Failed {
 /// The answer made of a stored head and its body: conditions, ranges, and what this answer adds.
 fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, mut outcome: Outcome, now: Now) -> Response {
     let stale_ms = outcome.ttl_ms.filter(|_| outcome.result == CacheResult::Stale).map(i64::unsigned_abs);
-    outcome.widening = widening(&head.facts, &asked.routed.route.cache, stale_ms);
+    outcome.widening = outcome.widening.or_else(|| widening(&head.facts, &asked.routed.route.cache, stale_ms));
     let fields = asked.request.fields;
     if is_conditional(fields) {
         match precondition::evaluate(asked.request, head.as_response(), now.wall_ms) {
@@ -392,7 +393,7 @@ fn whole(
         {
             line(&mut extra, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
         }
-        add_lines(&mut extra, asked.routed, asked.key.as_str(), age_ms, &outcome);
+        add_lines(&mut extra, asked.routed, asked.key.shown(), age_ms, &outcome);
         let body = if is_head { ResponseBody::Empty } else { body.part(head, 0, None) };
         let fields = ResponseFields::Stored { stored: Arc::clone(head), extra };
         return Response { status: head.status, fields, body, close: false, outcome };
@@ -436,7 +437,7 @@ fn for_client<'h>(asked: &Asked<'_>, head: &'h StoredHead, outcome: &Outcome) ->
 
 fn own(asked: &Asked<'_>, status: StatusCode, mut fields: Fields, body: ResponseBody, age_ms: Option<u64>, outcome: Outcome) -> Response {
     edit(&mut fields, &asked.routed.route.response_edits);
-    add_lines(&mut fields, asked.routed, asked.key.as_str(), age_ms, &outcome);
+    add_lines(&mut fields, asked.routed, asked.key.shown(), age_ms, &outcome);
     Response { status, fields: ResponseFields::Own(fields), body, close: false, outcome }
 }
 

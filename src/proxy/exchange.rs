@@ -1,9 +1,11 @@
 //! A request on its way: borrowed from the connection while it can be answered at once, owned afterwards.
 
+use super::content::Content;
 use super::live::Routed;
-use crate::listener::{Peer, RequestHead};
+use crate::listener::{Peer, RequestBody};
 use crate::proxy::outcome::{self, Outcome};
 use crate::semantics::policy::CachePolicy;
+use crate::semantics::widening::Widening;
 use crate::semantics::{CacheKey, Fields, Method, Request, Target};
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -12,7 +14,8 @@ use std::sync::Arc;
 /// A request that was admitted.
 pub struct Arrival<'a> {
     pub peer: &'a Peer,
-    pub head: &'a RequestHead,
+    pub method: &'a Method,
+    pub minor_version: u8,
     /// As the client sent them, but for forwarding fields of one that is not trusted, cookies that the route strips and the
     /// values of client classes.
     pub fields: Cow<'a, Fields>,
@@ -24,11 +27,13 @@ pub struct Arrival<'a> {
     /// The peer is a trusted proxy: its forwarding fields count.
     pub trusted: bool,
     pub request_id: Option<Arc<str>>,
+    /// What it carries, where that is part of the key.
+    pub content: Option<Arc<Content>>,
 }
 
 impl Arrival<'_> {
     pub fn request(&self) -> Request<'_> {
-        Request { method: &self.head.method, target: &self.target, fields: &self.fields }
+        Request { method: self.method, target: &self.target, fields: &self.fields }
     }
 
     pub fn policy(&self) -> &CachePolicy {
@@ -37,15 +42,17 @@ impl Arrival<'_> {
 
     /// A record of what happens from here on.
     pub fn outcome(&self) -> Outcome {
-        self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone())
+        let mut outcome = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
+        outcome.widening = (self.content.is_some() && *self.method == Method::POST).then_some(Widening::PostByContent);
+        outcome
     }
 
     /// The same request, owned.
     pub fn own(self) -> Exchange {
         let request_id = self.request_id.unwrap_or_else(new_request_id);
         Exchange {
-            method: self.head.method.clone(),
-            minor_version: self.head.minor_version,
+            method: self.method.clone(),
+            minor_version: self.minor_version,
             fields: self.fields.into_owned(),
             target: self.target,
             peer: self.peer.clone(),
@@ -54,6 +61,7 @@ impl Arrival<'_> {
             client: self.client,
             trusted: self.trusted,
             request_id,
+            content: self.content,
         }
     }
 }
@@ -70,11 +78,34 @@ pub struct Exchange {
     pub client: IpAddr,
     pub trusted: bool,
     pub request_id: Arc<str>,
+    pub content: Option<Arc<Content>>,
 }
 
 impl Exchange {
     pub fn request(&self) -> Request<'_> {
         Request { method: &self.method, target: &self.target, fields: &self.fields }
+    }
+
+    /// As if it had just been admitted.
+    pub fn arrival(&self) -> Arrival<'_> {
+        Arrival {
+            peer: &self.peer,
+            method: &self.method,
+            minor_version: self.minor_version,
+            fields: Cow::Borrowed(&self.fields),
+            target: self.target.clone(),
+            routed: Arc::clone(&self.routed),
+            key: self.key.clone(),
+            client: self.client,
+            trusted: self.trusted,
+            request_id: Some(Arc::clone(&self.request_id)),
+            content: self.content.clone(),
+        }
+    }
+
+    /// What it carries, to be sent; nothing where that was not read.
+    pub fn body(&self) -> RequestBody {
+        self.content.as_ref().map_or(RequestBody::Empty, |content| content.body())
     }
 
     /// The request whose answer is stored: HEAD asks about what a GET stored.
@@ -90,7 +121,8 @@ impl Exchange {
     pub fn outcome(&self) -> Outcome {
         let upstream = self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name));
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
-        Outcome { upstream, ..known }
+        let widening = (self.content.is_some() && self.method == Method::POST).then_some(Widening::PostByContent);
+        Outcome { upstream, widening, ..known }
     }
 }
 

@@ -9,13 +9,13 @@ use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::semantics::reuse::{MustAsk, Reuse, StaleWhy, Unusable, Validity};
 use crate::semantics::storage::NotStored;
 use crate::semantics::widening::{Widening, widening};
-use crate::semantics::{Fields, Now, date, name};
+use crate::semantics::{Fields, Now, content, date, name};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 impl Proxy {
     /// The decision record for a request as if it came from loopback now.
-    pub fn explain(&self, url: &str, method: &str, headers: &[(String, String)]) -> Result<Value, String> {
+    pub fn explain(&self, url: &str, method: &str, headers: &[(String, String)], content: &str) -> Result<Value, String> {
         let (scheme, rest) = url.split_once("://").ok_or("the URL needs a scheme: http://host/path")?;
         let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(authority_end);
@@ -34,15 +34,20 @@ impl Proxy {
         let scheme = if scheme == "https" { crate::semantics::target::Scheme::Https } else { crate::semantics::target::Scheme::Http };
         let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into() };
         let live = self.live.load();
-        let arrival =
+        let mut arrival =
             admit::admit(&live, &peer, &head).map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
-        Ok(self.explain_arrival(&arrival, clock::now()))
+        let way = admit::way(&arrival, &RequestBody::Empty);
+        if matches!(way, admit::Way::CacheByContent) {
+            arrival.key = content::key(&arrival.key, arrival.method, &arrival.fields, content.as_bytes());
+        }
+        Ok(self.explain_arrival(&arrival, way, clock::now()))
     }
 
-    fn explain_arrival(&self, arrival: &Arrival<'_>, now: Now) -> Value {
+    fn explain_arrival(&self, arrival: &Arrival<'_>, way: admit::Way, now: Now) -> Value {
         let route = &arrival.routed.route;
-        let way = match admit::way(arrival, &RequestBody::Empty) {
+        let way = match way {
             admit::Way::Cache => "cache".to_owned(),
+            admit::Way::CacheByContent => "cache, by its content".to_owned(),
             admit::Way::Past(why) => format!("past the cache: {}", why.text()),
             admit::Way::Local(_) => "answered by configuration".to_owned(),
             admit::Way::Purge => "purge".to_owned(),
@@ -60,9 +65,9 @@ impl Proxy {
             "route": route.name,
             "upstream": arrival.routed.upstream.as_ref().map(|upstream| upstream.settings.name.clone()),
             "way": way,
-            "key": arrival.key.as_str(),
+            "key": arrival.key.shown(),
             "tracking_list": route.key.ignore_tracking.then_some(crate::semantics::tracking::VERSION),
-            "key_parts": arrival.key.as_str().lines().collect::<Vec<_>>(),
+            "key_parts": arrival.key.shown().lines().collect::<Vec<_>>(),
             "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| json!(vary.names())),
             "do_not_line_up": self.markers.is_set(arrival.key.hash(), now.mono_ms),
             "stored": found,

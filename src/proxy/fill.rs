@@ -14,7 +14,7 @@ use crate::body::BodyError;
 use crate::cache::StoredResponse;
 use crate::clock;
 use crate::coalesce::flight::{Follower, Join, Leader, Published};
-use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response};
+use crate::listener::{Handled, InterimSender, Response};
 use crate::observe::metrics::{Bound, FollowOutcome};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Reuse, Validity, only_if_cached};
@@ -25,15 +25,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Sends a request on its way to the upstream, or to another's flight.
-pub fn start(
-    proxy: &Arc<Proxy>,
-    arrival: Arrival<'_>,
-    body: RequestBody,
-    interim: &mut InterimSlot,
-    why: Forward,
-    candidate: Candidate,
-) -> Handled {
-    debug_assert!(matches!(body, RequestBody::Empty), "requests with a body go past the cache");
+pub fn start(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: Option<InterimSender>, why: Forward, candidate: Candidate) -> Handled {
     proxy.count_request(arrival.key.hash(), arrival.policy());
     let errand = Errand::new(proxy, arrival, interim, why, candidate);
     Handled::Later(Box::pin(answer(errand, None)))
@@ -43,7 +35,7 @@ pub fn start(
 pub fn in_blocks(
     proxy: &Arc<Proxy>,
     arrival: Arrival<'_>,
-    interim: &mut InterimSlot,
+    interim: Option<InterimSender>,
     stored: &Arc<StoredResponse>,
     reused: Reused,
     now: Now,
@@ -102,8 +94,7 @@ async fn answer(mut errand: Errand, mut first: Option<Response>) -> Response {
 }
 
 impl Errand {
-    fn new(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: &mut InterimSlot, why: Forward, candidate: Candidate) -> Self {
-        let interim = (arrival.head.minor_version > 0).then(|| interim.sender());
+    fn new(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: Option<InterimSender>, why: Forward, candidate: Candidate) -> Self {
         Self { proxy: Arc::clone(proxy), exchange: Arc::new(arrival.own()), interim, why, candidate, regrouped: None, anew: false }
     }
 

@@ -41,7 +41,7 @@ impl Departure {
 
     /// Notes a request that waits for the head: it could lead anew. HEAD cannot.
     fn note(&self, exchange: &Arc<Exchange>) {
-        if self.head.get().is_none() && exchange.method == Method::GET {
+        if self.head.get().is_none() && exchange.method != Method::HEAD {
             self.successors.lock().push(Arc::downgrade(exchange));
         }
     }

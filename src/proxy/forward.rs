@@ -32,7 +32,8 @@ pub enum Kind<'a> {
 pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSender>) -> Result<Outbound, FetchError> {
     let route = &exchange.routed.route;
     let mut fields = end_to_end(exchange);
-    let (mut body, mut wants_upgrade, mut method) = (RequestBody::Empty, false, exchange.method.clone());
+    let (mut body, mut wants_upgrade) = (exchange.body(), false);
+    let is_of_stored = matches!(kind, Kind::Rest { .. } | Kind::Part { .. });
     let may_be_stored = !matches!(kind, Kind::AsItCame { .. });
     if may_be_stored {
         forwarding::drop_unkeyed(&mut fields, &route.key);
@@ -42,12 +43,10 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
             confirm(&mut fields, stored);
         }
         Kind::Part { range, stored } => {
-            method = Method::GET;
             confirm(&mut fields, stored);
             set(&mut fields, name::RANGE, range.as_bytes());
         }
         Kind::Rest { range, validator } => {
-            method = Method::GET;
             validation::strip_conditions(&mut fields);
             set(&mut fields, name::RANGE, range.as_bytes());
             set(&mut fields, name::IF_RANGE, validator);
@@ -79,6 +78,8 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
         UpstreamHost::Literal(host) => Some(host.clone()),
     };
     fields.remove(name::HOST);
+    // A part of a body is got by the method that stored it.
+    let method = if is_of_stored { exchange.as_stored().method.clone() } else { exchange.method.clone() };
     Ok(Outbound { method, path_and_query, host, fields, body, upgrade: wants_upgrade, interim, worker: exchange.peer.worker })
 }
 

@@ -10,6 +10,7 @@ mod admit;
 mod alone;
 mod answer;
 mod blocks;
+mod content;
 mod deliver;
 mod exchange;
 mod explain;
@@ -36,7 +37,7 @@ use crate::coalesce::marker::{Markers, Set};
 use crate::coalesce::pinned::Pins;
 use crate::config::Settings;
 use crate::invalidation::Journal;
-use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
+use crate::listener::{Handled, Handler, InterimSender, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
 use crate::semantics::Now;
@@ -102,43 +103,17 @@ impl Handler for Proxy {
             Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
         };
         match admit::way(&arrival, &body) {
-            Way::Local(answer) => return Handled::Ready(answer::local(&arrival, answer)),
-            Way::Purge => return Handled::Ready(purge::by_method(self, &arrival, now)),
+            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
+            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
             Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
-                return Handled::Ready(answer::not_cached(&arrival.routed, &arrival.key, arrival.outcome()));
-            }
-            Way::Past(why) => return alone::past_the_cache(self, arrival, body, interim, why),
-            Way::Cache => {}
-        }
-        match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
-            Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
-                if reuse::is_refresh_due(&response.head.facts, arrival.policy(), ttl_ms)
-                    && revalidate::in_background(self, &arrival, &response)
-                {
-                    self.metrics.early_refresh();
-                }
-                at_once(self, arrival, interim, &response, Reused { result: CacheResult::Hit, age_ms, ttl_ms }, now)
-            }
-            Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
-                if why == reuse::StaleWhy::WhileRevalidate {
-                    revalidate::in_background(self, &arrival, &response);
-                }
-                self.metrics.stale_served(match why {
-                    reuse::StaleWhy::WhileRevalidate => StaleReason::WhileRevalidate,
-                    reuse::StaleWhy::MaxStale => StaleReason::MaxStale,
-                });
-                at_once(self, arrival, interim, &response, Reused { result: CacheResult::Stale, age_ms, ttl_ms }, now)
-            }
-            _ if reuse::only_if_cached(arrival.request()) => {
                 Handled::Ready(answer::not_cached(&arrival.routed, &arrival.key, arrival.outcome()))
             }
-            Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
-                let forward = if why == reuse::MustAsk::Request { Forward::Request } else { Forward::Stale };
-                fill::start(self, arrival, body, interim, forward, Some((response, validity)))
+            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
+            Way::CacheByContent => content::start(self, arrival, body, interim),
+            Way::Cache => {
+                let relays = head.minor_version > 0;
+                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
             }
-            Found::Stored { .. } => fill::start(self, arrival, body, interim, Forward::Miss, None),
-            Found::OtherVariants => fill::start(self, arrival, body, interim, Forward::VaryMiss, None),
-            Found::Nothing => fill::start(self, arrival, body, interim, Forward::UriMiss, None),
         }
     }
 
@@ -169,14 +144,14 @@ impl Handler for Proxy {
 fn at_once(
     proxy: &Arc<Proxy>,
     arrival: Arrival<'_>,
-    interim: &mut InterimSlot,
+    interim: impl FnOnce() -> Option<InterimSender>,
     stored: &Arc<StoredResponse>,
     reused: Reused,
     now: Now,
 ) -> Handled {
     match stored.body() {
         Some(body) => Handled::Ready(deliver::stored(proxy, &arrival, stored, body, reused, now)),
-        None => fill::in_blocks(proxy, arrival, interim, stored, reused, now),
+        None => fill::in_blocks(proxy, arrival, interim(), stored, reused, now),
     }
 }
 
@@ -208,6 +183,40 @@ impl Proxy {
             under_pressure: AtomicBool::new(false),
             fetches: AtomicU64::new(0),
         })
+    }
+
+    /// The journey from the cache on. `interim` makes a sender of interim responses, where the client takes them.
+    fn from_cache(self: &Arc<Self>, arrival: Arrival<'_>, interim: impl FnOnce() -> Option<InterimSender>, now: Now) -> Handled {
+        match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
+            Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
+                if reuse::is_refresh_due(&response.head.facts, arrival.policy(), ttl_ms)
+                    && revalidate::in_background(self, &arrival, &response)
+                {
+                    self.metrics.early_refresh();
+                }
+                at_once(self, arrival, interim, &response, Reused { result: CacheResult::Hit, age_ms, ttl_ms }, now)
+            }
+            Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
+                if why == reuse::StaleWhy::WhileRevalidate {
+                    revalidate::in_background(self, &arrival, &response);
+                }
+                self.metrics.stale_served(match why {
+                    reuse::StaleWhy::WhileRevalidate => StaleReason::WhileRevalidate,
+                    reuse::StaleWhy::MaxStale => StaleReason::MaxStale,
+                });
+                at_once(self, arrival, interim, &response, Reused { result: CacheResult::Stale, age_ms, ttl_ms }, now)
+            }
+            _ if reuse::only_if_cached(arrival.request()) => {
+                Handled::Ready(answer::not_cached(&arrival.routed, &arrival.key, arrival.outcome()))
+            }
+            Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
+                let forward = if why == reuse::MustAsk::Request { Forward::Request } else { Forward::Stale };
+                fill::start(self, arrival, interim(), forward, Some((response, validity)))
+            }
+            Found::Stored { .. } => fill::start(self, arrival, interim(), Forward::Miss, None),
+            Found::OtherVariants => fill::start(self, arrival, interim(), Forward::VaryMiss, None),
+            Found::Nothing => fill::start(self, arrival, interim(), Forward::UriMiss, None),
+        }
     }
 
     fn next_fetch(&self) -> u64 {

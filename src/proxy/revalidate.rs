@@ -181,7 +181,7 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
     let key = FlightKey { key: Arc::clone(arrival.key.text()), secondary };
     let Join::Lead(leader) = proxy.flights.join(key, |_| true, || Departure::new(proxy.journal.stamp())) else { return false };
     let exchange = Exchange {
-        method: Method::GET,
+        method: if *arrival.method == Method::HEAD { Method::GET } else { arrival.method.clone() },
         minor_version: 1,
         fields: arrival.fields.clone().into_owned(),
         target: arrival.target.clone(),
@@ -191,6 +191,7 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
         client: arrival.client,
         trusted: arrival.trusted,
         request_id: super::exchange::new_request_id(),
+        content: arrival.content.clone(),
     };
     let (proxy, stored) = (Arc::clone(proxy), Arc::clone(stored));
     tokio::spawn(async move {

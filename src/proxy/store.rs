@@ -14,7 +14,7 @@ use crate::semantics::freshness::Facts;
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::{self, NotStored, Storage};
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Fields, Method, Now, Response, StatusCode, name};
+use crate::semantics::{Fields, Method, Now, Response, StatusCode, forwarding, name};
 use crate::tier::memory::{Change, Held};
 use crate::upstream::Inbound;
 use std::sync::Arc;
@@ -92,7 +92,9 @@ fn note(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, ol
 
 /// Whether the answer to an unsafe method is what a GET on this route would get from now on, and so may be stored.
 pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, sent: Now, received: Now) -> bool {
-    if !exchange.policy().enabled || !matches!(exchange.method, Method::POST | Method::PATCH) {
+    let may = exchange.policy().enabled && matches!(exchange.method, Method::POST | Method::PATCH);
+    // It was sent as it came: what the key does not hold may have shaped the answer.
+    if !may || forwarding::has_unkeyed(&exchange.fields) {
         return false;
     }
     let response = Response { status: inbound.status, fields: &inbound.fields };

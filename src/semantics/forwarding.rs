@@ -89,14 +89,7 @@ fn agrees(name: Name, value: &[u8], target: &Target) -> bool {
 
 /// Rids a request whose answer may be stored of what a trusted proxy says and the key does not hold.
 pub fn drop_unkeyed(fields: &mut Fields, policy: &KeyPolicy) {
-    fields.retain(|name, _| {
-        let known = Name::lookup(name);
-        let is_unkeyed = match known {
-            Some(known) => UNKEYED.contains(&known),
-            None => name.starts_with(b"x-forwarded-"),
-        };
-        !is_unkeyed || std::str::from_utf8(name).is_ok_and(|name| policy.has_header(name))
-    });
+    fields.retain(|name, _| !is_unkeyed(name) || std::str::from_utf8(name).is_ok_and(|name| policy.has_header(name)));
     if fields.has(name::FORWARDED) && !policy.has_header(name::FORWARDED.as_str()) {
         let kept = without_target(fields);
         fields.remove(name::FORWARDED);
@@ -104,6 +97,18 @@ pub fn drop_unkeyed(fields: &mut Fields, policy: &KeyPolicy) {
             let set = fields.append(name::FORWARDED, kept);
             debug_assert!(set.is_ok(), "parts of a field value are one");
         }
+    }
+}
+
+/// Whether a request that went on with all its fields said something to the origin that the key may not hold.
+pub fn has_unkeyed(fields: &Fields) -> bool {
+    fields.has(name::FORWARDED) || fields.iter().any(|(name, _)| is_unkeyed(name.as_bytes()))
+}
+
+fn is_unkeyed(name: &[u8]) -> bool {
+    match Name::lookup(name) {
+        Some(known) => UNKEYED.contains(&known),
+        None => name.starts_with(b"x-forwarded-"),
     }
 }
 

@@ -78,6 +78,8 @@ pub struct CacheKey {
     text: Arc<str>,
     /// Length of the URL part of the text.
     url_length: u32,
+    /// Length of what people are shown of it.
+    shown_length: u32,
     hash: u128,
     url_hash: u128,
 }
@@ -87,7 +89,8 @@ impl CacheKey {
     pub fn new(target: &Target, fields: &Fields, policy: &KeyPolicy) -> Self {
         if policy.is_plain() && !fields.has_any(forwarding::KEYED) {
             let (hash, url_hash) = (hash128(target.as_str().as_bytes()), target.url_hash());
-            return Self { text: Arc::clone(target.text()), url_length: target.as_str().len() as u32, hash, url_hash };
+            let length = target.as_str().len() as u32;
+            return Self { text: Arc::clone(target.text()), url_length: length, shown_length: length, hash, url_hash };
         }
         let mut text = String::with_capacity(target.as_str().len() + 64);
         text.push_str(target.without_query());
@@ -96,7 +99,14 @@ impl CacheKey {
         push_parts(&mut text, fields, policy);
         push_forwarded(&mut text, target, fields);
         let url_hash = hash128(&text.as_bytes()[target.origin().len() - target.authority().len()..url_length]);
-        Self { hash: hash128(text.as_bytes()), url_hash, url_length: url_length as u32, text: text.into() }
+        let (url_length, shown_length) = (url_length as u32, text.len() as u32);
+        Self { hash: hash128(text.as_bytes()), url_hash, url_length, shown_length, text: text.into() }
+    }
+
+    /// This key with a last part that is not shown; see [`super::content::key`].
+    pub fn with_content(&self, part: &str) -> Self {
+        let text = [&self.text, part].concat();
+        Self { hash: hash128(text.as_bytes()), text: text.into(), ..*self }
     }
 
     /// The key of a part of what this is the key of: invalidated with it.
@@ -109,6 +119,10 @@ impl CacheKey {
     /// The whole key as text; parts after the URL are on lines of their own.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+    /// The key without content of requests, which may be long and nobody else's business.
+    pub fn shown(&self) -> &str {
+        &self.text[..self.shown_length as usize]
     }
     /// [`CacheKey::as_str`], shared.
     pub fn text(&self) -> &CacheKeyText {

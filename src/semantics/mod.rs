@@ -9,6 +9,7 @@ pub mod cache_control;
 pub mod cache_status;
 pub mod class;
 pub mod condition;
+pub mod content;
 pub mod date;
 pub mod fields;
 pub mod forwarding;

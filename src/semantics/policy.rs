@@ -2,7 +2,7 @@
 //! is stored *and* when it is reused, so that a reload takes effect on what is already stored.
 
 use super::targeted::TargetList;
-use http::StatusCode;
+use super::{Method, StatusCode};
 use std::num::NonZeroU64;
 
 /// What a route allows the cache to do. Durations are in milliseconds.
@@ -61,6 +61,8 @@ pub struct CachePolicy {
     pub accept_encoding: AcceptEncoding,
     /// `cache.max_variants`: per key.
     pub max_variants: usize,
+    /// `cache.body_key`.
+    pub body_key: BodyKey,
 }
 
 impl CachePolicy {
@@ -72,6 +74,34 @@ impl CachePolicy {
     /// The lifetime in milliseconds for a response that names none, first match wins.
     pub fn default_ms(&self, status: StatusCode) -> Option<u64> {
         first_match(&self.ttl_default, status)
+    }
+}
+
+/// Requests that are answered by what they carry: their content is part of the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyKey {
+    /// QUERY (RFC 10008 §2.7).
+    pub query: bool,
+    /// POST, taken as safe; widens RFC 9110 §9.3.3.
+    pub post: bool,
+    /// Content that is longer is not read for it.
+    pub max_bytes: u64,
+}
+
+impl BodyKey {
+    /// Whether requests with this method are answered so.
+    pub fn has(&self, method: &Method) -> bool {
+        match method.as_str() {
+            "QUERY" => self.query,
+            "POST" => self.post,
+            _ => false,
+        }
+    }
+}
+
+impl Default for BodyKey {
+    fn default() -> Self {
+        Self { query: true, post: false, max_bytes: 64 << 10 }
     }
 }
 
@@ -180,6 +210,7 @@ impl Default for CachePolicy {
             vary: VaryPolicy::default(),
             accept_encoding: AcceptEncoding::default(),
             max_variants: 64,
+            body_key: BodyKey::default(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! therefore evaluated here although a cache elsewhere leaves them alone (RFC 9111 §4.3.2): a client that resumes a
 //! download with them would otherwise be given bytes of another representation.
 
-use super::{Fields, Method, Name, Request, Response, StatusCode, date, name};
+use super::{Fields, Name, Request, Response, StatusCode, date, name};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precondition {
@@ -16,11 +16,11 @@ pub enum Precondition {
     Failed,
 }
 
-/// Evaluates If-Match, If-Unmodified-Since, If-None-Match, If-Modified-Since in the order of §13.2.2 for GET and HEAD
-/// on a response with status 200; anything else holds. The stored Date stands in for a missing Last-Modified in
+/// Evaluates If-Match, If-Unmodified-Since, If-None-Match, If-Modified-Since in the order of §13.2.2 for GET, HEAD and
+/// QUERY (RFC 10008 §2.6) on a response with status 200; anything else holds. The stored Date stands in for a missing Last-Modified in
 /// If-Modified-Since (RFC 9111 §4.3.2). `now_wall_ms` is for two-digit years.
 pub fn evaluate(request: Request<'_>, response: Response<'_>, now_wall_ms: i64) -> Precondition {
-    let selects = matches!(*request.method, Method::GET | Method::HEAD);
+    let selects = matches!(request.method.as_str(), "GET" | "HEAD" | "QUERY");
     if !selects || response.status != StatusCode::OK {
         return Precondition::Holds;
     }

@@ -144,7 +144,7 @@ const ODD_HEAD_BYTES: usize = 16 << 10;
 /// May this response to this request be stored? `facts` are of the same response.
 pub fn may_store(request: Request<'_>, response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Storage {
     of_request(request, policy)
-        .or_else(|| of_method(request, response, facts))
+        .or_else(|| of_method(request, response, facts, policy))
         .or_else(|| of_directives(facts))
         .or_else(|| of_status(request, facts))
         .or_else(|| of_sharing(facts, policy))
@@ -168,7 +168,12 @@ fn of_request(request: Request<'_>, policy: &CachePolicy) -> Option<NotStored> {
     other_request.then_some(NotStored::PoisonGuard)
 }
 
-fn of_method(request: Request<'_>, response: Response<'_>, facts: &Facts) -> Option<NotStored> {
+fn of_method(request: Request<'_>, response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Option<NotStored> {
+    if policy.body_key.has(request.method) {
+        // RFC 9110 §9.3.3 asks for explicit freshness in answers to POST; that stays.
+        let named = *request.method != Method::POST || is_named(facts.lifetime(policy).source);
+        return (!named).then_some(NotStored::NoFreshness);
+    }
     let storable = *request.method == Method::GET || represents_target(request, response, facts);
     (!storable).then_some(NotStored::Method)
 }

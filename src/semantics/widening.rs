@@ -21,6 +21,8 @@ pub enum Widening {
     VaryIgnored,
     /// `cache.heuristic_with_cookie`.
     HeuristicWithCookie,
+    /// `cache.body_key.methods` has POST; a matter of the request, not of the response.
+    PostByContent,
 }
 
 impl Widening {
@@ -33,6 +35,7 @@ impl Widening {
             Self::SetCookieStripped => "SET-COOKIE-STRIPPED",
             Self::VaryIgnored => "VARY-IGNORED",
             Self::HeuristicWithCookie => "HEURISTIC-WITH-COOKIE",
+            Self::PostByContent => "POST-BY-CONTENT",
         }
     }
 }

@@ -48,7 +48,7 @@ impl Control for Controller {
     }
 
     fn explain(&self, request: ExplainRequest) -> Result<Value, String> {
-        self.state.proxy.explain(&request.url, &request.method, &request.headers)
+        self.state.proxy.explain(&request.url, &request.method, &request.headers, &request.content)
     }
 
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, ReloadRefused>> + Send>> {

@@ -3,7 +3,7 @@
 //!
 //! An origin sees each client request at most once. A request is sent again only if nothing of it can have been acted
 //! upon: no connection came about; not a byte of it was written; or an idle connection turned out to be closed without
-//! a byte in return, and the request is idempotent and without a body (RFC 9110 §9.2.2).
+//! a byte in return, and the request is idempotent and its body, if it has one, still at hand (RFC 9110 §9.2.2).
 
 use super::codec::{Answer, Broken, Link, Message, Order, Reach};
 use super::connect;
@@ -11,7 +11,7 @@ use super::pool::{Connection, Slot, Want};
 use super::{Endpoint, FetchError, Inbound, Outbound, Unanswered, Upstream};
 use crate::http1::response::Asked;
 use crate::listener::RequestBody;
-use crate::semantics::name;
+use crate::semantics::{invalidation, name};
 use crate::upstream::error::Retry;
 use http::Method;
 use std::sync::Arc;
@@ -75,6 +75,7 @@ async fn attempts(
 ) -> Result<Inbound, FetchError> {
     let name = &upstream.settings.name;
     let repeatable = is_repeatable(&request);
+    let body = if let RequestBody::Full(bytes) = &request.body { Some(bytes.clone()) } else { None };
     let (mut left, mut avoid, mut fresh) = (upstream.settings.retries, None, false);
     loop {
         let at = upstream.pick(avoid);
@@ -97,6 +98,9 @@ async fn attempts(
         left -= u32::from(!free);
         upstream.metrics.upstream_retry(name, failed.error.token());
         (avoid, fresh) = (Some(at).filter(|_| !free), true);
+        if let Some(bytes) = &body {
+            request.body = RequestBody::Full(bytes.clone());
+        }
     }
 }
 
@@ -114,10 +118,10 @@ impl Failed {
     }
 }
 
-/// Idempotent (RFC 9110 §9.2.2), without a body that sending it would use up.
+/// Idempotent (RFC 9110 §9.2.2: safe methods, PUT and DELETE), without a body that sending it would use up.
 fn is_repeatable(request: &Outbound) -> bool {
-    let idempotent = matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE);
-    idempotent && matches!(request.body, RequestBody::Empty) && !request.upgrade
+    let idempotent = invalidation::is_safe(&request.method) || matches!(request.method, Method::PUT | Method::DELETE);
+    idempotent && !matches!(request.body, RequestBody::Stream { .. }) && !request.upgrade
 }
 
 /// One try at one endpoint.

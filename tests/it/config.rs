@@ -937,7 +937,7 @@ fn commands_speak_to_the_admin_api() {
     let (url, server) = answer_once(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 22\r\n\r\n{\"error\":\"no such url\"}");
     let output = tiercel(&["explain", "http://a/", "-H", "Accept: text/html", "--method", "HEAD", "--admin", &url]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(server.join().unwrap().contains(r#"{"headers":[["Accept","text/html"]],"method":"HEAD","url":"http://a/"}"#));
+    assert!(server.join().unwrap().contains(r#"{"content":"","headers":[["Accept","text/html"]],"method":"HEAD","url":"http://a/"}"#));
     let _ = url;
 }
 

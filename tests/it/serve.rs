@@ -4,6 +4,7 @@ mod answers;
 mod bad_input;
 mod blocks;
 mod commands;
+mod content;
 mod forwarding;
 mod freshness;
 mod methods;

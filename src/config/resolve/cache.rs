@@ -2,7 +2,7 @@
 
 use super::key;
 use super::table::Table;
-use crate::config::raw::{RawCache, RawClientDirectives, RawSetCookie, RawShare, RawTtl, RawVary};
+use crate::config::raw::{RawBodyKey, RawCache, RawClientDirectives, RawSetCookie, RawShare, RawTtl, RawVary};
 use crate::config::report::Report;
 use crate::config::shape::join;
 use crate::config::units;
@@ -10,7 +10,7 @@ use crate::semantics::StatusCode;
 use crate::semantics::fields::is_token_byte;
 use crate::semantics::freshness::is_heuristically_cacheable;
 use crate::semantics::key::KeyPolicy;
-use crate::semantics::policy::{CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule, VaryPolicy};
+use crate::semantics::policy::{BodyKey, CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule, VaryPolicy};
 use crate::semantics::targeted::TargetList;
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -48,6 +48,7 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key_policy: &mu
         Some(RawClientDirectives::Honour) => ClientDirectives::Honour,
     };
     apply_vary(&join(at, "vary"), &raw.vary, &mut policy.vary, report);
+    apply_body_key(&join(at, "body_key"), &raw.body_key, &mut policy.body_key, report);
     quantities(at, raw, policy, report);
     policy.early_refresh = lifetime_share(at, "early_refresh", raw.early_refresh.as_ref(), policy.early_refresh, report);
     policy.ttl_jitter = lifetime_share(&ttl, "jitter", raw.ttl.jitter.as_ref(), policy.ttl_jitter, report);
@@ -91,6 +92,22 @@ fn is_language(text: &str) -> bool {
 fn is_image(text: &str) -> bool {
     text.strip_prefix("image/").is_some_and(|format| !format.is_empty() && format != "*" && format.bytes().all(is_token_byte))
 }
+
+fn apply_body_key(at: &str, raw: &RawBodyKey, body_key: &mut BodyKey, report: &mut Report) {
+    if let Some(methods) = &raw.methods {
+        for (index, method) in methods.iter().enumerate().filter(|(_, method)| !matches!(method.as_str(), "QUERY" | "POST")) {
+            let (at, found) = (format!("{}[{index}]", join(at, "methods")), format!("\"{method}\""));
+            report.problem(&at, "not a method that can be answered by its content", found, "\"QUERY\" or \"POST\"", "remove it");
+        }
+        let has = |name: &str| methods.iter().any(|method| method == name);
+        (body_key.query, body_key.post) = (has("QUERY"), has("POST"));
+    }
+    let most = &mut body_key.max_bytes;
+    *most = Table::new(report, at).size("max_bytes", raw.max_bytes.as_ref(), *most, 0..=CONTENT_BYTES_MAX);
+}
+
+/// It becomes part of the key, which is hashed and compared whole.
+const CONTENT_BYTES_MAX: u64 = 16 << 20;
 
 /// Longest list of targeted fields: each is looked for in every response.
 const TARGETED_MAX: usize = 8;
@@ -217,6 +234,12 @@ fn warn_of_widening(at: &str, raw: &RawCache, report: &mut Report) {
     }
     if matches!(raw.set_cookie, Some(RawSetCookie::Strip)) {
         report.warn(&join(at, "set_cookie"), "responses that set cookies are stored and reused without them (RFC 9111 section 7.3)");
+    }
+    if raw.body_key.methods.as_ref().is_some_and(|methods| methods.iter().any(|method| method == "POST")) {
+        report.warn(
+            &join(&join(at, "body_key"), "methods"),
+            "POST is taken as safe, and answered from store by its content (RFC 9110 section 9.3.3)",
+        );
     }
     if raw.heuristic_with_cookie == Some(true) {
         report.warn(

@@ -1,7 +1,7 @@
 //! Bodies on this edge: a request's on its way up, a response's on its way down.
 
 use super::convert;
-use crate::body::{BodyError, BodyStream, Chunk};
+use crate::body::{Again, BodyError, BodyStream, Chunk};
 use crate::http1::response::of_trailer_section;
 use crate::listener::RequestBody;
 use crate::upstream::codec::Pace;
@@ -75,13 +75,14 @@ impl Progress {
 impl Upload {
     /// Takes a request's body; `Progress` where there is anything to wait for.
     pub(super) fn new(body: RequestBody) -> (Self, Option<Arc<Progress>>) {
-        match body {
-            RequestBody::Empty | RequestBody::Stream { length: Some(0), .. } => (Self::default(), None),
-            RequestBody::Stream { length, stream } => {
-                let progress = Arc::new(Progress(Mutex::new(Stage::Origin(Instant::now()))));
-                (Self { source: Some(Source { stream, progress: progress.clone() }), length }, Some(progress))
-            }
-        }
+        let (length, stream) = match body {
+            RequestBody::Empty | RequestBody::Stream { length: Some(0), .. } => return (Self::default(), None),
+            RequestBody::Full(bytes) if bytes.is_empty() => return (Self::default(), None),
+            RequestBody::Full(bytes) => (Some(bytes.len() as u64), Box::pin(Again { first: Some(bytes), rest: None }) as _),
+            RequestBody::Stream { length, stream } => (length, stream),
+        };
+        let progress = Arc::new(Progress(Mutex::new(Stage::Origin(Instant::now()))));
+        (Self { source: Some(Source { stream, progress: progress.clone() }), length }, Some(progress))
     }
 
     /// The body again, of a request of which nothing was sent.

@@ -68,6 +68,7 @@ fn is_ours(name: &str, upgrade: bool) -> bool {
 fn frame(to: &mut HeaderMap, method: &Method, body: &RequestBody) {
     match body {
         RequestBody::Stream { length: Some(length), .. } => to.insert(CONTENT_LENGTH, HeaderValue::from(*length)),
+        RequestBody::Full(bytes) => to.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len())),
         RequestBody::Stream { length: None, .. } => to.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
         // RFC 9110 §8.6: where the method expects content, say that there is none.
         RequestBody::Empty if matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {

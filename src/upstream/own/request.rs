@@ -70,6 +70,7 @@ fn frame(out: &mut Vec<u8>, method: &Method, body: &RequestBody) {
     let length = match body {
         RequestBody::Stream { length: None, .. } => return out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         RequestBody::Stream { length: Some(length), .. } => *length,
+        RequestBody::Full(bytes) => bytes.len() as u64,
         // RFC 9110 §8.6: where the method expects content, say that there is none.
         RequestBody::Empty if matches!(*method, Method::POST | Method::PUT | Method::PATCH) => 0,
         RequestBody::Empty => return,

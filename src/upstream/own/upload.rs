@@ -1,6 +1,6 @@
 //! A request on its way up: its head, and its body as the client sends it.
 
-use crate::body::{BodyError, BodyStream, Chunk};
+use crate::body::{Again, BodyError, BodyStream, Chunk};
 use crate::http1::chunked::begin_chunk;
 use crate::listener::RequestBody;
 use bytes::{Buf, Bytes};
@@ -36,22 +36,12 @@ pub(super) struct Upload {
 
 impl Upload {
     pub(super) fn new(head: Vec<u8>, body: RequestBody, now: Instant) -> Self {
-        let (left, source) = match body {
-            RequestBody::Empty | RequestBody::Stream { length: Some(0), .. } => (Some(0), None),
-            RequestBody::Stream { length, stream } => (length, Some(stream)),
+        let (left, source, piece) = match body {
+            RequestBody::Empty | RequestBody::Stream { length: Some(0), .. } => (Some(0), None, Bytes::new()),
+            RequestBody::Full(bytes) => (Some(0), None, bytes),
+            RequestBody::Stream { length, stream } => (length, Some(stream), Bytes::new()),
         };
-        Self {
-            lead: head,
-            lead_written: 0,
-            piece: Bytes::new(),
-            tail: b"",
-            source,
-            left,
-            asked: false,
-            begun: false,
-            failed: false,
-            since: Some(now),
-        }
+        Self { lead: head, lead_written: 0, piece, tail: b"", source, left, asked: false, begun: false, failed: false, since: Some(now) }
     }
 
     /// Moves it on as far as client and origin allow. Ready when all of it is written, or with what went wrong on the
@@ -177,22 +167,6 @@ impl Upload {
         self.piece.advance(of_piece);
         self.tail = &self.tail[written - of_lead - of_piece..];
         Poll::Ready(Ok(()))
-    }
-}
-
-/// A request body whose first piece had been taken already.
-struct Again {
-    first: Option<Bytes>,
-    rest: Option<Pin<Box<dyn BodyStream>>>,
-}
-
-impl BodyStream for Again {
-    fn poll_chunk(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
-        match (self.first.take(), &mut self.rest) {
-            (Some(first), _) if !first.is_empty() => Poll::Ready(Some(Ok(Chunk::Data(first)))),
-            (_, Some(rest)) => rest.as_mut().poll_chunk(context),
-            (_, None) => Poll::Ready(None),
-        }
     }
 }
 

@@ -113,6 +113,15 @@ async fn the_answer_to_a_write_is_stored_only_if_it_is_known_to_represent_its_ta
 }
 
 #[tokio::test]
+async fn a_write_that_says_what_the_key_does_not_hold_leaves_nothing_behind() {
+    for lines in ["X-Original-URL: /other\r\n", "X-HTTP-Method-Override: PUT\r\n"] {
+        let served = representing("", 200, REPRESENTS);
+        assert!(!served.ask("POST", "/a?b", lines, "x").await.says("stored"), "{lines}");
+        assert_eq!(served.explain("/a?b").await["stored"], Value::Null, "{lines}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_body_reaches_the_origin_with_its_length() {
     let served = writable(200, &[]);
     let mut client = served.client().await;
