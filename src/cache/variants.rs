@@ -39,9 +39,17 @@ pub enum Insertion {
 const BOOKKEEPING: usize = 340;
 
 impl Variants {
-    /// The set after `response` was added: it replaces the one with its secondary key; at most `max` stay, the oldest
-    /// go; what the journal or the clock has made worthless goes too.
-    pub fn with(there: Option<&Self>, response: Arc<StoredResponse>, max: usize, journal: &Journal, now: Now) -> Insertion {
+    /// The set after `response` was added: it replaces the one with its secondary key, and older ones that would have been
+    /// `selected` by the request that it answers, or they would go on being chosen before it; at most `max` stay, the
+    /// oldest go; what the journal or the clock has made worthless goes too.
+    pub fn with(
+        there: Option<&Self>,
+        response: Arc<StoredResponse>,
+        selected: impl Fn(&StoredHead) -> bool,
+        max: usize,
+        journal: &Journal,
+        now: Now,
+    ) -> Insertion {
         let mut responses = SmallVec::new();
         let others = there.filter(|set| *set.key() == response.head.key).map_or(&[][..], |set| &set.responses[..]);
         let same = |other: &&Arc<StoredResponse>| {
@@ -50,10 +58,11 @@ impl Variants {
         if others.iter().filter(same).any(|other| other.head.fetch > response.head.fetch) {
             return Insertion::Older;
         }
+        let is_replaced = |other: &Arc<StoredResponse>| same(&other) || (other.head.fetch < response.head.fetch && selected(&other.head));
         responses.push(Arc::clone(&response));
         let mut kept = others
             .iter()
-            .filter(|other| !same(other) && other.drop_at_mono_ms > now.mono_ms && other.head.check(journal) != Validity::Purged);
+            .filter(|other| !is_replaced(other) && other.drop_at_mono_ms > now.mono_ms && other.head.check(journal) != Validity::Purged);
         responses.extend(kept.by_ref().take(max.saturating_sub(1)).cloned());
         let crowded = kept.next().is_some();
         let drop_at_mono_ms = responses.iter().map(|response: &Arc<StoredResponse>| response.drop_at_mono_ms).max().unwrap_or(0);
@@ -178,7 +187,9 @@ mod tests {
         let (mut set, mut crowded_out, mut alone, mut heaviest): (Option<Variants>, usize, u32, u32) = (None, 0, 0, 0);
         for number in 0..10_000 {
             let response = varied(number, &policy, &pins, now);
-            let Insertion::Put { set: next, crowded } = Variants::with(set.as_ref(), response, policy.max_variants, &journal, now) else {
+            let Insertion::Put { set: next, crowded } =
+                Variants::with(set.as_ref(), response, |_| false, policy.max_variants, &journal, now)
+            else {
                 panic!("{number}: nothing newer is there");
             };
             crowded_out += usize::from(crowded);

@@ -262,9 +262,10 @@ pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>
     if wanted > 1 {
         proxy.memory.mark_wanted(hash, wanted);
     }
+    let selected = |other: &StoredHead| other.facts.vary.matches(&exchange.fields, &other.secondary, exchange.policy());
     proxy.memory.update(hash, |there| {
         let there = there.map(AsRef::as_ref);
-        match Variants::with(there, Arc::clone(response), exchange.policy().max_variants, &proxy.journal, now) {
+        match Variants::with(there, Arc::clone(response), selected, exchange.policy().max_variants, &proxy.journal, now) {
             Insertion::Put { set, crowded } => {
                 if crowded {
                     crowd(proxy, exchange, now);
@@ -275,6 +276,14 @@ pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>
             Insertion::Older => Change::Keep,
         }
     });
+    // What is stored under the URL alone would go on being found before what is for all equivalent ones.
+    if response.head.key != *exchange.exact_key() {
+        let there = proxy.memory.get(exchange.exact_key().hash());
+        let older = there.iter().flat_map(|set| set.responses()).filter(|other| selected(&other.head));
+        for other in older.filter(|other| other.head.key == *exchange.exact_key()) {
+            remove(proxy, &other.head, response.head.fetch);
+        }
+    }
     if let Some(weight) = weight {
         proxy.metrics.stored(weight);
     }

@@ -34,12 +34,14 @@ pub struct KeyPolicy {
     pub cookies: Vec<String>,
     /// Classes of clients whose values are part of the key.
     pub classes: Vec<ClientClass>,
+    /// The route, where more than scheme, host and path chose it: what it makes of a URL is not what others do.
+    pub route: Option<String>,
 }
 
 impl KeyPolicy {
     /// Whether the key is the target as it is: no allocation beyond it.
     pub fn is_plain(&self) -> bool {
-        self.keeps_query() && self.headers.is_empty() && self.cookies.is_empty() && self.classes.is_empty()
+        self.keeps_query() && self.headers.is_empty() && self.cookies.is_empty() && self.classes.is_empty() && self.route.is_none()
     }
     /// Whether the query is part of the key as it is.
     pub fn keeps_query(&self) -> bool {
@@ -98,6 +100,7 @@ impl CacheKey {
         push_query(&mut text, target.query(), policy);
         let url_length = text.len();
         push_parts(&mut text, fields, policy);
+        push_route(&mut text, policy);
         push_forwarded(&mut text, target, fields);
         let url_hash = hash128(&text.as_bytes()[target.origin().len() - target.authority().len()..url_length]);
         let (url_length, shown_length) = (url_length as u32, text.len() as u32);
@@ -229,6 +232,14 @@ fn push_parts(text: &mut String, fields: &Fields, policy: &KeyPolicy) {
     }
 }
 
+/// Appends a line for the route, where others answer the same URL.
+fn push_route(text: &mut String, policy: &KeyPolicy) {
+    if let Some(route) = &policy.route {
+        text.push_str("\nroute");
+        push_value(text, route.as_bytes());
+    }
+}
+
 /// Appends one line per forwarding field that says something else than the target does.
 fn push_forwarded(text: &mut String, target: &Target, fields: &Fields) {
     for (name, value) in forwarding::keyed(target, fields) {
@@ -273,6 +284,17 @@ mod tests {
     use super::super::condition::ValueMatch;
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_route_that_more_than_the_url_chose_has_keys_of_its_own() {
+        let target = Target::from_url("http://a/b?c").unwrap();
+        let key = |route: Option<&str>| {
+            CacheKey::new(&target, &Fields::new(), &KeyPolicy { route: route.map(str::to_owned), ..KeyPolicy::default() })
+        };
+        assert_eq!(key(Some("beta:1")).as_str(), "http://a/b?c\nroute:beta\\x3a1");
+        assert!(key(Some("beta")) != key(None) && key(Some("beta")) != key(Some("b")));
+        assert_eq!(key(Some("beta")).url_hash(), key(None).url_hash(), "a purge of the URL reaches all");
+    }
 
     #[test]
     fn a_plain_key_shares_the_text_of_its_target() {

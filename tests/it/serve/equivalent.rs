@@ -206,3 +206,15 @@ async fn variants_classes_and_methods_stay_apart_within_it() {
     let head = served.ask("HEAD", "/a?3", "X-Country: de\r\nAccept-Language: a\r\n", "").await;
     assert!(head.says("hit"), "{}", head.head);
 }
+
+#[tokio::test]
+async fn what_is_stored_for_all_equivalent_urls_replaces_what_the_url_alone_had() {
+    let served = serve(|request| match request.field("if-none-match") {
+        None => Script::ok("old").header("Cache-Control", "max-age=0, stale-while-revalidate=600").header("ETag", "\"1\""),
+        Some(_) => fresh("new").header("No-Vary-Search", "params=(\"x\")"),
+    });
+    assert_eq!(served.get("/a?x=1").await.text(), "old");
+    served.until_stored("/a?x=1").await;
+    served.until("/a?x=1", "", "the new response", |answer| answer.text() == "new").await;
+    assert_eq!(served.until_hit("/a?x=1", "").await.text(), "new");
+}
