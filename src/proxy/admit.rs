@@ -130,7 +130,7 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<A
     let request_id = given_id.map(Arc::from);
     let (method, minor_version) = (&head.method, head.minor_version);
     let routed = Arc::clone(routed);
-    Ok(Arrival { peer, method, minor_version, fields, target, routed, key, client, trusted, request_id, content: None })
+    Ok(Arrival { peer, method, minor_version, fields, target, routed, key, exact: None, client, trusted, request_id, content: None })
 }
 
 pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {

@@ -41,6 +41,9 @@ pub fn judge(
     let response = Response { status: inbound.status, fields: &inbound.fields };
     let judged = decide(proxy, exchange, response, inbound.length, began, received).map(Arc::new);
     note(proxy, exchange, inbound, began, old, judged.as_ref().err().copied());
+    if let Ok(head) = &judged {
+        proxy.learn_search_rule(exchange, &head.fields, old.as_ref().map(|(old, _)| &*old.head));
+    }
     judged
 }
 
@@ -68,6 +71,7 @@ pub fn judge_blocks(
     let judged = judged.and_then(|record| if record.drop_at_mono_ms > received.mono_ms { Ok(record) } else { Err(NotStored::NoFreshness) });
     note(proxy, exchange, inbound, began, old, judged.as_ref().err().copied());
     if let Ok(record) = &judged {
+        proxy.learn_search_rule(exchange, &record.head.fields, old.as_ref().map(|(old, _)| &*old.head));
         insert(proxy, exchange, record, 1, received);
     }
     judged
@@ -203,9 +207,9 @@ pub fn head(
 ) -> StoredHead {
     StoredHead {
         status,
+        key: exchange.key_of(&fields),
         fields,
         facts,
-        key: exchange.key.clone(),
         secondary,
         stamp: began.stamp,
         checked: Default::default(),
