@@ -10,6 +10,7 @@ use crate::coalesce::pinned::Kept;
 use crate::invalidation::Stamp;
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
+use crate::route;
 use crate::semantics::freshness::Facts;
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::{self, NotStored, Storage};
@@ -97,8 +98,7 @@ fn note(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, ol
 /// Whether the answer to an unsafe method is what a GET on this route would get from now on, and so may be stored.
 pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, sent: Now, received: Now) -> bool {
     let may = exchange.policy().enabled && matches!(exchange.method, Method::POST | Method::PATCH);
-    // It was sent as it came: what the key does not hold may have shaped the answer.
-    if !may || forwarding::has_unkeyed(&exchange.fields) {
+    if !may || was_shaped_by_unkeyed(exchange) || goes_past_as_get(exchange) {
         return false;
     }
     let response = Response { status: inbound.status, fields: &inbound.fields };
@@ -110,6 +110,17 @@ pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, 
         routed.is_some_and(|routed| Arc::ptr_eq(routed, &exchange.routed))
     };
     storage::represents_target(exchange.request(), response, &facts) && is_of_get()
+}
+
+/// It was sent as it came: what the key does not hold, fields or parameters, may have shaped the answer.
+fn was_shaped_by_unkeyed(exchange: &Exchange) -> bool {
+    let target = &exchange.target;
+    forwarding::has_unkeyed(&exchange.fields) || exchange.routed.route.key.query_of(target).as_deref() != target.query()
+}
+
+/// A GET from this client would neither be answered from the cache nor fill it.
+fn goes_past_as_get(exchange: &Exchange) -> bool {
+    route::bypass(&exchange.routed.route, &exchange.target, &Method::GET, &exchange.fields).is_some()
 }
 
 /// Whether too few have asked for the key as yet (`cache.store_after`). What was stored before was asked for often enough.

@@ -159,7 +159,7 @@ pub enum SetCookie {
     Bypass,
     /// Stored and replayed, as RFC 9111 §7.3 allows.
     Store,
-    /// Stored without the field; the first client gets it.
+    /// Stored without the field, which nobody gets then.
     Strip,
 }
 
