@@ -1,12 +1,14 @@
 //! Joins rules and tiers: stored responses and their variants.
 
 mod request_counts;
+mod search_rules;
 mod stored_response;
 mod tags;
 mod variants;
 mod vary_memory;
 
 pub use request_counts::{Counted, RequestCounts};
+pub use search_rules::SearchRules;
 pub use stored_response::{Blocks, Content, StoredHead, StoredResponse, subject};
 pub use tags::{GROUPS_MAX, TAG_FIELDS, Tags, named_groups};
 pub use variants::{Insertion, Variants};

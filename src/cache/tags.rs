@@ -79,8 +79,8 @@ impl Tags {
     }
 }
 
-/// Groups that one response may be in, and that one Cache-Group-Invalidation may name.
-pub const GROUPS_MAX: usize = 32;
+/// Groups that one response may be in, and that one Cache-Group-Invalidation may name; at least 32 (RFC 9875 §2, §3).
+pub const GROUPS_MAX: usize = 128;
 
 /// Members of Cache-Groups: quoted strings (RFC 9875 §2). `None` where there are more than [`GROUPS_MAX`].
 fn groups(response: &Fields, origin: &str) -> Option<Box<[u128]>> {
@@ -90,8 +90,9 @@ fn groups(response: &Fields, origin: &str) -> Option<Box<[u128]>> {
 
 /// Hashes of the groups of an origin that a field names: a List of Strings (RFC 9875 §2, §3).
 ///
-/// A member that is no String is left out, and not all of the field with it (RFC 9651 §4.2): whoever purges a group that
-/// is plainly there must not miss.
+/// A member that is no String is left out, and not all of the field with it as RFC 9651 §4.2 has it: whoever purges a group
+/// that is plainly there must not miss. A cache may drop what it stores at any time, so that nothing is lost by it but
+/// freshness.
 pub fn named_groups(response: &Fields, field: Name, origin: &str) -> Vec<u128> {
     let Some(value) = response.joined(field) else { return Vec::new() };
     fields::list(&value).filter_map(structured::string_member).map(|group| group_hash(origin, &group)).collect()

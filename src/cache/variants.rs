@@ -39,9 +39,17 @@ pub enum Insertion {
 const BOOKKEEPING: usize = 340;
 
 impl Variants {
-    /// The set after `response` was added: it replaces the one with its secondary key; at most `max` stay, the oldest
-    /// go; what the journal or the clock has made worthless goes too.
-    pub fn with(there: Option<&Self>, response: Arc<StoredResponse>, max: usize, journal: &Journal, now: Now) -> Insertion {
+    /// The set after `response` was added: it replaces the one with its secondary key, and older ones that would have been
+    /// `selected` by the request that it answers, or they would go on being chosen before it; at most `max` stay, the
+    /// oldest go; what the journal or the clock has made worthless goes too.
+    pub fn with(
+        there: Option<&Self>,
+        response: Arc<StoredResponse>,
+        selected: impl Fn(&StoredHead) -> bool,
+        max: usize,
+        journal: &Journal,
+        now: Now,
+    ) -> Insertion {
         let mut responses = SmallVec::new();
         let others = there.filter(|set| *set.key() == response.head.key).map_or(&[][..], |set| &set.responses[..]);
         let same = |other: &&Arc<StoredResponse>| {
@@ -50,10 +58,11 @@ impl Variants {
         if others.iter().filter(same).any(|other| other.head.fetch > response.head.fetch) {
             return Insertion::Older;
         }
+        let is_replaced = |other: &Arc<StoredResponse>| same(&other) || (other.head.fetch < response.head.fetch && selected(&other.head));
         responses.push(Arc::clone(&response));
         let mut kept = others
             .iter()
-            .filter(|other| !same(other) && other.drop_at_mono_ms > now.mono_ms && other.head.check(journal) != Validity::Purged);
+            .filter(|other| !is_replaced(other) && other.drop_at_mono_ms > now.mono_ms && other.head.check(journal) != Validity::Purged);
         responses.extend(kept.by_ref().take(max.saturating_sub(1)).cloned());
         let crowded = kept.next().is_some();
         let drop_at_mono_ms = responses.iter().map(|response: &Arc<StoredResponse>| response.drop_at_mono_ms).max().unwrap_or(0);
@@ -121,5 +130,76 @@ impl Held for Variants {
 
     fn keep(&self) -> Duration {
         Duration::from_millis(self.drop_at_mono_ms.saturating_sub(clock::now().mono_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coalesce::fill::FillBudget;
+    use crate::coalesce::pinned::{Kept, Pins};
+    use crate::invalidation::Stamp;
+    use crate::semantics::key::KeyPolicy;
+    use crate::semantics::{Method, Request, Response, StatusCode, Target};
+
+    /// A response that varies on a field which each request has with a value of its own.
+    fn varied(number: u64, policy: &CachePolicy, pins: &Arc<Pins>, now: Now) -> Arc<StoredResponse> {
+        let fields_of = |name: &str, value: &str| {
+            let mut fields = Fields::new();
+            fields.push(name, value).unwrap();
+            fields
+        };
+        let (asked, target) = (fields_of("x-junk", &format!("{number:05}")), Target::from_url("http://a/").unwrap());
+        let mut fields = fields_of("vary", "X-Junk");
+        fields.push("cache-control", "max-age=60").unwrap();
+        let (request, response) =
+            (Request { method: &Method::GET, target: &target, fields: &asked }, Response { status: StatusCode::OK, fields: &fields });
+        let facts = Facts::new(request, response, &policy.targeted, now, now);
+        let head = StoredHead {
+            status: StatusCode::OK,
+            secondary: facts.vary.secondary_key(&asked, policy),
+            key: CacheKey::new(&target, &asked, &KeyPolicy::default()),
+            facts,
+            fields,
+            stamp: Stamp::default(),
+            checked: Default::default(),
+            tags: Default::default(),
+            site: "a".into(),
+            fetch: number,
+        };
+        let body = [bytes::Bytes::from(vec![0; 100])];
+        Arc::new(StoredResponse::new(Arc::new(head), Kept::new(&body, pins), 100, policy, now))
+    }
+
+    #[test]
+    fn ten_thousand_values_of_a_junk_field_weigh_no_more_than_the_most_variants() {
+        let (policy, now) = (CachePolicy::default(), Now { wall_ms: 1_700_000_000_000, mono_ms: 5_000 });
+        let journal = Journal::new(&crate::config::settings::Purge {
+            receipts: 1,
+            selectors_per_call: 1,
+            map_capacity: 16,
+            fold_slots: 16,
+            unsafe_methods: true,
+            keys_per_response: 1,
+            key_bytes: 1,
+        });
+        let pins = Pins::new(&FillBudget::new(1 << 20));
+        let (mut set, mut crowded_out, mut alone, mut heaviest): (Option<Variants>, usize, u32, u32) = (None, 0, 0, 0);
+        for number in 0..10_000 {
+            let response = varied(number, &policy, &pins, now);
+            let Insertion::Put { set: next, crowded } =
+                Variants::with(set.as_ref(), response, |_| false, policy.max_variants, &journal, now)
+            else {
+                panic!("{number}: nothing newer is there");
+            };
+            crowded_out += usize::from(crowded);
+            alone = if number == 0 { next.weight() } else { alone };
+            heaviest = heaviest.max(next.weight());
+            set = Some(next);
+        }
+        let kept: Vec<u64> = set.unwrap().responses().iter().map(|response| response.head.fetch).collect();
+        assert_eq!((kept.len(), kept[0], kept[63]), (64, 9_999, 9_936), "the newest stay");
+        assert_eq!(crowded_out, 10_000 - 64);
+        assert!(heaviest <= 64 * (alone + 16), "{heaviest} bytes, {alone} for one");
     }
 }

@@ -279,6 +279,7 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "blocks": print_size(policy.blocks.map_or(0, NonZeroU64::get)),
         "collapse": policy.collapse,
         "max_variants": policy.max_variants,
+        "no_vary_search": policy.no_vary_search,
         "body_key": { "methods": body_key_methods, "max_bytes": print_size(policy.body_key.max_bytes) },
         "vary": {"ignore": policy.vary.ignore, "languages": policy.vary.languages, "images": policy.vary.images},
         "key": {

@@ -446,6 +446,8 @@ pub struct RawCache {
     pub max_variants: Option<u64>,
     pub body_key: RawBodyKey,
     pub vary: RawVary,
+    /// A response's No-Vary-Search counts: it answers all URLs whose queries it calls equivalent.
+    pub no_vary_search: Option<bool>,
     pub key: RawKey,
 }
 

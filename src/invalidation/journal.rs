@@ -8,6 +8,7 @@ use super::receipt::{Receipts, rfc3339};
 use super::{Mark, Mode, Receipt, Selector, Stamp, Subject};
 use crate::config::settings;
 use crate::semantics::Now;
+use crate::semantics::key::hash128;
 use crate::semantics::reuse::Validity;
 use crate::sync::Mutex;
 use serde_json::json;
@@ -81,7 +82,7 @@ impl Journal {
         let purge = new_purge(selectors, mode, actor, now);
         let position = self.purges.change(|ledger, moved| {
             let position = ledger.mark().position.next(now.wall_ms);
-            ledger.put_in_order(position, None, purge.selectors.iter().map(Aim::from), mode, now.mono_ms, moved);
+            ledger.put_in_order(position, None, purge.selectors.iter().flat_map(Aim::all_of), mode, now.mono_ms, moved);
             position
         });
         let receipt = Receipt::local(purge, position);
@@ -93,7 +94,7 @@ impl Journal {
     pub fn issue(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Purge {
         let purge = new_purge(selectors, mode, actor, now);
         self.purges.change(|ledger, moved| {
-            ledger.put_provisional(purge.id, purge.selectors.iter().map(Aim::from), mode, now.mono_ms, moved);
+            ledger.put_provisional(purge.id, purge.selectors.iter().flat_map(Aim::all_of), mode, now.mono_ms, moved);
         });
         purge
     }
@@ -103,7 +104,7 @@ impl Journal {
         let Entry { position, purge, .. } = entry;
         self.purges.change(|ledger, moved| {
             entry.follows(ledger.mark().position)?;
-            ledger.put_in_order(*position, Some(purge.id), purge.selectors.iter().map(Aim::from), purge.mode, now.mono_ms, moved);
+            ledger.put_in_order(*position, Some(purge.id), purge.selectors.iter().flat_map(Aim::all_of), purge.mode, now.mono_ms, moved);
             Ok(())
         })
     }
@@ -129,6 +130,11 @@ impl Journal {
     /// the cheaper class too.
     pub fn invalidate_groups(&self, groups: &[u128], now: Now) {
         self.unsafe_methods.change(|ledger, moved| put_hashes(ledger, Kind::Group, groups, now, moved));
+    }
+
+    /// Invalidates all of a host, for a Cache-Group-Invalidation that names more groups than are looked at.
+    pub fn invalidate_host(&self, authority: &str, now: Now) {
+        self.unsafe_methods.change(|ledger, moved| put_hashes(ledger, Kind::Host, &[hash128(authority.as_bytes())], now, moved));
     }
 
     /// Selectors kept exactly, and how many have folded since the start; of both classes.

@@ -6,7 +6,7 @@
 
 use super::kind::{Kind, Kinds};
 use super::{Mark, Mode, Position, PurgeId, Selector, Subject};
-use crate::semantics::key::hash128;
+use crate::semantics::key::{hash128, search_hash};
 use crate::semantics::reuse::Validity;
 use foldhash::fast::RandomState;
 use std::collections::{BTreeMap, HashMap};
@@ -22,8 +22,20 @@ pub(super) enum Aim<'a> {
     Everything,
 }
 
-impl<'a> From<&'a Selector> for Aim<'a> {
-    fn from(selector: &'a Selector) -> Self {
+impl<'a> Aim<'a> {
+    /// What a selector invalidates. A URL, and a prefix that reaches into a query, besides: what is stored for many queries
+    /// of the path (No-Vary-Search), since the URL may be one that it answers.
+    pub(super) fn all_of(selector: &'a Selector) -> impl Iterator<Item = Self> {
+        let text = match selector {
+            Selector::Url(text) => Some(text),
+            Selector::Prefix(text) => Some(text).filter(|text| text.contains('?')),
+            _ => None,
+        };
+        let search = text.map(|text| Self::Hash(Kind::Url, search_hash(text)));
+        std::iter::once(Self::of(selector)).chain(search)
+    }
+
+    fn of(selector: &'a Selector) -> Self {
         let hash = match selector {
             Selector::Prefix(prefix) => return Self::Prefix(prefix),
             Selector::Everything => return Self::Everything,

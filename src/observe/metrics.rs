@@ -42,6 +42,8 @@ pub enum Bound {
     ObjectSize,
     RangeParts,
     Variants,
+    NoVarySearchPaths,
+    NoVarySearchBytes,
     SurrogateKeys,
     ReaderDetached,
     PinnedMemory,
@@ -62,7 +64,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 36] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -80,6 +82,8 @@ impl Bound {
         Self::ObjectSize,
         Self::RangeParts,
         Self::Variants,
+        Self::NoVarySearchPaths,
+        Self::NoVarySearchBytes,
         Self::SurrogateKeys,
         Self::ReaderDetached,
         Self::PinnedMemory,
@@ -117,6 +121,8 @@ impl Bound {
             Self::ObjectSize => "object_size",
             Self::RangeParts => "range_parts",
             Self::Variants => "variants",
+            Self::NoVarySearchPaths => "no_vary_search_paths",
+            Self::NoVarySearchBytes => "no_vary_search_bytes",
             Self::SurrogateKeys => "surrogate_keys",
             Self::ReaderDetached => "reader_detached",
             Self::PinnedMemory => "pinned_memory",

@@ -8,7 +8,7 @@ use crate::route;
 use crate::semantics::content::{self, Unkeyed};
 use crate::semantics::key::CacheKey;
 use crate::semantics::target::{Scheme, Target};
-use crate::semantics::{Fields, Method, cache_control, class, fields, forwarding, name, upgrade};
+use crate::semantics::{Fields, Method, cache_control, class, fields, forwarding, hop, name, upgrade};
 use ipnet::IpNet;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -110,6 +110,9 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<A
     if !trusted && fields.has_any(forwarding::CLIENT) {
         forwarding::drop_untrusted(fields.to_mut());
     }
+    if fields.has(name::CONNECTION) && hop::names_fields(&fields) {
+        hop::drop_named(fields.to_mut());
+    }
     // A PURGE is about what a GET stored: it goes the way of a GET.
     let routed_as = if head.method.as_str() == "PURGE" { &Method::GET } else { &head.method };
     let routed = live.route(&target, routed_as, &fields).ok_or_else(|| Refused {
@@ -130,7 +133,7 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<A
     let request_id = given_id.map(Arc::from);
     let (method, minor_version) = (&head.method, head.minor_version);
     let routed = Arc::clone(routed);
-    Ok(Arrival { peer, method, minor_version, fields, target, routed, key, client, trusted, request_id, content: None })
+    Ok(Arrival { peer, method, minor_version, fields, target, routed, key, exact: None, client, trusted, request_id, content: None })
 }
 
 pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {

@@ -57,7 +57,8 @@ pub fn first_part(proxy: &Proxy, exchange: &Exchange, candidate: Option<&StoredR
 /// The version of a whole response that is rather kept in blocks: too large to be fetched whole for a range, and the
 /// origin says that it answers in parts.
 pub fn suits(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound) -> Option<(Version, u64)> {
-    let size = size(proxy, exchange)?;
+    // Ranges are of GET alone (RFC 9110 §14.2).
+    let size = size(proxy, exchange).filter(|_| exchange.method == Method::GET)?;
     let length = inbound.length.filter(|length| *length > exchange.policy().range_whole_max_bytes.max(size))?;
     let takes = inbound.status == StatusCode::OK && partial::takes_ranges(&inbound.fields);
     takes.then(|| Version::of(&inbound.fields, length)).flatten().map(|version| (version, size))

@@ -14,6 +14,7 @@ use crate::listener::{Handled, InterimSender, InterimSlot, RequestBody, Response
 use crate::observe::metrics::Bound;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::content::{self, Unkeyed};
+use crate::semantics::reuse;
 use crate::upstream::{FetchError, Unanswered};
 use bytes::{Bytes, BytesMut};
 use std::future::poll_fn;
@@ -43,6 +44,9 @@ pub fn start(proxy: &Arc<Proxy>, arrival: Arrival<'_>, body: RequestBody, interi
 async fn answered(proxy: Arc<Proxy>, mut exchange: Exchange, body: RequestBody, interim: Option<InterimSender>) -> Response {
     let content = match gather(&proxy, body, exchange.policy().body_key.max_bytes).await {
         Ok(Gathered::Whole(content)) => content,
+        Ok(Gathered::TooLarge(_)) if reuse::only_if_cached(exchange.request()) => {
+            return answer::not_cached(&exchange.routed, &exchange.key, exchange.outcome());
+        }
         Ok(Gathered::TooLarge(body)) => {
             let exchange = Arc::new(exchange);
             let _note = PanicNote::on(Arc::clone(&exchange));

@@ -4,9 +4,10 @@ use super::content::Content;
 use super::live::Routed;
 use crate::listener::{Peer, RequestBody};
 use crate::proxy::outcome::{self, Outcome};
+use crate::semantics::no_vary_search::NoVarySearch;
 use crate::semantics::policy::CachePolicy;
 use crate::semantics::widening::Widening;
-use crate::semantics::{CacheKey, Fields, Method, Request, Target};
+use crate::semantics::{CacheKey, Fields, Method, Request, Target, name};
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub struct Arrival<'a> {
     pub target: Target,
     pub routed: Arc<Routed>,
     pub key: CacheKey,
+    /// The key of the URL alone, where `key` is that of all URLs equivalent to it (No-Vary-Search).
+    pub exact: Option<Box<CacheKey>>,
     /// The client as believed.
     pub client: IpAddr,
     /// The peer is a trusted proxy: its forwarding fields count.
@@ -43,6 +46,7 @@ impl Arrival<'_> {
     /// A record of what happens from here on.
     pub fn outcome(&self) -> Outcome {
         let mut outcome = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
+        outcome.is_equivalent = self.exact.is_some();
         outcome.widening = (self.content.is_some() && *self.method == Method::POST).then_some(Widening::PostByContent);
         outcome
     }
@@ -58,6 +62,7 @@ impl Arrival<'_> {
             peer: self.peer.clone(),
             routed: self.routed,
             key: self.key,
+            exact: self.exact,
             client: self.client,
             trusted: self.trusted,
             request_id,
@@ -67,6 +72,7 @@ impl Arrival<'_> {
 }
 
 /// A request that goes on beyond the connection's call.
+#[derive(Clone)]
 pub struct Exchange {
     pub method: Method,
     pub minor_version: u8,
@@ -74,7 +80,10 @@ pub struct Exchange {
     pub fields: Fields,
     pub peer: Peer,
     pub routed: Arc<Routed>,
+    /// What it is collapsed under, and looked up by.
     pub key: CacheKey,
+    /// As in [`Arrival`].
+    pub exact: Option<Box<CacheKey>>,
     pub client: IpAddr,
     pub trusted: bool,
     pub request_id: Arc<str>,
@@ -96,6 +105,7 @@ impl Exchange {
             target: self.target.clone(),
             routed: Arc::clone(&self.routed),
             key: self.key.clone(),
+            exact: self.exact.clone(),
             client: self.client,
             trusted: self.trusted,
             request_id: Some(Arc::clone(&self.request_id)),
@@ -118,11 +128,33 @@ impl Exchange {
         &self.routed.route.cache
     }
 
+    /// The key of its URL alone.
+    pub fn exact_key(&self) -> &CacheKey {
+        self.exact.as_deref().unwrap_or(&self.key)
+    }
+
+    /// The key under which a response with these fields answers this request: that of its URL, or of all URLs that the
+    /// response calls equivalent to it.
+    pub fn key_of(&self, response: &Fields) -> CacheKey {
+        let honoured = self.policy().no_vary_search && response.has(name::NO_VARY_SEARCH);
+        match honoured.then(|| NoVarySearch::of(response).unwrap_or_default()).flatten() {
+            Some(rule) => self.exact_key().under(&rule),
+            None => self.exact_key().clone(),
+        }
+    }
+
+    /// The same request under another of its keys.
+    pub fn under(&self, key: CacheKey) -> Self {
+        let exact = self.exact_key();
+        let exact = (key != *exact).then(|| Box::new(exact.clone()));
+        Self { key, exact, ..self.clone() }
+    }
+
     pub fn outcome(&self) -> Outcome {
         let upstream = self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name));
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
         let widening = (self.content.is_some() && self.method == Method::POST).then_some(Widening::PostByContent);
-        Outcome { upstream, widening, ..known }
+        Outcome { upstream, widening, is_equivalent: self.exact.is_some(), ..known }
     }
 }
 

@@ -40,10 +40,12 @@ impl Proxy {
         if matches!(way, admit::Way::CacheByContent) {
             arrival.key = content::key(&arrival.key, arrival.method, &arrival.fields, content.as_bytes());
         }
-        Ok(self.explain_arrival(&arrival, way, clock::now()))
+        Ok(self.explain_arrival(&mut arrival, way, clock::now()))
     }
 
-    fn explain_arrival(&self, arrival: &Arrival<'_>, way: admit::Way, now: Now) -> Value {
+    fn explain_arrival(&self, arrival: &mut Arrival<'_>, way: admit::Way, now: Now) -> Value {
+        let found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now);
+        let found = lookup::find_equivalent(self, arrival, found, now);
         let route = &arrival.routed.route;
         let way = match way {
             admit::Way::Cache => "cache".to_owned(),
@@ -52,7 +54,7 @@ impl Proxy {
             admit::Way::Local(_) => "answered by configuration".to_owned(),
             admit::Way::Purge => "purge".to_owned(),
         };
-        let (found, decision) = match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
+        let (found, decision) = match found {
             Found::Nothing => (Value::Null, "fetch: nothing is stored for this key (uri-miss)".to_owned()),
             Found::OtherVariants => {
                 (Value::Null, "fetch: other variants are stored, none that this request selects (vary-miss)".to_owned())
@@ -66,6 +68,7 @@ impl Proxy {
             "upstream": arrival.routed.upstream.as_ref().map(|upstream| upstream.settings.name.clone()),
             "way": way,
             "key": arrival.key.shown(),
+            "no_vary_search": self.search_rules.get(arrival.key.search_hash()).map(|rule| rule.text()),
             "tracking_list": route.key.ignore_tracking.then_some(crate::semantics::tracking::VERSION),
             "key_parts": arrival.key.shown().lines().collect::<Vec<_>>(),
             "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| json!(vary.names())),

@@ -49,7 +49,7 @@ pub fn in_blocks(
     Handled::Later(Box::pin(answer(errand, Some(response))))
 }
 
-/// Rounds around the flight table: regrouping by Vary, a leader that died, leading anew. More would be a loop of ours.
+/// Rounds around the flight table: regrouping by Vary or by No-Vary-Search, a leader that died, leading anew. More would be a loop of ours.
 const ROUNDS: usize = 6;
 
 /// A request on its way around the flight table.
@@ -192,6 +192,10 @@ impl Errand {
                         return Err(alone::Reason::RangeAhead);
                     }
                 },
+                Follow::Elsewhere(key) => {
+                    followed(FollowOutcome::Regrouped);
+                    self.exchange = Arc::new(self.exchange.under(key));
+                }
                 Follow::Regroup(secondary) => {
                     followed(FollowOutcome::Regrouped);
                     self.regrouped = Some(secondary);
@@ -221,7 +225,7 @@ impl Errand {
     /// What the tiers hold by now, if it answers at once.
     fn look_again(&mut self) -> Option<Response> {
         let (now, exchange) = (clock::now(), &self.exchange);
-        let found = lookup::find(&self.proxy, exchange.request(), &exchange.key, exchange.policy(), now);
+        let found = lookup::find_again(&self.proxy, exchange, now);
         let Found::Stored { response, reuse, validity } = found else { return None };
         match reuse {
             Reuse::Fresh { .. } => Some(deliver::filled(&self.proxy, exchange, &response, now)),

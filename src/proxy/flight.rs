@@ -16,7 +16,7 @@ use crate::proxy::outcome::Timing;
 use crate::semantics::reuse::{Reuse, Validity, reuse};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Fields, Method, name, range};
+use crate::semantics::{CacheKey, Fields, Method, name, range};
 use crate::upstream::{Inbound, Unanswered};
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock, Weak};
@@ -265,6 +265,8 @@ pub fn follow_only(
 /// What a follower may do with what a leader published.
 pub enum Follow {
     Use,
+    /// It is for other URLs than this one: this is the key that would be the request's by what the response says.
+    Elsewhere(CacheKey),
     Regroup(SecondaryKey),
     Invalid,
     Alone,
@@ -274,6 +276,13 @@ pub enum Follow {
 pub fn follow(proxy: &Proxy, exchange: &Exchange, flight: &FlightHead) -> Follow {
     let head = &flight.head;
     let policy = exchange.policy();
+    // The same key, as a rule: then nothing has to be made anew.
+    if head.key != exchange.key {
+        let key = exchange.key_of(&head.fields);
+        if head.key != key {
+            return Follow::Elsewhere(key);
+        }
+    }
     if !head.facts.vary.matches(&exchange.fields, &head.secondary, policy) {
         return Follow::Regroup(head.facts.vary.secondary_key(&exchange.fields, policy));
     }

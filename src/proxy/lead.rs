@@ -185,6 +185,7 @@ impl Duty {
             (206, Some(part)) if part.is_all() => {
                 inbound.status = StatusCode::OK;
                 inbound.fields.remove(name::CONTENT_RANGE);
+                inbound.length = Some(part.length); // also where it comes in chunks: less is not all
                 Some(inbound)
             }
             (206, part) => {
@@ -304,7 +305,7 @@ impl Duty {
 
     fn publish(&mut self, head: Arc<FlightHead>, sharing: Sharing, now_mono_ms: u64, own: Own) {
         self.leader.stamp().interims.end();
-        self.proxy.vary_memory.remember(self.exchange.key.hash(), &head.head.facts.vary);
+        self.proxy.vary_memory.remember(head.head.key.hash(), &head.head.facts.vary);
         if sharing.shareable && sharing.kept {
             let _ = self.leader.stamp().head.set(Arc::clone(&head.head)); // published once
             self.proxy.markers.clear(marker_key(&self.exchange, Some(&head.head.secondary)));

@@ -29,7 +29,7 @@ mod store;
 
 pub use live::{Live, Routed};
 
-use crate::cache::{Counted, RequestCounts, StoredResponse, Variants, VaryMemory};
+use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Variants, VaryMemory};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -71,6 +71,7 @@ pub struct Proxy {
     /// Keys whose background refresh failed lately: the next one waits.
     failed_refreshes: Markers,
     vary_memory: VaryMemory,
+    search_rules: SearchRules,
     /// For routes that store only what is asked for more than once.
     request_counts: RequestCounts,
     budget: Arc<FillBudget>,
@@ -157,7 +158,7 @@ fn at_once(
 
 impl Proxy {
     pub fn new(settings: &Settings, live: Live, journal: Arc<Journal>, metrics: Arc<Metrics>, access_log: Arc<AccessLog>) -> Arc<Self> {
-        let told = Arc::clone(&metrics);
+        let (told, full) = (Arc::clone(&metrics), Arc::clone(&metrics));
         let memory = MemoryTier::new(Setup {
             capacity: settings.memory.stored_bytes(),
             lru: settings.memory.policy == crate::config::settings::Eviction::Lru,
@@ -175,6 +176,7 @@ impl Proxy {
             refusals: moka::sync::Cache::new(REFUSAL_KEYS),
             failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
+            search_rules: SearchRules::new(SEARCH_RULE_BYTES, move || full.bound(Bound::NoVarySearchPaths)),
             request_counts: RequestCounts::default(),
             pins: Pins::new(&budget),
             budget,
@@ -186,8 +188,12 @@ impl Proxy {
     }
 
     /// The journey from the cache on. `interim` makes a sender of interim responses, where the client takes them.
-    fn from_cache(self: &Arc<Self>, arrival: Arrival<'_>, interim: impl FnOnce() -> Option<InterimSender>, now: Now) -> Handled {
-        match lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now) {
+    fn from_cache(self: &Arc<Self>, mut arrival: Arrival<'_>, interim: impl FnOnce() -> Option<InterimSender>, now: Now) -> Handled {
+        let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now);
+        if self.search_rules.any() {
+            found = lookup::find_equivalent(self, &mut arrival, found, now);
+        }
+        match found {
             Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } => {
                 if reuse::is_refresh_due(&response.head.facts, arrival.policy(), ttl_ms)
                     && revalidate::in_background(self, &arrival, &response)
@@ -297,6 +303,9 @@ const REFUSAL_KEYS: u64 = 10_000;
 
 /// Keys whose Vary is remembered beyond eviction; about 200 bytes each.
 const VARY_MEMORY_KEYS: u64 = 50_000;
+
+/// Bytes of No-Vary-Search that are remembered of paths: enough for some 10,000.
+const SEARCH_RULE_BYTES: u64 = 4 << 20;
 
 /// What goes at once when the process holds too much.
 const SHED_SHARE: f64 = 0.10;

@@ -22,6 +22,8 @@ pub struct Outcome {
     pub stored: bool,
     /// Answered by another request's fetch.
     pub collapsed: bool,
+    /// It was looked up under the key of all URLs that are equivalent to its own (No-Vary-Search).
+    pub is_equivalent: bool,
     /// The body is made of blocks (`cache.blocks`).
     pub in_blocks: bool,
     /// The line of the configuration without which the answer would have been another (P1: then Cache-Status says so).
@@ -162,7 +164,8 @@ impl Outcome {
 
     /// [`Outcome::detail`] without what the log says elsewhere.
     pub fn own_detail(&self) -> Option<&str> {
-        self.detail.as_deref().or_else(|| Some(self.widening?.as_str()))
+        let widening = || Some(self.widening?.as_str());
+        self.detail.as_deref().or_else(widening).or((self.is_equivalent && self.source == Source::Memory).then_some("NO-VARY-SEARCH"))
     }
 
     /// `HIT` for what came from the cache, stale or confirmed; everything else is `MISS`.

@@ -7,6 +7,7 @@ use crate::invalidation::{Mode, Receipt, Selector, Stamp};
 use crate::listener::{Response, ResponseFields};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
+use crate::semantics::policy::CachePolicy;
 use crate::semantics::{CacheKey, Fields, Method, Now, Target, invalidation, name};
 use crate::upstream::Inbound;
 
@@ -82,16 +83,18 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, s
     if targets.is_empty() {
         return None;
     }
-    let urls: Vec<u128> = targets.iter().flat_map(|target| proxy.keys_of(target)).map(|key| key.url_hash()).collect();
-    let untagged = Tags::default();
-    let stamp = proxy.journal.invalidate_unsafe(&urls, &subject(&exchange.key, &exchange.routed.site, &untagged), sent, now);
+    let urls: Vec<u128> =
+        targets.iter().flat_map(|target| proxy.keys_of(target)).flat_map(|key| [key.url_hash(), key.search_hash()]).collect();
+    let (own, untagged) = (exchange.key_of(&inbound.fields), Tags::default());
+    let stamp = proxy.journal.invalidate_unsafe(&urls, &subject(&own, &exchange.routed.site, &untagged), sent, now);
     proxy.metrics.unsafe_invalidation();
-    let mut groups = named_groups(&inbound.fields, name::CACHE_GROUP_INVALIDATION, exchange.target.origin());
+    let groups = named_groups(&inbound.fields, name::CACHE_GROUP_INVALIDATION, exchange.target.origin());
     if groups.len() > GROUPS_MAX {
+        // Too much rather than too little: all of the host may be in one of them.
         proxy.metrics.bound(Bound::InvalidatedGroups);
-        groups.truncate(GROUPS_MAX);
-    }
-    if !groups.is_empty() {
+        proxy.journal.invalidate_host(exchange.target.authority(), now);
+        proxy.metrics.unsafe_invalidation();
+    } else if !groups.is_empty() {
         proxy.journal.invalidate_groups(&groups, now);
         proxy.metrics.unsafe_invalidation();
     }
@@ -117,7 +120,8 @@ impl Proxy {
     }
 
     fn holds(&self, key: &CacheKey) -> bool {
-        self.memory.get(key.hash()).is_some_and(|set| set.key() == key)
+        let is_there = |key: &CacheKey| self.memory.get(key.hash()).is_some_and(|set| set.key() == key);
+        is_there(key) || self.equivalent_key(key, &CachePolicy::default()).is_some_and(|key| is_there(&key))
     }
 
     /// The keys of this URL by the rules of every route that could answer it, for a request with no fields: which route

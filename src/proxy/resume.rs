@@ -11,7 +11,7 @@ use crate::body::{BodyError, BodyStream, Chunk};
 use crate::cache::StoredHead;
 use crate::coalesce::fill::FillReader;
 use crate::observe::metrics::Bound;
-use crate::semantics::{StatusCode, name, precondition, range};
+use crate::semantics::{StatusCode, content, name, precondition, range};
 use crate::upstream::Arriving;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -93,7 +93,8 @@ impl BodyStream for Resuming {
 /// The rest of the response from `position` on; `None` where the origin does not give it.
 async fn rest(exchange: Arc<Exchange>, head: Arc<StoredHead>, position: u64, end: Option<u64>) -> Option<Rest> {
     let validator = head.fields.get(name::ETAG).filter(|tag| precondition::strong_match(tag, tag))?;
-    if head.status != StatusCode::OK {
+    // A write is never sent again, whatever is missing of its answer.
+    if head.status != StatusCode::OK || !content::is_safe(&exchange.method, exchange.policy()) {
         return None;
     }
     let range = match end {

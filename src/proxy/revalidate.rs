@@ -119,8 +119,14 @@ fn update(
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
     let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
     let response = Arc::new(stored.with_head(head, policy, received).ok_or(Gone)?);
+    proxy.learn_search_rule(exchange, &response.head.fields, Some(old));
     match not_stored {
-        None => store::insert(proxy, exchange, &response, 1, received),
+        None => {
+            if is_elsewhere(old, &response.head) {
+                store::remove(proxy, old, began.fetch);
+            }
+            store::insert(proxy, exchange, &response, 1, received);
+        }
         Some(why) => {
             proxy.metrics.not_stored(why);
             // What is wrong with this request alone says nothing about what is stored.
@@ -130,6 +136,11 @@ fn update(
         }
     }
     Ok(Confirmed { response, not_stored, own })
+}
+
+/// Whether an update changed what selects the response (Vary, No-Vary-Search): then it is not replaced where it stands.
+fn is_elsewhere(old: &StoredHead, new: &StoredHead) -> bool {
+    old.key != new.key || old.facts.vary != new.facts.vary || old.secondary != new.secondary
 }
 
 /// Whether the answer means this response, and neither it nor what it becomes was purged; its tags from now on.
@@ -188,6 +199,7 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
         peer: arrival.peer.clone(),
         routed: Arc::clone(&arrival.routed),
         key: arrival.key.clone(),
+        exact: arrival.exact.clone(),
         client: arrival.client,
         trusted: arrival.trusted,
         request_id: super::exchange::new_request_id(),

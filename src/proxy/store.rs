@@ -10,6 +10,7 @@ use crate::coalesce::pinned::Kept;
 use crate::invalidation::Stamp;
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
+use crate::route;
 use crate::semantics::freshness::Facts;
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::{self, NotStored, Storage};
@@ -40,6 +41,9 @@ pub fn judge(
     let response = Response { status: inbound.status, fields: &inbound.fields };
     let judged = decide(proxy, exchange, response, inbound.length, began, received).map(Arc::new);
     note(proxy, exchange, inbound, began, old, judged.as_ref().err().copied());
+    if let Ok(head) = &judged {
+        proxy.learn_search_rule(exchange, &head.fields, old.as_ref().map(|(old, _)| &*old.head));
+    }
     judged
 }
 
@@ -67,6 +71,7 @@ pub fn judge_blocks(
     let judged = judged.and_then(|record| if record.drop_at_mono_ms > received.mono_ms { Ok(record) } else { Err(NotStored::NoFreshness) });
     note(proxy, exchange, inbound, began, old, judged.as_ref().err().copied());
     if let Ok(record) = &judged {
+        proxy.learn_search_rule(exchange, &record.head.fields, old.as_ref().map(|(old, _)| &*old.head));
         insert(proxy, exchange, record, 1, received);
     }
     judged
@@ -93,8 +98,7 @@ fn note(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, ol
 /// Whether the answer to an unsafe method is what a GET on this route would get from now on, and so may be stored.
 pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, sent: Now, received: Now) -> bool {
     let may = exchange.policy().enabled && matches!(exchange.method, Method::POST | Method::PATCH);
-    // It was sent as it came: what the key does not hold may have shaped the answer.
-    if !may || forwarding::has_unkeyed(&exchange.fields) {
+    if !may || was_shaped_by_unkeyed(exchange) || goes_past_as_get(exchange) {
         return false;
     }
     let response = Response { status: inbound.status, fields: &inbound.fields };
@@ -106,6 +110,17 @@ pub fn represents_target(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, 
         routed.is_some_and(|routed| Arc::ptr_eq(routed, &exchange.routed))
     };
     storage::represents_target(exchange.request(), response, &facts) && is_of_get()
+}
+
+/// It was sent as it came: what the key does not hold, fields or parameters, may have shaped the answer.
+fn was_shaped_by_unkeyed(exchange: &Exchange) -> bool {
+    let target = &exchange.target;
+    forwarding::has_unkeyed(&exchange.fields) || exchange.routed.route.key.query_of(target).as_deref() != target.query()
+}
+
+/// A GET from this client would neither be answered from the cache nor fill it.
+fn goes_past_as_get(exchange: &Exchange) -> bool {
+    route::bypass(&exchange.routed.route, &exchange.target, &Method::GET, &exchange.fields).is_some()
 }
 
 /// Whether too few have asked for the key as yet (`cache.store_after`). What was stored before was asked for often enough.
@@ -192,9 +207,9 @@ pub fn head(
 ) -> StoredHead {
     StoredHead {
         status,
+        key: exchange.key_of(&fields),
         fields,
         facts,
-        key: exchange.key.clone(),
         secondary,
         stamp: began.stamp,
         checked: Default::default(),
@@ -258,9 +273,10 @@ pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>
     if wanted > 1 {
         proxy.memory.mark_wanted(hash, wanted);
     }
+    let selected = |other: &StoredHead| other.facts.vary.matches(&exchange.fields, &other.secondary, exchange.policy());
     proxy.memory.update(hash, |there| {
         let there = there.map(AsRef::as_ref);
-        match Variants::with(there, Arc::clone(response), exchange.policy().max_variants, &proxy.journal, now) {
+        match Variants::with(there, Arc::clone(response), selected, exchange.policy().max_variants, &proxy.journal, now) {
             Insertion::Put { set, crowded } => {
                 if crowded {
                     crowd(proxy, exchange, now);
@@ -271,6 +287,14 @@ pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>
             Insertion::Older => Change::Keep,
         }
     });
+    // What is stored under the URL alone would go on being found before what is for all equivalent ones.
+    if response.head.key != *exchange.exact_key() {
+        let there = proxy.memory.get(exchange.exact_key().hash());
+        let older = there.iter().flat_map(|set| set.responses()).filter(|other| selected(&other.head));
+        for other in older.filter(|other| other.head.key == *exchange.exact_key()) {
+            remove(proxy, &other.head, response.head.fetch);
+        }
+    }
     if let Some(weight) = weight {
         proxy.metrics.stored(weight);
     }

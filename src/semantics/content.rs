@@ -7,8 +7,9 @@ use super::key::CacheKey;
 use super::policy::CachePolicy;
 use super::{Fields, Method, Name, invalidation, name};
 
-/// Representation metadata of a request's content (RFC 9110 §8).
-const METADATA: [Name; 4] = [name::CONTENT_TYPE, name::CONTENT_ENCODING, name::CONTENT_LANGUAGE, name::CONTENT_LOCATION];
+/// Metadata of a request's content (RFC 9110 §8), and which part of a representation it is (RFC 9110 §14.5).
+const METADATA: [Name; 5] =
+    [name::CONTENT_TYPE, name::CONTENT_ENCODING, name::CONTENT_LANGUAGE, name::CONTENT_LOCATION, name::CONTENT_RANGE];
 
 /// Conditions that a POST leaves to the origin: a cache has no word in them (RFC 9110 §13.2.1, RFC 9111 §4.3.2).
 const CONDITIONS: [Name; 6] =
@@ -117,6 +118,7 @@ mod tests {
             of("QUERY", &[], b"{}"),
             of("QUERY", &[JSON[0], ("content-encoding", "gzip")], b"{}"),
             of("QUERY", &[JSON[0], ("content-language", "de")], b"{}"),
+            of("QUERY", &[JSON[0], ("content-range", "bytes 0-1/4")], b"{}"),
             of("QUERY", &[("content-type", "application/json"), ("content-type", "")], b"{}"),
             of("QUERY", JSON, b"{} "),
             of("QUERY", JSON, b""),

@@ -89,7 +89,10 @@ fn agrees(name: Name, value: &[u8], target: &Target) -> bool {
 
 /// Rids a request whose answer may be stored of what a trusted proxy says and the key does not hold.
 pub fn drop_unkeyed(fields: &mut Fields, policy: &KeyPolicy) {
-    fields.retain(|name, _| !is_unkeyed(name) || std::str::from_utf8(name).is_ok_and(|name| policy.has_header(name)));
+    let is_keyed = |name: &[u8]| std::str::from_utf8(name).is_ok_and(|name| policy.has_header(name));
+    let is_part =
+        |name: &[u8]| is_keyed(name) || policy.classes.iter().any(|class| class.forward.as_deref().map(str::as_bytes) == Some(name));
+    fields.retain(|name, _| is_keyed(name) || !(is_unkeyed(name) || with_dashes(name).is_some_and(|name| is_part(&name))));
     if fields.has(name::FORWARDED) && !policy.has_header(name::FORWARDED.as_str()) {
         let kept = without_target(fields);
         fields.remove(name::FORWARDED);
@@ -108,8 +111,19 @@ pub fn has_unkeyed(fields: &Fields) -> bool {
 fn is_unkeyed(name: &[u8]) -> bool {
     match Name::lookup(name) {
         Some(known) => UNKEYED.contains(&known),
-        None => name.starts_with(b"x-forwarded-"),
+        None => name.starts_with(b"x-forwarded-") || name.starts_with(b"x-original-") || is_imitation(name),
     }
+}
+
+/// Whether a name would be one that means something here but for its underscores. CGI and its kin (RFC 3875 §4.1.18) make
+/// one variable of both: an origin would read `X_Forwarded_Host` or `Accept_Language` as what key and Vary never saw.
+fn is_imitation(name: &[u8]) -> bool {
+    with_dashes(name).is_some_and(|name| Name::lookup(&name).is_some() || is_unkeyed(&name))
+}
+
+/// A name with dashes for its underscores, if it has any.
+fn with_dashes(name: &[u8]) -> Option<Vec<u8>> {
+    name.contains(&b'_').then(|| name.iter().map(|byte| if *byte == b'_' { b'-' } else { *byte }).collect())
 }
 
 /// Forwarded (RFC 7239 §4) without `host` and `proto`: of a client only the address is told on.
@@ -188,6 +202,13 @@ mod tests {
         let mut sent = fields(&lines);
         drop_unkeyed(&mut sent, &KeyPolicy::default());
         assert_eq!(sent.wire(), b"x-forwarded-host: b\r\nforwarded: for=192.0.2.1, For=\"[2001:db8::1]\";BY=_x\r\n");
+        let imitations = ["X_Forwarded_Host", "x-forwarded_uri", "Accept_Language", "X_Original_Url", "X-Original-Uri", "x_tenant"];
+        let mut sent = fields(&imitations.map(|name| (name, "a")));
+        sent.push("my_own", "b").unwrap();
+        let tenants = KeyPolicy { headers: vec!["x-tenant".into(), "x_original_url".into()], ..KeyPolicy::default() };
+        assert!(has_unkeyed(&sent));
+        drop_unkeyed(&mut sent, &tenants);
+        assert_eq!(sent.wire(), b"x_original_url: a\r\nmy_own: b\r\n");
         let mut sent = fields(&lines);
         let keyed = KeyPolicy { headers: vec!["x-host".into(), "Forwarded".into(), "x-forwarded-anything".into()], ..KeyPolicy::default() };
         drop_unkeyed(&mut sent, &keyed);

@@ -57,6 +57,25 @@ pub fn strip(fields: &mut Fields) {
     }
 }
 
+/// Whether Connection names a field of this section that may go no further. It was for us alone: neither key nor Vary may
+/// know what the origin will not see, or a response made without it would be kept as one made with it.
+pub fn names_fields(fields: &Fields) -> bool {
+    let options = fields.values(name::CONNECTION).flat_map(list);
+    let mut others = options.filter(|option| !option.eq_ignore_ascii_case(b"keep-alive") && !option.eq_ignore_ascii_case(b"close"));
+    others.any(|option| fields.iter().any(|(name, _)| option.eq_ignore_ascii_case(name.as_bytes()) && is_removable(name.as_bytes())))
+}
+
+/// Removes what Connection names; Connection itself and what goes with it by definition stay until [`strip`].
+pub fn drop_named(fields: &mut Fields) {
+    let options: Vec<Vec<u8>> = fields.values(name::CONNECTION).flat_map(list).map(<[u8]>::to_ascii_lowercase).collect();
+    fields.retain(|name, _| !is_removable(name) || !options.iter().any(|option| option.eq_ignore_ascii_case(name)));
+}
+
+/// Whether a field goes because Connection names it, and for no other reason.
+fn is_removable(name: &[u8]) -> bool {
+    !Name::lookup(name).is_some_and(|name| OF_CONNECTION.contains(&name) || PROTECTED.contains(&name))
+}
+
 /// A test for the fields that [`strip`] removes from this section.
 pub fn of_connection(fields: &Fields) -> impl Fn(Option<Name>, &[u8]) -> bool {
     let options: Vec<&[u8]> = fields.values(name::CONNECTION).flat_map(list).collect();
@@ -96,6 +115,23 @@ mod tests {
         let before = fields.clone();
         strip(&mut fields);
         assert_eq!(fields, before);
+    }
+
+    #[test]
+    fn what_connection_names_can_go_before_the_rest() {
+        let mut fields = Fields::new();
+        for (name, value) in [("Connection", "keep-alive, close"), ("Keep-Alive", "timeout=5"), ("A", "1"), ("Cookie", "b")] {
+            fields.push(name, value).unwrap();
+        }
+        assert!(!names_fields(&fields));
+        fields.push("connection", "upgrade, cookie, missing").unwrap();
+        fields.push("Upgrade", "websocket").unwrap();
+        assert!(!names_fields(&fields));
+        fields.push("Connection", ",a").unwrap();
+        assert!(names_fields(&fields));
+        drop_named(&mut fields);
+        assert!(!fields.contains("a") && !names_fields(&fields));
+        assert_eq!(fields.len(), 6);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! their own, escaped, so that no value can pass for another part: keys are equal only where all their parts are.
 
 use super::class::ClientClass;
+use super::no_vary_search::NoVarySearch;
 use super::vary::write_value;
 use super::{Fields, Target, forwarding, name, query};
 use std::borrow::Cow;
@@ -33,12 +34,14 @@ pub struct KeyPolicy {
     pub cookies: Vec<String>,
     /// Classes of clients whose values are part of the key.
     pub classes: Vec<ClientClass>,
+    /// The route, where more than scheme, host and path chose it: what it makes of a URL is not what others do.
+    pub route: Option<String>,
 }
 
 impl KeyPolicy {
     /// Whether the key is the target as it is: no allocation beyond it.
     pub fn is_plain(&self) -> bool {
-        self.keeps_query() && self.headers.is_empty() && self.cookies.is_empty() && self.classes.is_empty()
+        self.keeps_query() && self.headers.is_empty() && self.cookies.is_empty() && self.classes.is_empty() && self.route.is_none()
     }
     /// Whether the query is part of the key as it is.
     pub fn keeps_query(&self) -> bool {
@@ -97,6 +100,7 @@ impl CacheKey {
         push_query(&mut text, target.query(), policy);
         let url_length = text.len();
         push_parts(&mut text, fields, policy);
+        push_route(&mut text, policy);
         push_forwarded(&mut text, target, fields);
         let url_hash = hash128(&text.as_bytes()[target.origin().len() - target.authority().len()..url_length]);
         let (url_length, shown_length) = (url_length as u32, text.len() as u32);
@@ -107,6 +111,35 @@ impl CacheKey {
     pub fn with_content(&self, part: &str) -> Self {
         let text = [&self.text, part].concat();
         Self { hash: hash128(text.as_bytes()), text: text.into(), ..*self }
+    }
+
+    /// The key of all URLs that are equivalent to this one under a rule. It holds the rule: what was stored under another
+    /// one is not found by it.
+    ///
+    /// A purge of any URL of its path matches it, since that URL may be one of them: its URL hash is the path's.
+    #[must_use]
+    pub fn under(&self, rule: &NoVarySearch) -> Self {
+        let (path, query) = self.url().split_once('?').map_or((self.url(), None), |(path, query)| (path, Some(query)));
+        let canonical = rule.canonical(query);
+        let mut text = String::with_capacity(self.text.len() + canonical.len() + 64);
+        text.push_str(path);
+        if !canonical.is_empty() {
+            text.push('?');
+            text.push_str(&canonical);
+        }
+        let (shown, content) = self.text.split_at(self.shown_length as usize);
+        let url_length = text.len() as u32;
+        text.push_str(&shown[self.url_length as usize..]);
+        text.push_str("\nno-vary-search ");
+        text.push_str(&rule.text());
+        let shown_length = text.len() as u32;
+        text.push_str(content);
+        Self { hash: hash128(text.as_bytes()), url_hash: self.search_hash(), url_length, shown_length, text: text.into() }
+    }
+
+    /// Hash of authority and path, for what is said of all queries of a path; no URL has it as its own.
+    pub fn search_hash(&self) -> u128 {
+        search_hash(self.url_text())
     }
 
     /// The key of a part of what this is the key of: invalidated with it.
@@ -140,10 +173,17 @@ impl CacheKey {
     pub const fn hash(&self) -> u128 {
         self.hash
     }
-    /// Hash of authority, path and query after the route's rules: what a URL purge matches.
+    /// Hash of authority, path and query after the route's rules: what a URL purge matches. Of a key for many URLs, see
+    /// [`CacheKey::under`].
     pub const fn url_hash(&self) -> u128 {
         self.url_hash
     }
+}
+
+/// [`CacheKey::search_hash`] of a URL, given without its scheme.
+pub fn search_hash(url_text: &str) -> u128 {
+    let path = url_text.split('?').next().unwrap_or(url_text);
+    hash128([path.as_bytes(), b"\n?"].concat().as_slice())
 }
 
 /// Appends `?` and the parameters that count.
@@ -189,6 +229,14 @@ fn push_parts(text: &mut String, fields: &Fields, policy: &KeyPolicy) {
         text.push_str("\nclass ");
         text.push_str(&class.name);
         push_value(text, class.of(fields).as_bytes());
+    }
+}
+
+/// Appends a line for the route, where others answer the same URL.
+fn push_route(text: &mut String, policy: &KeyPolicy) {
+    if let Some(route) = &policy.route {
+        text.push_str("\nroute");
+        push_value(text, route.as_bytes());
     }
 }
 
@@ -238,6 +286,17 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn a_route_that_more_than_the_url_chose_has_keys_of_its_own() {
+        let target = Target::from_url("http://a/b?c").unwrap();
+        let key = |route: Option<&str>| {
+            CacheKey::new(&target, &Fields::new(), &KeyPolicy { route: route.map(str::to_owned), ..KeyPolicy::default() })
+        };
+        assert_eq!(key(Some("beta:1")).as_str(), "http://a/b?c\nroute:beta\\x3a1");
+        assert!(key(Some("beta")) != key(None) && key(Some("beta")) != key(Some("b")));
+        assert_eq!(key(Some("beta")).url_hash(), key(None).url_hash(), "a purge of the URL reaches all");
+    }
+
+    #[test]
     fn a_plain_key_shares_the_text_of_its_target() {
         let target = Target::from_url("http://a/assets/app.js?v=1").unwrap();
         let key = CacheKey::new(&target, &Fields::new(), &KeyPolicy::default());
@@ -277,6 +336,25 @@ mod tests {
         let policy = KeyPolicy { query_allow: Some(vec!["utm_source".into()]), ignore_tracking: true, ..KeyPolicy::default() };
         let target = Target::from_url("http://a/?utm_source=x&utm_medium=y").unwrap();
         assert_eq!(policy.query_of(&target).as_deref(), Some("utm_source=x"));
+    }
+
+    #[test]
+    fn a_key_under_a_rule_is_that_of_all_equivalent_urls_and_of_no_others() {
+        let mut response = Fields::new();
+        response.push("no-vary-search", "key-order, params=(\"a\")").unwrap();
+        let rule = NoVarySearch::of(&response).unwrap().unwrap();
+        let policy = KeyPolicy { headers: vec!["x".into()], ..KeyPolicy::default() };
+        let exact = |url: &str| CacheKey::new(&Target::from_url(url).unwrap(), &Fields::new(), &policy);
+        let under = |url| exact(url).under(&rule);
+        assert_eq!(under("http://h/p?c=1&b&a=2").as_str(), "http://h/p?b=&c=1\nheader x\nno-vary-search key-order, params=(\"a\")");
+        assert_eq!(under("http://h/p?c=1&b&a=2"), under("http://h/p?b=&a&c=%31"));
+        assert_eq!(under("http://h/p"), under("http://h/p?"));
+        for other in ["http://h/p?b&c=2", "http://h/q?b&c=1", "https://h/p?b&c=1", "http://h/p?b"] {
+            assert_ne!(under("http://h/p?b&c=1"), under(other), "{other}");
+        }
+        assert_ne!(under("http://h/p?b=").hash(), exact("http://h/p?b=").hash());
+        assert_eq!(under("http://h/p?b").url_hash(), search_hash("h/p?z"), "a purge of any query of the path");
+        assert_ne!(under("http://h/p").url_hash(), exact("http://h/p").url_hash());
     }
 
     /// What a request says of the parts of its key, read in another way than the key does.

@@ -17,6 +17,7 @@ pub mod freshness;
 pub mod hop;
 pub mod invalidation;
 pub mod key;
+pub mod no_vary_search;
 pub mod partial;
 pub mod policy;
 pub mod precondition;

@@ -59,6 +59,8 @@ pub struct CachePolicy {
     pub vary: VaryPolicy,
     /// `accept_encoding`: what codings the origin is asked for, and so what Vary: Accept-Encoding selects on.
     pub accept_encoding: AcceptEncoding,
+    /// `cache.no_vary_search`: whether a response's No-Vary-Search counts.
+    pub no_vary_search: bool,
     /// `cache.max_variants`: per key.
     pub max_variants: usize,
     /// `cache.body_key`.
@@ -157,7 +159,7 @@ pub enum SetCookie {
     Bypass,
     /// Stored and replayed, as RFC 9111 §7.3 allows.
     Store,
-    /// Stored without the field; the first client gets it.
+    /// Stored without the field, which nobody gets then.
     Strip,
 }
 
@@ -209,6 +211,7 @@ impl Default for CachePolicy {
             heuristic_with_cookie: false,
             vary: VaryPolicy::default(),
             accept_encoding: AcceptEncoding::default(),
+            no_vary_search: true,
             max_variants: 64,
             body_key: BodyKey::default(),
         }

@@ -21,11 +21,15 @@ pub enum Selection {
 /// Bytes between two ranges for which they are sent as one: a further part of a multipart answer costs more (§15.3.7.2).
 pub const GAP_BYTES: u64 = 80;
 
+/// Bytes of the longest representation of which parts are sent: the lengths of a few parts and what stands between them
+/// add up within 64 bits, whatever an origin says.
+const LENGTH_MAX: u64 = i64::MAX as u64;
+
 /// Evaluates Range and If-Range for a 200 response with `length` bytes; at most `parts_max` ranges are looked at.
 ///
 /// An empty representation is always sent whole, as §14.2 allows: no Content-Range can describe a part of it.
 pub fn select(request: Request<'_>, response: Response<'_>, length: u64, parts_max: usize, now_wall_ms: i64) -> Selection {
-    if response.status != StatusCode::OK || length == 0 {
+    if response.status != StatusCode::OK || length == 0 || length > LENGTH_MAX {
         return Selection::Whole;
     }
     let Some(specs) = requested(request) else { return Selection::Whole };
@@ -263,6 +267,14 @@ mod tests {
         let twice = Asked::get(&[("range", "bytes=0-1"), ("range", "bytes=2-3")]);
         let stored = fields(&[]);
         assert_eq!(select(twice.request(), Response { status: StatusCode::OK, fields: &stored }, 10, 16, NOW.wall_ms), Selection::Whole);
+    }
+
+    #[test]
+    fn of_what_nothing_is_as_long_as_no_parts_are_sent() {
+        let range = "bytes=0-9223372036854775000,9223372036854775100-";
+        assert!(matches!(selected(range, LENGTH_MAX), Selection::Many(_)));
+        assert_eq!(selected(range, LENGTH_MAX + 1), Selection::Whole);
+        assert_eq!(selected(range, u64::MAX), Selection::Whole);
     }
 
     #[test]

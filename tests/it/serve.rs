@@ -5,6 +5,7 @@ mod bad_input;
 mod blocks;
 mod commands;
 mod content;
+mod equivalent;
 mod forwarding;
 mod freshness;
 mod methods;

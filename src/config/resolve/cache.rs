@@ -47,6 +47,7 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key_policy: &mu
         Some(RawClientDirectives::Ignore) => ClientDirectives::Ignore,
         Some(RawClientDirectives::Honour) => ClientDirectives::Honour,
     };
+    policy.no_vary_search = raw.no_vary_search.unwrap_or(policy.no_vary_search);
     apply_vary(&join(at, "vary"), &raw.vary, &mut policy.vary, report);
     apply_body_key(&join(at, "body_key"), &raw.body_key, &mut policy.body_key, report);
     quantities(at, raw, policy, report);

@@ -105,6 +105,8 @@ impl Base {
                 key.query_ignore.push(name.clone());
             }
         }
+        let is_plain = matcher.headers.is_empty() && matcher.query.is_empty();
+        key.route = (!is_plain).then(|| name.clone());
         Route {
             name,
             matcher,

@@ -26,8 +26,8 @@ pub type BlockFlights = FlightTable<BlockHead, Stamp>;
 
 /// What a fetch of a block came to.
 pub enum BlockHead {
-    /// Its bytes come.
-    Filling(Fill),
+    /// Its bytes come. `shared`: the answer is not for the one client alone whose request fetched it.
+    Filling { fill: Fill, shared: bool },
     /// The origin has another version by now, or does not answer in parts.
     OtherVersion,
 }
@@ -44,15 +44,14 @@ const ROUNDS: usize = 4;
 
 /// Opens the bytes `wanted` of the whole, which are in this block.
 pub async fn open(proxy: Arc<Proxy>, exchange: Arc<Exchange>, block: Block, wanted: Range<u64>) -> Result<Opened, BodyError> {
-    let mut collapsed = true;
     for _ in 0..ROUNDS {
         if let Some(stored) = block.find(&proxy) {
             proxy.metrics.block(BlockOutcome::Memory);
             prolong(&proxy, &exchange, &block, &stored);
             return Ok(Opened::Stored(stored));
         }
-        let mut follower = match join(&proxy, &block, || proxy.journal.stamp()) {
-            Join::Follow(follower) => follower,
+        let (mut follower, led) = match join(&proxy, &block, || proxy.journal.stamp()) {
+            Join::Follow(follower) => (follower, false),
             Join::Full => {
                 proxy.metrics.bound(Bound::Waiting);
                 return Err(BodyError::Reset);
@@ -62,14 +61,13 @@ pub async fn open(proxy: Arc<Proxy>, exchange: Arc<Exchange>, block: Block, want
                 if block.find(&proxy).is_some() {
                     continue;
                 }
-                collapsed = false;
                 let follower = leader.follow();
                 tokio::spawn(lead(Arc::clone(&proxy), Arc::clone(&exchange), block.clone(), leader, false));
-                follower
+                (follower, true)
             }
         };
-        if let Some(opened) = after(&mut follower, &block, &wanted).await {
-            if collapsed && opened.is_ok() {
+        if let Some(opened) = after(&mut follower, led, &block, &wanted).await {
+            if !led && opened.is_ok() {
                 proxy.metrics.block(BlockOutcome::Collapsed);
             }
             return opened;
@@ -89,10 +87,12 @@ fn prolong(proxy: &Proxy, exchange: &Exchange, block: &Block, stored: &StoredRes
 }
 
 /// What a fetch came to; `None`: nothing, look again.
-async fn after(follower: &mut Follower<BlockHead>, block: &Block, wanted: &Range<u64>) -> Option<Result<Opened, BodyError>> {
+async fn after(follower: &mut Follower<BlockHead>, led: bool, block: &Block, wanted: &Range<u64>) -> Option<Result<Opened, BodyError>> {
     match follower.wait().await {
         Published::Head(head) => Some(match &*head {
-            BlockHead::Filling(fill) => {
+            // Who may not have it asks for the bytes alone.
+            BlockHead::Filling { shared: false, .. } if !led => Ok(Opened::Filling(None)),
+            BlockHead::Filling { fill, .. } => {
                 let start = block.range().start;
                 let reader = fill.reader(wanted.start - start, Some(wanted.end - start));
                 // One that was given up, because nobody was there, says nothing against asking anew.
@@ -200,7 +200,9 @@ pub async fn receive(
     let keep_at_most = if kept.is_ok() { length } else { 0 };
     let (writer, fill) = Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, Some(length), keep_at_most);
     let ticket = fill.ticket();
-    leader.publish(Published::Head(Arc::new(BlockHead::Filling(fill.clone()))));
+    // That memory is short, or that a purge came, says nothing about who may have it.
+    let shared = kept.as_ref().err().is_none_or(|why| matches!(why, NotStored::Memory | NotStored::Purged));
+    leader.publish(Published::Head(Arc::new(BlockHead::Filling { fill: fill.clone(), shared })));
     let whole = pump_while_wanted(&leader, ticket, inbound.body.take(), writer, &fill, ahead).await;
     match (kept, fill.complete().filter(|_| whole)) {
         (Ok(head), Some(complete)) => {

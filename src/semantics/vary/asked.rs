@@ -94,12 +94,17 @@ fn look_up<'s>(mut range: &[u8], supported: &'s [String]) -> Option<&'s str> {
 /// Which of these image formats a client names, and whether it takes others: `image/avif, image/webp, */*;q=0.8`.
 ///
 /// `*/*` and `image/*` do not count as naming a format: clients that take none of the newer ones send them. A client that takes
-/// neither one of these formats nor anything else by a wildcard does not ask for an image: its field stays as it is.
+/// neither one of these formats nor anything else by a wildcard does not ask for an image: its field stays as it is. So does
+/// one that refuses anything.
 fn write_images(request: &Fields, formats: &[String], out: &mut Vec<u8>) -> Asked {
     let taken = |wanted: &[u8]| {
         let mut ranges = request.values(name::ACCEPT).flat_map(list).map(split_weight);
         ranges.any(|(weight, range)| weight > 0 && range.eq_ignore_ascii_case(wanted))
     };
+    // A wildcard of ours would take back what the client refuses.
+    if request.values(name::ACCEPT).flat_map(list).any(|range| split_weight(range).0 == 0) {
+        return Asked::AsSent;
+    }
     let any = !request.has(name::ACCEPT) || taken(b"*/*");
     let others = if any {
         "*/*;q=0.8"
@@ -182,7 +187,8 @@ mod tests {
             (&["image/avif,image/webp,image/apng,*/*;q=0.8"][..], Some("image/avif, image/webp, */*;q=0.8")),
             (&["image/webp, image/avif;q=0.1", "*/*"], Some("image/avif, image/webp, */*;q=0.8")),
             (&["IMAGE/WebP, */*"], Some("image/webp, */*;q=0.8")),
-            (&["image/avif;q=0, image/*"], Some("image/*;q=0.8")),
+            (&["image/avif;q=0, image/*"], None),
+            (&["image/webp, image/png;q=0.0, */*"], None),
             (&["image/webp"], Some("image/webp")),
             (&["*/*"], Some("*/*;q=0.8")),
             (&[], Some("*/*;q=0.8")),

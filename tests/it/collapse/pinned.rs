@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 const LENGTH: usize = 12 << 20;
 const PINNED: &str = "tiercel_pinned_bytes";
 const FILL: &str = "tiercel_fill_bytes";
+const STORED: &str = "tiercel_cache_stores_total{outcome=\"stored\",tier=\"memory\"}";
 
 /// More than sockets take for a client that reads nothing.
 static BODY: LazyLock<Vec<u8>> = LazyLock::new(|| pattern(LENGTH));
@@ -104,7 +105,7 @@ async fn a_slow_client_that_led_holds_no_memory_for_fills_once_the_response_is_s
         slow.push(client);
     }
     assert_eq!(MANY.map(|path| stage.origin.count(path)), [1; 3]);
-    assert_eq!(stage.metric("tiercel_cache_stores_total{outcome=\"stored\",tier=\"memory\"}").await, 3);
+    assert_eq!(stage.metric(STORED).await, 3);
     // Evicted, what they have of it counts as pinned, as for readers of the cache.
     stage.purge(&everything()).await;
     stage.until_metric(PINNED, 3 * LENGTH as u64).await;
@@ -119,10 +120,24 @@ async fn a_slow_client_that_led_is_cut_off_where_its_memory_is_wanted_back() {
     let stage = stage("memory.fill_share = \"4%\"\nfill.stall = \"10ms\"");
     let mut client = stage.send("GET", "/a", &[]).await;
     client.until("\r\n\r\n").await.expect("a head");
-    stage.until_metric(FILL, 0).await;
+    stage.until_metric(STORED, 1).await;
     stage.purge(&everything()).await;
     stage.until_metric("tiercel_bound_reached_total{bound=\"pinned_memory\"}", 1).await;
     assert!(!is_whole(client).await);
     stage.until_metric(PINNED, 0).await;
     stage.until_metric("tiercel_bound_reached_total{bound=\"reader_detached\"}", 1).await;
+}
+
+#[tokio::test]
+async fn a_write_is_not_sent_again_for_the_rest_of_its_answer() {
+    let config = "memory.limit = \"400MiB\"\nmemory.fill_share = \"4%\"\nfill.stall = \"10ms\"";
+    let stage = Stage::with(config, |_, _| fresh(BODY.clone()).header("ETag", "\"v1\"").header("Content-Location", "/a"));
+    let mut client = stage.send("POST", "/a", &["Content-Length: 0"]).await;
+    let head = client.until("\r\n\r\n").await.expect("a head");
+    assert!(head.contains("stored"), "{head}");
+    stage.until_metric(STORED, 1).await;
+    stage.purge(&everything()).await;
+    stage.until_metric("tiercel_bound_reached_total{bound=\"pinned_memory\"}", 1).await;
+    assert!(!is_whole(client).await);
+    assert_eq!(stage.origin.count("/a"), 1);
 }

@@ -69,6 +69,26 @@ async fn a_purge_is_logged_once_however_it_came() {
 }
 
 #[tokio::test]
+async fn crowded_variants_are_logged_once_in_a_while_with_route_and_url_but_no_query() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = Origin::start(|_: &Recorded| Script::ok("x").header("cache-control", "max-age=60").header("vary", "x-junk"));
+    let mut process = Process::with_config(folder.path(), &config(&origin.url(), "[cache]\nmax_variants = 2\n"));
+    for value in 0..6 {
+        get_with(process.http(), "/a?token=hidden", &format!("x-junk: {value}\r\n")).await;
+        until_settled(process.admin()).await;
+    }
+    assert_eq!(metric(process.admin(), "tiercel_bound_reached_total", &["bound=\"variants\""]).await, 4.0);
+    process.signal(TERMINATE);
+    assert_eq!(process.end(), Some(0));
+    let written: Vec<_> = process.err.whole().into_iter().filter(|line| line.contains("too many variants")).collect();
+    assert_eq!(written.len(), 1, "{written:#?}");
+    for part in ["WARN", "route", "default", "/a", "most"] {
+        assert!(written[0].contains(part), "{part}: {}", written[0]);
+    }
+    assert!(!written[0].contains("hidden"), "{}", written[0]);
+}
+
+#[tokio::test]
 async fn every_request_has_a_line_also_those_that_broke_off() {
     let folder = tempfile::tempdir().unwrap();
     let gate = Gate::new();

@@ -163,6 +163,20 @@ async fn content_beyond_what_is_read_goes_through_whole() {
 }
 
 #[tokio::test]
+async fn a_client_that_wants_only_what_is_stored_is_not_forwarded_however_much_it_sends() {
+    let served = serve_with("[cache.body_key]\nmax_bytes = \"1KiB\"\n", |_| fresh("x"));
+    let lines = format!("{JSON}Cache-Control: only-if-cached\r\n");
+    let chunked = format!("5dc\r\n{}\r\n0\r\n\r\n", "x".repeat(1500));
+    let answers = [
+        served.ask("QUERY", "/a", &lines, "small").await,
+        served.ask("QUERY", "/a", &lines, &"x".repeat(1500)).await,
+        served.client().await.ask(request("QUERY", "/a", &format!("{lines}Transfer-Encoding: chunked\r\n"), "") + &chunked).await,
+    ];
+    assert_eq!(answers.map(|answer| answer.status), [504; 3]);
+    assert_eq!(served.origin.count("/a"), 0);
+}
+
+#[tokio::test]
 async fn a_query_without_content_type_is_forwarded_and_not_stored() {
     let served = echo("");
     for asked in 1..=2 {

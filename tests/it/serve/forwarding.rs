@@ -294,3 +294,29 @@ async fn the_origin_sees_the_target_that_was_keyed() {
     let absolute = served.client().await.ask("GET http://SHOP.example:80/x HTTP/1.1\r\nHost: shop.example\r\n\r\n").await;
     assert_eq!(absolute.text(), "/x");
 }
+
+#[tokio::test]
+async fn what_connection_names_counts_for_nobody() {
+    let served = serve_with("[cache.key]\nheaders = [\"x-tenant\"]\n", |request| {
+        let said = |name| request.field(name).unwrap_or("none").to_owned();
+        fresh(&format!("{} {}", said("accept-language"), said("x-tenant"))).header("Vary", "Accept-Language")
+    });
+    let lines = "Accept-Language: de\r\nX-Tenant: a\r\n";
+    let cut = format!("{lines}Connection: keep-alive, Accept-Language, x-tenant\r\n");
+    assert_eq!(served.get_with("/a", &cut).await.text(), "none none");
+    assert_eq!(served.get_with("/a", lines).await.text(), "de a", "not what was made for nobody's language and tenant");
+    assert_eq!(served.until_hit("/a", "").await.text(), "none none");
+    assert_eq!(served.until_hit("/a", &cut).await.text(), "none none");
+    assert_eq!(served.origin.count("/a"), 2);
+}
+
+#[tokio::test]
+async fn underscores_do_not_carry_a_field_past_the_key() {
+    let served = serve(|_| fresh("body"));
+    served.get_with("/a", "X_Forwarded_Host: evil\r\nAccept_Language: de\r\nX-Original-Uri: /evil\r\nmy_own: 1\r\n").await;
+    let seen = served.last("/a");
+    for gone in ["x_forwarded_host", "accept_language", "x-original-uri"] {
+        assert_eq!(seen.field(gone), None, "{gone}");
+    }
+    assert_eq!(seen.field("my_own"), Some("1"));
+}

@@ -122,6 +122,25 @@ async fn a_write_that_says_what_the_key_does_not_hold_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_write_with_parameters_that_do_not_count_leaves_nothing_behind() {
+    let served = serve_with("[cache.key]\nignore_tracking = true\n", |request| {
+        let script = fresh(&format!("{} {}", request.method, request.target));
+        if request.method == "POST" { script.header("Content-Location", &request.target) } else { script }
+    });
+    assert!(!served.ask("POST", "/a?utm_source=x", "", "x").await.says("stored"));
+    assert_eq!(served.get("/a").await.text(), "GET /a");
+    assert!(served.ask("POST", "/b?c=d", "", "x").await.says("stored"), "those that count do no harm");
+}
+
+#[tokio::test]
+async fn a_write_of_a_client_whose_reads_go_past_the_cache_leaves_nothing_behind() {
+    let config = "[[bypass]]\nreason = \"session\"\ncookies = [\"session\"]\n";
+    let served = representing(config, 200, REPRESENTS);
+    assert!(!served.ask("POST", "/a?b", "Cookie: session=1\r\n", "x").await.says("stored"));
+    assert_eq!(served.get("/a?b").await.text(), "old");
+}
+
+#[tokio::test]
 async fn a_request_body_reaches_the_origin_with_its_length() {
     let served = writable(200, &[]);
     let mut client = served.client().await;

@@ -327,12 +327,12 @@ async fn what_was_being_fetched_when_it_was_purged_is_not_served_afterwards() {
 }
 
 #[tokio::test]
-async fn groups_beyond_the_bound_are_left_out_and_counted() {
+async fn groups_beyond_the_bound_take_their_whole_host_and_are_counted() {
     let named = |count: usize| (0..count).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
     let served = serve(move |request| match request.method.as_str() {
-        "POST" => Script::status(200, "").header("Cache-Group-Invalidation", &named(32)),
-        "PUT" => Script::status(200, "").header("Cache-Group-Invalidation", &named(33)),
-        _ => fresh("body").header("Cache-Groups", if request.path == "/last" { "\"32\"" } else { "\"31\"" }),
+        "POST" => Script::status(200, "").header("Cache-Group-Invalidation", &named(128)),
+        "PUT" => Script::status(200, "").header("Cache-Group-Invalidation", &named(129)),
+        _ => fresh("body").header("Cache-Groups", if request.path == "/last" { "\"128\"" } else { "\"127\"" }),
     });
     let reached = async || {
         let (_, metrics) = served.admin("GET", "/metrics", "").await;
@@ -340,15 +340,17 @@ async fn groups_beyond_the_bound_are_left_out_and_counted() {
         let sample = metrics.lines().find_map(|line| line.strip_prefix("tiercel_bound_reached_total{bound=\"invalidated_groups\"} "));
         sample.expect("it is there from the start").to_owned()
     };
-    for path in ["/last", "/last-but-one"] {
-        store(&served, path, "").await;
+    let other = "Host: other.example\r\n";
+    for (path, lines) in [("/last", ""), ("/last-but-one", ""), ("/last", other)] {
+        store(&served, path, lines).await;
     }
     served.ask("POST", "/write", "", "x").await;
     assert_eq!(reached().await, "0");
+    assert!(served.get("/last").await.says("hit") && served.get("/last-but-one").await.is_miss());
     served.ask("PUT", "/write", "", "x").await;
     assert_eq!(reached().await, "1");
-    assert!(served.get("/last").await.says("hit"), "the thirty-third");
-    assert!(served.get("/last-but-one").await.is_miss());
+    assert!(served.get("/last").await.is_miss(), "too much rather than too little");
+    assert!(served.get_with("/last", other).await.says("hit"));
 }
 
 #[tokio::test]

@@ -231,3 +231,17 @@ async fn errors_with_explicit_freshness_are_reused_and_others_are_not() {
         assert_eq!(served.origin.count("/sick"), asked);
     }
 }
+
+#[tokio::test]
+async fn an_answer_without_vary_replaces_the_variant_it_was_asked_in_place_of() {
+    let served = serve(|request| match request.field("if-none-match") {
+        None => {
+            Script::ok("old").header("Cache-Control", "max-age=0, stale-while-revalidate=600").header("ETag", "\"1\"").header("Vary", "X-A")
+        }
+        Some(_) => fresh("new"),
+    });
+    assert_eq!(served.get_with("/a", "X-A: other\r\n").await.text(), "old");
+    assert_eq!(served.get("/a").await.text(), "old");
+    served.until("/a", "", "the new response", |answer| answer.text() == "new").await;
+    assert_eq!(served.until_hit("/a", "").await.text(), "new");
+}

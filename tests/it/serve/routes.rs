@@ -249,3 +249,31 @@ async fn lifetimes_are_configured_by_status() {
     }
     assert!(served.get("/private").await.says("detail=PRIVATE"), "an override never lifts private");
 }
+
+#[tokio::test]
+async fn routes_that_fields_or_parameters_choose_do_not_share_what_they_store() {
+    let config = r#"
+[cache.key]
+query_ignore = ["preview"]
+[[sites.default.routes]]
+headers = { x-beta = "1" }
+request_headers = { set = { x-seen-by = "beta" } }
+[[sites.default.routes]]
+query = { preview = "1" }
+request_headers = { set = { x-seen-by = "preview" } }
+"#;
+    let served = serve_with(config, |request| fresh(request.field("x-seen-by").unwrap_or("default")));
+    for _ in 0..2 {
+        for (path, lines, want) in
+            [("/a", "X-Beta: 1\r\n", "beta"), ("/a?preview=1", "", "preview"), ("/a", "", "default"), ("/a?preview=2", "", "default")]
+        {
+            assert_eq!(served.get_with(path, lines).await.text(), want, "{path} {lines}");
+            served.until_hit(path, lines).await;
+        }
+    }
+    let purged = json!({"urls": [format!("http://{HOST}/a")]}).to_string();
+    assert_eq!(served.admin("POST", "/v1/purge", &purged).await.0, 200);
+    for (path, lines) in [("/a", "X-Beta: 1\r\n"), ("/a?preview=1", ""), ("/a", "")] {
+        assert!(!served.get_with(path, lines).await.says("hit"), "{path} {lines}");
+    }
+}

@@ -2,6 +2,26 @@
 
 use super::*;
 
+#[tokio::test]
+async fn a_304_that_changes_vary_takes_the_place_of_what_it_confirmed() {
+    let served = serve(|request| {
+        let language = request.field("accept-language").unwrap_or("none").to_owned();
+        let not_modified = Script::status(304, "").header("ETag", "\"v1\"").header("Vary", "Accept-Language");
+        confirm_or(request, not_modified, fresh(&language).header("ETag", "\"v1\""))
+    });
+    let (german, french) = ("Accept-Language: de\r\n", "Accept-Language: fr\r\n");
+    served.get_with("/a", german).await;
+    assert_eq!(served.until_hit("/a", french).await.text(), "de", "it does not vary yet");
+    served.soften().await;
+    assert_eq!(served.get_with("/a", german).await.text(), "de");
+    let explained = served.explain("/a").await;
+    assert_eq!((&explained["variants"], &explained["vary_known"]), (&json!(1), &json!(["accept-language"])));
+    assert!(served.get_with("/a", german).await.says("hit"));
+    let other = served.get_with("/a", french).await;
+    assert!(other.says("fwd=vary-miss"), "what it was before is gone: {}", other.head);
+    assert_eq!(other.text(), "fr");
+}
+
 /// How what is stored becomes stale: by its age on arrival, so that requests for it do not line up, or later.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Staleness {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// After this a test fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -72,6 +72,13 @@ impl Client {
         let stream = TcpStream::connect(address).await.expect("connect");
         stream.set_nodelay(true).expect("nodelay");
         Self { stream, buffer: Vec::new() }
+    }
+
+    /// One for which the kernel keeps little of what it has not read.
+    pub async fn narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(256 << 10).expect("a receive buffer");
+        Self { stream: socket.connect(address).await.expect("connect"), buffer: Vec::new() }
     }
 
     /// Sends bytes; a connection that the server closed meanwhile is no failure of the test by itself.
