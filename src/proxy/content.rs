@@ -45,7 +45,7 @@ async fn answered(proxy: Arc<Proxy>, mut exchange: Exchange, body: RequestBody, 
     let content = match gather(&proxy, body, exchange.policy().body_key.max_bytes).await {
         Ok(Gathered::Whole(content)) => content,
         Ok(Gathered::TooLarge(_)) if reuse::only_if_cached(exchange.request()) => {
-            return answer::not_cached(&exchange.routed, &exchange.key, exchange.outcome());
+            return answer::not_cached(&exchange.routed, exchange.outcome());
         }
         Ok(Gathered::TooLarge(body)) => {
             let exchange = Arc::new(exchange);
