@@ -663,6 +663,8 @@ fn classes_and_choices_are_checked() {
         ("[cache.vary]\nlanguages = ['*']\n", "cache.vary.languages[0]"),
         ("[cache.vary]\nimages = ['image/*']\n", "cache.vary.images[0]"),
         ("[cache]\nvary_ignore = ['x']\n", "cache.vary_ignore"),
+        ("[cache.body_key]\nmethods = ['QUERY', 'PUT']\n", "cache.body_key.methods[1]"),
+        ("[cache.body_key]\nmax_bytes = '2MiB'\n", "cache.body_key.max_bytes"),
     ] {
         let problems = Case::toml(&format!("{UPSTREAM}{text}")).problems();
         let paths: Vec<_> = problems.iter().map(|problem| problem.path.clone()).collect();

@@ -107,8 +107,8 @@ fn apply_body_key(at: &str, raw: &RawBodyKey, body_key: &mut BodyKey, report: &m
     *most = Table::new(report, at).size("max_bytes", raw.max_bytes.as_ref(), *most, 0..=CONTENT_BYTES_MAX);
 }
 
-/// It becomes part of the key, which is hashed and compared whole.
-const CONTENT_BYTES_MAX: u64 = 16 << 20;
+/// It becomes part of the key, which is hashed, compared whole, and up to four times as long where it is no text.
+const CONTENT_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest list of targeted fields: each is looked for in every response.
 const TARGETED_MAX: usize = 8;
