@@ -207,16 +207,25 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
     };
     let (proxy, stored) = (Arc::clone(proxy), Arc::clone(stored));
     tokio::spawn(async move {
-        let status = lead::lead(Arc::clone(&proxy), Arc::new(exchange), leader, None, Some((stored, Validity::Valid)), true).await;
-        match status {
-            Some(status) if status < 500 => proxy.failed_refreshes.clear(failing),
-            _ => proxy.count_marker(proxy.failed_refreshes.set(failing, clock::now().mono_ms)),
-        }
-        proxy.metrics.refreshed(match status {
+        let status =
+            lead::lead(Arc::clone(&proxy), Arc::new(exchange), leader, None, Some((Arc::clone(&stored), Validity::Valid)), true).await;
+        // Where what came may not be kept, every further hit would ask again, and in vain.
+        let outcome = match status.filter(|_| !is_held(&proxy, &stored)) {
             Some(304) => RefreshOutcome::NotModified,
             Some(status) if status < 500 => RefreshOutcome::Replaced,
             _ => RefreshOutcome::Failed,
-        });
+        };
+        match outcome {
+            RefreshOutcome::Failed => proxy.count_marker(proxy.failed_refreshes.set(failing, clock::now().mono_ms)),
+            _ => proxy.failed_refreshes.clear(failing),
+        }
+        proxy.metrics.refreshed(outcome);
     });
     true
+}
+
+/// Whether this very response is still what is stored.
+fn is_held(proxy: &Proxy, stored: &Arc<StoredResponse>) -> bool {
+    let set = proxy.memory.get(stored.head.key.hash());
+    set.is_some_and(|set| set.responses().iter().any(|response| Arc::ptr_eq(response, stored)))
 }

@@ -155,6 +155,14 @@ impl Served {
         self.metric(&format!("tiercel_bound_reached_total{{bound=\"{bound}\"}}")).await
     }
 
+    async fn until_metric(&self, series: &str, want: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric(series).await != want {
+            assert!(Instant::now() < deadline, "waited in vain: {series} {want}");
+            tokio::time::sleep(Duration::from_millis(2)).await; // nobody announces it
+        }
+    }
+
     /// The value of a series, with its labels as they are scraped.
     async fn metric(&self, series: &str) -> u64 {
         let (_, metrics) = self.admin("GET", "/metrics", "").await;

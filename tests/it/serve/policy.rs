@@ -81,6 +81,22 @@ async fn a_hit_near_the_end_of_freshness_refreshes_what_it_found() {
 }
 
 #[tokio::test]
+async fn a_refresh_that_brings_nothing_to_keep_is_not_tried_with_every_hit() {
+    let served = serve_with("[fill]\nmarker_first = \"1h\"\nmarker_max = \"2h\"\n[cache]\nearly_refresh = \"50%\"\n", |request| {
+        let old = Script::ok("old").header("Cache-Control", "max-age=3600").header("Age", "2000").header("ETag", "\"v1\"");
+        confirm_or(request, Script::ok("yours").header("Cache-Control", "private"), old)
+    });
+    served.get("/a").await;
+    let cookie = "Cookie: session=1\r\n"; // what it gets says nothing of what others would
+    served.until_hit("/a", cookie).await;
+    served.until_metric("tiercel_cache_refresh_total{outcome=\"failed\"}", 1).await;
+    for _ in 0..5 {
+        assert_eq!(served.get_with("/a", cookie).await.text(), "old");
+    }
+    assert_eq!(served.origin.count("/a"), 2);
+}
+
+#[tokio::test]
 async fn a_response_is_stored_with_the_nth_request_for_it() {
     let served = serve_with("[cache]\nstore_after = 3\n", |_| fresh("body"));
     for asked in 1..=2 {
