@@ -317,8 +317,9 @@ fn is_static_extension(text: &str) -> bool {
 /// A page or an API answer, going by its media type.
 fn is_dynamic(fields: &Fields) -> bool {
     let media_type = fields.get(name::CONTENT_TYPE).and_then(|value| value.split(|byte| *byte == b';').next());
-    let is = |text: &str| media_type.is_some_and(|media_type| trim(media_type).eq_ignore_ascii_case(text.as_bytes()));
-    ["text/html", "application/xhtml+xml", "application/json"].into_iter().any(is)
+    let Some(media_type) = media_type.map(|text| trim(text).to_ascii_lowercase()) else { return false };
+    let dynamic: [&[u8]; 5] = [b"text/html", b"application/xhtml+xml", b"application/json", b"text/xml", b"application/xml"];
+    dynamic.contains(&&media_type[..]) || media_type.ends_with(b"+json")
 }
 
 /// The fields of a response that are kept: without those of one connection (§3.1, RFC 9110 §7.6.1) or proxy, without

@@ -132,6 +132,8 @@ fn heuristics_stop_at_what_may_be_personal() {
         ("page behind a static name", url, "text/html; charset=utf-8", vec![], Not(NotStored::DeceptionGuard)),
         ("in any case", "http://a/x.CSS", "Text/HTML", vec![], Not(NotStored::DeceptionGuard)),
         ("API answer behind a static name", "http://a/me/x.js", "application/json", vec![], Not(NotStored::DeceptionGuard)),
+        ("problem behind a static name", "http://a/me/x.js", "application/problem+JSON", vec![], Not(NotStored::DeceptionGuard)),
+        ("XML behind a static name", "http://a/me/x.js", "text/xml", vec![], Not(NotStored::DeceptionGuard)),
         ("path parameter", "http://a/me;x.css", "text/html", vec![], Not(NotStored::DeceptionGuard)),
         ("path parameter behind it", "http://a/me.css;x=1.5", "text/html", vec![], Not(NotStored::DeceptionGuard)),
         ("encoded delimiter", "http://a/me%0A.css", "text/html", vec![], Not(NotStored::DeceptionGuard)),
