@@ -41,11 +41,11 @@ fuzz_target!(|data: &[u8]| {
     let (method, url) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let fields: Vec<(String, String)> =
         lines.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    let Ok(explained) = PROXY.explain(url, method, &fields) else { return };
+    let Ok(explained) = PROXY.explain(url, method, &fields, "") else { return };
     let normal = explained["url"].as_str().expect("a URL");
     assert!(!normal.bytes().any(|byte| !byte.is_ascii_graphic()), "{normal}");
     if normal.contains("://") && !normal.ends_with('*') && !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
-        let again = PROXY.explain(normal, method, &fields).unwrap_or_else(|why| panic!("{normal}: {why}"));
+        let again = PROXY.explain(normal, method, &fields, "").unwrap_or_else(|why| panic!("{normal}: {why}"));
         assert_eq!((&again["url"], &again["key"]), (&explained["url"], &explained["key"]));
     }
     assert_ne!(explained["way"], Value::Null);
