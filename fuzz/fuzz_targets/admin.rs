@@ -35,7 +35,7 @@ impl Control for Hands {
         false
     }
     fn explain(&self, request: ExplainRequest) -> Result<Value, String> {
-        self.0.explain(&request.url, &request.method, &request.headers)
+        self.0.explain(&request.url, &request.method, &request.headers, &request.content)
     }
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, ReloadRefused>> + Send>> {
         Box::pin(async { Ok(json!({})) })
