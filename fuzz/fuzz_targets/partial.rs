@@ -25,7 +25,7 @@ fuzz_target!(|data: &[u8]| {
     let told = range::content_range(&part.range, part.length);
     assert_eq!(range::told(told.as_bytes()), Some((part.range.clone(), Some(part.length))));
     if let Some(version) = Version::of(&fields, part.length) {
-        assert_eq!(version.tag().as_bytes(), tag);
+        assert_eq!(Some(version.tag().as_bytes()), fields.get(name::ETAG), "as it came, but for white space around it");
         assert_eq!(partial::follows(&version, response, &asked), Following::Same);
     }
 });
