@@ -7,6 +7,7 @@ pub mod cli;
 pub mod clock;
 pub mod coalesce;
 pub mod config;
+pub mod faults;
 pub mod http1;
 pub mod invalidation;
 pub mod listener;

@@ -73,6 +73,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),
     ("body", &["semantics::Fields"]),
     ("clock", &["semantics::Now"]),
+    ("faults", &[]),
     ("pages", &[]),
     ("sync", &[]),
     ("semantics", &[]),
