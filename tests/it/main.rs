@@ -9,6 +9,7 @@ mod config;
 mod conformance;
 mod http1;
 mod http1_differential;
+mod http2;
 mod journal;
 mod lifecycle;
 mod observe;
