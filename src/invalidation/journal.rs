@@ -262,8 +262,9 @@ impl Journal {
             }
             Order::Fleet { tell_unsafe } => {
                 let local = ledger.put_ahead(aims, Mode::Hard, now.mono_ms, moved);
-                let told = tell_unsafe && hashes.iter().fold(true, |told, &hash| ledger.outbox.put(local, (kind, hash)) && told);
-                if !told {
+                // Each is put, whether the one before it found a place or not.
+                let untold = hashes.iter().filter(|&&hash| !tell_unsafe || !ledger.outbox.put(local, (kind, hash))).count();
+                if untold > 0 {
                     ledger.give_up(local);
                 }
             }

@@ -31,8 +31,9 @@ use std::sync::Arc;
 const READ_COUNT: usize = 512;
 /// How long a read waits in Redis, and at most between heartbeats.
 const BEAT_MS: u64 = 1000;
-/// Between heartbeats while purges wait for other nodes.
+/// Between heartbeats while purges wait for other nodes; [`RETRY_MS`] once they have waited for [`SOON_MS`].
 const POLL_MS: u64 = 10;
+const SOON_MS: u64 = 200;
 /// After a failure, before the same is tried again.
 const RETRY_MS: u64 = 100;
 /// Between batches of unsafe methods, unless one is full.
@@ -69,7 +70,7 @@ impl Settings {
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// Time passed. Wanted at [`Fleet::wake_at`] at the latest.
+    /// Time passed. Wanted at [`Fleet::wake_at`] at the latest; and when an unsafe method has invalidated something.
     Tick,
     /// [`Journal::issue`] made this.
     Issued(Purge),
@@ -249,7 +250,8 @@ impl Fleet {
     pub fn wake_at(&self) -> u64 {
         let beat = if self.beat.under_way { u64::MAX } else { self.beat.next_at };
         let read = if self.read.under_way.is_some() { u64::MAX } else { self.read.next_at };
-        let batch = if self.batches.under_way < BATCHES_MAX { self.batches.next_at } else { u64::MAX };
+        let has_batch = !self.batches.waiting.is_empty() || self.journal.untold().0 > 0;
+        let batch = if has_batch && self.batches.under_way < BATCHES_MAX { self.batches.next_at } else { u64::MAX };
         beat.min(read).min(batch).min(self.own.next_at())
     }
 
@@ -374,7 +376,7 @@ impl Fleet {
             }
             (Err(Refusal::OtherEpoch), Some(record)) if record.epoch > self.applied.epoch => self.enter(record, now, actions),
             (Err(Refusal::BehindTrim), Some(record)) if record.epoch == self.applied.epoch => self.leap(record, now, actions),
-            (Err(refusal @ (Refusal::StreamLost | Refusal::EntryLost)), Some(record)) if record.epoch == self.applied.epoch => {
+            (Err(refusal @ Refusal::EntryLost), Some(record)) if record.epoch == self.applied.epoch => {
                 self.lost(refusal, Some(record.epoch), now, actions);
             }
             (Err(Refusal::OtherEpoch), Some(record)) if record.epoch < self.applied.epoch => {
@@ -577,8 +579,11 @@ impl Fleet {
             self.send(UnderWay::Append { epoch, id: purge.id }, Command::Append { epoch, purge }, actions);
         }
         self.send_batches(epoch, now, actions);
-        if self.own.is_waiting() && !self.beat.under_way {
-            self.beat.next_at = self.beat.next_at.min(now_ms + POLL_MS);
+        if let Some(issued_at) = self.own.youngest_waiting()
+            && !self.beat.under_way
+        {
+            let poll_ms = if now_ms.saturating_sub(issued_at) < SOON_MS { POLL_MS } else { RETRY_MS };
+            self.beat.next_at = self.beat.next_at.min(now_ms + poll_ms);
         }
     }
 

@@ -75,9 +75,10 @@ impl Own {
         self.oldest_first.iter().filter(|issued| !matches!(issued.place, Place::At { .. })).count()
     }
 
-    /// Whether a purge waits for other nodes.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.oldest_first.iter().any(|issued| !issued.complete && matches!(issued.place, Place::At { .. }))
+    /// When the last of those was issued that wait for other nodes.
+    pub(super) fn youngest_waiting(&self) -> Option<u64> {
+        let waiting = |issued: &&Issued| !issued.complete && matches!(issued.place, Place::At { .. });
+        self.oldest_first.iter().rev().find(waiting).map(|issued| issued.issued_at)
     }
 
     /// It was not appended, as far as is known: once more, later.

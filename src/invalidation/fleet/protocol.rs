@@ -89,7 +89,8 @@ pub enum Command {
     /// A blocking read of both streams, on a connection of its own. [`Answer::Read`].
     Read(Read),
     /// Script: adds the purge to the stream of `epoch`, with `prev` (the record's `last`), and sets the record's `last`.
-    /// Refused where the record has another epoch or is gone. [`Answer::Appended`].
+    /// The id is Redis' time, or the next after `last` where that is later (so that a stream that was evicted looks like
+    /// one that was trimmed). Refused where the record has another epoch or is gone. [`Answer::Appended`].
     Append { epoch: u64, purge: Purge },
     /// The same for the stream of unsafe methods, with the record's `unsafe_last`. [`Answer::Appended`].
     AppendUnsafe { epoch: u64, batch: Batch },
@@ -108,9 +109,8 @@ pub enum Command {
 ///    `server` is not this one and its `doubt` is not of this one, it sets `doubt` to this server, the time, and the
 ///    newest `at_ms` of all members.)
 /// 3. the record's epoch is not that of `applied`: [`Refusal::OtherEpoch`];
-/// 4. the last id that a stream generated is not the record's `last` (`unsafe_last`): [`Refusal::StreamLost`];
-/// 5. `applied` is before the `prev` of the first purge in the stream: [`Refusal::BehindTrim`]. (The same for the other stream.)
-/// 6. `applied` is after `last`, or `witness` is given, the stream reaches back to `applied`, and the entry there is not
+/// 4. `applied` is before the `prev` of the first purge in the stream: [`Refusal::BehindTrim`]. (The same for the other stream.)
+/// 5. `applied` is after `last`, or `witness` is given, the stream reaches back to `applied`, and the entry there is not
 ///    the purge of that id: [`Refusal::EntryLost`]. (`unsafe_applied` after `unsafe_last` likewise.)
 ///
 /// Else it writes the member. `continued` is whether one of this name and instance was there, had not left, and had a
@@ -140,7 +140,7 @@ pub struct Beat {
 /// That nothing of what counted as complete is missing on a server that began or was promoted under the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vouch {
-    /// By a node that was trusted without a break, and whose last entry is there (6. above): holds if Redis' time is not
+    /// By a node that was trusted without a break, and whose last entry is there (5. above): holds if Redis' time is not
     /// past this.
     Unbroken { until_ms: i64 },
     /// By all: holds if the doubt is not spoiled.
@@ -170,7 +170,6 @@ pub enum Refusal {
     NoRecord,
     OtherServer,
     OtherEpoch,
-    StreamLost,
     BehindTrim,
     EntryLost,
 }
