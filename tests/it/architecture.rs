@@ -54,6 +54,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "pages",
             "body",
             "clock",
+            "faults",
         ],
     ),
     ("proxy::outcome", &["semantics::cache_status", "semantics::storage", "semantics::widening"]),
