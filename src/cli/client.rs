@@ -49,14 +49,25 @@ impl AdminOptions {
         }
     }
 
+    /// Prints what the API answers to a GET.
+    pub fn get_and_print(&self, path: &str) -> Result<(), Failure> {
+        let answer = self.exchange(Request::get(path), Bytes::new())?;
+        print(&if self.json { format!("{answer:#}\n") } else { readable(&answer) })
+    }
+
     /// Posts to the API; an answer that is not 2xx is an error with the API's own words.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+        self.exchange(request, Bytes::from(body.to_string()))
+    }
+
+    fn exchange(&self, request: http::request::Builder, body: Bytes) -> Result<Value, Failure> {
         let base = Authority::parse(&self.admin).map_err(|error| Failure::Usage(format!("--admin: {error:#}")))?;
-        let mut request = Request::post(path).header(header::HOST, &base.text).header(header::CONTENT_TYPE, "application/json");
+        let mut request = request.header(header::HOST, &base.text);
         if let Some(token) = self.token()? {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request.body(Full::new(Bytes::from(body.to_string()))).context("the request cannot be made")?;
+        let request = request.body(Full::new(body)).context("the request cannot be made")?;
         let (status, bytes) = block_on(async {
             let exchange = async {
                 let answer = send(&base, request).await?;

@@ -11,6 +11,7 @@ mod get;
 mod health;
 mod man;
 mod purge;
+mod redis_stats;
 mod reload;
 mod run;
 mod verdict;
@@ -60,6 +61,8 @@ enum Command {
     Explain(explain::Options),
     /// Make a running server read its configuration again, whole or not at all
     Reload(reload::Options),
+    /// Show what is kept in Redis
+    RedisStats(redis_stats::Options),
     /// Ask whether a running server wants requests: exit code 0 if so, else 1
     Health(health::Options),
     /// Print the version
@@ -126,6 +129,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Get(options) => get::run(options),
         Command::Explain(options) => explain::run(options),
         Command::Reload(options) => reload::run(options),
+        Command::RedisStats(options) => redis_stats::run(options),
         Command::Health(options) => health::run(options),
         Command::Version(options) => version::run(options),
         Command::Completions(options) => completions::run(options),

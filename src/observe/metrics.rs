@@ -7,9 +7,11 @@ mod hot;
 mod redis;
 mod scrape;
 pub mod series;
+mod tiers;
 
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
+pub use tiers::{TierLookup, TierSeries, TierWrite};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
@@ -345,6 +347,8 @@ pub struct Metrics {
     upstreams: Upstreams,
     /// Connections to Redis.
     pub redis: RedisSeries,
+    /// The tier in Redis.
+    pub tiers: TierSeries,
     reload: Reload,
 }
 
@@ -385,6 +389,7 @@ impl Metrics {
             access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
             upstreams: Upstreams::new(&registry),
             redis: RedisSeries::new(&registry),
+            tiers: TierSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,
