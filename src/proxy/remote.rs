@@ -15,7 +15,7 @@ use crate::clock;
 use crate::coalesce::pinned::Kept;
 use crate::config::settings;
 use crate::faults::{self, Fault};
-use crate::invalidation::{Journal, Position};
+use crate::invalidation::Journal;
 use crate::observe::metrics::TierLookup;
 use crate::pages;
 use crate::semantics::key::hash128;
@@ -165,7 +165,7 @@ async fn find(
     place: Place,
     candidate: Option<&(Arc<StoredResponse>, Validity)>,
     fetch: u64,
-) -> Option<(HeadRecord, Option<Position>)> {
+) -> Option<(HeadRecord, Option<i64>)> {
     let worker = exchange.peer.worker;
     let expected = secondary_known(proxy, exchange, candidate).unwrap_or_default();
     let mut at = variant(&exchange.key, &expected);
@@ -185,12 +185,10 @@ async fn find(
         return None;
     };
     let record = remote.read(exchange, place, at, &head, fetch, clock::now())?;
-    // A floor that cannot be read is above everything: whoever wrote it meant some position.
-    let floor = floor.map(|text| std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).unwrap_or(HIGHEST));
+    // A floor that cannot be read is above everything: whoever wrote it meant some time.
+    let floor = floor.map(|text| std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MAX));
     Some((record, floor))
 }
-
-const HIGHEST: Position = Position { epoch: u64::MAX, ms: u64::MAX, sequence: u64::MAX };
 
 /// May it be used? By the journal, by what selects it, and by the same rules as any other stored response.
 async fn judge(
@@ -198,13 +196,13 @@ async fn judge(
     remote: &Remote,
     exchange: &Exchange,
     place: Place,
-    (record, floor): (HeadRecord, Option<Position>),
+    (record, floor): (HeadRecord, Option<i64>),
     now: Now,
 ) -> Answer {
-    let HeadRecord { mut head, plan, first, .. } = record;
+    let HeadRecord { began_ms, mut head, plan, first } = record;
     let policy = exchange.policy();
     let selected = head.facts.vary.matches(&exchange.fields, &head.secondary, policy) && exchange.key_of(&head.fields) == exchange.key;
-    let is_below = floor.is_some_and(|floor| head.stamp.unsafe_method.position < floor);
+    let is_below = floor.is_some_and(|floor| began_ms < floor);
     // What was trimmed before this node could see it is an entry of its own in the journal: it invalidates everything older.
     head.stamp = proxy.journal.of_shared(&head.stamp);
     let validity = proxy.journal.validity(&head.subject(), &head.stamp);
@@ -372,6 +370,22 @@ pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>,
     };
     tier.write(at, Write::Store { bytes, records: Box::new(records) });
 }
+
+/// Tells the tier that an unsafe method has invalidated these URLs: other nodes learn of it by the journal, which is behind
+/// by the time that takes, and may be asked for them before.
+pub fn raise_floors(proxy: &Proxy, urls: &[u128], now: Now) {
+    let Some(remote) = proxy.remote.get() else { return };
+    if !proxy.journal.is_trusted(now) {
+        return;
+    }
+    let began_ms = remote.tier.redis().time_ms(now.wall_ms) + FLOOR_MARGIN_MS;
+    for url in urls {
+        remote.tier.raise_floor(proxy.journal.epoch(), *url, began_ms);
+    }
+}
+
+/// What two nodes may take Redis' clock for at the same time.
+const FLOOR_MARGIN_MS: i64 = 100;
 
 impl Remote {
     fn records(

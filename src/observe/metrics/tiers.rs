@@ -69,10 +69,13 @@ pub enum TierWrite {
     /// The tier takes no writes at present: dropped.
     Skipped,
     Removed,
+    /// The floor of a URL was raised.
+    Floor,
 }
 
 impl TierWrite {
-    pub const ALL: [Self; 7] = [Self::Stored, Self::Older, Self::Outdated, Self::Full, Self::Failed, Self::Skipped, Self::Removed];
+    pub const ALL: [Self; 8] =
+        [Self::Stored, Self::Older, Self::Outdated, Self::Full, Self::Failed, Self::Skipped, Self::Removed, Self::Floor];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Stored => "stored",
@@ -82,6 +85,7 @@ impl TierWrite {
             Self::Failed => "failed",
             Self::Skipped => "skipped",
             Self::Removed => "removed",
+            Self::Floor => "floor",
         }
     }
 }

@@ -48,7 +48,7 @@ pub struct Place {
 /// The records that one look-up found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The position below which stored responses of the URL are unusable, as text.
+    /// What was fetched before this time is unusable: milliseconds of Redis' clock, as text.
     pub floor: Option<Bytes>,
     pub primary: Option<Bytes>,
     pub head: Option<Bytes>,
@@ -149,6 +149,11 @@ impl RedisTier {
     pub fn write(&self, variant: u128, write: Write) {
         self.misses.invalidate(&variant);
         self.queue.push(write);
+    }
+
+    /// Makes everything of a URL unusable that was fetched before this time of Redis' clock.
+    pub fn raise_floor(&self, epoch: u64, url: u128, began_ms: i64) {
+        self.queue.push(Write::Floor { name: self.redis.keys().url(epoch, url).floor(), began_ms });
     }
 
     /// Takes a head record out that led to nothing.

@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 const WITHIN: Duration = Duration::from_secs(2);
 /// Segments live so much longer than their head: who found it may still read.
 const DELIVERY_MAX: Duration = Duration::from_secs(600);
+/// How long a floor is there: by then every node that is trusted has the entry of the journal that it stands for.
+const FLOOR_MS: u64 = 60_000;
 /// Failures in a row after which writes are dropped unsent until one of them is due again.
 const BREAKER_AFTER: u32 = 3;
 /// Writes under way at a time.
@@ -30,6 +32,11 @@ pub enum Write {
     },
     Remove {
         name: String,
+    },
+    /// A floor, in milliseconds of Redis' clock.
+    Floor {
+        name: String,
+        began_ms: i64,
     },
 }
 
@@ -72,7 +79,7 @@ impl Write {
     const fn bytes(&self) -> u64 {
         match self {
             Self::Store { bytes, .. } => *bytes,
-            Self::Remove { .. } => 0,
+            Self::Remove { .. } | Self::Floor { .. } => 0,
         }
     }
 }
@@ -164,6 +171,10 @@ impl Writer {
         }
         let result = match write {
             Write::Remove { name } => self.link.query::<i64>(cmd("UNLINK").arg(name), WITHIN).await.map(|_| (TierWrite::Removed, 0)),
+            Write::Floor { name, began_ms } => {
+                let set = cmd("SET").arg(name).arg(began_ms).arg("PX").arg(FLOOR_MS).take();
+                self.link.query::<String>(&set, WITHIN).await.map(|_| (TierWrite::Floor, 0))
+            }
             Write::Store { records, .. } => match records() {
                 None => return metrics.tiers.write(TierWrite::Outdated, 0),
                 Some(records) => self.store(records).await,

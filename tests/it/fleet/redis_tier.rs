@@ -169,6 +169,53 @@ async fn what_was_purged_is_not_promoted() {
 }
 
 #[tokio::test]
+async fn who_wrote_on_one_node_reads_its_write_on_another() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(3, &origin, &redis, ""));
+    get(&fleet.nodes[0], "/small", "").await;
+    until_written(&fleet.nodes[0], 1.0).await;
+    let mut client = Client::connect(fleet.nodes[1].http).await;
+    let posted = client.ask("POST /small HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(posted.status, 200);
+    let raised = || fleet.nodes[1].metric("tiercel_tier_writes_total", &["outcome=\"floor\""]) >= Some(1.0);
+    until("the floor is raised", &fleet.nodes[1], raised).await;
+    let read = get(&fleet.nodes[2], "/small", "").await;
+    assert!(!read.says("hit"), "{}", read.head);
+    assert_eq!(origin.count("/small"), 3);
+}
+
+#[tokio::test]
+async fn what_the_origin_confirms_is_not_written_again_but_kept_longer() {
+    let redis = Redis::start();
+    let origin = Origin::start(|request| {
+        let is_there = request.field("if-none-match") == Some("\"1\"");
+        let script = if is_there { Script::status(304, "") } else { Script::ok(body(&request.path, "")) };
+        script.header("cache-control", "max-age=600").header("etag", "\"1\"")
+    });
+    let fleet = Fleet::start(&plan(2, &origin, &redis, ""));
+    let (node, path) = (&fleet.nodes[0], "/a/700000");
+    get(node, path, "").await;
+    until_written(node, 1.0).await;
+    let segments = || redis.ask(&["KEYS", "*}:s:*"]).list().iter().map(Reply::text).collect::<Vec<_>>();
+    let before = segments();
+    for key in before.iter().chain(&heads(&redis)) {
+        redis.ask(&["PEXPIRE", key, "100000"]);
+    }
+    let purge = format!(r#"{{"urls": ["http://a.example{path}"], "mode": "soft"}}"#);
+    assert_eq!(node.admin("POST", "/v1/purge", &purge).expect("it answers").0, 200);
+    let confirmed = get(node, path, "").await;
+    assert!(confirmed.says("fwd=stale") && confirmed.body == body(path, ""), "{}", confirmed.head);
+    until_written(node, 2.0).await;
+    let (mut after, mut expected) = (segments(), before);
+    after.sort();
+    expected.sort();
+    assert_eq!(after, expected, "the same segments");
+    assert!(after.iter().chain(&heads(&redis)).all(|key| redis.ask(&["PTTL", key]).integer() > 100_000), "kept longer");
+    let found = get(&fleet.nodes[1], path, "").await;
+    assert!(is_from_redis(&found) && found.whole && found.body == body(path, ""), "{}", found.head);
+}
+
+#[tokio::test]
 async fn a_body_with_a_lost_or_wrong_segment_is_never_whole() {
     let (origin, redis) = (origin(), Redis::start());
     let fleet = Fleet::start(&plan(3, &origin, &redis, ""));
