@@ -58,6 +58,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("proxy::outcome", &["semantics::cache_status", "semantics::storage", "semantics::widening"]),
+    ("redis", &["observe", "config::settings", "clock"]),
     ("route", &["config::settings", "semantics"]),
     ("cache", &["tier", "invalidation", "coalesce::pinned", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
     (
