@@ -14,7 +14,7 @@ const STEPS: usize = 200;
 fn play(seed: u64, fault: Fault) -> (Outcome, Tally) {
     let mut world = World::new(seed, fault);
     let mut outcome = (0..STEPS).try_for_each(|_| world.step());
-    if outcome.is_ok() && seed % 4 == 0 {
+    if outcome.is_ok() && seed.is_multiple_of(4) {
         outcome = world.calm_down();
     }
     (outcome, world.seen)
