@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "coalesce",
             "upstream",
             "invalidation",
+            "limit",
             "route",
             "tier",
             "observe",
@@ -45,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "coalesce",
             "upstream",
             "invalidation",
+            "limit",
             "route",
             "tier::memory",
             "observe",
@@ -61,6 +63,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cache", &["tier", "invalidation", "coalesce::pinned", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
     ("invalidation", &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "sync"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
+    ("limit", &["semantics::key::hash128", "config::settings", "clock"]),
+    ("limit::fields", &["limit::*", "config::settings"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),
     ("coalesce", &["observe", "config::settings", "semantics", "body", "pages", "clock"]),
     (
@@ -80,7 +84,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that decide and do not act: `now` comes in as a value, and nothing but values goes out.
-const PURE: &[&str] = &["semantics", "http1", "invalidation::selector", "route"];
+const PURE: &[&str] = &["semantics", "http1", "invalidation::selector", "limit::fields", "route"];
 
 /// Words that a pure module has no use for: waiting, clocks, sockets, files, threads and the crates that bring them.
 const IMPURE: &[&str] = &[
