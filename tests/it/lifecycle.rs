@@ -5,13 +5,13 @@ mod demo;
 mod drain;
 mod limits;
 mod logs;
-mod process;
 mod reload;
 mod start;
 mod workers;
 
 use crate::support::client::{Answer, Client};
 use crate::support::origin::PATIENCE;
+use crate::support::process;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

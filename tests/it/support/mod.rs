@@ -1,8 +1,13 @@
 //! Real parts for tests: a scripted origin that can send broken and slow bytes, a raw client.
 #![allow(dead_code)]
 
+pub mod address;
 pub mod client;
+pub mod fleet;
 pub mod hit;
+pub mod link;
 pub mod origin;
+pub mod process;
+pub mod redis;
 pub mod resource;
 pub mod server;

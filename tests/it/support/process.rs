@@ -1,6 +1,6 @@
 //! A `tiercel` process with all that it writes; killed when dropped.
 
-use crate::support::origin::PATIENCE;
+use super::origin::PATIENCE;
 use parking_lot::{Condvar, Mutex};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -10,9 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub const HANGUP: i32 = 1;
+pub const KILL: i32 = 9;
 pub const INTERRUPT: i32 = 2;
 pub const USER_1: i32 = 10;
 pub const TERMINATE: i32 = 15;
+pub const CONTINUE: i32 = 18;
+pub const STOP: i32 = 19;
 
 pub struct Process {
     child: Child,
@@ -100,6 +103,11 @@ impl Process {
     pub fn signal(&self, number: i32) {
         let sent = Command::new("kill").args([format!("-{number}"), self.child.id().to_string()]).status().expect("kill runs");
         assert!(sent.success());
+    }
+
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("a child of ours").is_none()
     }
 
     /// Waits for the end; the exit code.

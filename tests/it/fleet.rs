@@ -1,0 +1,3 @@
+//! Several nodes, and the Redis between them.
+
+mod parts;

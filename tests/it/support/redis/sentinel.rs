@@ -1,0 +1,57 @@
+//! Sentinels that watch a master and make a replica the master when it is gone.
+
+use super::Redis;
+use std::net::SocketAddr;
+
+/// The name under which they know the master.
+pub const NAME: &str = "fleet";
+
+/// Three of them, of which two must agree.
+pub struct Sentinels {
+    servers: Vec<Redis>,
+}
+
+impl Sentinels {
+    /// Watches a master whose replicas are in step. `down_after_ms` is how long it may be silent.
+    pub fn watch(master: &Redis, replicas: usize, down_after_ms: u32) -> Self {
+        let (ip, port) = (master.address().ip(), master.address().port());
+        let configuration = format!(
+            "sentinel resolve-hostnames no\nsentinel monitor {NAME} {ip} {port} 2\nsentinel down-after-milliseconds {NAME} {down_after_ms}\n\
+             sentinel failover-timeout {NAME} 3000\nsentinel parallel-syncs {NAME} 1\n"
+        );
+        let servers: Vec<_> = (0..3).map(|_| Redis::launch("redis-sentinel", |_| configuration.clone())).collect();
+        for server in &servers {
+            server.until("the sentinels know of each other and the replicas", |server| {
+                let Ok(reply) = server.try_ask(&["SENTINEL", "MASTER", NAME]) else { return false };
+                let words: Vec<_> = reply.list().iter().map(super::Reply::text).collect();
+                let value = |name: &str| words.chunks(2).find(|pair| pair[0] == name).and_then(|pair| pair[1].parse::<usize>().ok());
+                value("num-slaves") == Some(replicas) && value("num-other-sentinels") == Some(2)
+            });
+        }
+        Self { servers }
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.servers.iter().map(Redis::address).collect()
+    }
+
+    /// Where the master is now, as the first of them says.
+    pub fn master(&self) -> Option<SocketAddr> {
+        let reply = self.servers[0].try_ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).ok()?;
+        let words: Vec<_> = reply.list().iter().map(super::Reply::text).collect();
+        Some(SocketAddr::new(words.first()?.parse().ok()?, words.get(1)?.parse().ok()?))
+    }
+
+    /// Waits until they agree that this one is the master, and it knows.
+    pub fn until_master(&self, expected: &Redis) {
+        self.servers[0].until("the replica is the master", |_| {
+            self.master() == Some(expected.address()) && expected.info("replication", "role").as_deref() == Some("master")
+        });
+    }
+
+    /// Asks for a failover, the master being there or not.
+    pub fn fail_over(&self) {
+        // Refused while another is under way: that one does as well.
+        let _ = self.servers[0].try_ask(&["SENTINEL", "FAILOVER", NAME]);
+    }
+}
