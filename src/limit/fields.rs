@@ -32,7 +32,7 @@ mod tests {
         for (text, wanted) in [(policy(&settings), [("q", 100), ("w", 60)]), (exhausted(rejected), [("r", 0), ("t", 2)])] {
             let list: sfv::List = Parser::new(&text).parse().unwrap();
             let [ListEntry::Item(item)] = &list[..] else { panic!("{text}") };
-            assert_eq!(item.bare_item.as_string().map(|name| name.as_str()), Some("default"), "{text}");
+            assert_eq!(item.bare_item.as_string().map(sfv::StringRef::as_str), Some("default"), "{text}");
             for (name, number) in wanted {
                 let value = item.params.get(name).and_then(BareItem::as_integer).map(i64::from);
                 assert_eq!(value, Some(number), "{text}");
