@@ -10,6 +10,7 @@ pub mod config;
 pub mod faults;
 pub mod http1;
 pub mod invalidation;
+pub mod limit;
 pub mod listener;
 pub mod observe;
 pub mod pages;

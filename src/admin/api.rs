@@ -63,11 +63,13 @@ pub(super) struct Problem {
     status: StatusCode,
     message: String,
     remedy: String,
+    /// Seconds, for Retry-After.
+    retry_after: Option<u64>,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { status, message: message.into(), remedy: remedy.into() }
+        Self { status, message: message.into(), remedy: remedy.into(), retry_after: None }
     }
 
     /// 400.
@@ -83,6 +85,9 @@ impl IntoResponse for Problem {
         if self.status == StatusCode::UNAUTHORIZED {
             // RFC 9110 §11.6.1: a 401 names a challenge.
             response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -107,7 +112,13 @@ async fn purge(State(control): Shared, ConnectInfo(peer): ConnectInfo<PeerAddres
     let query: Query<PurgeQuery> =
         Query::try_from_uri(&uri).map_err(|error| Problem::bad(error.body_text(), "the query may hold mode, wait and timeout"))?;
     let order = purge::parse(parse_json(body).await?, query.0, &*control)?;
+    control.admit_purge(peer.0.ip(), order.len()).map_err(too_many_purges)?;
     Ok(Json(purge::carry_out(order, &*control, &format!("admin:{}", peer.0))))
+}
+
+fn too_many_purges(retry_after: u64) -> Problem {
+    let remedy = format!("try again in {retry_after} s, purge by a key that they share, or raise purge.rate");
+    Problem { retry_after: Some(retry_after), ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many purges", remedy) }
 }
 
 async fn receipt(State(control): Shared, Path(id): Path<String>) -> Result<Json<Value>, Problem> {

@@ -11,7 +11,7 @@ mod purge;
 use crate::config::settings::Secret;
 use crate::invalidation::{Mode, Receipt, Selector};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,6 +19,10 @@ use std::time::Duration;
 
 /// What the admin API can do to the rest of the program; `server::assembly` implements it.
 pub trait Control: Send + Sync + 'static {
+    /// Whether this caller may purge so many selectors now; else the seconds after which it may try again.
+    fn admit_purge(&self, caller: IpAddr, selectors: usize) -> Result<(), u64>;
+    /// Writes the audit line of a purge that was refused.
+    fn refused_purge(&self, actor: &str, status: u16, reason: &str);
     /// Invalidates and writes the audit line; selectors are already normalised.
     fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt;
     fn receipt(&self, id: &str) -> Option<Receipt>;

@@ -179,6 +179,13 @@ fn checked<'a>(text: &'a str, list: &str) -> Result<&'a str, Problem> {
     Ok(trimmed)
 }
 
+impl Order {
+    /// How many selectors were given.
+    pub(super) const fn len(&self) -> usize {
+        self.selectors.len()
+    }
+}
+
 /// Purges and builds the answer.
 pub(super) fn carry_out(order: Order, control: &dyn Control, actor: &str) -> Value {
     let stored_here = match order.selectors.as_slice() {
@@ -212,6 +219,10 @@ mod tests {
         fn token(&self) -> Option<crate::config::settings::Secret> {
             None
         }
+        fn admit_purge(&self, _: std::net::IpAddr, _: usize) -> Result<(), u64> {
+            Ok(())
+        }
+        fn refused_purge(&self, _: &str, _: u16, _: &str) {}
         fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
             let (id, issued_at, actor) = ("f00".into(), String::new(), actor.into());
             let (position, reason, nodes) = (Position::default(), None, Vec::new());

@@ -182,6 +182,7 @@ mod tests {
             unsafe_methods: true,
             keys_per_response: 1,
             key_bytes: 1,
+            rate_limit: None,
         });
         let pins = Pins::new(&FillBudget::new(1 << 20));
         let (mut set, mut crowded_out, mut alone, mut heaviest): (Option<Variants>, usize, u32, u32) = (None, 0, 0, 0);

@@ -20,6 +20,7 @@ const FIXED: &[&str] = &[
     "purge.map_capacity",
     "purge.fold_slots",
     "limits.waiting",
+    "limits.rate_limit_callers",
     "fill.marker_first",
     "fill.marker_max",
     "fill.marker_count",

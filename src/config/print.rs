@@ -2,8 +2,9 @@
 //!
 //! Whatever is printed can be loaded again (secrets aside) and gives the same settings.
 
+use super::resolve::PURGE_BURST;
 use super::settings::*;
-use super::units::{print_duration, print_share, print_size};
+use super::units::{print_duration, print_rate, print_share, print_size};
 use crate::semantics::class::ClientClass;
 use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::{KeyPolicy, hash128};
@@ -137,6 +138,7 @@ fn limits(l: &Limits) -> Value {
         "body_rate": print_size(l.body_rate),
         "write_timeout": print_duration(l.write_timeout),
         "waiting": l.waiting,
+        "rate_limit_callers": l.rate_limit_callers,
     })
 }
 
@@ -182,6 +184,8 @@ fn purge(p: &Purge) -> Value {
         "unsafe_methods": p.unsafe_methods,
         "keys_per_response": p.keys_per_response,
         "key_bytes": print_size(p.key_bytes as u64),
+        "rate": p.rate_limit.as_ref().map_or_else(|| "off".to_owned(), rate),
+        "burst": p.rate_limit.as_ref().map_or(PURGE_BURST, |limit| limit.burst),
     })
 }
 
@@ -234,9 +238,24 @@ fn print_route(route: &Route) -> Value {
         "show_key": route.show_key,
         "x_cache": route.x_cache,
         "log": {"query": route.log_query},
+        "rate_limit": rate_limit(route.rate_limit.as_ref()),
     });
     table.extend(more.as_object().cloned().unwrap_or_default());
     Value::Object(table)
+}
+
+fn rate_limit(limit: Option<&RateLimit>) -> Value {
+    let Some(limit) = limit else { return json!({"rate": "off"}) };
+    let by = match &limit.by {
+        LimitBy::Client => "client",
+        LimitBy::Everybody => "everybody",
+        LimitBy::Field(name) => name,
+    };
+    json!({"rate": rate(limit), "burst": limit.burst, "by": by, "name": limit.name})
+}
+
+fn rate(limit: &RateLimit) -> String {
+    print_rate(limit.rate.count, limit.rate.per.as_secs())
 }
 
 fn print_action(action: &Action) -> (&'static str, Value) {

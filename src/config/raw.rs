@@ -42,6 +42,10 @@ quantity!(
     RawSize, {"type": "string", "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)$", "examples": ["64KiB", "512MiB", "512MB"]}
 );
 quantity!(
+    /// A number in a time, or `off`.
+    RawRate, {"type": "string", "pattern": "^(off|[0-9]+/[smhd])$", "examples": ["100/s", "1000/m", "off"]}
+);
+quantity!(
     /// A share.
     RawShare, {"type": "string", "pattern": "^[0-9.]+%$", "examples": ["60%"]}
 );
@@ -123,6 +127,7 @@ pub struct RawConfig {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    pub rate_limit: RawRateLimit,
 }
 
 /// The process.
@@ -230,6 +235,8 @@ pub struct RawLimits {
     pub write_timeout: Option<RawDuration>,
     /// Requests that wait for another's response head, in the process.
     pub waiting: Option<u64>,
+    /// Callers of rate limits that are remembered, all limits together.
+    pub rate_limit_callers: Option<u64>,
 }
 
 /// Fetches under way that are shared and stored.
@@ -331,6 +338,7 @@ pub struct RawSite {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    pub rate_limit: RawRateLimit,
     pub purge: RawRoutePurge,
     pub log: RawRouteLog,
 }
@@ -380,6 +388,7 @@ pub struct RawRoute {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    pub rate_limit: RawRateLimit,
     pub purge: RawRoutePurge,
     pub log: RawRouteLog,
 }
@@ -712,6 +721,20 @@ pub struct RawTags {
     pub forward: Option<Vec<String>>,
 }
 
+/// How many requests somebody may make (429). A table here replaces the whole of an outer one.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRateLimit {
+    /// So many in such a time, evenly.
+    pub rate: Option<RawRate>,
+    /// At once, after a pause; the number of the rate where absent.
+    pub burst: Option<u64>,
+    /// Whose requests are counted together: `client`, `everybody`, or those with the same value of a request field.
+    pub by: Option<String>,
+    /// For metrics; limits of one name count together. Derived from the place where absent.
+    pub name: Option<String>,
+}
+
 /// The PURGE method.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -747,6 +770,10 @@ pub struct RawPurge {
     pub keys_per_response: Option<u64>,
     /// Length of one surrogate key.
     pub key_bytes: Option<RawSize>,
+    /// Selectors that one caller may purge in a time (429).
+    pub rate: Option<RawRate>,
+    /// Selectors that it may purge at once, after a pause.
+    pub burst: Option<u64>,
 }
 
 /// Logs.
@@ -804,6 +831,7 @@ pub struct RouteKeys<'a> {
     pub x_cache: Option<bool>,
     pub purge_allow: Option<&'a [String]>,
     pub log_query: Option<bool>,
+    pub rate_limit: &'a RawRateLimit,
 }
 
 macro_rules! route_keys {
@@ -826,6 +854,7 @@ macro_rules! route_keys {
                     x_cache: self.x_cache,
                     purge_allow: self.purge.allow.as_deref(),
                     log_query: self.log.query,
+                    rate_limit: &self.rate_limit,
                 }
             }
         }

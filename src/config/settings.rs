@@ -131,6 +131,8 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// Followers that wait for a head, in the process (DESIGN section 5).
     pub waiting: usize,
+    /// Callers of rate limits that are remembered, all limits together.
+    pub rate_limit_callers: u64,
 }
 
 /// Fills in flight.
@@ -242,6 +244,34 @@ pub struct Route {
     pub x_cache: bool,
     /// Log query strings.
     pub log_query: bool,
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// How many requests somebody may make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimit {
+    /// For metrics; limits of one name count together.
+    pub name: String,
+    pub rate: Rate,
+    /// At once, after a pause.
+    pub burst: u32,
+    pub by: LimitBy,
+}
+
+/// So many in such a time, a whole number of seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub count: u32,
+    pub per: Duration,
+}
+
+/// Whose requests are counted together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LimitBy {
+    Client,
+    Everybody,
+    /// Those with the same value of a field; those without it by client.
+    Field(String),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -336,6 +366,8 @@ pub struct Purge {
     pub keys_per_response: usize,
     /// Bytes of one surrogate key.
     pub key_bytes: usize,
+    /// Selectors that one caller may purge; `None`: any number.
+    pub rate_limit: Option<RateLimit>,
 }
 
 #[derive(Debug, Clone)]

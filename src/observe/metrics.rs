@@ -63,10 +63,11 @@ pub enum Bound {
     DrainTimeout,
     AdminConnections,
     StoreAfter,
+    RateLimitCallers,
 }
 
 impl Bound {
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -103,6 +104,7 @@ impl Bound {
         Self::DrainTimeout,
         Self::AdminConnections,
         Self::StoreAfter,
+        Self::RateLimitCallers,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -142,6 +144,7 @@ impl Bound {
             Self::DrainTimeout => "drain_timeout",
             Self::AdminConnections => "admin_connections",
             Self::StoreAfter => "store_after",
+            Self::RateLimitCallers => "rate_limit_callers",
         }
     }
 }
@@ -315,6 +318,8 @@ pub trait Gauges: Send + Sync {
     fn markers(&self) -> usize;
     /// Entries in the journal's map, folded entries.
     fn journal(&self) -> (usize, u64);
+    /// Callers of rate limits that are remembered.
+    fn rate_limit_callers(&self) -> u64;
 }
 
 /// All series.
@@ -339,6 +344,7 @@ pub struct Metrics {
     refused: IntCounterVec,
     purges: IntCounterVec,
     unsafe_invalidations: IntCounter,
+    rate_limit_rejections: IntCounterVec,
     panics: IntCounter,
     /// By position in [`LOST_REASONS`].
     access_log_lost: Vec<IntCounter>,
@@ -381,6 +387,7 @@ impl Metrics {
             refused: series::REFUSED.counters(&registry),
             purges: grid(series::PURGES.counters(&registry), &PURGE_KINDS, &PURGE_MODES),
             unsafe_invalidations: single(&series::UNSAFE_INVALIDATIONS.counters(&registry)),
+            rate_limit_rejections: series::RATE_LIMIT_REJECTIONS.counters(&registry),
             panics: single(&series::PANICS.counters(&registry)),
             access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
             upstreams: Upstreams::new(&registry),
@@ -510,6 +517,10 @@ impl Metrics {
     }
     pub fn unsafe_invalidation(&self) {
         self.unsafe_invalidations.inc();
+    }
+    /// The counter of what a limit of the configuration rejects, to be kept by it.
+    pub fn rate_limit_rejections(&self, limit: &str) -> IntCounter {
+        self.rate_limit_rejections.with_label_values(&[limit])
     }
     pub fn panicked(&self) {
         self.panics.inc();

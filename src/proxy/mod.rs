@@ -18,6 +18,7 @@ mod fill;
 mod flight;
 mod forward;
 mod lead;
+mod limit;
 mod live;
 mod lookup;
 pub mod outcome;
@@ -28,6 +29,7 @@ mod revalidate;
 mod store;
 
 pub use live::{Live, Routed};
+pub use purge::log_refusal as log_refused_purge;
 
 use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Variants, VaryMemory};
 use crate::clock;
@@ -103,6 +105,11 @@ impl Handler for Proxy {
             Ok(arrival) => arrival,
             Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
         };
+        if let Some(limiter) = &arrival.routed.limiter
+            && let Some(response) = limit::check(limiter, &arrival)
+        {
+            return Handled::Ready(response);
+        }
         match admit::way(&arrival, &body) {
             Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
             Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
@@ -295,6 +302,9 @@ impl Gauges for Proxy {
     }
     fn journal(&self) -> (usize, u64) {
         self.journal.usage()
+    }
+    fn rate_limit_callers(&self) -> u64 {
+        self.live.load().buckets.count()
     }
 }
 

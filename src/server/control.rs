@@ -7,9 +7,12 @@ use crate::clock;
 use crate::config;
 use crate::config::settings::Secret;
 use crate::invalidation::{Mode, Receipt, Selector};
+use crate::limit::Rejected;
 use crate::observe::metrics::Bound;
+use crate::proxy;
 use crate::semantics::Target;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +23,14 @@ pub struct Controller {
 }
 
 impl Control for Controller {
+    fn admit_purge(&self, caller: IpAddr, selectors: usize) -> Result<(), u64> {
+        self.state.proxy.admit_purge(caller, selectors).map_err(Rejected::retry_after_seconds)
+    }
+
+    fn refused_purge(&self, actor: &str, status: u16, reason: &str) {
+        proxy::log_refused_purge(actor, status, reason, clock::now());
+    }
+
     fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
         self.state.proxy.purge(selectors, mode, actor, clock::now())
     }

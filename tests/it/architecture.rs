@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "coalesce",
             "upstream",
             "invalidation",
+            "limit",
             "route",
             "tier",
             "observe",
@@ -45,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "coalesce",
             "upstream",
             "invalidation",
+            "limit",
             "route",
             "tier::memory",
             "observe",
@@ -67,6 +69,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("invalidation::fleet", &["invalidation", "semantics::Now", "faults"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
+    ("limit", &["semantics::key::hash128", "config::settings", "clock"]),
+    ("limit::fields", &["limit::*", "config::settings"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),
     ("coalesce", &["observe", "config::settings", "semantics", "body", "pages", "clock"]),
     (
@@ -86,7 +90,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that decide and do not act: `now` comes in as a value, and nothing but values goes out.
-const PURE: &[&str] = &["semantics", "http1", "invalidation::fleet", "invalidation::selector", "route"];
+const PURE: &[&str] = &["semantics", "http1", "invalidation::fleet", "invalidation::selector", "limit::fields", "route"];
 
 /// Words that a pure module has no use for: waiting, clocks, sockets, files, threads and the crates that bring them.
 const IMPURE: &[&str] = &[

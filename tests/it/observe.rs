@@ -118,6 +118,9 @@ impl Gauges for Scripted {
     fn journal(&self) -> (usize, u64) {
         (18, 19)
     }
+    fn rate_limit_callers(&self) -> u64 {
+        21
+    }
 }
 
 /// Does everything that can be counted, once.
@@ -145,6 +148,7 @@ fn everything(metrics: &Metrics) {
     metrics.upstream_dropped("app", tiercel::observe::metrics::Dropped::Surplus);
     metrics.purged("url", "hard");
     metrics.unsafe_invalidation();
+    metrics.rate_limit_rejections("shop").inc();
     metrics.panicked();
     metrics.access_log_unwritten(7);
     metrics.reloaded(true, "abc");

@@ -3,11 +3,14 @@
 mod cache;
 mod fields;
 mod key;
+mod limit;
 mod matching;
 mod net;
 mod redis;
 mod site;
 mod table;
+
+pub use limit::PURGE_BURST;
 
 use super::files::read_text;
 use super::machine;
@@ -233,6 +236,7 @@ fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
         body_rate: t.size("body_rate", raw.body_rate.as_ref(), 512, 0..=GIB),
         write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), secs(30)),
         waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
+        rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, 65_536, 16..=100_000_000),
     }
 }
 
@@ -259,8 +263,10 @@ fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
     if raw.unsafe_methods == Some(false) {
         report.warn("purge.unsafe_methods", "POST, PUT and DELETE invalidate nothing, against RFC 9111 section 4.4");
     }
+    let rate_limit = limit::purge(raw, report);
     let mut t = Table::new(report, "purge");
     Purge {
+        rate_limit,
         receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
         selectors_per_call: t.count("selectors_per_call", raw.selectors_per_call, 100, 1..=100_000) as usize,
         map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,

@@ -46,6 +46,7 @@ const READ: &[Series] = &[
     series::MARKERS,
     series::JOURNAL_ENTRIES,
     series::JOURNAL_FOLDED,
+    series::RATE_LIMIT_CALLERS,
 ];
 
 struct Scrape {
@@ -100,6 +101,7 @@ impl Scrape {
             value(&series::MARKERS, &[], markers as u64),
             value(&series::JOURNAL_ENTRIES, &[], entries as u64),
             value(&series::JOURNAL_FOLDED, &[], folded),
+            value(&series::RATE_LIMIT_CALLERS, &[], read.map(Gauges::rate_limit_callers).unwrap_or_default()),
         ]
     }
 }

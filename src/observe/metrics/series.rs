@@ -174,6 +174,10 @@ series! {
         "How often a named bound was reached.";
     ACCESS_LOG_LOST = Counter "tiercel_access_log_lost_total" ["reason"]
         "Lines of the access log that were lost: the queue was full, or writing failed.";
+    RATE_LIMIT_REJECTIONS = Counter "tiercel_limit_rejections_total" ["limit"]
+        "Requests that a rate limit rejected (429), by the name of the limit; purges that purge.rate rejected, as purge.";
+    RATE_LIMIT_CALLERS = Gauge "tiercel_limit_callers" []
+        "Callers that rate limits remember, all limits together; limits.rate_limit_callers at most.";
     PANICS = Counter "tiercel_panics_total" []
         "Panics; each ended one request or task. More than none is a bug.";
     RELOAD_SUCCESS = Gauge "tiercel_config_last_reload_success" []
