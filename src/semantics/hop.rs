@@ -63,7 +63,9 @@ pub fn strip(fields: &mut Fields) {
 pub fn names_fields(fields: &Fields) -> bool {
     let options = fields.values(name::CONNECTION).flat_map(list);
     let mut others = options.filter(|option| !option.eq_ignore_ascii_case(b"keep-alive") && !option.eq_ignore_ascii_case(b"close"));
-    others.any(|option| fields.iter().any(|(name, _)| option.eq_ignore_ascii_case(name.as_bytes()) && is_removable(Name::lookup(name.as_bytes()))))
+    others.any(|option| {
+        fields.iter().any(|(name, _)| option.eq_ignore_ascii_case(name.as_bytes()) && is_removable(Name::lookup(name.as_bytes())))
+    })
 }
 
 /// Removes what Connection names; Connection itself and what goes with it by definition stay until [`strip`].

@@ -514,6 +514,7 @@ impl World {
             unsafe_methods: true,
             keys_per_response: 256,
             key_bytes: 1024,
+            rate_limit: None,
         };
         let ledger = LedgerFaults { soft_overwrites_hard: self.fault == Fault::SoftOverwritesHard, fold_forgets: false };
         let journal = Arc::new(Journal::with_faults(&settings, Order::Fleet { tell_unsafe: true }, ledger));
