@@ -2,7 +2,7 @@
 
 use super::clockwork::{CheckedUpTo, Clockwork};
 use super::entry::{Entry, Purge, PurgeId, Refused};
-use super::fleet::protocol::{Batch, UnsafeEntry};
+use super::fleet::protocol::Batch;
 use super::kind::{Kind, Kinds};
 use super::ledger::{Aim, Ledger, Limits, validity_of};
 use super::receipt::{Receipts, rfc3339};
@@ -164,12 +164,12 @@ impl Journal {
         })
     }
 
-    /// Applies the next batch of its class in order; an own batch's provisional form is dropped.
-    pub fn apply_unsafe(&self, entry: &UnsafeEntry, now: Now) -> Result<(), Refused> {
+    /// Applies the next batch of its class, at `position` after `previous`; an own batch's provisional form is dropped.
+    pub(super) fn apply_unsafe(&self, position: Position, previous: Position, batch: &Batch, now: Now) -> Result<(), Refused> {
         self.unsafe_methods.change(|ledger, moved| {
-            Refused::unless_next(entry.position, entry.previous, ledger.mark().position)?;
-            let aims = entry.batch.hashes.iter().map(|&(kind, hash)| Aim::Hash(kind, hash));
-            ledger.put_in_order(entry.position, Some(entry.batch.id), aims, Mode::Hard, now.mono_ms, moved);
+            Refused::unless_next(position, previous, ledger.mark().position)?;
+            let aims = batch.hashes.iter().map(|&(kind, hash)| Aim::Hash(kind, hash));
+            ledger.put_in_order(position, Some(batch.id), aims, Mode::Hard, now.mono_ms, moved);
             Ok(())
         })
     }
@@ -272,8 +272,8 @@ impl Journal {
     }
 
     #[cfg(test)]
-    pub(super) fn with_faults(settings: &settings::Purge, faults: super::model::LedgerFaults) -> Self {
-        let journal = Self::new(settings);
+    pub(super) fn with_faults(settings: &settings::Purge, order: Order, faults: super::model::LedgerFaults) -> Self {
+        let journal = Self::with_order(settings, order);
         journal.purges.change(|ledger, _| ledger.faults = faults);
         journal.unsafe_methods.change(|ledger, _| ledger.faults = faults);
         journal
