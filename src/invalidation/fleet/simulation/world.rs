@@ -757,7 +757,7 @@ impl World {
                 Validity::Valid => return self.serve(node, request, &stored.facts, "memory", false),
                 Validity::Soft { .. } if self.chance.one_in(2) => return self.serve(node, request, &stored.facts, "memory, stale", true),
                 Validity::Soft { .. } => return self.fetch(node, request, Some(stored)),
-                Validity::Purged => {}
+                Validity::Purged | Validity::Unconfirmed => {}
             }
         }
         if trusted && !self.chance.one_in(4) {
