@@ -29,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "observe",
             "config",
             "semantics",
+            "redis",
             "pages",
             "body",
             "clock",
@@ -36,11 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("admin", &["invalidation", "config::settings", "observe", "semantics", "clock"]),
     ("http1", &["semantics"]),
-    ("http2", &["http1", "semantics", "body"]),
-    (
-        "listener",
-        &["http1", "http2", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"],
-    ),
+    ("listener", &["http1", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"]),
     (
         "proxy",
         &[
@@ -70,6 +67,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "faults", "sync"],
     ),
     ("invalidation::fleet", &["invalidation", "semantics::Now", "faults"]),
+    ("invalidation::stream", &["invalidation", "redis", "semantics::Now", "observe::metrics", "config::settings", "clock", "sync"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),
     ("coalesce", &["observe", "config::settings", "semantics", "body", "pages", "clock"]),
@@ -78,7 +76,6 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
     ),
     ("upstream", &["http1", "listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
-    ("shield", &["invalidation::Position", "semantics::key::hash128"]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
     ("config", &["semantics"]),
     ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),
@@ -91,17 +88,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that decide and do not act: `now` comes in as a value, and nothing but values goes out.
-const PURE: &[&str] = &[
-    "semantics",
-    "http1",
-    "invalidation::fleet",
-    "invalidation::selector",
-    "route",
-    "shield::ring",
-    "shield::hop",
-    "shield::replay",
-    "shield::health",
-];
+const PURE: &[&str] = &["semantics", "http1", "invalidation::fleet", "invalidation::selector", "route"];
 
 /// Words that a pure module has no use for: waiting, clocks, sockets, files, threads and the crates that bring them.
 const IMPURE: &[&str] = &[
