@@ -393,6 +393,7 @@ impl World {
             Validity::Valid => 0,
             Validity::Soft { .. } => 1,
             Validity::Purged => 2,
+            Validity::Unconfirmed => unreachable!("the journal knows or is not asked"),
         };
         prop_assert!(found >= expected, "{place}: {validity:?} where the model says {expected}: {facts:?}");
         if self.exact {

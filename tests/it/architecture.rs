@@ -30,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "observe",
             "config",
             "semantics",
+            "redis",
             "pages",
             "body",
             "clock",
@@ -37,11 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("admin", &["invalidation", "config::settings", "observe", "semantics", "clock"]),
     ("http1", &["semantics"]),
-    ("http2", &["http1", "semantics", "body"]),
-    (
-        "listener",
-        &["http1", "http2", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"],
-    ),
+    ("listener", &["http1", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"]),
     (
         "proxy",
         &[
@@ -72,6 +69,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "faults", "sync"],
     ),
     ("invalidation::fleet", &["invalidation", "semantics::Now", "faults"]),
+    ("invalidation::stream", &["invalidation", "redis", "semantics::Now", "observe::metrics", "config::settings", "clock", "sync"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("limit", &["semantics::key::hash128", "config::settings", "clock"]),
     ("limit::fields", &["limit::*", "config::settings"]),
@@ -82,7 +80,6 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
     ),
     ("upstream", &["http1", "listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
-    ("shield", &["invalidation::Position", "semantics::key::hash128"]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
     ("config", &["semantics"]),
     ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),

@@ -24,4 +24,8 @@ impl Chance {
     pub(super) fn one_in(&mut self, of: u64) -> bool {
         self.below(of) == 0
     }
+
+    pub(super) fn of<T: Copy, const N: usize>(&mut self, values: [T; N]) -> T {
+        values[usize::try_from(self.below(N as u64)).expect("it came from a usize")]
+    }
 }

@@ -98,6 +98,34 @@ struct Request {
     born: u64,
 }
 
+/// What sort of trouble a seed makes: few kinds at a time get further than all at once.
+#[derive(Debug)]
+struct Temper {
+    /// Of [`World::disturb`], as bits.
+    kinds: u64,
+    /// One message in so many is lost, or late; 0 for none.
+    lost: u64,
+    late: u64,
+    /// Nodes are cut off, or paused, at most so long; and Redis is down.
+    long_ms: u64,
+    outage_ms: u64,
+    resources: usize,
+}
+
+impl Temper {
+    fn new(chance: &mut Chance) -> Self {
+        let kinds = if chance.one_in(4) { u64::MAX } else { chance.next() };
+        Self {
+            kinds,
+            lost: chance.of([0, 200, 60, 20]),
+            late: chance.of([0, 100, 25, 8]),
+            long_ms: chance.of([1500, 5000, 9000, 20_000]),
+            outage_ms: chance.of([100, 1500, 5000, 9000]),
+            resources: chance.of([1, 2, 4, RESOURCES.len()]),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Flight {
     number: u64,
@@ -158,6 +186,7 @@ pub(super) struct World {
     fault: Fault,
     serve: bool,
     chance: Chance,
+    temper: Temper,
     now_ms: u64,
     /// Orders everything that happens.
     moment: u64,
@@ -241,10 +270,12 @@ impl World {
                 }
             })
             .collect();
+        let temper = Temper::new(&mut chance);
         let mut world = Self {
             fault,
             serve,
             chance,
+            temper,
             now_ms: 0,
             moment: 0,
             redis: Redis::new(0),
@@ -282,7 +313,7 @@ impl World {
         match self.chance.below(100) {
             0..64 => {
                 for _ in 0..4 {
-                    let (node, resource) = (self.index(NODES), self.index(RESOURCES.len()));
+                    let (node, resource) = (self.index(NODES), self.resource());
                     self.request(node, resource)?;
                 }
                 Ok(())
@@ -295,7 +326,11 @@ impl World {
     }
 
     fn disturb(&mut self, node: usize) -> Outcome {
-        match self.chance.below(22) {
+        let kind = self.chance.below(22);
+        if self.temper.kinds & (1 << kind) == 0 {
+            return Ok(());
+        }
+        match kind {
             0..3 => {
                 let long = self.duration();
                 self.nodes[node].cut_until = self.now_ms + long;
@@ -308,12 +343,12 @@ impl World {
             7..9 => self.start(node),
             9 => self.leave(node)?,
             10 => {
-                let long = self.duration();
+                let long = self.chance.below(self.temper.outage_ms);
                 self.redis_down_until = self.now_ms + long;
                 self.drop_parked();
             }
             11 => {
-                let long = self.duration();
+                let long = self.chance.below(self.temper.outage_ms);
                 self.redis_paused_until = self.now_ms + long;
             }
             12..14 => self.snapshot = self.redis.data.clone(),
@@ -382,7 +417,11 @@ impl World {
     }
 
     fn duration(&mut self) -> u64 {
-        if self.chance.one_in(2) { self.chance.below(2000) } else { self.chance.below(9000) }
+        self.chance.below(self.temper.long_ms)
+    }
+
+    fn resource(&mut self) -> usize {
+        self.index(self.temper.resources)
     }
 
     fn index(&mut self, below: usize) -> usize {
@@ -421,7 +460,12 @@ impl World {
     }
 
     fn delay(&mut self) -> u64 {
-        if self.calm || !self.chance.one_in(25) { 1 + self.chance.below(4) } else { self.chance.below(2500) }
+        let late = !self.calm && self.temper.late > 0 && self.chance.one_in(self.temper.late);
+        if late { self.chance.below(2500) } else { 1 + self.chance.below(4) }
+    }
+
+    fn loses(&mut self) -> bool {
+        !self.calm && self.temper.lost > 0 && self.chance.one_in(self.temper.lost)
     }
 
     fn happen(&mut self, what: What) -> Outcome {
@@ -614,7 +658,7 @@ impl World {
             self.parked.retain(|(parked, ..)| *parked != node);
         }
         let cut = self.nodes[node].cut_until > self.now_ms;
-        if cut || !self.calm && self.chance.one_in(60) {
+        if cut || self.loses() {
             let answer = Err("lost on the way there");
             let after = if self.chance.one_in(2) { 20 } else { 1000 };
             self.later(after, What::ToNode { node, life, ticket, answer });
@@ -653,7 +697,7 @@ impl World {
     }
 
     fn answer(&mut self, node: usize, life: u64, ticket: Ticket, answer: Answer) {
-        let lost = self.nodes[node].cut_until > self.now_ms || !self.calm && self.chance.one_in(60);
+        let lost = self.nodes[node].cut_until > self.now_ms || self.loses();
         if lost {
             self.later(1000, What::ToNode { node, life, ticket, answer: Err("lost on the way back") });
         } else {
@@ -673,7 +717,7 @@ impl World {
         self.servers += 1;
         let ahead_ms = i64::try_from(self.chance.below(400)).expect("small") - 200;
         self.redis.become_another(self.servers, data, ahead_ms);
-        let down_ms = self.duration();
+        let down_ms = self.chance.below(self.temper.outage_ms);
         self.redis_down_until = self.redis_down_until.max(self.now_ms + down_ms);
     }
 
@@ -714,7 +758,7 @@ impl World {
                 Validity::Valid => return self.serve(node, request, &stored.facts, "memory", false),
                 Validity::Soft { .. } if self.chance.one_in(2) => return self.serve(node, request, &stored.facts, "memory, stale", true),
                 Validity::Soft { .. } => return self.fetch(node, request, Some(stored)),
-                Validity::Purged => {}
+                Validity::Purged | Validity::Unconfirmed => {}
             }
         }
         if trusted && !self.chance.one_in(4) {
@@ -893,7 +937,7 @@ impl World {
     }
 
     fn selector(&mut self) -> Selector {
-        let (resource, name) = (self.index(RESOURCES.len()), self.index(NAMES.len()));
+        let (resource, name) = (self.resource(), self.index(NAMES.len()));
         let (site, authority, _) = RESOURCES[resource];
         match self.chance.below(12) {
             0..4 => Selector::Url(url_text(resource).into()),
@@ -911,7 +955,7 @@ impl World {
             return Ok(());
         }
         let now = self.now(node);
-        let (resource, name) = (self.index(RESOURCES.len()), self.index(NAMES.len()));
+        let (resource, name) = (self.resource(), self.index(NAMES.len()));
         let authority = RESOURCES[resource].1;
         let what = self.chance.below(4);
         let life = self.nodes[node].life;
@@ -938,7 +982,7 @@ impl World {
     }
 
     fn evict_from_memory(&mut self, node: usize) -> Outcome {
-        let resource = self.index(RESOURCES.len());
+        let resource = self.resource();
         if let Some(process) = self.nodes[node].process.as_mut() {
             process.memory[resource] = None;
         }
