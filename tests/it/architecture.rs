@@ -38,7 +38,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("admin", &["invalidation", "config::settings", "observe", "semantics", "clock"]),
     ("http1", &["semantics"]),
-    ("listener", &["http1", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"]),
+    ("http2", &["http1", "semantics", "body"]),
+    (
+        "listener",
+        &["http1", "http2", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"],
+    ),
     (
         "proxy",
         &[
@@ -80,6 +84,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
     ),
     ("upstream", &["http1", "listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
+    ("shield", &["invalidation::Position", "semantics::key::hash128"]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
     ("config", &["semantics"]),
     ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),
