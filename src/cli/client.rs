@@ -43,27 +43,31 @@ impl AdminOptions {
     /// Posts to the API and prints its answer, in JSON or as an indented list.
     pub fn post_and_print(&self, path: &str, body: &Value) -> Result<(), Failure> {
         let answer = self.post(path, body)?;
-        match self.json {
-            true => print(&format!("{answer:#}\n")),
-            false => print(&readable(&answer)),
-        }
+        self.print(&answer)
     }
 
-    /// Prints what the API answers to a GET.
-    pub fn get_and_print(&self, path: &str) -> Result<(), Failure> {
-        let answer = self.exchange(Request::get(path), Bytes::new())?;
-        print(&if self.json { format!("{answer:#}\n") } else { readable(&answer) })
+    /// Asks the API without a body, and prints its answer likewise.
+    pub fn ask_and_print(&self, method: Method, path: &str) -> Result<(), Failure> {
+        let answer = self.ask(method, path, Bytes::new())?;
+        self.print(&answer)
+    }
+
+    fn print(&self, answer: &Value) -> Result<(), Failure> {
+        match self.json {
+            true => print(&format!("{answer:#}\n")),
+            false => print(&readable(answer)),
+        }
     }
 
     /// Posts to the API; an answer that is not 2xx is an error with the API's own words.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
-        self.exchange(request, Bytes::from(body.to_string()))
+        self.ask(Method::POST, path, Bytes::from(body.to_string()))
     }
 
-    fn exchange(&self, request: http::request::Builder, body: Bytes) -> Result<Value, Failure> {
+    fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Value, Failure> {
         let base = Authority::parse(&self.admin).map_err(|error| Failure::Usage(format!("--admin: {error:#}")))?;
-        let mut request = request.header(header::HOST, &base.text);
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, &base.text);
+        request = request.header(header::CONTENT_TYPE, "application/json");
         if let Some(token) = self.token()? {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }

@@ -10,6 +10,7 @@ mod flags;
 mod get;
 mod health;
 mod man;
+mod nodes;
 mod purge;
 mod redis_stats;
 mod reload;
@@ -63,6 +64,8 @@ enum Command {
     Reload(reload::Options),
     /// Show what is kept in Redis
     RedisStats(redis_stats::Options),
+    /// List the nodes of the fleet, or forget one
+    Nodes(nodes::Options),
     /// Ask whether a running server wants requests: exit code 0 if so, else 1
     Health(health::Options),
     /// Print the version
@@ -130,6 +133,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Explain(options) => explain::run(options),
         Command::Reload(options) => reload::run(options),
         Command::RedisStats(options) => redis_stats::run(options),
+        Command::Nodes(options) => nodes::run(options),
         Command::Health(options) => health::run(options),
         Command::Version(options) => version::run(options),
         Command::Completions(options) => completions::run(options),

@@ -3,6 +3,7 @@
 use super::Failure;
 use super::client::AdminOptions;
 use clap::Args;
+use http::Method;
 
 /// Shows what is kept in Redis: keys and bytes by kind, its memory, and what should be changed there. It looks at 100,000 keys
 /// at most, for five seconds at most.
@@ -13,5 +14,5 @@ pub struct Options {
 }
 
 pub fn run(options: Options) -> Result<(), Failure> {
-    options.admin.get_and_print("/v1/redis")
+    options.admin.ask_and_print(Method::GET, "/v1/redis")
 }
