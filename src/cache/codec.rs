@@ -334,6 +334,8 @@ impl HeadRecord {
             tags,
             site: Arc::clone(reading.site),
             fetch: reading.fetch,
+            // Of another process' request: a node that is cut off has to ask the origin.
+            sent_mono_ms: 0,
         };
         let first = record.slice_ref(first);
         Ok(Self { began_ms, head, plan, first })

@@ -53,6 +53,7 @@ impl Case {
             tags: Tags::of([1, 2].into(), [3].into(), "a b".into()),
             site: Arc::clone(&self.site),
             fetch: 1,
+            sent_mono_ms: 0,
         }
     }
 }

@@ -132,7 +132,8 @@ fn variant(key: &CacheKey, secondary: &SecondaryKey) -> u128 {
 /// `fetch` numbers what is found among the fetches of this process.
 pub async fn look(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate, is_refresh: bool, fetch: u64) -> Answer {
     let Some(remote) = proxy.remote.get().filter(|_| exchange.routed.route.redis.enabled) else { return Answer::Nothing };
-    let Some(place) = Remote::place(&proxy.journal, &exchange.key, clock::now()) else {
+    let now = clock::now();
+    let Some(place) = Remote::place(&proxy.journal, &exchange.key, now).filter(|_| !exchange.standing.is_cut_off()) else {
         proxy.metrics.tiers.lookup(TierLookup::Skipped);
         return Answer::Nothing;
     };
