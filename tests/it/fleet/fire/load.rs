@@ -86,6 +86,7 @@ fn outcome(status: &str) -> &'static str {
     let said = |what: &str| status.contains(what);
     match () {
         () if said("; hit") && said("; ttl=-") => "stale hit",
+        () if said("REDIS") => "hit in Redis",
         () if said("; hit") => "hit",
         () if said("fwd=stale") => "revalidated",
         () if said("collapsed") => "collapsed",
