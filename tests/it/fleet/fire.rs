@@ -113,6 +113,11 @@ impl Fire {
         }
     }
 
+    /// Fewer answers than wanted were close to an acknowledgement so far.
+    pub fn is_far_from_purges(&self) -> bool {
+        self.close.load(SeqCst) * 5 < self.checked.load(SeqCst) * 2
+    }
+
     /// All that was asked for has happened.
     fn is_done(&self) -> bool {
         let (checked, close, purges) = (self.checked.load(SeqCst), self.close.load(SeqCst), self.acknowledged.total());
@@ -144,7 +149,7 @@ impl Fire {
 }
 
 const CLIENTS: u64 = 32;
-const PURGERS: u64 = 6;
+const PURGERS: u64 = 10;
 const RESOURCES: usize = 192;
 
 /// Runs a plan to its end.
@@ -273,7 +278,7 @@ fn plan(setup: Setup, on_cutoff: &'static str) -> Plan {
         fault: None,
         answers: 5_000,
         purges: 50,
-        at_most: Duration::from_secs(90),
+        at_most: Duration::from_secs(180),
         answers_per_purge: 60,
         is_enough: false,
         is_verbose: std::env::var_os("VERBOSE").is_some(),
@@ -291,7 +296,7 @@ fn short(setup: Setup, on_cutoff: &'static str) -> Plan {
 /// What the promise is measured by.
 fn full(setup: Setup, on_cutoff: &'static str) -> Plan {
     let at_most = Duration::from_secs(900);
-    Plan { answers: 200_000, purges: 2_000, at_most, answers_per_purge: 400, ..plan(setup, on_cutoff) }
+    Plan { answers: 200_000, purges: 2_000, at_most, answers_per_purge: 800, ..plan(setup, on_cutoff) }
 }
 
 /// A run that ends when the fault is found.
@@ -373,11 +378,6 @@ mod planted {
     #[test]
     fn an_acknowledgement_before_all_have_applied() {
         finds(with_fault("AcknowledgedBeforeApply", &[LinkSlow], plan(Setup::Standalone, "serve")));
-    }
-
-    #[test]
-    fn a_promotion_without_a_check() {
-        finds(with_fault("PromotedUnchecked", &[], plan(Setup::Standalone, "serve")));
     }
 
     #[test]

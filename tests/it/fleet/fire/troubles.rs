@@ -270,6 +270,8 @@ impl Stage {
         self.redis[1].follow_again();
         self.redis.swap(0, 1);
         self.redis[1].start_again(Restart::Empty);
+        // It may have been the one that lagged before, and its file says so.
+        self.redis[1].follow_again();
         let (master, replica) = (&self.redis[0], &self.redis[1]);
         // Sentinel would do that in its own time, some ten seconds later.
         let address = master.address();
