@@ -76,6 +76,9 @@ pub fn judge(fire: &Fire, node: usize, resource: &Resource, demand: super::world
         fire.close.fetch_add(1, SeqCst);
     }
     fire.outcomes.count(outcome(status));
+    if status.contains("CUT-OFF") {
+        fire.outcomes.count("by a node that is cut off");
+    }
     if let Err(why) = resource.judge(demand, &Told { body: &answer.body, stale }) {
         fire.violated(format!(
             "{} of {} ({:?}) from {}: {why}\n{}",
