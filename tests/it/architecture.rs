@@ -36,7 +36,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("admin", &["invalidation", "config::settings", "observe", "semantics", "clock"]),
     ("http1", &["semantics"]),
-    ("listener", &["http1", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"]),
+    ("http2", &["http1", "semantics", "body"]),
+    (
+        "listener",
+        &["http1", "http2", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"],
+    ),
     (
         "proxy",
         &[
@@ -54,9 +58,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "pages",
             "body",
             "clock",
+            "faults",
         ],
     ),
     ("proxy::outcome", &["semantics::cache_status", "semantics::storage", "semantics::widening"]),
+    ("redis", &["observe", "config::settings", "clock"]),
     ("route", &["config::settings", "semantics"]),
     ("cache", &["tier", "invalidation", "coalesce::pinned", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
     (
@@ -72,6 +78,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
     ),
     ("upstream", &["http1", "listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
+    ("shield", &["invalidation::Position", "semantics::key::hash128"]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
     ("config", &["semantics"]),
     ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),
@@ -84,7 +91,17 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that decide and do not act: `now` comes in as a value, and nothing but values goes out.
-const PURE: &[&str] = &["semantics", "http1", "invalidation::fleet", "invalidation::selector", "route"];
+const PURE: &[&str] = &[
+    "semantics",
+    "http1",
+    "invalidation::fleet",
+    "invalidation::selector",
+    "route",
+    "shield::ring",
+    "shield::hop",
+    "shield::replay",
+    "shield::health",
+];
 
 /// Words that a pure module has no use for: waiting, clocks, sockets, files, threads and the crates that bring them.
 const IMPURE: &[&str] = &[

@@ -5,6 +5,7 @@ mod fields;
 mod key;
 mod matching;
 mod net;
+mod redis;
 mod site;
 mod table;
 
@@ -59,6 +60,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         upstreams,
         purge: purge(&raw.purge, report),
         log: log(&raw.log, report),
+        redis: redis::tier(&raw.cache.redis, report),
         hash: String::new(),
         warnings: Vec::new(),
     };
