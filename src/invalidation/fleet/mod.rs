@@ -135,6 +135,8 @@ pub struct Fleet {
     /// Applied in order, of both classes. Epoch 0 before the journal was heard of.
     applied: Position,
     unsafe_applied: Position,
+    /// The highest that `unsafe_applied` ever was: a failover may take it back.
+    unsafe_highest: Position,
     /// The purge at `applied`.
     witness: Option<PurgeId>,
     lease: Lease,
@@ -232,6 +234,7 @@ impl Fleet {
             server_since: 0,
             applied: Position::default(),
             unsafe_applied: Position::default(),
+            unsafe_highest: Position::default(),
             witness: None,
             lease: Lease::default(),
             beat: Beats::default(),
@@ -568,9 +571,11 @@ impl Fleet {
         entries.iter().all(|entry| {
             // What this node has beyond `previous` was lost by a failover (see `step_back`).
             let previous = entry.previous.max(self.unsafe_applied);
-            match self.journal.apply_unsafe(entry.position, previous, &entry.batch, now) {
+            let overtaken = entry.position <= self.unsafe_highest;
+            match self.journal.apply_unsafe((entry.position, previous), &entry.batch, overtaken, now) {
                 Ok(()) => {
                     self.unsafe_applied = entry.position;
+                    self.unsafe_highest = self.unsafe_highest.max(entry.position);
                     true
                 }
                 Err(Refused::Duplicate { .. }) => true,
