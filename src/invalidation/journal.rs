@@ -165,22 +165,11 @@ impl Journal {
     }
 
     /// Applies the next batch of its class, at `position` after `previous`; an own batch's provisional form is dropped.
-    /// Where stamps that were handed out may have a later position (`overtaken`) it counts as provisional besides, for good.
-    pub(super) fn apply_unsafe(
-        &self,
-        (position, previous): (Position, Position),
-        batch: &Batch,
-        overtaken: bool,
-        now: Now,
-    ) -> Result<(), Refused> {
+    pub(super) fn apply_unsafe(&self, position: Position, previous: Position, batch: &Batch, now: Now) -> Result<(), Refused> {
         self.unsafe_methods.change(|ledger, moved| {
             Refused::unless_next(position, previous, ledger.mark().position)?;
-            let aims = || batch.hashes.iter().map(|&(kind, hash)| Aim::Hash(kind, hash));
-            ledger.put_in_order(position, Some(batch.id), aims(), Mode::Hard, now.mono_ms, moved);
-            if overtaken {
-                let local = ledger.put_ahead(aims(), Mode::Hard, now.mono_ms, moved);
-                ledger.give_up(local);
-            }
+            let aims = batch.hashes.iter().map(|&(kind, hash)| Aim::Hash(kind, hash));
+            ledger.put_in_order(position, Some(batch.id), aims, Mode::Hard, now.mono_ms, moved);
             Ok(())
         })
     }

@@ -135,8 +135,6 @@ pub struct Fleet {
     /// Applied in order, of both classes. Epoch 0 before the journal was heard of.
     applied: Position,
     unsafe_applied: Position,
-    /// The highest that `unsafe_applied` ever was: a failover may take it back.
-    unsafe_highest: Position,
     /// The purge at `applied`.
     witness: Option<PurgeId>,
     lease: Lease,
@@ -234,7 +232,6 @@ impl Fleet {
             server_since: 0,
             applied: Position::default(),
             unsafe_applied: Position::default(),
-            unsafe_highest: Position::default(),
             witness: None,
             lease: Lease::default(),
             beat: Beats::default(),
@@ -561,11 +558,9 @@ impl Fleet {
             // What this node has beyond `previous` was lost by a failover. Writes come so fast that each failover loses some,
             // so this is no new epoch: nothing is missed here, and what others missed is told again (`Batches::repeat`).
             let previous = entry.previous.max(self.unsafe_applied);
-            let overtaken = entry.position <= self.unsafe_highest;
-            match self.journal.apply_unsafe((entry.position, previous), &entry.batch, overtaken, now) {
+            match self.journal.apply_unsafe(entry.position, previous, &entry.batch, now) {
                 Ok(()) => {
                     self.unsafe_applied = entry.position;
-                    self.unsafe_highest = self.unsafe_highest.max(entry.position);
                     true
                 }
                 Err(Refused::Duplicate { .. }) => true,
