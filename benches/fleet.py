@@ -101,12 +101,13 @@ def link(pipe, redis):
             if not writer.is_closing():
                 writer.write(data)
 
-        while data := await reader.read(65536):
-            if from_redis and mode[0] == "slow":
-                last = max(last, loop.time() + 2)
-                loop.call_at(last, pass_on, data)
-            else:
-                pass_on(b"?" * len(data) if from_redis and mode[0] == "garbage" else data)
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if from_redis and mode[0] == "slow":
+                    last = max(last, loop.time() + 2)
+                    loop.call_at(last, pass_on, data)
+                else:
+                    pass_on(b"?" * len(data) if from_redis and mode[0] == "garbage" else data)
 
     async def join(reader, writer):
         with contextlib.suppress(OSError):
