@@ -12,7 +12,7 @@ use crate::semantics::Now;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::Validity;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde_json::json;
 
 /// Two classes of entries with maps and folds of their own, so that a flood of writes cannot touch what operators
@@ -26,6 +26,7 @@ pub struct Journal {
     order: Order,
     /// Boot-time ms up to which this node knows that it misses nothing.
     trusted_until: AtomicU64,
+    remembered: AtomicBool,
 }
 
 /// Who gives entries their places.
@@ -51,6 +52,7 @@ impl Journal {
             unsafe_methods: Clockwork::new(Ledger::new(limits)),
             receipts: Mutex::new(Receipts::new(settings.receipts)),
             order,
+            remembered: AtomicBool::new(false),
             trusted_until: AtomicU64::new(if order == Order::Own { u64::MAX } else { 0 }),
         }
     }
@@ -71,6 +73,16 @@ impl Journal {
     /// The lease was renewed. It never gets shorter: what was promised holds until then.
     pub fn trust_until(&self, mono_ms: u64) {
         self.trusted_until.fetch_max(mono_ms, Ordering::AcqRel);
+    }
+
+    /// Whether the fleet is sure to remember this node: purges wait for it then, and it may serve while it is cut off.
+    pub fn is_remembered(&self) -> bool {
+        self.remembered.load(Ordering::Acquire)
+    }
+
+    /// From now on [`Journal::is_remembered`].
+    pub fn remember(&self) {
+        self.remembered.store(true, Ordering::Release);
     }
 
     /// The epoch that this node is in; 0 without a fleet, and before it was first heard of.

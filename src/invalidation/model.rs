@@ -205,6 +205,7 @@ impl World {
             unsafe_methods: true,
             keys_per_response: 256,
             key_bytes: 1024,
+            rate_limit: None,
         };
         let faults = LedgerFaults { soft_overwrites_hard: fault == Fault::SoftOverwritesHard, fold_forgets: fault == Fault::FoldForgets };
         Self {
@@ -392,6 +393,7 @@ impl World {
             Validity::Valid => 0,
             Validity::Soft { .. } => 1,
             Validity::Purged => 2,
+            Validity::Unconfirmed => unreachable!("the journal knows or is not asked"),
         };
         prop_assert!(found >= expected, "{place}: {validity:?} where the model says {expected}: {facts:?}");
         if self.exact {

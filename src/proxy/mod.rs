@@ -18,6 +18,7 @@ mod fill;
 mod flight;
 mod forward;
 mod lead;
+mod limit;
 mod live;
 mod lookup;
 pub mod outcome;
@@ -25,9 +26,11 @@ mod purge;
 mod refused;
 mod resume;
 mod revalidate;
+mod standing;
 mod store;
 
 pub use live::{Live, Routed};
+pub use purge::log_refusal as log_refused_purge;
 
 use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Variants, VaryMemory};
 use crate::clock;
@@ -37,9 +40,10 @@ use crate::coalesce::marker::{Markers, Set};
 use crate::coalesce::pinned::Pins;
 use crate::config::Settings;
 use crate::invalidation::Journal;
+use crate::invalidation::stream::Stream;
 use crate::listener::{Handled, Handler, InterimSender, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
+use crate::observe::metrics::{Bound, FleetUsage, Gauges, Metrics, StaleReason, TierUsage};
 use crate::semantics::Now;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::policy::CachePolicy;
@@ -53,8 +57,9 @@ use exchange::Arrival;
 use flight::{Departure, FlightHead};
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
-use std::sync::Arc;
+use standing::Standing;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Everything that requests share.
 pub struct Proxy {
@@ -62,6 +67,8 @@ pub struct Proxy {
     pub live: ArcSwap<Live>,
     pub memory: MemoryTier<Variants>,
     pub journal: Arc<Journal>,
+    /// The fleet's end of it, where there is a fleet.
+    pub fleet: OnceLock<Arc<Stream>>,
     flights: Arc<FlightTable<FlightHead, Departure>>,
     /// Fetches of single blocks.
     blocks: Arc<blocks::BlockFlights>,
@@ -99,10 +106,19 @@ impl Handler for Proxy {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
         let now = clock::now();
         let live = self.live.load();
-        let arrival = match admit::admit(&live, peer, head) {
+        let mut arrival = match admit::admit(&live, peer, head) {
             Ok(arrival) => arrival,
             Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
         };
+        if let Some(limiter) = &arrival.routed.limiter
+            && let Some(response) = limit::check(limiter, &arrival)
+        {
+            return Handled::Ready(response);
+        }
+        arrival.standing = Standing::of(&self.journal, &live.settings.journal, now);
+        if let Some(policy) = arrival.standing.as_str() {
+            self.metrics.journal.cut_off_request(policy);
+        }
         match admit::way(&arrival, &body) {
             Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
             Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
@@ -170,6 +186,7 @@ impl Proxy {
             live: ArcSwap::from_pointee(live),
             memory,
             journal,
+            fleet: OnceLock::new(),
             blocks: Arc::new(FlightTable::beside(&flights)),
             flights,
             markers: Markers::new(&settings.fill),
@@ -189,7 +206,7 @@ impl Proxy {
 
     /// The journey from the cache on. `interim` makes a sender of interim responses, where the client takes them.
     fn from_cache(self: &Arc<Self>, mut arrival: Arrival<'_>, interim: impl FnOnce() -> Option<InterimSender>, now: Now) -> Handled {
-        let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now);
+        let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), arrival.standing, now);
         if self.search_rules.any() {
             found = lookup::find_equivalent(self, &mut arrival, found, now);
         }
@@ -295,6 +312,20 @@ impl Gauges for Proxy {
     }
     fn journal(&self) -> (usize, u64) {
         self.journal.usage()
+    }
+    fn rate_limit_callers(&self) -> u64 {
+        self.live.load().buckets.count()
+    }
+    fn fleet(&self) -> FleetUsage {
+        let (position, (untold, lost)) = (self.journal.stamp().purge.position, self.journal.untold());
+        FleetUsage {
+            trusted: self.journal.is_trusted(clock::now()),
+            remembered: self.journal.is_remembered(),
+            epoch: position.epoch,
+            applied_ms: position.ms,
+            untold,
+            lost,
+        }
     }
 }
 

@@ -66,6 +66,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Between heartbeats, and for a read that waits: so often that one that is lost does not end the trust.
+    fn beat_ms(&self) -> u64 {
+        BEAT_MS.min(self.trust_ms / 3)
+    }
+
     /// A node whose registration was not renewed for so long, on any other's clock, is cut off and knows it.
     const fn lapse_ms(&self) -> u64 {
         self.trust_ms + MARGIN_MS
@@ -376,7 +381,7 @@ impl Fleet {
     }
 
     fn beat_answered(&mut self, sent: u64, reported: Position, answer: BeatAnswer, now: Now, actions: &mut Vec<Action>) {
-        self.beat.next_at = now.mono_ms + BEAT_MS;
+        self.beat.next_at = now.mono_ms + self.settings.beat_ms();
         if answer.server != self.server {
             if self.server != Server::default() {
                 self.server_since = now.mono_ms;
@@ -602,7 +607,7 @@ impl Fleet {
         }
         if self.read.under_way.is_none() && now_ms >= self.read.next_at {
             let (purges_after, unsafe_after) = (self.applied, self.unsafe_applied);
-            let read = Read { epoch, purges_after, unsafe_after, wait_ms: BEAT_MS, count: READ_COUNT };
+            let read = Read { epoch, purges_after, unsafe_after, wait_ms: self.settings.beat_ms(), count: READ_COUNT };
             self.read.under_way = Some(self.send(UnderWay::Read { sent: now_ms, epoch }, Command::Read(read), actions));
         }
         while let Some(purge) = self.own.next_to_append(now_ms) {
@@ -616,7 +621,7 @@ impl Fleet {
             let poll_ms = match waited_ms {
                 ..SOON_MS => POLL_MS,
                 _ if waited_ms <= 2 * self.settings.lapse_ms() => RETRY_MS,
-                _ => BEAT_MS,
+                _ => self.settings.beat_ms(),
             };
             self.beat.next_at = self.beat.next_at.min(now_ms + poll_ms);
         }

@@ -558,6 +558,7 @@ impl World {
             unsafe_methods: true,
             keys_per_response: 256,
             key_bytes: 1024,
+            rate_limit: None,
         };
         let ledger = LedgerFaults { soft_overwrites_hard: self.fault == Fault::SoftOverwritesHard, fold_forgets: false };
         let journal = Arc::new(Journal::with_faults(&settings, Order::Fleet { tell_unsafe: true }, ledger));
@@ -757,7 +758,7 @@ impl World {
                 Validity::Valid => return self.serve(node, request, &stored.facts, "memory", false),
                 Validity::Soft { .. } if self.chance.one_in(2) => return self.serve(node, request, &stored.facts, "memory, stale", true),
                 Validity::Soft { .. } => return self.fetch(node, request, Some(stored)),
-                Validity::Purged => {}
+                Validity::Purged | Validity::Unconfirmed => {}
             }
         }
         if trusted && !self.chance.one_in(4) {
