@@ -20,6 +20,7 @@ mod model;
 mod outbox;
 pub mod receipt;
 pub mod selector;
+#[cfg(not(simulation))]
 pub mod stream;
 
 pub use clockwork::CheckedUpTo;
