@@ -49,6 +49,7 @@ pub(super) fn router(control: Arc<dyn Control>, guard: Guard, metrics_only: bool
             .route("/v1/nodes", get(nodes))
             .route("/v1/nodes/{name}", delete(forget_node))
             .route("/v1/explain", post(explain))
+            .route("/v1/redis", get(redis))
             .route("/v1/reload", post(reload));
     }
     router
@@ -176,6 +177,11 @@ async fn explain(State(control): Shared, body: Body) -> Result<Json<Value>, Prob
     let request: ExplainRequest = parse_json(body).await?;
     let remedy = "give an absolute URL, a method, and headers as pairs";
     control.explain(request).map(Json).map_err(|error| Problem::bad(error, remedy))
+}
+
+async fn redis(State(control): Shared) -> Result<Json<Value>, Problem> {
+    let remedy = "see that [cache.redis] leads to a Redis that answers; its log line says what failed";
+    control.redis_usage().await.map(Json).map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error, remedy))
 }
 
 async fn reload(State(control): Shared) -> Result<Json<Value>, Problem> {

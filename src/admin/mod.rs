@@ -45,6 +45,10 @@ pub trait Control: Send + Sync + 'static {
     fn explain(&self, request: ExplainRequest) -> Result<serde_json::Value, String>;
     /// Re-reads the configuration whole or not at all; the error names every problem.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, ReloadRefused>> + Send>>;
+    /// What is kept in Redis, as far as a bounded look tells (`tiercel redis-stats`).
+    fn redis_usage(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, String>> + Send>> {
+        Box::pin(async { Err("no Redis is configured ([cache.redis] url)".into()) })
+    }
     /// `Ok` when requests are welcome; else why not.
     fn ready(&self) -> Result<(), String>;
     /// What `journal.on_cutoff` says, while this node is cut off from the fleet's journal.

@@ -1,5 +1,6 @@
 //! Joins rules and tiers: stored responses and their variants.
 
+pub mod codec;
 mod request_counts;
 mod search_rules;
 mod stored_response;

@@ -73,7 +73,8 @@ impl Tags {
         self.0.as_deref().map_or("", |named| &named.text)
     }
 
-    fn of(keys: Box<[u128]>, groups: Box<[u128]>, text: Box<str>) -> Self {
+    /// Of hashes and text that were parsed before.
+    pub(super) fn of(keys: Box<[u128]>, groups: Box<[u128]>, text: Box<str>) -> Self {
         let none = keys.is_empty() && groups.is_empty();
         Self((!none).then(|| Box::new(Named { keys, groups, text })))
     }

@@ -12,6 +12,7 @@ mod health;
 mod man;
 mod nodes;
 mod purge;
+mod redis_stats;
 mod reload;
 mod run;
 mod verdict;
@@ -61,6 +62,8 @@ enum Command {
     Explain(explain::Options),
     /// Make a running server read its configuration again, whole or not at all
     Reload(reload::Options),
+    /// Show what is kept in Redis
+    RedisStats(redis_stats::Options),
     /// List the nodes of the fleet, or forget one
     Nodes(nodes::Options),
     /// Ask whether a running server wants requests: exit code 0 if so, else 1
@@ -129,6 +132,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Get(options) => get::run(options),
         Command::Explain(options) => explain::run(options),
         Command::Reload(options) => reload::run(options),
+        Command::RedisStats(options) => redis_stats::run(options),
         Command::Nodes(options) => nodes::run(options),
         Command::Health(options) => health::run(options),
         Command::Version(options) => version::run(options),

@@ -61,6 +61,11 @@ const FIXED: &[&str] = &[
     "cache.redis.tls.key",
     "cache.redis.prefix",
     "cache.redis.connect_timeout",
+    "cache.redis.lookup_budget",
+    "cache.redis.remember_misses",
+    "cache.redis.queue_entries",
+    "cache.redis.queue_bytes",
+    "cache.redis.seal",
 ];
 
 /// The keys that differ, in order; or, where some of them cannot change while the process runs, those.

@@ -59,6 +59,7 @@ pub fn secrets(settings: &Settings) -> Vec<(&'static str, Option<&Secret>)> {
     vec![
         ("admin.token", settings.admin.token.as_ref()),
         ("cache.redis.password", redis.and_then(|redis| redis.password.as_ref())),
+        ("cache.redis.seal", settings.redis.as_ref().and_then(|tier| tier.key.as_ref())),
         ("cache.redis.sentinel_password", redis.and_then(|redis| redis.sentinel_password.as_ref())),
         ("journal.redis.password", journal.and_then(|redis| redis.password.as_ref())),
         ("journal.redis.sentinel_password", journal.and_then(|redis| redis.sentinel_password.as_ref())),
@@ -86,7 +87,15 @@ fn admin(admin: &Admin) -> Value {
 }
 
 fn redis_tier(tier: &RedisTier) -> Value {
-    redis(&tier.server)
+    let mut table = redis(&tier.server);
+    table["lookup_budget"] = json!(print_duration(tier.lookup_budget));
+    table["remember_misses"] = json!(print_duration(tier.remember_misses));
+    table["queue_entries"] = json!(tier.queue_entries);
+    table["queue_bytes"] = json!(print_size(tier.queue_bytes));
+    if tier.key.is_some() {
+        table["seal"] = json!(MASK);
+    }
+    table
 }
 
 /// A connection to Redis.
@@ -239,7 +248,7 @@ fn print_route(route: &Route) -> Value {
     table.insert(action.into(), value);
     let more = json!({
         "name": route.name,
-        "cache": cache(&route.cache, &route.key, &route.rewrite),
+        "cache": cache(&route.cache, &route.redis, &route.key, &route.rewrite),
         "bypass": route.bypass.iter().map(bypass).collect::<Vec<_>>(),
         "request_headers": edits(&route.request_edits),
         "response_headers": edits(&route.response_edits),
@@ -328,7 +337,7 @@ fn bypass(rule: &BypassRule) -> Value {
     Value::Object(table)
 }
 
-fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
+fn cache(policy: &CachePolicy, redis: &RedisAdmission, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
     let mut ttl = Map::new();
     for (name, rules) in [("override", &policy.ttl_override), ("default", &policy.ttl_default)] {
         if !rules.is_empty() {
@@ -367,6 +376,12 @@ fn cache(policy: &CachePolicy, key: &KeyPolicy, steps: &[Rewrite]) -> Value {
         "max_variants": policy.max_variants,
         "no_vary_search": policy.no_vary_search,
         "body_key": { "methods": body_key_methods, "max_bytes": print_size(policy.body_key.max_bytes) },
+        "redis": {
+            "enabled": redis.enabled,
+            "max_object_size": print_size(redis.max_object_bytes),
+            "max_ttl": print_duration(redis.max_ttl),
+            "content_types": redis.content_types,
+        },
         "vary": {"ignore": policy.vary.ignore, "languages": policy.vary.languages, "images": policy.vary.images},
         "key": {
             "query_sort": key.query_sort,

@@ -520,7 +520,28 @@ macro_rules! redis_table {
 
 redis_table!(
     /// The tier that the fleet shares. Where Redis is stands at the top only; the rest also in sites and routes.
-    RawCacheRedis {}
+    RawCacheRedis {
+        /// What this table says is done.
+        enabled: Option<bool>,
+        /// Longer bodies are not shared.
+        max_object_size: Option<RawSize>,
+        /// For so long a response is kept there at most.
+        max_ttl: Option<RawDuration>,
+        /// Only responses of these types are shared: `text/html`, `image/*`; none: all.
+        content_types: Option<Vec<String>>,
+        /// What a look-up may take.
+        lookup_budget: Option<RawDuration>,
+        /// For so long what is not there is not looked for again.
+        remember_misses: Option<RawDuration>,
+        /// Responses that may wait to be written.
+        queue_entries: Option<u64>,
+        /// Their bytes.
+        queue_bytes: Option<RawSize>,
+        /// A secret of the fleet with which what is kept there is sealed, for a Redis that others may write to.
+        seal: Option<String>,
+        /// File that holds it.
+        seal_file: Option<String>,
+    }
 );
 
 redis_table!(

@@ -224,6 +224,8 @@ pub struct Route {
     pub matcher: RouteMatch,
     pub action: Action,
     pub cache: CachePolicy,
+    /// `cache.redis`, as far as it is of the route.
+    pub redis: RedisAdmission,
     pub key: KeyPolicy,
     /// First match wins; each has a name that goes into Cache-Status.
     pub bypass: Vec<BypassRule>,
@@ -462,6 +464,33 @@ pub enum AccessFormat {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RedisTier {
     pub server: Redis,
+    /// What a look-up may take.
+    pub lookup_budget: Duration,
+    /// For so long what is not there is not looked for again.
+    pub remember_misses: Duration,
+    /// Responses that may wait to be written, and their bytes.
+    pub queue_entries: usize,
+    pub queue_bytes: u64,
+    /// What is kept there is sealed with it; without one a checksum shows damage.
+    pub key: Option<Secret>,
+}
+
+/// What of a route's responses the fleet shares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisAdmission {
+    pub enabled: bool,
+    /// Longer bodies are not shared.
+    pub max_object_bytes: u64,
+    /// For so long a response is kept there at most.
+    pub max_ttl: Duration,
+    /// `text/html`, `image/*`, lower case; empty: all.
+    pub content_types: Vec<String>,
+}
+
+impl Default for RedisAdmission {
+    fn default() -> Self {
+        Self { enabled: true, max_object_bytes: 8 << 20, max_ttl: Duration::from_secs(7 * 86_400), content_types: Vec::new() }
+    }
 }
 
 /// A deployment of Redis and how to connect to it.

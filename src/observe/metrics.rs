@@ -8,10 +8,12 @@ mod journal;
 mod redis;
 mod scrape;
 pub mod series;
+mod tiers;
 
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
+pub use tiers::{TierLookup, TierSeries, TierWrite};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
@@ -370,6 +372,8 @@ pub struct Metrics {
     upstreams: Upstreams,
     /// Connections to Redis.
     pub redis: RedisSeries,
+    /// The tier in Redis.
+    pub tiers: TierSeries,
     pub journal: JournalSeries,
     reload: Reload,
 }
@@ -412,6 +416,7 @@ impl Metrics {
             access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
             upstreams: Upstreams::new(&registry),
             redis: RedisSeries::new(&registry),
+            tiers: TierSeries::new(&registry),
             journal: JournalSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,

@@ -5,7 +5,7 @@ use super::exchange::{Arrival, Exchange, PanicNote};
 use super::flight::{Candidate, Failure, FlightHead, Own, is_shareable, marker_key};
 use super::lead::{is_origin_error, pump};
 use super::store::{self, Began};
-use super::{Proxy, answer, deliver, forward, purge, revalidate};
+use super::{Proxy, answer, deliver, forward, purge, remote, revalidate};
 use crate::cache::StoredHead;
 use crate::clock;
 use crate::coalesce::fill::Fill;
@@ -74,7 +74,7 @@ fn written(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, inbound: Inbound, stamp
         let began = Began { stamp, fetch: proxy.next_fetch(), sent };
         if let Ok(head) = store::judge(proxy, exchange, &inbound, &began, received, &None) {
             let too_early = store::too_early(proxy, exchange, &None);
-            return keep(proxy, exchange, inbound, head, Forward::Method, too_early);
+            return keep(proxy, exchange, inbound, head, sent, Forward::Method, too_early);
         }
     }
     deliver::past(exchange, inbound, why)
@@ -173,7 +173,7 @@ fn judge(
         proxy.markers.clear(marker_key(exchange, Some(&head.secondary)));
         proxy.markers.clear(exchange.key.hash());
     }
-    keep(proxy, exchange, inbound, head, why, store::too_early(proxy, exchange, candidate))
+    keep(proxy, exchange, inbound, head, began.sent, why, store::too_early(proxy, exchange, candidate))
 }
 
 /// Delivers an answer while it is stored, unless it is too early for that.
@@ -182,6 +182,7 @@ fn keep(
     exchange: &Arc<Exchange>,
     mut inbound: Inbound,
     head: Arc<StoredHead>,
+    sent: Now,
     why: Forward,
     too_early: Option<NotStored>,
 ) -> Response {
@@ -196,7 +197,9 @@ fn keep(
             && let Some(complete) = fill.complete()
         {
             // Counted there if not.
-            let _ = store::whole(&task_proxy, &task_exchange, head, complete, &fill, 1, too_early);
+            if let Ok(stored) = store::whole(&task_proxy, &task_exchange, head, complete, &fill, 1, too_early) {
+                remote::offer(&task_proxy, &task_exchange, &stored, sent);
+            }
         } else {
             task_proxy.metrics.not_stored(NotStored::Incomplete);
         }

@@ -94,6 +94,9 @@ pub fn instead(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, stored: &Arc<Stored
 /// The answer of a flight to the client that led it: what came, or what the origin just confirmed.
 pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead>, own: Own, why: Forward) -> Response {
     let now = clock::now();
+    if let Some(tier) = flight.found {
+        return found(proxy, exchange, flight, tier, own.reader, now);
+    }
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Miss;
     outcome.forward = Some(why);
@@ -130,6 +133,14 @@ pub fn followed(
     why: Forward,
 ) -> Option<Response> {
     let now = clock::now();
+    if let Some(tier) = flight.found {
+        let reader = match &flight.body {
+            FlightBody::Filling(fill) if flight::is_far_ahead(exchange, fill) => return None,
+            FlightBody::Filling(fill) => Some(fill.reader(0, None)?),
+            FlightBody::Confirmed(_) | FlightBody::Blocks(_) => None,
+        };
+        return Some(found(proxy, exchange, flight, tier, reader, now));
+    }
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Miss;
     outcome.source = Source::Flight;
@@ -154,6 +165,33 @@ pub fn followed(
         }
     };
     Some(compose(&asked(proxy, exchange), &flight.head, body, Some(age_ms), outcome, now))
+}
+
+/// What a tier outside the process holds: a hit, though it had to be asked for.
+fn found(
+    proxy: &Arc<Proxy>,
+    exchange: &Arc<Exchange>,
+    flight: &Arc<FlightHead>,
+    tier: Source,
+    reader: Option<FillReader>,
+    now: Now,
+) -> Response {
+    let age_ms = flight.head.facts.age_ms(now);
+    let ttl_ms = ttl_ms(exchange, &flight.head, age_ms);
+    let mut outcome = exchange.outcome();
+    outcome.result = if ttl_ms > 0 { CacheResult::Hit } else { CacheResult::Stale };
+    outcome.source = tier;
+    outcome.upstream = None;
+    outcome.age_ms = Some(age_ms);
+    outcome.ttl_ms = Some(ttl_ms);
+    if ttl_ms <= 0 {
+        proxy.metrics.stale_served(StaleReason::WhileRevalidate);
+    }
+    let body = match &flight.body {
+        FlightBody::Filling(fill) => Body::Flight { fill, reader, proxy, exchange },
+        FlightBody::Confirmed(stored) | FlightBody::Blocks(stored) => Body::of(stored, proxy, exchange),
+    };
+    compose(&asked(proxy, exchange), &flight.head, body, Some(age_ms), outcome, now)
 }
 
 /// A response that is for this client alone, streamed as it comes.

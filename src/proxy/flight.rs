@@ -12,7 +12,7 @@ use crate::coalesce::flight::{FlightKey, Follower, Join};
 use crate::invalidation::Stamp;
 use crate::listener::{InterimSender, NotTaken};
 use crate::observe::metrics::Bound;
-use crate::proxy::outcome::Timing;
+use crate::proxy::outcome::{Source, Timing};
 use crate::semantics::reuse::{Reuse, Validity, reuse};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
@@ -96,6 +96,8 @@ impl Interims {
 pub struct FlightHead {
     pub head: Arc<StoredHead>,
     pub body: FlightBody,
+    /// Found in this tier, and nobody fetched it.
+    pub found: Option<Source>,
     /// The upstream's answer carried Age.
     pub had_age: bool,
     pub forward_status: u16,
@@ -117,6 +119,7 @@ impl FlightHead {
             not_stored: too_early,
             head: Arc::clone(head),
             body: FlightBody::Filling(fill.clone()),
+            found: None,
             had_age: inbound.fields.has(name::AGE),
             forward_status: inbound.status.as_u16(),
             endpoint: Arc::clone(&inbound.endpoint),
@@ -132,10 +135,26 @@ impl FlightHead {
             not_stored: None,
             head: Arc::clone(&record.head),
             body: FlightBody::Blocks(Arc::clone(record)),
+            found: None,
             had_age: inbound.fields.has(name::AGE),
             forward_status: inbound.status.as_u16(),
             endpoint: Arc::clone(&inbound.endpoint),
             timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
+        }
+    }
+
+    /// What the tier that the fleet shares holds: nobody was asked for it.
+    pub fn found(head: Arc<StoredHead>, body: FlightBody) -> Self {
+        Self {
+            forward_status: head.status.as_u16(),
+            head,
+            body,
+            found: Some(Source::Redis),
+            had_age: true,
+            sure: false,
+            not_stored: None,
+            endpoint: "".into(),
+            timing: Timing::default(),
         }
     }
 
@@ -145,6 +164,7 @@ impl FlightHead {
         let flight = Self {
             head: Arc::clone(&response.head),
             body: FlightBody::Confirmed(response),
+            found: None,
             had_age: true,
             forward_status: inbound.status.as_u16(),
             sure: not_stored.is_none(),

@@ -2,9 +2,11 @@
 
 use super::blocks::{self, Block};
 use super::exchange::{Exchange, PanicNote};
-use super::flight::{Candidate, Departure, Failure, FlightHead, Led, Own, is_shareable, large_key, marker_key, secondary_known};
+use super::flight::{
+    Candidate, Departure, Failure, FlightBody, FlightHead, Led, Own, is_shareable, large_key, marker_key, secondary_known,
+};
 use super::store::{self, Began};
-use super::{Proxy, forward, revalidate};
+use super::{Proxy, forward, remote, revalidate};
 use crate::body::Chunk;
 use crate::cache::{Blocks, StoredHead, StoredResponse};
 use crate::clock;
@@ -38,10 +40,16 @@ pub async fn lead(
     proxy.metrics.flight_led();
     let mut began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
     // A hard-purged response is never a source of validators; one that is valid at the stamp may be confirmed.
-    let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged).map(|(stored, _)| Arc::clone(stored));
+    let confirming = usable(&candidate);
     let is_refresh = client.is_none();
     let part = blocks::first_part(&proxy, &exchange, confirming.as_deref());
     let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part };
+    let candidate = match duty.look_in_tier(candidate, began.fetch).await {
+        Looked::Found(status) => return Some(status),
+        Looked::NotFound(candidate) => candidate,
+    };
+    let confirming = usable(&candidate);
+    began.sent = clock::now();
     let mut result = duty.fetch(confirming.as_ref()).await?;
     if let Err(unanswered) = &result
         && duty.hand_on(unanswered)
@@ -63,6 +71,19 @@ pub async fn lead(
             Some(status)
         }
     }
+}
+
+/// What may be confirmed: what was not purged for good.
+fn usable(candidate: &Candidate) -> Option<Arc<StoredResponse>> {
+    candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged).map(|(stored, _)| Arc::clone(stored))
+}
+
+/// What came of asking the tier that the fleet shares.
+enum Looked {
+    /// Everybody was told; its status.
+    Found(u16),
+    /// The origin has to be asked, maybe about this.
+    NotFound(Candidate),
 }
 
 /// Whether others may have a response.
@@ -90,6 +111,52 @@ struct Duty {
 }
 
 impl Duty {
+    /// Asks the tier that the fleet shares, before the origin is.
+    async fn look_in_tier(&mut self, candidate: Candidate, fetch: u64) -> Looked {
+        // A part is wanted of what is kept in blocks, and they are this node's.
+        if self.part.is_some() {
+            return Looked::NotFound(candidate);
+        }
+        match remote::look(&self.proxy, &self.exchange, &candidate, self.is_refresh, fetch).await {
+            remote::Answer::Nothing => Looked::NotFound(candidate),
+            remote::Answer::Candidate(stored, validity) => Looked::NotFound(Some((stored, validity))),
+            remote::Answer::Whole(response) => Looked::Found(self.promote(response)),
+            remote::Answer::Long(long) => Looked::Found(self.assemble(long).await),
+        }
+    }
+
+    /// A response of the tier becomes one of this node's.
+    fn promote(&mut self, response: Arc<StoredResponse>) -> u16 {
+        let (head, now) = (Arc::clone(&response.head), clock::now());
+        if self.proxy.no_room_for(Some(response.length)).is_none() {
+            self.proxy.learn_search_rule(&self.exchange, &head.fields, None);
+            store::insert(&self.proxy, &self.exchange, &response, self.leader.followers(), now);
+        }
+        let status = head.status.as_u16();
+        let shareable = is_shareable(&self.exchange, &head, now);
+        let flight = Arc::new(FlightHead::found(head, FlightBody::Confirmed(response)));
+        self.publish(flight, Sharing { shareable, kept: true }, now.mono_ms, Own::default());
+        status
+    }
+
+    /// The same where its body comes in segments: it is passed on as they do.
+    async fn assemble(&mut self, long: remote::Long) -> u16 {
+        let remote::Long { head, length, body } = long;
+        let settings = &Arc::clone(&self.exchange.routed.settings).fill;
+        let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, Some(length), self.exchange.policy().max_object_bytes);
+        let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
+        let (ticket, now, status) = (fill.ticket(), clock::now(), head.status.as_u16());
+        let flight = Arc::new(FlightHead::found(Arc::clone(&head), FlightBody::Filling(fill.clone())));
+        let sharing = Sharing { shareable: is_shareable(&self.exchange, &head, now), kept: fill.unstored().is_none() };
+        self.publish(flight, sharing, now.mono_ms, Own { reader, fields: None });
+        let whole = pump_while_wanted(&self.leader, ticket, Some(Arriving::Stream(body)), writer, &fill, self.is_refresh).await;
+        if whole && let Some(complete) = fill.complete() {
+            // Counted there if not.
+            let _ = store::whole(&self.proxy, &self.exchange, head, complete, &fill, self.leader.followers(), None);
+        }
+        status
+    }
+
     /// Asks the upstream; `None` if everybody left before there was a head.
     async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, Unanswered>> {
         let upstream = self.exchange.routed.upstream.clone()?;
@@ -175,7 +242,7 @@ impl Duty {
             }
             Ok(head) => {
                 let too_early = store::too_early(&self.proxy, &self.exchange, &candidate);
-                self.stream(inbound, head, received.mono_ms, too_early).await;
+                self.stream(inbound, head, &began, received.mono_ms, too_early).await;
             }
         }
     }
@@ -324,7 +391,7 @@ impl Duty {
         self.tell(Led::Shared(head, own));
     }
 
-    async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, now_mono_ms: u64, too_early: Option<NotStored>) {
+    async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, began: &Began, now_mono_ms: u64, too_early: Option<NotStored>) {
         let settings = &Arc::clone(&self.exchange.routed.settings).fill;
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, inbound.length, self.exchange.policy().max_object_bytes);
         let is_refresh = self.is_refresh;
@@ -343,8 +410,9 @@ impl Duty {
         let whole = pump_while_wanted(&self.leader, ticket, body, writer, &fill, is_refresh).await;
         if whole && let Some(complete) = fill.complete() {
             let wanted = self.leader.followers();
-            if let Err(why) = store::whole(&self.proxy, &self.exchange, head, complete, &fill, wanted, too_early) {
-                tracing::debug!(reason = why.as_str(), "not stored after all");
+            match store::whole(&self.proxy, &self.exchange, head, complete, &fill, wanted, too_early) {
+                Ok(stored) => remote::offer(&self.proxy, &self.exchange, &stored, began.sent),
+                Err(why) => tracing::debug!(reason = why.as_str(), "not stored after all"),
             }
         } else {
             self.proxy.metrics.not_stored(match fill.unstored() {

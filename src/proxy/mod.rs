@@ -24,6 +24,7 @@ mod lookup;
 pub mod outcome;
 mod purge;
 mod refused;
+pub mod remote;
 mod resume;
 mod revalidate;
 mod standing;
@@ -50,6 +51,7 @@ use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{self, Reuse};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
+use crate::tier::redis::RedisTier;
 use admit::Way;
 use arc_swap::ArcSwap;
 use deliver::Reused;
@@ -57,6 +59,7 @@ use exchange::Arrival;
 use flight::{Departure, FlightHead};
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
+use remote::Remote;
 use standing::Standing;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -90,6 +93,8 @@ pub struct Proxy {
     under_pressure: AtomicBool,
     /// Numbers fetches in the order in which they began.
     fetches: AtomicU64,
+    /// The tier that the fleet shares, where there is one.
+    remote: OnceLock<Remote>,
 }
 
 /// How much of its memory the process holds.
@@ -201,6 +206,7 @@ impl Proxy {
             access_log,
             under_pressure: AtomicBool::new(false),
             fetches: AtomicU64::new(0),
+            remote: OnceLock::new(),
         })
     }
 
@@ -238,6 +244,16 @@ impl Proxy {
             Found::OtherVariants => fill::start(self, arrival, interim(), Forward::VaryMiss, None),
             Found::Nothing => fill::start(self, arrival, interim(), Forward::UriMiss, None),
         }
+    }
+
+    /// Takes part in the tier that the fleet shares, from now on; once.
+    pub fn share(&self, remote: Remote) {
+        let _ = self.remote.set(remote);
+    }
+
+    /// That tier.
+    pub fn tier(&self) -> Option<&Arc<RedisTier>> {
+        self.remote.get().map(|remote| &remote.tier)
     }
 
     fn next_fetch(&self) -> u64 {

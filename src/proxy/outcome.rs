@@ -108,16 +108,19 @@ pub enum Source {
     #[default]
     Upstream,
     Tiercel,
+    /// The tier that the fleet shares.
+    Redis,
 }
 
 impl Source {
-    pub const ALL: [Self; 4] = [Self::Memory, Self::Flight, Self::Upstream, Self::Tiercel];
+    pub const ALL: [Self; 5] = [Self::Memory, Self::Flight, Self::Upstream, Self::Tiercel, Self::Redis];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::Flight => "flight",
             Self::Upstream => "upstream",
             Self::Tiercel => "tiercel",
+            Self::Redis => "redis",
         }
     }
 }
@@ -160,7 +163,11 @@ impl Outcome {
     pub fn detail(&self) -> Option<&str> {
         match self.not_stored {
             Some(reason) if self.detail.is_none() => Some(reason.as_str()),
-            _ => self.own_detail().or((self.source == Source::Memory).then_some("MEMORY")),
+            _ => self.own_detail().or(match self.source {
+                Source::Memory => Some("MEMORY"),
+                Source::Redis => Some("REDIS"),
+                Source::Flight | Source::Upstream | Source::Tiercel => None,
+            }),
         }
     }
 

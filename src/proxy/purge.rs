@@ -1,7 +1,7 @@
 //! Invalidation by requests: the PURGE method, and unsafe methods (RFC 9111 §4.4).
 
 use super::exchange::{Arrival, Exchange};
-use super::{Proxy, admit, answer};
+use super::{Proxy, admit, answer, remote};
 use crate::cache::{GROUPS_MAX, Tags, named_groups, subject};
 use crate::invalidation::{Mode, Receipt, Selector, Stamp};
 use crate::listener::{Response, ResponseFields};
@@ -102,6 +102,7 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, s
     let (own, untagged) = (exchange.key_of(&inbound.fields), Tags::default());
     let stamp = proxy.journal.invalidate_unsafe(&urls, &subject(&own, &exchange.routed.site, &untagged), sent, now);
     proxy.metrics.unsafe_invalidation();
+    remote::raise_floors(proxy, &urls, now);
     let groups = named_groups(&inbound.fields, name::CACHE_GROUP_INVALIDATION, exchange.target.origin());
     if groups.len() > GROUPS_MAX {
         // Too much rather than too little: all of the host may be in one of them.

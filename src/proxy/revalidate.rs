@@ -3,7 +3,7 @@
 use super::exchange::{Arrival, Exchange};
 use super::flight::Departure;
 use super::store::{self, Began};
-use super::{Proxy, lead};
+use super::{Proxy, lead, remote};
 use crate::cache::{StoredHead, StoredResponse, Tags, subject};
 use crate::clock;
 use crate::coalesce::flight::{FlightKey, Join};
@@ -126,6 +126,7 @@ fn update(
                 store::remove(proxy, old, began.fetch);
             }
             store::insert(proxy, exchange, &response, 1, received);
+            remote::offer(proxy, exchange, &response, began.sent);
         }
         Some(why) => {
             proxy.metrics.not_stored(why);

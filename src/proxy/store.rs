@@ -230,7 +230,7 @@ pub fn whole(
     fill: &Fill,
     wanted: usize,
     too_early: Option<NotStored>,
-) -> Result<(), NotStored> {
+) -> Result<Arc<StoredResponse>, NotStored> {
     let now = clock::now();
     if let Some(why) = too_early {
         proxy.metrics.not_stored(why);
@@ -249,7 +249,7 @@ pub fn whole(
     }
     insert(proxy, exchange, &response, wanted, now);
     fill.stored(&bytes);
-    Ok(())
+    Ok(response)
 }
 
 /// Says that a key has more variants than are kept; where many have, now and then.

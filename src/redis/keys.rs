@@ -72,7 +72,7 @@ impl UrlKeys<'_> {
         self.record(format_args!("s:{body:032x}:{number}"))
     }
 
-    /// The position below which stored responses of this URL are unusable.
+    /// The time before which stored responses of this URL must not have been fetched.
     pub fn floor(&self) -> String {
         self.record(format_args!("f"))
     }

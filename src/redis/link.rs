@@ -6,7 +6,7 @@ use crate::clock;
 use crate::observe::metrics::RedisOutcome;
 use prometheus::IntGauge;
 use rand::RngExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -39,6 +39,7 @@ struct Line {
     wake: Notify,
     /// When the first of the commands was sent that came to nothing, in nanoseconds; 0: the last one was answered.
     silent_since: AtomicU64,
+    was_connected: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -65,6 +66,7 @@ impl Link {
             broken: AtomicU64::new(0),
             wake: Notify::new(),
             silent_since: AtomicU64::new(0),
+            was_connected: AtomicBool::new(false),
         };
         Self { line: Arc::new(line), keeper: OnceLock::new() }
     }
@@ -99,6 +101,11 @@ impl Link {
     /// Who answers for a key now. Asks; [`Link::connected`] says who answered when the connection was made.
     pub async fn server(&self, key: &str, within: Duration) -> Result<Server, RedisError> {
         self.run(within, async |mut connection| connection.server(Some(key)).await).await
+    }
+
+    /// Whether it was never connected as yet.
+    pub fn is_new(&self) -> bool {
+        !self.line.was_connected.load(Ordering::Relaxed)
     }
 
     /// The connection, if there is one now.
@@ -223,6 +230,7 @@ async fn keep(line: Weak<Line>) {
                 let _counted = Counted::new(up.shared.metrics.redis.connections(up.purpose));
                 let connection = current.connection.clone();
                 up.current.send_replace(Some(current));
+                up.was_connected.store(true, Ordering::Relaxed);
                 stay(up, connection, generation).await;
                 tracing::warn!(generation, "connection to Redis lost");
                 // One that did not last counts as a failed attempt.

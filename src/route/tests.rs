@@ -10,6 +10,7 @@ fn route(name: &str, matcher: RouteMatch) -> Arc<Route> {
         name: name.into(),
         matcher,
         action: Action::Respond { status: 200, content_type: "text/plain".into(), body: bytes::Bytes::new() },
+        redis: Default::default(),
         cache: CachePolicy::default(),
         key: KeyPolicy::default(),
         bypass: Vec::new(),

@@ -11,8 +11,10 @@ use crate::invalidation::stream::Stream;
 use crate::observe::access_log::AccessLog;
 use crate::observe::log::LogHandle;
 use crate::observe::metrics::{Bound, Metrics};
+use crate::proxy::remote::Remote;
 use crate::proxy::{Live, Proxy};
 use crate::redis::Redis;
+use crate::tier::redis::RedisTier;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use std::net::{SocketAddr, TcpListener};
@@ -121,6 +123,11 @@ impl Server {
         let journal = Arc::new(Journal::with_order(&settings.purge, order));
         let live = Live::new(settings.clone(), None, &metrics);
         let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log));
+        if let Some(tier) = &settings.redis {
+            let redis = Redis::new(&tier.server, &metrics).context("cache.redis")?;
+            let tier = RedisTier::start(redis, tier.clone(), settings.server.workers, &metrics).context("cache.redis")?;
+            proxy.share(Remote::new(tier));
+        }
         metrics.observe_gauges(Arc::clone(&proxy) as _);
         metrics.reloaded(true, &settings.hash);
         let workers = Workers::start(settings.server.runtime, settings.server.workers)?;

@@ -12,6 +12,7 @@ use crate::limit::Rejected;
 use crate::observe::metrics::Bound;
 use crate::proxy;
 use crate::semantics::Target;
+use crate::tier::redis::usage;
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -81,6 +82,16 @@ impl Control for Controller {
             let reloaded = reloaded.unwrap_or_else(|error| Err(ReloadError::Failed(error.into())));
             let settings = reloaded.map_err(|error| ReloadRefused { message: error.to_string(), remedy: error.remedy() })?;
             Ok(json!({"reloaded": true, "hash": settings.hash, "warnings": settings.warnings}))
+        })
+    }
+
+    fn redis_usage(&self) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+        let Some(tier) = self.state.proxy.tier().cloned() else {
+            return Box::pin(async { Err("no Redis is configured ([cache.redis] url)".into()) });
+        };
+        Box::pin(async move {
+            let usage = usage(tier.redis()).await.map_err(|error| error.to_string())?;
+            serde_json::to_value(usage).map_err(|error| error.to_string())
         })
     }
 

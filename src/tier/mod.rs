@@ -1,5 +1,6 @@
 //! Tiers: keyed values with a drop deadline. A tier knows nothing of HTTP, so none can be wrong about freshness.
 //!
-//! Today there is one, in memory. The trait for tiers that store bytes outside the process comes with the first of them.
+//! [`memory`] holds values of this process; [`redis`] bytes that the fleet shares.
 
 pub mod memory;
+pub mod redis;

@@ -901,7 +901,7 @@ fn config_schema_is_a_json_schema() {
 fn help_version_completions_and_manual_are_complete() {
     let help = tiercel(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
-    for command in ["run", "demo", "check", "config", "purge", "get", "explain", "reload", "version", "completions", "man"] {
+    for command in ["run", "demo", "check", "config", "purge", "get", "explain", "reload", "redis-stats", "version", "completions", "man"] {
         assert!(text(&help.stdout).contains(&format!("  {command} ")), "{command}");
         let own = tiercel(&[command, "--help"]);
         assert_eq!(own.status.code(), Some(0), "{command}");

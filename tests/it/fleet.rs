@@ -3,3 +3,4 @@
 mod fire;
 mod journal;
 mod parts;
+mod redis_tier;

@@ -5,8 +5,10 @@ use super::{SECRET_FILE_BYTES_MAX, secret, secs};
 use crate::config::files::read_bytes;
 use crate::config::raw::{RawAddresses, RawCacheRedis, RawRedisMode, RawRedisTls, RedisKeys};
 use crate::config::report::{Report, shown};
-use crate::config::settings::{PemFile, Redis, RedisAddress, RedisMode, RedisTier, RedisTls};
+use crate::config::settings::{PemFile, Redis, RedisAddress, RedisAdmission, RedisMode, RedisTier, RedisTls};
 use crate::config::shape::join;
+use crate::semantics::fields::is_token_byte;
+use std::time::Duration;
 
 const ADDRESS_ALLOWED: &str = r#""redis://host:port", "rediss://host:port" (TLS) or "unix:/path/to/socket""#;
 const PORT: u16 = 6379;
@@ -18,8 +20,61 @@ const DATABASE_MAX: u64 = 65_535;
 
 /// `[cache.redis]` at the top.
 pub fn tier(raw: &RawCacheRedis, report: &mut Report) -> Option<RedisTier> {
-    let server = server("cache.redis", raw.server_keys(), report)?;
-    Some(RedisTier { server })
+    let at = "cache.redis";
+    let key = secret("cache.redis.seal", raw.seal.as_deref(), raw.seal_file.as_deref(), report);
+    let server = server(at, raw.server_keys(), report);
+    if let (None, None, Some(given)) = (&server, raw.url.as_ref(), of_tier(raw).first()) {
+        let remedy = "write url = \"redis://127.0.0.1:6379\" in [cache.redis]";
+        report.problem(&join(at, given), "a tier without a Redis", "", "url beside it", remedy);
+    }
+    let mut table = Table::new(report, at);
+    let tier = RedisTier {
+        lookup_budget: table.timeout("lookup_budget", raw.lookup_budget.as_ref(), Duration::from_millis(25)),
+        remember_misses: table.duration("remember_misses", raw.remember_misses.as_ref(), secs(1)),
+        queue_entries: table.count("queue_entries", raw.queue_entries, 16_384, 1..=10_000_000) as usize,
+        queue_bytes: table.size("queue_bytes", raw.queue_bytes.as_ref(), 64 << 20, 1 << 20..=1 << 40),
+        key,
+        server: server?,
+    };
+    Some(tier)
+}
+
+/// The keys of the tier that are there and count at the top only.
+fn of_tier(raw: &RawCacheRedis) -> Vec<&'static str> {
+    let all = [
+        ("lookup_budget", raw.lookup_budget.is_some()),
+        ("remember_misses", raw.remember_misses.is_some()),
+        ("queue_entries", raw.queue_entries.is_some()),
+        ("queue_bytes", raw.queue_bytes.is_some()),
+        ("seal", raw.seal.is_some()),
+        ("seal_file", raw.seal_file.is_some()),
+    ];
+    all.into_iter().filter_map(|(key, is_there)| is_there.then_some(key)).collect()
+}
+
+/// What of a `cache.redis` table is of sites and routes, too.
+pub fn apply(at: &str, raw: &RawCacheRedis, admission: &mut RedisAdmission, report: &mut Report) {
+    check_level(at, raw, report);
+    admission.enabled = raw.enabled.unwrap_or(admission.enabled);
+    if let Some(types) = &raw.content_types {
+        for (index, text) in types.iter().enumerate().filter(|(_, text)| !is_type(text)) {
+            let (at, found) = (format!("{}[{index}]", join(at, "content_types")), format!("\"{text}\""));
+            report.problem(&at, "not a content type", found, "\"text/html\", or \"image/*\" for all images", "correct it, or remove it");
+        }
+        admission.content_types = types.iter().map(|text| text.to_ascii_lowercase()).collect();
+    }
+    let mut table = Table::new(report, at);
+    let most = &mut admission.max_object_bytes;
+    *most = table.size("max_object_size", raw.max_object_size.as_ref(), *most, 0..=OBJECT_BYTES_MAX);
+    admission.max_ttl = table.timeout("max_ttl", raw.max_ttl.as_ref(), admission.max_ttl);
+}
+
+/// Longest body that may be in Redis: it stands in a queue before.
+const OBJECT_BYTES_MAX: u64 = 1 << 30;
+
+fn is_type(text: &str) -> bool {
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(is_token_byte);
+    text.split_once('/').is_some_and(|(kind, sub)| is_name(kind) && (sub == "*" || is_name(sub)))
 }
 
 /// A connection; `None` where none is wanted, or where it cannot be.
@@ -70,15 +125,16 @@ pub fn server(at: &str, keys: RedisKeys<'_>, report: &mut Report) -> Option<Redi
 }
 
 /// In sites and routes Redis is used or not; where it is stands at the top.
-pub fn check_level(at: &str, raw: &RawCacheRedis, report: &mut Report) {
-    if at == "cache" {
+fn check_level(at: &str, raw: &RawCacheRedis, report: &mut Report) {
+    if at == "cache.redis" {
         return;
     }
     let keys = raw.server_keys();
     let mut given = given(&keys);
     given.extend(keys.url.map(|_| "url"));
+    given.extend(of_tier(raw));
     for key in given {
-        let path = join(&join(at, "redis"), key);
+        let path = join(at, key);
         report.problem(&path, "the fleet shares one Redis", "", "this key in [cache.redis] at the top", "move it to [cache.redis]");
     }
 }

@@ -1,7 +1,7 @@
 //! Sites and their routes.
 
 use super::fields::{self, Edits};
-use super::{cache, label, limit, matching, net};
+use super::{cache, label, limit, matching, net, redis};
 use crate::config::DEFAULT;
 use crate::config::files::read_bytes;
 use crate::config::raw::{RawAcceptEncoding, RawConfig, RawRateLimit, RawRedirect, RawRespond, RawRoute, RawSite, RouteKeys};
@@ -23,6 +23,7 @@ const REDIRECT_STATUSES: [u16; 5] = [301, 302, 303, 307, 308];
 #[derive(Debug, Clone)]
 struct Base {
     cache: CachePolicy,
+    redis: RedisAdmission,
     key: KeyPolicy,
     bypass: Vec<BypassRule>,
     request: Edits,
@@ -43,6 +44,7 @@ impl Default for Base {
     fn default() -> Self {
         Self {
             cache: CachePolicy::default(),
+            redis: RedisAdmission::default(),
             key: KeyPolicy::default(),
             bypass: Vec::new(),
             request: Edits::default(),
@@ -67,6 +69,7 @@ impl Base {
     fn with(&self, at: &str, scope: &str, raw: RouteKeys<'_>, report: &mut Report) -> Self {
         let mut base = self.clone();
         cache::apply(&join(at, "cache"), raw.cache, &mut base.cache, &mut base.key, report);
+        redis::apply(&join(&join(at, "cache"), "redis"), &raw.cache.redis, &mut base.redis, report);
         let rules =
             raw.bypass.iter().enumerate().map(|(index, rule)| matching::bypass(&format!("{}[{index}]", join(at, "bypass")), rule, report));
         base.bypass = rules.collect::<Vec<_>>().into_iter().chain(base.bypass).collect();
@@ -119,6 +122,7 @@ impl Base {
             action,
             key,
             cache: self.cache,
+            redis: self.redis,
             bypass: self.bypass,
             request_edits: self.request.finish(),
             response_edits: self.response.finish(),

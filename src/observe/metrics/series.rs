@@ -184,6 +184,22 @@ series! {
         "Connections to upstreams, active or idle.";
     UPSTREAM_DROPPED = Counter "tiercel_upstream_connections_dropped_total" ["upstream", "reason"]
         "Connections to upstreams closed that might have been used again: the upstream closed an idle one, or spoke on it, sent more than its response, or answered before it had the request.";
+    TIER_LOOKUPS = Counter "tiercel_tier_lookups_total" ["tier", "result"]
+        "Look-ups in a tier outside the process, by what came of them: hit, stale (to be confirmed), miss, remembered (not there a moment ago), skipped (left alone), timeout, failed, unusable (purged, or not for the request), unreadable.";
+    TIER_UNREADABLE = Counter "tiercel_tier_unreadable_total" ["tier", "reason"]
+        "Records that could not be read: foreign, of another version, damaged, or malformed.";
+    TIER_BROKEN_BODIES = Counter "tiercel_tier_broken_bodies_total" ["tier"]
+        "Bodies of which a segment was gone or wrong while they were delivered: those connections were aborted.";
+    TIER_WRITES = Counter "tiercel_tier_writes_total" ["tier", "outcome"]
+        "Writes to a tier outside the process: stored, removed, floor (of a URL, raised by an unsafe method), older (a later response was there), outdated (purged or past its time when its turn came), full (the queue was), failed, skipped (left alone).";
+    TIER_WRITTEN_BYTES = Counter "tiercel_tier_written_bytes_total" ["tier"]
+        "Bytes of the records written to a tier outside the process.";
+    TIER_QUEUE_ENTRIES = Gauge "tiercel_tier_queue_entries" ["tier"]
+        "Writes that wait for a tier outside the process.";
+    TIER_QUEUE_BYTES = Gauge "tiercel_tier_queue_bytes" ["tier"]
+        "Bytes of the responses that wait to be written to a tier outside the process.";
+    TIER_BREAKER = Gauge "tiercel_tier_breaker_open" ["tier"]
+        "Whether a tier is left alone because it does not answer.";
     REDIS_COMMANDS = Counter "tiercel_redis_commands_total" ["use", "outcome"]
         "Commands sent to Redis, by what for and how they ended: answered, refused (with an error), timeout, broken (the connection failed), or away (not sent: there was none).";
     REDIS_SECONDS = Histogram "tiercel_redis_command_seconds" ["use"]

@@ -1,0 +1,503 @@
+//! The tier that the fleet shares, as the request path sees it: what is found there is judged like any other stored
+//! response before it is promoted, and what is stored here is offered to it.
+//!
+//! Asked by the leader of a flight only, so that look-ups collapse as fetches do. It is used only while the journal is
+//! trusted, before and after the round trip: what a shared tier holds may have been purged by an entry that this node
+//! has not seen. Keys are of the journal's epoch, so that nothing is found of before a loss.
+
+use super::Proxy;
+use super::exchange::Exchange;
+use super::flight::{Candidate, secondary_known};
+use crate::body::{BodyError, BodyStream, Chunk, StoredBody};
+use crate::cache::codec::{self, BodyPlan, HeadRecord, Primary, Reading, Seal, Times, Unreadable};
+use crate::cache::{StoredHead, StoredResponse};
+use crate::clock;
+use crate::coalesce::pinned::Kept;
+use crate::config::settings;
+use crate::faults::{self, Fault};
+use crate::invalidation::Journal;
+use crate::observe::metrics::TierLookup;
+use crate::pages;
+use crate::semantics::key::hash128;
+use crate::semantics::reuse::{Reuse, Validity, reuse};
+use crate::semantics::vary::SecondaryKey;
+use crate::semantics::{CacheKey, Now, name};
+use crate::tier::redis::{Found, Place, Records, RedisTier, SEGMENT, Segments, Write};
+use bytes::Bytes;
+use moka::sync::Cache;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use xxhash_rust::xxh3::Xxh3;
+
+/// The tier with what makes its bytes responses.
+#[derive(Clone)]
+pub struct Remote {
+    pub tier: Arc<RedisTier>,
+    seal: Seal,
+    /// Long bodies that were written from here, so that confirming one does not write it again.
+    plans: Cache<u128, Written>,
+}
+
+#[derive(Clone)]
+struct Written {
+    body: Weak<StoredBody>,
+    plan: BodyPlan,
+    epoch: u64,
+}
+
+/// Long bodies whose place in Redis is remembered; about 200 bytes each.
+const PLANS_MAX: u64 = 16_384;
+/// Segments that wait for the client: each has been asked for before it is wanted.
+const READ_AHEAD: usize = 2;
+/// Less than this between two responses may be the difference of two clocks.
+const CLOCKS_MS: i64 = 1000;
+
+/// What the tier has for a request.
+pub enum Answer {
+    Nothing,
+    /// To be confirmed by the origin, or to stand in if that fails.
+    Candidate(Arc<StoredResponse>, Validity),
+    /// It answers.
+    Whole(Arc<StoredResponse>),
+    /// It answers; of its body only the beginning is here.
+    Long(Long),
+}
+
+/// A response whose body is in segments.
+pub struct Long {
+    pub head: Arc<StoredHead>,
+    pub length: u64,
+    pub body: Pin<Box<dyn BodyStream>>,
+}
+
+impl Remote {
+    pub fn new(tier: Arc<RedisTier>) -> Self {
+        let seal = match &tier.settings().key {
+            Some(key) => Seal::Key(key.expose().as_bytes().into()),
+            None => Seal::Checksum,
+        };
+        Self { tier, seal, plans: Cache::new(PLANS_MAX) }
+    }
+
+    /// Where a key's records are, while the journal is trusted.
+    fn place(journal: &Journal, key: &CacheKey, now: Now) -> Option<Place> {
+        journal.is_trusted(now).then(|| Place { epoch: journal.epoch(), url: key.url_hash(), key: key.hash() })
+    }
+
+    /// The name of a head record.
+    fn head_name(&self, place: Place, variant: u128) -> String {
+        self.tier.redis().keys().url(place.epoch, place.url).head(variant)
+    }
+
+    /// Reads what was found, or says why it is nothing. `variant` is where it stood.
+    fn read(&self, exchange: &Exchange, place: Place, variant: u128, record: &Bytes, fetch: u64, now: Now) -> Option<HeadRecord> {
+        let reading = Reading {
+            key: &exchange.key,
+            target: &exchange.target,
+            site: &exchange.routed.site,
+            policy: exchange.policy(),
+            fetch,
+            now,
+            redis_now_ms: self.tier.redis().time_ms(now.wall_ms),
+        };
+        match HeadRecord::decode(&self.seal, self.head_name(place, variant).as_bytes(), record, &reading) {
+            Ok(record) => Some(record),
+            Err(why) => {
+                self.unreadable(place, variant, why);
+                None
+            }
+        }
+    }
+
+    /// Counts it; what is ours and broken goes.
+    fn unreadable(&self, place: Place, variant: u128, why: Unreadable) {
+        self.tier.metrics().tiers.lookup(TierLookup::Unreadable);
+        self.tier.metrics().tiers.unreadable(why.as_str());
+        if matches!(why, Unreadable::Damaged | Unreadable::Malformed) {
+            self.tier.remove(place, variant);
+        }
+    }
+}
+
+/// Which of the responses of a key: all of its secondary key counts.
+fn variant(key: &CacheKey, secondary: &SecondaryKey) -> u128 {
+    if secondary.0.is_empty() { key.hash() } else { key.hash() ^ hash128(&secondary.0) }
+}
+
+/// Asks the tier. `candidate`: what is here and not good enough; a background refresh wants something newer than that.
+/// `fetch` numbers what is found among the fetches of this process.
+pub async fn look(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate, is_refresh: bool, fetch: u64) -> Answer {
+    let Some(remote) = proxy.remote.get().filter(|_| exchange.routed.route.redis.enabled) else { return Answer::Nothing };
+    let now = clock::now();
+    let Some(place) = Remote::place(&proxy.journal, &exchange.key, now).filter(|_| !exchange.standing.is_cut_off()) else {
+        proxy.metrics.tiers.lookup(TierLookup::Skipped);
+        return Answer::Nothing;
+    };
+    let Some((record, floor)) = find(proxy, remote, exchange, place, candidate.as_ref(), fetch).await else { return Answer::Nothing };
+    let now = clock::now();
+    // Between asking and now the node may have lost its trust, or the fleet its journal.
+    if Remote::place(&proxy.journal, &exchange.key, now) != Some(place) {
+        proxy.metrics.tiers.lookup(TierLookup::Skipped);
+        return Answer::Nothing;
+    }
+    let answer = judge(proxy, remote, exchange, place, (record, floor), now).await;
+    let answer = match answer {
+        Answer::Whole(_) | Answer::Long(_) if is_refresh && !is_newer(&answer, candidate) => Answer::Nothing,
+        Answer::Candidate(..) if candidate.is_some() => Answer::Nothing,
+        answer => answer,
+    };
+    proxy.metrics.tiers.lookup(match answer {
+        Answer::Nothing => TierLookup::Unusable,
+        Answer::Candidate(..) => TierLookup::Stale,
+        Answer::Whole(_) | Answer::Long(_) => TierLookup::Hit,
+    });
+    answer
+}
+
+/// The record of the response that the request selects, as far as is known here or there, and the floor of its URL.
+async fn find(
+    proxy: &Proxy,
+    remote: &Remote,
+    exchange: &Exchange,
+    place: Place,
+    candidate: Option<&(Arc<StoredResponse>, Validity)>,
+    fetch: u64,
+) -> Option<(HeadRecord, Option<i64>)> {
+    let worker = exchange.peer.worker;
+    let expected = secondary_known(proxy, exchange, candidate).unwrap_or_default();
+    let mut at = variant(&exchange.key, &expected);
+    let Found { floor, primary, mut head } = remote.tier.look(worker, place, at).await?;
+    let name = remote.tier.redis().keys().url(place.epoch, place.url).primary(place.key);
+    let primary = primary.and_then(|record| Primary::decode(&remote.seal, name.as_bytes(), &record).ok());
+    if let Some(primary) = primary {
+        proxy.vary_memory.remember(exchange.key.hash(), &primary.vary);
+        let wanted = variant(&exchange.key, &primary.vary.secondary_key(&exchange.fields, exchange.policy()));
+        if wanted != at {
+            at = wanted;
+            head = remote.tier.head(worker, place, at).await;
+        }
+    }
+    let Some(head) = head else {
+        proxy.metrics.tiers.lookup(TierLookup::Miss);
+        return None;
+    };
+    let record = remote.read(exchange, place, at, &head, fetch, clock::now())?;
+    // A floor that cannot be read is above everything: whoever wrote it meant some time.
+    let floor = floor.map(|text| std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MAX));
+    Some((record, floor))
+}
+
+/// May it be used? By the journal, by what selects it, and by the same rules as any other stored response.
+async fn judge(
+    proxy: &Proxy,
+    remote: &Remote,
+    exchange: &Exchange,
+    place: Place,
+    (record, floor): (HeadRecord, Option<i64>),
+    now: Now,
+) -> Answer {
+    let HeadRecord { began_ms, mut head, plan, first } = record;
+    let policy = exchange.policy();
+    let selected = head.facts.vary.matches(&exchange.fields, &head.secondary, policy) && exchange.key_of(&head.fields) == exchange.key;
+    let is_below = floor.is_some_and(|floor| began_ms < floor);
+    // What was trimmed before this node could see it is an entry of its own in the journal: it invalidates everything older.
+    head.stamp = proxy.journal.of_shared(&head.stamp);
+    let validity = proxy.journal.validity(&head.subject(), &head.stamp);
+    let (is_below, validity) = if faults::planted(Fault::PromotedUnchecked) { (false, Validity::Valid) } else { (is_below, validity) };
+    if !selected || is_below {
+        return Answer::Nothing;
+    }
+    let decision = reuse(exchange.request(), &head.facts, policy, validity, now);
+    let head = Arc::new(head);
+    let is_whole = plan.segments == 0;
+    match decision {
+        Reuse::Fresh { .. } | Reuse::StaleNow { .. } if is_whole => {
+            let response = whole(proxy, head, &first, exchange, now);
+            if response.drop_at_mono_ms > now.mono_ms { Answer::Whole(response) } else { Answer::Nothing }
+        }
+        Reuse::Fresh { .. } | Reuse::StaleNow { .. } => {
+            let at = variant(&exchange.key, &head.secondary);
+            let body = Assembly { remote: remote.clone(), worker: exchange.peer.worker, place, variant: at, plan };
+            let body = body.begin(first).await;
+            body.map_or(Answer::Nothing, |body| Answer::Long(Long { head, length: plan.length, body }))
+        }
+        Reuse::Revalidate { .. } if is_whole => Answer::Candidate(whole(proxy, head, &first, exchange, now), validity),
+        Reuse::Revalidate { .. } | Reuse::Unusable(_) => Answer::Nothing,
+    }
+}
+
+fn is_newer(answer: &Answer, candidate: &Candidate) -> bool {
+    let head = match answer {
+        Answer::Whole(response) => &response.head,
+        Answer::Long(long) => &long.head,
+        Answer::Nothing | Answer::Candidate(..) => return false,
+    };
+    let Some((there, _)) = candidate else { return true };
+    head.facts.response_time.wall_ms > there.head.facts.response_time.wall_ms + CLOCKS_MS
+}
+
+/// A stored response of this process, with bytes that are as large as they say.
+fn whole(proxy: &Proxy, head: Arc<StoredHead>, bytes: &Bytes, exchange: &Exchange, now: Now) -> Arc<StoredResponse> {
+    let segment = [pages::gather(std::slice::from_ref(bytes)).unwrap_or_else(|| Bytes::copy_from_slice(bytes))];
+    let segments = if bytes.is_empty() { &[][..] } else { &segment[..] };
+    Arc::new(StoredResponse::new(head, Kept::new(segments, &proxy.pins), bytes.len() as u64, exchange.policy(), now))
+}
+
+/// Puts a body together from its segments.
+struct Assembly {
+    remote: Remote,
+    worker: usize,
+    place: Place,
+    variant: u128,
+    plan: BodyPlan,
+}
+
+/// Why a body cannot be put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// Redis does not give it now.
+    Away,
+    /// It is not there any more, or not what it was: the entry goes.
+    Wrong,
+}
+
+impl Assembly {
+    /// The body, once its second part is here too: where Redis fails already, the origin can still be asked.
+    async fn begin(self, first: Bytes) -> Option<Pin<Box<dyn BodyStream>>> {
+        let second = match self.segment(0, false).await {
+            Ok(second) => second,
+            Err(broken) => {
+                self.gave_up(broken);
+                return None;
+            }
+        };
+        let (sender, segments) = mpsc::channel(READ_AHEAD);
+        let left = self.plan.length;
+        tokio::spawn(async move {
+            if let Err(broken) = self.read([first, second], &sender).await {
+                self.remote.tier.metrics().tiers.broken_body();
+                self.gave_up(broken);
+                tracing::warn!(?broken, "a body in Redis is not whole: its connections are aborted");
+                let _ = sender.send(Err(BodyError::Reset)).await; // who read may have left
+            }
+        });
+        Some(Box::pin(Assembled { segments, left }))
+    }
+
+    /// Each segment is proved before it is passed on, and the last one only once the whole is.
+    async fn read(&self, [first, second]: [Bytes; 2], sender: &Sender<Result<Bytes, BodyError>>) -> Result<(), Broken> {
+        let (mut hash, mut length, mut held) = (Xxh3::new(), 0, first);
+        let mut next = Some(second);
+        for number in 0..self.plan.segments {
+            let segment = match next.take() {
+                Some(second) => second,
+                None => self.segment(number, true).await?,
+            };
+            hash.update(&held);
+            length += held.len() as u64;
+            if sender.send(Ok(std::mem::replace(&mut held, segment))).await.is_err() {
+                return Ok(()); // nobody reads any more
+            }
+        }
+        hash.update(&held);
+        length += held.len() as u64;
+        if length != self.plan.length || hash.digest() != self.plan.checksum {
+            return Err(Broken::Wrong);
+        }
+        let _ = sender.send(Ok(held)).await; // who read may have left
+        Ok(())
+    }
+
+    async fn segment(&self, number: u32, is_begun: bool) -> Result<Bytes, Broken> {
+        let Self { remote, worker, place, plan, .. } = self;
+        let record = remote.tier.segment(*worker, *place, plan.id, number, is_begun).await.map_err(|_| Broken::Away)?;
+        let name = remote.tier.redis().keys().url(place.epoch, place.url).segment(plan.id, number);
+        codec::decode_segment(&remote.seal, name.as_bytes(), &record.ok_or(Broken::Wrong)?).map_err(|_| Broken::Wrong)
+    }
+
+    fn gave_up(&self, broken: Broken) {
+        if broken == Broken::Wrong {
+            self.remote.tier.remove(self.place, self.variant);
+            self.remote.plans.invalidate(&self.variant);
+        }
+    }
+}
+
+/// A body as its segments come. Ends well only when all bytes were there.
+struct Assembled {
+    segments: Receiver<Result<Bytes, BodyError>>,
+    left: u64,
+}
+
+impl BodyStream for Assembled {
+    fn poll_chunk(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        self.segments.poll_recv(context).map(|segment| match segment {
+            Some(Ok(bytes)) => {
+                self.left = self.left.saturating_sub(bytes.len() as u64);
+                Some(Ok(Chunk::Data(bytes)))
+            }
+            Some(Err(error)) => Some(Err(error)),
+            None if self.left > 0 => Some(Err(BodyError::Reset)),
+            None => None,
+        })
+    }
+}
+
+/// Offers what was stored here to the tier, which writes it behind. `sent`: when its fetch, or what confirmed it, began.
+pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, sent: Now) {
+    let Some(remote) = proxy.remote.get() else { return };
+    let now = clock::now();
+    let Some(body) = response.body().filter(|_| is_admitted(&exchange.routed.route.redis, response)) else { return };
+    let Some(place) = Remote::place(&proxy.journal, &response.head.key, now) else { return };
+    // Stamped in another epoch, or before the journal was heard of: positions would not compare.
+    if response.head.stamp.purge.position.epoch != place.epoch {
+        return;
+    }
+    let at = variant(&response.head.key, &response.head.secondary);
+    let (remote, journal, response, body) = (remote.clone(), Arc::clone(&proxy.journal), Arc::clone(response), Arc::clone(body));
+    let (max_ttl, tier) = (exchange.routed.route.redis.max_ttl, Arc::clone(&remote.tier));
+    let bytes = response.length + response.head.fields.wire().len() as u64;
+    let records = move || {
+        let now = clock::now();
+        let keep = response.keep(now).min(max_ttl);
+        let is_wanted = Remote::place(&journal, &response.head.key, now) == Some(place)
+            && journal.validity(&response.head.subject(), &response.head.stamp) != Validity::Purged
+            && keep > Duration::ZERO;
+        is_wanted.then(|| remote.records(&response, &body, place, at, sent, keep, now))
+    };
+    tier.write(at, Write::Store { bytes, records: Box::new(records) });
+}
+
+/// Tells the tier that an unsafe method has invalidated these URLs: other nodes learn of it by the journal, which is behind
+/// by the time that takes, and may be asked for them before.
+pub fn raise_floors(proxy: &Proxy, urls: &[u128], now: Now) {
+    let Some(remote) = proxy.remote.get() else { return };
+    if !proxy.journal.is_trusted(now) {
+        return;
+    }
+    let began_ms = remote.tier.redis().time_ms(now.wall_ms) + FLOOR_MARGIN_MS;
+    for url in urls {
+        remote.tier.raise_floor(proxy.journal.epoch(), *url, began_ms);
+    }
+}
+
+/// What two nodes may take Redis' clock for at the same time.
+const FLOOR_MARGIN_MS: i64 = 100;
+
+impl Remote {
+    fn records(
+        &self,
+        response: &StoredResponse,
+        body: &Arc<StoredBody>,
+        place: Place,
+        variant: u128,
+        sent: Now,
+        keep: Duration,
+        now: Now,
+    ) -> Records {
+        let keys = self.tier.redis().keys().url(place.epoch, place.url);
+        let first = bytes_of(body, 0..response.length.min(SEGMENT));
+        let there =
+            self.plans.get(&variant).filter(|there| there.epoch == place.epoch && std::ptr::eq(there.body.as_ptr(), Arc::as_ptr(body)));
+        let plan = there.as_ref().map_or_else(|| plan_of(body, response.length), |there| there.plan);
+        let names = (0..plan.segments).map(|number| keys.segment(plan.id, number)).collect::<Vec<_>>();
+        let segments = if there.is_some() {
+            Segments::There(names)
+        } else {
+            let (seal, body, length) = (self.seal.clone(), Arc::clone(body), response.length);
+            Segments::New(Box::new(names.into_iter().zip(1_u64..).map(move |(name, number)| {
+                let segment = bytes_of(&body, number * SEGMENT..length.min((number + 1) * SEGMENT));
+                let record = codec::encode_segment(&seal, name.as_bytes(), &segment);
+                (name, record)
+            })))
+        };
+        let head = &response.head;
+        let received_ms = now.wall_ms.saturating_sub_unsigned(now.mono_ms.saturating_sub(head.facts.response_time.mono_ms));
+        let began_ms = now.wall_ms.saturating_sub_unsigned(now.mono_ms.saturating_sub(sent.mono_ms));
+        let redis = self.tier.redis();
+        let times = Times { began_ms: redis.time_ms(began_ms), received_ms: redis.time_ms(received_ms) };
+        let (name, primary_name) = (keys.head(variant), keys.primary(place.key));
+        let primary = Primary { began_ms: times.began_ms, vary: head.facts.vary.clone() };
+        let (plans, written) = (self.plans.clone(), Written { body: Arc::downgrade(body), plan, epoch: place.epoch });
+        Records {
+            head: (name.clone(), codec::encode_head(&self.seal, name.as_bytes(), head, times, &plan, &first)),
+            primary: (primary_name.clone(), primary.encode(&self.seal, primary_name.as_bytes())),
+            segments,
+            began_at: codec::BEGAN_AT,
+            keep,
+            written: Box::new(move || {
+                if written.plan.segments > 0 {
+                    plans.insert(variant, written);
+                }
+            }),
+        }
+    }
+}
+
+/// Whether the route lets the tier have it.
+fn is_admitted(admission: &settings::RedisAdmission, response: &StoredResponse) -> bool {
+    let of_type = || {
+        let value = response.head.fields.get(name::CONTENT_TYPE).unwrap_or_default();
+        let essence = String::from_utf8_lossy(value.split(|byte| *byte == b';').next().unwrap_or_default()).trim().to_ascii_lowercase();
+        admission.content_types.iter().any(|wanted| match wanted.strip_suffix('*') {
+            Some(prefix) => essence.starts_with(prefix),
+            None => essence == *wanted,
+        })
+    };
+    admission.enabled
+        && response.length <= admission.max_object_bytes
+        && !response.head.facts.vary.is_star()
+        && (admission.content_types.is_empty() || of_type())
+}
+
+fn plan_of(body: &StoredBody, length: u64) -> BodyPlan {
+    let mut hash = Xxh3::new();
+    for segment in body.segments() {
+        hash.update(segment);
+    }
+    let segments = length.div_ceil(SEGMENT).saturating_sub(1) as u32;
+    BodyPlan { id: rand::random(), length, segments, checksum: hash.digest() }
+}
+
+/// A part of a body in one piece.
+fn bytes_of(body: &StoredBody, range: Range<u64>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
+    let mut at = 0;
+    for segment in body.segments() {
+        let end = at + segment.len() as u64;
+        let (from, to) = (range.start.clamp(at, end), range.end.clamp(at, end));
+        bytes.extend_from_slice(&segment[(from - at) as usize..(to - at) as usize]);
+        at = end;
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_body_are_what_they_say_wherever_it_is_cut() {
+        let pieces = [Bytes::from_static(b"abc"), Bytes::from_static(b""), Bytes::from_static(b"defgh"), Bytes::from_static(b"i")];
+        let body = StoredBody::new(&pieces);
+        let all = b"abcdefghi";
+        for start in 0..=all.len() {
+            for end in start..=all.len() {
+                assert_eq!(bytes_of(&body, start as u64..end as u64), all[start..end], "{start}..{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_covers_the_body() {
+        for (length, segments) in [(0, 0), (1, 0), (SEGMENT, 0), (SEGMENT + 1, 1), (2 * SEGMENT, 1), (2 * SEGMENT + 1, 2)] {
+            let body = StoredBody::new(&[Bytes::from(vec![7; length as usize])]);
+            let plan = plan_of(&body, length);
+            assert_eq!((plan.length, plan.segments), (length, segments), "{length}");
+        }
+    }
+}

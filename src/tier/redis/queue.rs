@@ -1,0 +1,229 @@
+//! Writing behind: what is stored waits in a bounded queue for a thread of its own, and nobody waits for that.
+
+use super::Breaker;
+use crate::clock;
+use crate::config::settings;
+use crate::observe::metrics::{Metrics, TierWrite};
+use crate::redis::{Link, Redis, RedisError, Script, Use, cmd, pipe};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// For one command with up to a segment of bytes.
+const WITHIN: Duration = Duration::from_secs(2);
+/// Segments live so much longer than their head: who found it may still read.
+const DELIVERY_MAX: Duration = Duration::from_secs(600);
+/// How long a floor is there: by then every node that is trusted has the entry of the journal that it stands for.
+const FLOOR_MS: u64 = 60_000;
+/// Failures in a row after which writes are dropped unsent until one of them is due again.
+const BREAKER_AFTER: u32 = 3;
+/// Writes under way at a time.
+const WRITERS: usize = 4;
+
+/// Something to be written.
+pub enum Write {
+    /// A stored response. It is made into records when its turn comes; `None` where it is not to be kept any more.
+    Store {
+        /// What it holds in memory while it waits.
+        bytes: u64,
+        records: Box<dyn FnOnce() -> Option<Records> + Send>,
+    },
+    Remove {
+        name: String,
+    },
+    /// A floor, in milliseconds of Redis' clock.
+    Floor {
+        name: String,
+        began_ms: i64,
+    },
+}
+
+/// The records of a stored response.
+pub struct Records {
+    /// Name and content.
+    pub head: (String, Vec<u8>),
+    pub primary: (String, Vec<u8>),
+    pub segments: Segments,
+    /// Where in head and primary record the time stands that the script compares.
+    pub began_at: usize,
+    pub keep: Duration,
+    /// Told once the response is there.
+    pub written: Box<dyn FnOnce() + Send>,
+}
+
+/// The segments of its body.
+pub enum Segments {
+    /// To be written, one at a time: name and content.
+    New(Box<dyn Iterator<Item = (String, Vec<u8>)> + Send>),
+    /// They are there and are to live longer; where one is not, the response is not written.
+    There(Vec<String>),
+}
+
+pub struct Queue {
+    waiting: Mutex<Waiting>,
+    entries_max: usize,
+    bytes_max: u64,
+    wake: Notify,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    writes: VecDeque<Write>,
+    bytes: u64,
+}
+
+impl Write {
+    const fn bytes(&self) -> u64 {
+        match self {
+            Self::Store { bytes, .. } => *bytes,
+            Self::Remove { .. } | Self::Floor { .. } => 0,
+        }
+    }
+}
+
+impl Queue {
+    pub fn start(redis: Redis, settings: &settings::RedisTier, metrics: Arc<Metrics>) -> std::io::Result<Arc<Self>> {
+        let queue = Arc::new(Self {
+            waiting: Mutex::default(),
+            entries_max: settings.queue_entries,
+            bytes_max: settings.queue_bytes,
+            wake: Notify::new(),
+            metrics,
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let weak = Arc::downgrade(&queue);
+        std::thread::Builder::new().name("redis-writes".into()).spawn(move || runtime.block_on(work(&weak, &redis)))?;
+        Ok(queue)
+    }
+
+    pub fn push(&self, write: Write) {
+        let mut waiting = self.waiting.lock();
+        let bytes = write.bytes();
+        if waiting.writes.len() >= self.entries_max || waiting.bytes.saturating_add(bytes) > self.bytes_max {
+            drop(waiting);
+            self.metrics.tiers.write(TierWrite::Full, 0);
+            return;
+        }
+        waiting.bytes += bytes;
+        waiting.writes.push_back(write);
+        self.metrics.tiers.queue(waiting.writes.len(), waiting.bytes);
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    async fn next(&self) -> Write {
+        loop {
+            if let Some(write) = self.take() {
+                return write;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    fn take(&self) -> Option<Write> {
+        let mut waiting = self.waiting.lock();
+        let write = waiting.writes.pop_front()?;
+        waiting.bytes -= write.bytes();
+        self.metrics.tiers.queue(waiting.writes.len(), waiting.bytes);
+        if !waiting.writes.is_empty() {
+            self.wake.notify_one(); // another writer may be free
+        }
+        Some(write)
+    }
+}
+
+/// Writes until the queue is gone.
+async fn work(queue: &Weak<Queue>, redis: &Redis) {
+    let (link, breaker) = (redis.link(Use::Bodies), Breaker::new(BREAKER_AFTER));
+    let script = Script::new(include_str!("store.lua"));
+    let writer = Writer { link, breaker, script };
+    let all: [_; WRITERS] = std::array::from_fn(|_| writer.run(queue));
+    let [a, b, c, d] = all;
+    tokio::join!(a, b, c, d);
+}
+
+struct Writer {
+    link: Link,
+    breaker: Breaker,
+    script: Script,
+}
+
+/// How often a writer looks whether its queue is still wanted.
+const IDLE: Duration = Duration::from_secs(1);
+
+impl Writer {
+    async fn run(&self, queue: &Weak<Queue>) {
+        let _ = self.link.connected(); // it begins to connect
+        while let Some(queue) = queue.upgrade() {
+            if let Ok(write) = tokio::time::timeout(IDLE, queue.next()).await {
+                self.write(&queue.metrics, write).await;
+            }
+        }
+    }
+
+    async fn write(&self, metrics: &Metrics, write: Write) {
+        let now_ms = clock::now().mono_ms;
+        if !self.breaker.is_closed() && !self.breaker.is_probe_due(now_ms) {
+            return metrics.tiers.write(TierWrite::Skipped, 0);
+        }
+        let result = match write {
+            Write::Remove { name } => self.link.query::<i64>(cmd("UNLINK").arg(name), WITHIN).await.map(|_| (TierWrite::Removed, 0)),
+            Write::Floor { name, began_ms } => {
+                let set = cmd("SET").arg(name).arg(began_ms).arg("PX").arg(FLOOR_MS).take();
+                self.link.query::<String>(&set, WITHIN).await.map(|_| (TierWrite::Floor, 0))
+            }
+            Write::Store { records, .. } => match records() {
+                None => return metrics.tiers.write(TierWrite::Outdated, 0),
+                Some(records) => self.store(records).await,
+            },
+        };
+        match result {
+            Ok((outcome, bytes)) => {
+                self.breaker.succeeded();
+                metrics.tiers.write(outcome, bytes);
+            }
+            Err(error) => {
+                metrics.tiers.write(TierWrite::Failed, 0);
+                if self.breaker.failed(clock::now().mono_ms) {
+                    tracing::warn!(%error, "Redis takes no writes: what is stored here is not shared until it does");
+                }
+            }
+        }
+    }
+
+    /// Segments first, the head last.
+    async fn store(&self, records: Records) -> Result<(TierWrite, u64), RedisError> {
+        let Records { head, primary, segments, began_at, keep, written } = records;
+        let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).max(1);
+        let longer_ms = keep_ms.saturating_add(DELIVERY_MAX.as_millis() as u64);
+        let mut bytes = (head.1.len() + primary.1.len()) as u64;
+        match segments {
+            Segments::New(segments) => {
+                for (name, content) in segments {
+                    bytes += content.len() as u64;
+                    self.link.query::<String>(cmd("SET").arg(name).arg(content).arg("PX").arg(longer_ms), WITHIN).await?;
+                }
+            }
+            Segments::There(names) => {
+                let mut extend = pipe();
+                for name in &names {
+                    extend.cmd("PEXPIRE").arg(name).arg(longer_ms);
+                }
+                let there: Vec<i64> = self.link.pipeline(&extend, WITHIN).await?;
+                if there.contains(&0) {
+                    return Ok((TierWrite::Outdated, 0));
+                }
+            }
+        }
+        let arguments = [head.1, primary.1, keep_ms.to_string().into_bytes(), began_at.to_string().into_bytes()];
+        let put: i64 = self.link.script(&self.script, &[head.0, primary.0], &arguments, WITHIN).await?;
+        if put == 0 {
+            return Ok((TierWrite::Older, 0));
+        }
+        written();
+        Ok((TierWrite::Stored, bytes))
+    }
+}

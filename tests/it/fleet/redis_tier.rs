@@ -1,0 +1,403 @@
+//! The tier that the fleet shares, with real nodes and a real Redis: what one stored the others have, and whatever is wrong
+//! with Redis is a miss and nothing worse.
+
+use crate::support::client::{Answer, Client};
+use crate::support::fleet::{Fleet, Node, Plan};
+use crate::support::link::Trouble;
+use crate::support::origin::{Origin, PATIENCE, Script};
+use crate::support::redis::{Cluster, Redis, Reply, Restart, Sentinels};
+use std::time::{Duration, Instant};
+
+/// A budget that a busy machine keeps; what it is by default is nothing that a test could rely on.
+const CONFIG: &str = "[upstreams.default]\nendpoints = ['@ORIGIN@']\n[cache]\nmax_object_size = '32MiB'\n\
+    [cache.redis]\nurl = 'redis://@REDIS@'\nlookup_budget = '2s'\nremember_misses = '0s'\n";
+
+fn plan(nodes: usize, origin: &Origin, redis: &Redis, more: &str) -> Plan {
+    let (config, origin) = (format!("{CONFIG}{more}"), origin.url());
+    Plan { nodes, config, origin, redis: Some(redis.address()), fault: None }
+}
+
+/// Says what is in the path: `/a/300000` has as many bytes, `/vary/..` varies by language.
+fn origin() -> Origin {
+    Origin::start(|request| {
+        let script = Script::ok(body(&request.path, request.field("accept-language").unwrap_or("")));
+        let script = script.header("cache-control", "max-age=600").header("etag", "\"1\"").header("content-type", "text/plain");
+        if request.path.starts_with("/vary") { script.header("vary", "accept-language") } else { script }
+    })
+}
+
+fn body(path: &str, language: &str) -> Vec<u8> {
+    let length = path.rsplit('/').next().and_then(|last| last.parse().ok()).unwrap_or(0);
+    let text = if path.starts_with("/vary") { format!("{path} in {language} ") } else { format!("{path} ") };
+    text.bytes().cycle().take(text.len().max(length)).collect()
+}
+
+/// On a connection of its own.
+async fn get(node: &Node, path: &str, language: &str) -> Answer {
+    let mut client = Client::connect(node.http).await;
+    client.ask(format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nAccept-Language: {language}\r\nConnection: close\r\n\r\n")).await
+}
+
+fn is_from_redis(answer: &Answer) -> bool {
+    answer.says("hit") && answer.says("detail=REDIS")
+}
+
+/// Waits until so many responses of a node were written.
+async fn until_written(node: &Node, count: f64) {
+    let written = || node.metric("tiercel_tier_writes_total", &["outcome=\"stored\""]) >= Some(count);
+    until(&format!("{count} responses are written"), node, written).await;
+}
+
+async fn until(what: &str, node: &Node, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}; {} wrote:\n{}", node.name, node.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn lookups(node: &Node, result: &str) -> f64 {
+    node.metric("tiercel_tier_lookups_total", &[&format!("result=\"{result}\"")]).expect("it answers")
+}
+
+fn heads(redis: &Redis) -> Vec<String> {
+    redis.ask(&["KEYS", "*}:h:*"]).list().iter().map(Reply::text).collect()
+}
+
+#[tokio::test]
+async fn an_empty_node_has_what_another_stored() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(2, &origin, &redis, ""));
+    for (number, path) in ["/small", "/a/262144", "/a/262145", "/a/3000000"].into_iter().enumerate() {
+        let first = get(&fleet.nodes[0], path, "").await;
+        assert!(first.whole && first.is_miss(), "{path}: {}", first.head);
+        until_written(&fleet.nodes[0], number as f64 + 1.0).await;
+        let found = get(&fleet.nodes[1], path, "").await;
+        assert!(found.whole && found.body == body(path, ""), "{path}: {} bytes", found.body.len());
+        assert!(is_from_redis(&found), "{path}: {}", found.head);
+        assert!(found.field("age").is_some() && found.field("etag") == Some("\"1\""), "{}", found.head);
+        let deadline = Instant::now() + PATIENCE;
+        let mut again = get(&fleet.nodes[1], path, "").await;
+        while !again.says("detail=MEMORY") && Instant::now() < deadline {
+            again = get(&fleet.nodes[1], path, "").await; // a long one is promoted when all of it is there
+        }
+        assert!(again.says("hit") && again.says("detail=MEMORY"), "promoted: {}", again.head);
+        assert_eq!(again.body, body(path, ""));
+        assert_eq!(origin.count(path), 1, "{path}");
+    }
+    assert!(lookups(&fleet.nodes[1], "hit") >= 4.0);
+}
+
+#[tokio::test]
+async fn everything_there_expires_and_nothing_is_left_without_a_head() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(1, &origin, &redis, ""));
+    get(&fleet.nodes[0], "/a/700000", "").await;
+    until_written(&fleet.nodes[0], 1.0).await;
+    let keys: Vec<_> = redis.ask(&["KEYS", "tiercel:c:*"]).list().iter().map(Reply::text).collect();
+    assert_eq!(keys.len(), 4, "primary record, head and two segments: {keys:?}");
+    let lives = |key: &str| redis.ask(&["PTTL", key]).integer();
+    assert!(keys.iter().all(|key| lives(key) > 0), "{keys:?}");
+    let (status, usage) = fleet.nodes[0].admin("GET", "/v1/redis", "").expect("it answers");
+    let counted = |kind: &str| usage[kind]["keys"].as_u64();
+    assert_eq!((status, counted("primary"), counted("heads"), counted("segments")), (200, Some(1), Some(1), Some(2)), "{usage}");
+    assert!(usage["segments"]["bytes"].as_u64() > Some(400_000), "{usage}");
+    assert!(usage["warnings"][0].as_str().is_some_and(|warning| warning.starts_with("maxmemory")), "{usage}");
+    let head = lives(&heads(&redis)[0]);
+    let segments: Vec<_> = keys.iter().filter(|key| key.contains("}:s:")).collect();
+    assert!(segments.iter().all(|key| lives(key) > head), "segments outlive the head");
+}
+
+#[tokio::test]
+async fn variants_are_told_apart_also_by_a_node_that_knows_nothing_of_them() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(2, &origin, &redis, ""));
+    for (number, language) in ["de", "en"].into_iter().enumerate() {
+        get(&fleet.nodes[0], "/vary", language).await;
+        until_written(&fleet.nodes[0], number as f64 + 1.0).await;
+    }
+    for language in ["de", "en"] {
+        let found = get(&fleet.nodes[1], "/vary", language).await;
+        assert!(is_from_redis(&found), "{}", found.head);
+        assert_eq!(found.body, body("/vary", language));
+    }
+    let other = get(&fleet.nodes[1], "/vary", "fr").await;
+    assert!(!other.says("hit"), "{}", other.head);
+    assert_eq!(other.body, body("/vary", "fr"));
+    assert_eq!(origin.total(), 3);
+}
+
+#[tokio::test]
+async fn many_at_once_make_one_look_up_and_no_fetch() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(2, &origin, &redis, ""));
+    for path in ["/small", "/a/2000000"] {
+        get(&fleet.nodes[0], path, "").await;
+    }
+    until_written(&fleet.nodes[0], 2.0).await;
+    for path in ["/small", "/a/2000000"] {
+        let all: Vec<_> = (0..40).map(|_| (fleet.nodes[1].http, path)).collect();
+        let asked = all.into_iter().map(|(address, path)| {
+            tokio::spawn(async move {
+                let mut client = Client::connect(address).await;
+                client.ask(format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")).await
+            })
+        });
+        for answer in asked.collect::<Vec<_>>() {
+            let answer = answer.await.unwrap();
+            assert!(answer.whole && answer.body == body(path, "") && answer.says("hit"), "{}", answer.head);
+        }
+        assert_eq!(origin.count(path), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_was_purged_is_not_promoted() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(1, &origin, &redis, ""));
+    let node = &fleet.nodes[0];
+    get(node, "/small", "").await;
+    until_written(node, 1.0).await;
+    assert_eq!(heads(&redis).len(), 1);
+    let (status, receipt) = node.admin("POST", "/v1/purge", r#"{"urls": ["http://a.example/small"]}"#).expect("it answers");
+    assert_eq!(status, 200, "{receipt}");
+    let after = get(node, "/small", "").await;
+    assert!(!after.says("hit"), "{}", after.head);
+    assert_eq!(origin.count("/small"), 2);
+    assert!(lookups(node, "unusable") >= 1.0, "it was there, and was refused");
+    until_written(node, 2.0).await;
+}
+
+#[tokio::test]
+async fn who_wrote_on_one_node_reads_its_write_on_another() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(3, &origin, &redis, ""));
+    get(&fleet.nodes[0], "/small", "").await;
+    until_written(&fleet.nodes[0], 1.0).await;
+    let mut client = Client::connect(fleet.nodes[1].http).await;
+    let posted = client.ask("POST /small HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(posted.status, 200);
+    let raised = || fleet.nodes[1].metric("tiercel_tier_writes_total", &["outcome=\"floor\""]) >= Some(1.0);
+    until("the floor is raised", &fleet.nodes[1], raised).await;
+    let read = get(&fleet.nodes[2], "/small", "").await;
+    assert!(!read.says("hit"), "{}", read.head);
+    assert_eq!(origin.count("/small"), 3);
+}
+
+#[tokio::test]
+async fn what_the_origin_confirms_is_not_written_again_but_kept_longer() {
+    let redis = Redis::start();
+    let origin = Origin::start(|request| {
+        let is_there = request.field("if-none-match") == Some("\"1\"");
+        let script = if is_there { Script::status(304, "") } else { Script::ok(body(&request.path, "")) };
+        script.header("cache-control", "max-age=600").header("etag", "\"1\"")
+    });
+    let fleet = Fleet::start(&plan(2, &origin, &redis, ""));
+    let (node, path) = (&fleet.nodes[0], "/a/700000");
+    get(node, path, "").await;
+    until_written(node, 1.0).await;
+    let segments = || redis.ask(&["KEYS", "*}:s:*"]).list().iter().map(Reply::text).collect::<Vec<_>>();
+    let before = segments();
+    for key in before.iter().chain(&heads(&redis)) {
+        redis.ask(&["PEXPIRE", key, "100000"]);
+    }
+    let purge = format!(r#"{{"urls": ["http://a.example{path}"], "mode": "soft"}}"#);
+    assert_eq!(node.admin("POST", "/v1/purge", &purge).expect("it answers").0, 200);
+    let confirmed = get(node, path, "").await;
+    assert!(confirmed.says("fwd=stale") && confirmed.body == body(path, ""), "{}", confirmed.head);
+    until_written(node, 2.0).await;
+    let (mut after, mut expected) = (segments(), before);
+    after.sort();
+    expected.sort();
+    assert_eq!(after, expected, "the same segments");
+    assert!(after.iter().chain(&heads(&redis)).all(|key| redis.ask(&["PTTL", key]).integer() > 100_000), "kept longer");
+    let found = get(&fleet.nodes[1], path, "").await;
+    assert!(is_from_redis(&found) && found.whole && found.body == body(path, ""), "{}", found.head);
+}
+
+#[tokio::test]
+async fn a_body_with_a_lost_or_wrong_segment_is_never_whole() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(3, &origin, &redis, ""));
+    let path = "/a/900000";
+    for (spoilt, spoil) in [("lost", 0), ("wrong", 1)] {
+        get(&fleet.nodes[0], path, "").await;
+        until_written(&fleet.nodes[0], f64::from(spoil) + 1.0).await;
+        let segments = redis.ask(&["KEYS", "*}:s:*"]);
+        let mut segments: Vec<_> = segments.list().iter().map(Reply::text).collect();
+        segments.sort();
+        let last = segments.last().expect("it has segments");
+        if spoil == 0 {
+            redis.ask(&["DEL", last]);
+        } else {
+            redis.ask(&["SETRANGE", last, "5000", "spoilt"]);
+        }
+        let node = &fleet.nodes[1 + spoil as usize];
+        let mut client = Client::connect(node.http).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")).await;
+        let answer = client.answer(false).await.expect("a head");
+        assert!(!answer.whole, "{spoilt}: {} of 900000 bytes, and it ended well", answer.body.len());
+        assert!(body(path, "").starts_with(&answer.body), "{spoilt}: no byte of it is wrong");
+        assert_eq!(node.metric("tiercel_tier_broken_bodies_total", &[]), Some(1.0));
+        until("the entry is gone", node, || heads(&redis).is_empty()).await;
+        let again = get(node, path, "").await;
+        assert!(again.whole && again.is_miss() && again.body == body(path, ""), "{spoilt}: {}", again.head);
+        // For the next round the first node forgets what it has, and so does Redis.
+        until_written(node, 1.0).await;
+        for key in redis.ask(&["KEYS", "tiercel:c:*"]).list().iter().map(Reply::text) {
+            redis.ask(&["DEL", &key]);
+        }
+        fleet.nodes[0].admin("POST", "/v1/purge", r#"{"everything": true}"#);
+    }
+}
+
+#[tokio::test]
+async fn records_that_are_damaged_or_sealed_otherwise_are_misses() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(2, &origin, &redis, ""));
+    let sealed = Fleet::start(&plan(2, &origin, &redis, "seal = 'a-secret-of-the-fleet'\n"));
+    get(&fleet.nodes[0], "/small", "").await;
+    until_written(&fleet.nodes[0], 1.0).await;
+    let head = heads(&redis).pop().unwrap();
+    let foreign = get(&sealed.nodes[0], "/small", "").await;
+    assert!(foreign.is_miss() && foreign.body == body("/small", ""), "{}", foreign.head);
+    until_written(&sealed.nodes[0], 1.0).await;
+    assert!(is_from_redis(&get(&sealed.nodes[1], "/small", "").await), "who has the secret reads it");
+    redis.ask(&["SETRANGE", &head, "100", "?"]);
+    let damaged = get(&fleet.nodes[1], "/small", "").await;
+    assert!(damaged.is_miss() && damaged.body == body("/small", ""), "{}", damaged.head);
+    assert_eq!(fleet.nodes[1].metric("tiercel_tier_unreadable_total", &["reason=\"damaged\""]), Some(1.0));
+    for nonsense in ["", "TCL", "something else altogether"] {
+        redis.ask(&["SET", &head, nonsense]);
+        fleet.nodes[1].admin("POST", "/v1/purge", r#"{"everything": true}"#);
+        assert_eq!(get(&fleet.nodes[1], "/small", "").await.body, body("/small", ""));
+    }
+}
+
+#[tokio::test]
+async fn what_routes_keep_back_is_not_shared() {
+    let (origin, redis) = (origin(), Redis::start());
+    let more = "max_object_size = '1KiB'\ncontent_types = ['text/*']\n\
+        [[sites.default.routes]]\npath = '/a'\n[[sites.default.routes]]\npath = '/own'\ncache.redis.enabled = false\n\
+        [[sites.default.routes]]\npath = '/image'\ncache.redis.content_types = ['image/*']\n";
+    let fleet = Fleet::start(&plan(1, &origin, &redis, more));
+    for path in ["/own", "/image", "/a/2000", "/a/10"] {
+        let first = get(&fleet.nodes[0], path, "").await;
+        assert!(first.is_miss(), "{path}: {}", first.head);
+    }
+    until_written(&fleet.nodes[0], 1.0).await;
+    assert_eq!(heads(&redis).len(), 1, "only /a/10");
+}
+
+#[tokio::test]
+async fn no_trouble_with_redis_is_trouble_for_a_request() {
+    let origin = origin();
+    let troubles = [Trouble::Cut, Trouble::Held, Trouble::Slow(Duration::from_secs(2)), Trouble::Garbled];
+    for (number, trouble) in troubles.into_iter().enumerate() {
+        let redis = Redis::start();
+        let mut plan = plan(1, &origin, &redis, "");
+        plan.config = plan.config.replace("'2s'", "'25ms'");
+        let fleet = Fleet::start(&plan);
+        let (node, link) = (&fleet.nodes[0], fleet.nodes[0].link.as_ref().expect("the plan names a Redis"));
+        get(node, &format!("/before/{number}"), "").await;
+        link.make(trouble);
+        for request in 0..30 {
+            let path = format!("/t/{number}/{request}");
+            let answer = get(node, &path, "").await;
+            assert!(answer.status == 200 && answer.whole && answer.body == body(&path, ""), "{trouble:?}: {}", answer.head);
+        }
+        assert_eq!(node.metric("tiercel_tier_breaker_open", &[]), Some(1.0), "{trouble:?}: it is left alone");
+        assert!(lookups(node, "skipped") >= 1.0, "{trouble:?}");
+        link.mend();
+        let deadline = Instant::now() + PATIENCE;
+        for request in 0.. {
+            get(node, &format!("/after/{number}/{request}"), "").await;
+            if node.metric("tiercel_tier_breaker_open", &[]) == Some(0.0) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{trouble:?}: never used again:\n{}", node.log());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_takes_no_writes_fails_no_request() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(2, &origin, &redis, ""));
+    get(&fleet.nodes[0], "/small", "").await;
+    until_written(&fleet.nodes[0], 1.0).await;
+    for (number, (directive, refusing, well)) in [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")].into_iter().enumerate() {
+        redis.set(directive, refusing);
+        for request in 0..10 {
+            let path = format!("/refused/{number}/{request}");
+            let answer = get(&fleet.nodes[0], &path, "").await;
+            assert!(answer.status == 200 && answer.whole && answer.body == body(&path, ""), "{}", answer.head);
+        }
+        let failed = || fleet.nodes[0].metric("tiercel_tier_writes_total", &["outcome=\"failed\""]) >= Some(number as f64 + 1.0);
+        until("a write fails", &fleet.nodes[0], failed).await;
+        redis.set(directive, well);
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_late_or_again_is_used_from_then_on() {
+    let (origin, mut redis) = (origin(), Redis::start());
+    redis.kill();
+    let config = CONFIG.replace("'2s'", "'25ms'");
+    let plan = Plan { nodes: 2, config, origin: origin.url(), redis: Some(redis.address()), fault: None };
+    let fleet = Fleet::start(&plan);
+    for request in 0..10 {
+        assert_eq!(get(&fleet.nodes[0], &format!("/early/{request}"), "").await.status, 200);
+    }
+    redis.start_again(Restart::Empty);
+    let deadline = Instant::now() + PATIENCE;
+    for request in 0.. {
+        let path = format!("/late/{request}");
+        get(&fleet.nodes[0], &path, "").await;
+        if is_from_redis(&get(&fleet.nodes[1], &path, "").await) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "nothing is shared:\n{}", fleet.nodes[0].log());
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_of_three_masters_is_one_tier() {
+    let (origin, cluster) = (origin(), Cluster::start());
+    let urls: Vec<_> = cluster.addresses().iter().map(|address| format!("'redis://{address}'")).collect();
+    let config = CONFIG.replace("url = 'redis://@REDIS@'", &format!("url = [{}]\nmode = 'cluster'", urls.join(", ")));
+    let fleet = Fleet::start(&Plan { nodes: 2, config, origin: origin.url(), redis: None, fault: None });
+    for number in 0..12 {
+        let path = format!("/{number}/{}", 100_000 * number);
+        get(&fleet.nodes[0], &path, "").await;
+        until_written(&fleet.nodes[0], f64::from(number) + 1.0).await;
+        let found = get(&fleet.nodes[1], &path, "").await;
+        assert!(is_from_redis(&found) && found.whole && found.body == body(&path, ""), "{path}: {}", found.head);
+    }
+    assert_eq!(origin.total(), 12);
+}
+
+#[tokio::test]
+async fn the_master_that_sentinel_names_is_followed_through_a_failover() {
+    let (origin, mut master) = (origin(), Redis::start());
+    let replica = Redis::replica_of(&master, &[]);
+    let sentinels = Sentinels::watch(&master, 1, 500);
+    let urls: Vec<_> = sentinels.addresses().iter().map(|address| format!("'redis://{address}'")).collect();
+    let server = format!("url = [{}]\nmode = 'sentinel'\nsentinel_master = '{}'", urls.join(", "), "fleet");
+    let config = CONFIG.replace("url = 'redis://@REDIS@'", &server);
+    let fleet = Fleet::start(&Plan { nodes: 2, config, origin: origin.url(), redis: None, fault: None });
+    get(&fleet.nodes[0], "/small", "").await;
+    until_written(&fleet.nodes[0], 1.0).await;
+    replica.until("the replica has it", |replica| !heads(replica).is_empty());
+    master.kill();
+    sentinels.until_master(&replica);
+    let deadline = Instant::now() + PATIENCE;
+    for request in 0.. {
+        let path = format!("/after/{request}");
+        assert_eq!(get(&fleet.nodes[0], &path, "").await.status, 200);
+        if is_from_redis(&get(&fleet.nodes[1], &path, "").await) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the new master is not found:\n{}", fleet.nodes[0].log());
+    }
+}
