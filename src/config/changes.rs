@@ -34,9 +34,11 @@ pub fn changes(old: &Settings, new: &Settings) -> Result<Vec<String>, Problems> 
     let (before, after) = (effective(old), effective(new));
     let mut changed = Vec::new();
     differing("", &before, &after, &mut changed);
-    let secret = |settings: &Settings| settings.admin.token.clone();
-    if secret(old) != secret(new) {
+    if old.admin.token != new.admin.token {
         changed.push("admin.token".into());
+    }
+    if old.shield.secret != new.shield.secret {
+        changed.push("shield.secret".into());
     }
     changed.sort();
     changed.dedup();

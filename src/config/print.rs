@@ -39,14 +39,22 @@ pub fn effective(settings: &Settings) -> Value {
         "upstreams": s.upstreams.iter().map(|u| (u.name.clone(), upstream(u))).collect::<Map<_, _>>(),
         "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
         "purge": purge(&s.purge),
+        "shield": shield(&s.shield),
         "log": log(&s.log),
     })
 }
 
 /// 32 hex digits over everything in effect, secrets included.
 pub fn hash(settings: &Settings) -> String {
-    let secret = settings.admin.token.as_ref().map_or("", Secret::expose);
-    format!("{:032x}", hash128(format!("{}\n{secret}", effective(settings)).as_bytes()))
+    let secrets = [&settings.admin.token, &settings.shield.secret].map(|secret| secret.as_ref().map_or("", Secret::expose)).join("\n");
+    format!("{:032x}", hash128(format!("{}\n{secrets}", effective(settings)).as_bytes()))
+}
+
+/// Hash of what decides which answer a request gets: sites and their routes. Nodes where it is the same may answer for
+/// each other.
+pub fn policy_hash(settings: &Settings) -> u128 {
+    let effective = effective(settings);
+    hash128(format!("{}\n{}", effective["sites"], settings.server.lenient_path).as_bytes())
 }
 
 fn ms(ms: u64) -> String {
@@ -139,6 +147,32 @@ fn purge(p: &Purge) -> Value {
         "keys_per_response": p.keys_per_response,
         "key_bytes": print_size(p.key_bytes as u64),
     })
+}
+
+fn shield(s: &Shield) -> Value {
+    let peer = |peer: &ShieldPeer| match peer {
+        ShieldPeer::One { host, port } => format!("http://{}", peer_name(host, *port)),
+        ShieldPeer::Names { host, port } => format!("dns:{host}:{port}"),
+    };
+    let mut table = json!({
+        "listen": address(s.listen),
+        "peers": s.peers.iter().map(peer).collect::<Vec<_>>(),
+        "connect_timeout": print_duration(s.connect_timeout),
+        "first_byte_timeout": print_duration(s.first_byte_timeout),
+        "read_timeout": print_duration(s.read_timeout),
+        "keep_alive": print_duration(s.keep_alive),
+        "failures": s.failures,
+        "back_off": print_duration(s.back_off),
+        "back_off_max": print_duration(s.back_off_max),
+        "position_wait": print_duration(s.position_wait),
+    });
+    if let Some(name) = &s.advertise {
+        table["advertise"] = json!(format!("http://{name}"));
+    }
+    if s.secret.is_some() {
+        table["secret"] = json!(MASK);
+    }
+    table
 }
 
 fn log(log: &Log) -> Value {
