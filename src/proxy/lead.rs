@@ -11,6 +11,7 @@ use crate::cache::{Blocks, StoredHead, StoredResponse};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillWriter, JoinTicket, Unstored};
 use crate::coalesce::flight::{Leader, Published};
+use crate::faults::{Fault, planted};
 use crate::listener::InterimSender;
 use crate::observe::metrics::BlockOutcome;
 use crate::semantics::partial::{self, Version};
@@ -57,6 +58,9 @@ pub async fn lead(
         Ok(Fetched { inbound, stamp }) => {
             // What another node gave began when its own fetch did.
             began.stamp = stamp.unwrap_or(began.stamp);
+            if planted(Fault::StampAtFetchEnd) {
+                began.stamp = duty.proxy.journal.stamp();
+            }
             let status = inbound.status.as_u16();
             duty.head(inbound, began, candidate, confirming).await;
             Some(status)

@@ -59,12 +59,18 @@ const ARROWS: &[(&str, &[&str])] = &[
             "pages",
             "body",
             "clock",
+            "faults",
         ],
     ),
     ("proxy::outcome", &["semantics::cache_status", "semantics::storage", "semantics::widening"]),
+    ("redis", &["observe", "config::settings", "clock"]),
     ("route", &["config::settings", "semantics"]),
     ("cache", &["tier", "invalidation", "coalesce::pinned", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
-    ("invalidation", &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "sync"]),
+    (
+        "invalidation",
+        &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "faults", "sync"],
+    ),
+    ("invalidation::fleet", &["invalidation", "semantics::Now", "faults"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),
     ("coalesce", &["observe", "config::settings", "semantics", "body", "pages", "clock"]),
@@ -103,8 +109,17 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that decide and do not act: `now` comes in as a value, and nothing but values goes out.
-const PURE: &[&str] =
-    &["semantics", "http1", "invalidation::selector", "route", "shield::ring", "shield::hop", "shield::replay", "shield::health"];
+const PURE: &[&str] = &[
+    "semantics",
+    "http1",
+    "invalidation::fleet",
+    "invalidation::selector",
+    "route",
+    "shield::ring",
+    "shield::hop",
+    "shield::replay",
+    "shield::health",
+];
 
 /// Words that a pure module has no use for: waiting, clocks, sockets, files, threads and the crates that bring them.
 const IMPURE: &[&str] = &[

@@ -5,6 +5,7 @@ mod fields;
 mod key;
 mod matching;
 mod net;
+mod redis;
 mod shield;
 mod site;
 mod table;
@@ -61,6 +62,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         purge: purge(&raw.purge, report),
         shield: shield::shield(&raw.shield, report),
         log: log(&raw.log, report),
+        redis: redis::tier(&raw.cache.redis, report),
         hash: String::new(),
         warnings: Vec::new(),
     };

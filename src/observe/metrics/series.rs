@@ -162,6 +162,16 @@ series! {
         "From a request sent to another node to the head of its answer.";
     SHIELD_PEERS = Gauge "tiercel_shield_peers" ["state"]
         "Other nodes, by whether they are asked (fit) or not for their failures (ejected).";
+    REDIS_COMMANDS = Counter "tiercel_redis_commands_total" ["use", "outcome"]
+        "Commands sent to Redis, by what for and how they ended: answered, refused (with an error), timeout, broken (the connection failed), or away (not sent: there was none).";
+    REDIS_SECONDS = Histogram "tiercel_redis_command_seconds" ["use"]
+        "From a command sent to Redis to its answer, or to when it was given up.";
+    REDIS_CONNECTS = Counter "tiercel_redis_connects_total" ["use", "outcome"]
+        "Connections to Redis that were made, or could not be.";
+    REDIS_CONNECTIONS = Gauge "tiercel_redis_connections" ["use"]
+        "Connections to Redis that are up.";
+    REDIS_CLOCK_OFFSET = Gauge "tiercel_redis_clock_offset_milliseconds" []
+        "By how much the clock of Redis is ahead of this host's; stored responses in Redis carry its time.";
     CONNECTIONS = Gauge "tiercel_connections" []
         "Connections of clients.";
     REFUSED = Counter "tiercel_refused_total" ["reason", "code"]

@@ -2,8 +2,8 @@
 
 use crate::support::client::{Answer, Client};
 use crate::support::fleet::{Fleet, Node, Plan};
-use crate::support::server::Tiercel;
 use crate::support::origin::{Gate, Origin, PATIENCE, Recorded, Script, Step, eventually};
+use crate::support::server::Tiercel;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2::SendRequest;
@@ -446,7 +446,9 @@ fn edge(stage: &Stage, peers: &str, folder: &std::path::Path) -> Tiercel {
 
 fn edge_config(stage: &Stage, peers: &str) -> String {
     let origin = stage.origin.url();
-    format!("[upstreams.default]\nendpoints = ['{origin}']\n[shield]\npeers = [{peers}]\nsecret = '{SECRET}'\n[log.access]\ntarget = 'off'\n")
+    format!(
+        "[upstreams.default]\nendpoints = ['{origin}']\n[shield]\npeers = [{peers}]\nsecret = '{SECRET}'\n[log.access]\ntarget = 'off'\n"
+    )
 }
 
 /// How many nodes a request for a new path passed.
