@@ -72,7 +72,7 @@ pub async fn fetch(proxy: &Proxy, exchange: &Exchange, confirming: Option<&Arc<S
             Some(Ok(inbound)) => match accept(proxy, exchange, inbound, &standing) {
                 Verdict::Taken(fetched) => {
                     proxy.metrics.shield(ShieldOutcome::Answered);
-                    return Some(Ok(fetched));
+                    return Some(Ok(*fetched));
                 }
                 Verdict::UpstreamFailed(unanswered) => {
                     proxy.metrics.shield(ShieldOutcome::Answered);
@@ -106,7 +106,7 @@ fn was_purged(proxy: &Proxy, exchange: &Exchange) -> bool {
 
 /// What is made of an owner's answer.
 enum Verdict {
-    Taken(Fetched),
+    Taken(Box<Fetched>),
     /// The owner asked the upstream, and it failed: for us as well.
     UpstreamFailed(Unanswered),
     /// The owner could not answer.
@@ -133,7 +133,7 @@ fn accept(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, asked: &Stan
         return Verdict::Rejected;
     }
     match proxy.journal.validity(&subject(&key, &exchange.routed.site, &tags), &stamp) {
-        Validity::Valid => Verdict::Taken(Fetched { inbound, stamp: Some(stamp) }),
+        Validity::Valid => Verdict::Taken(Box::new(Fetched { inbound, stamp: Some(stamp) })),
         Validity::Soft { .. } | Validity::Purged => Verdict::Rejected,
     }
 }
