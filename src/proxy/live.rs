@@ -6,6 +6,7 @@ use crate::proxy::outcome::{Outcome, RouteId};
 use crate::route::Router;
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::{Fields, Method, Target};
+use crate::shield::Shield;
 use crate::upstream::Upstream;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,6 +21,8 @@ pub struct Live {
     /// By site and route, as the router numbers them.
     routed: Vec<Vec<Arc<Routed>>>,
     upstreams: HashMap<String, Arc<Upstream>>,
+    /// The other nodes of the fleet, where one asks the origin for all.
+    pub shield: Option<Arc<Shield>>,
     /// `1.1 name`, for Via.
     pub via: String,
 }
@@ -31,6 +34,8 @@ pub struct Routed {
     pub id: RouteId,
     /// `None` for redirects and fixed answers.
     pub upstream: Option<Arc<Upstream>>,
+    /// Who may be asked before that; `None` also where nothing is cached.
+    pub shield: Option<Arc<Shield>>,
     /// Name in Cache-Status, Via, CDN-Loop.
     pub node: Arc<str>,
     pub via: Arc<str>,
@@ -58,6 +63,7 @@ impl Live {
                 (wanted.name.clone(), upstream)
             })
             .collect();
+        let shield = Shield::new(&settings, before.and_then(|live| live.shield.as_ref()), metrics);
         let via = format!("1.1 {}", settings.server.name);
         let (node, shared_via): (Arc<str>, Arc<str>) = (settings.server.name.as_str().into(), via.as_str().into());
         let routed = settings
@@ -73,6 +79,7 @@ impl Live {
                             settings::Action::Proxy(upstream) => upstreams.get(&upstream.name).cloned(),
                             _ => None,
                         },
+                        shield: shield.clone().filter(|_| route.cache.enabled),
                         route: Arc::clone(route),
                         node: Arc::clone(&node),
                         via: Arc::clone(&shared_via),
@@ -82,7 +89,7 @@ impl Live {
                 site.routes.iter().map(join).collect()
             })
             .collect();
-        Self { router: Router::new(&settings.sites), limits: Arc::new(settings.limits.clone()), routed, upstreams, via, settings }
+        Self { router: Router::new(&settings.sites), limits: Arc::new(settings.limits.clone()), routed, upstreams, shield, via, settings }
     }
 
     /// The key rules of the routes that could answer a URL from what is stored.

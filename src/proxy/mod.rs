@@ -25,9 +25,11 @@ mod purge;
 mod refused;
 mod resume;
 mod revalidate;
+mod shield;
 mod store;
 
 pub use live::{Live, Routed};
+pub use shield::PeerDoor;
 
 use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Variants, VaryMemory};
 use crate::clock;
@@ -43,7 +45,7 @@ use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
 use crate::semantics::Now;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::policy::CachePolicy;
-use crate::semantics::reuse::{self, Reuse};
+use crate::semantics::reuse::{self, Reuse, Validity};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use admit::Way;
@@ -53,6 +55,7 @@ use exchange::Arrival;
 use flight::{Departure, FlightHead};
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
+use shield::FromPeer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -97,25 +100,7 @@ pub enum Pressure {
 
 impl Handler for Proxy {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
-        let now = clock::now();
-        let live = self.live.load();
-        let arrival = match admit::admit(&live, peer, head) {
-            Ok(arrival) => arrival,
-            Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
-        };
-        match admit::way(&arrival, &body) {
-            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
-            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
-            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
-                Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome()))
-            }
-            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
-            Way::CacheByContent => content::start(self, arrival, body, interim),
-            Way::Cache => {
-                let relays = head.minor_version > 0;
-                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
-            }
-        }
+        self.journey(&self.live.load(), peer, head, body, interim, None)
     }
 
     fn finished(&self, peer: &Peer, head: &RequestHead, outcome: &Outcome, sent: &Sent) {
@@ -138,6 +123,38 @@ impl Handler for Proxy {
 
     fn bound(&self, bound: Bound) {
         self.metrics.bound(bound);
+    }
+}
+
+impl Proxy {
+    /// The journey of a request; `from_peer`: of one that another node of the fleet sends.
+    fn journey(
+        self: &Arc<Self>,
+        live: &Live,
+        peer: &Peer,
+        head: &RequestHead,
+        body: RequestBody,
+        interim: &mut InterimSlot,
+        from_peer: Option<Arc<FromPeer>>,
+    ) -> Handled {
+        let now = clock::now();
+        let arrival = match admit::admit(live, peer, head, from_peer) {
+            Ok(arrival) => arrival,
+            Err(refused) => return Handled::Ready(answer::refused(live, &refused)),
+        };
+        match admit::way(&arrival, &body) {
+            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
+            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
+            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
+                Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome()))
+            }
+            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
+            Way::CacheByContent => content::start(self, arrival, body, interim),
+            Way::Cache => {
+                let relays = head.minor_version > 0;
+                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
+            }
+        }
     }
 }
 
@@ -201,6 +218,12 @@ impl Proxy {
                     self.metrics.early_refresh();
                 }
                 at_once(self, arrival, interim, &response, Reused { result: CacheResult::Hit, age_ms, ttl_ms }, now)
+            }
+            // Who asks for it would find it soft-purged, too: it is confirmed for the whole fleet.
+            Found::Stored { response, reuse: Reuse::StaleNow { .. }, validity }
+                if arrival.from_peer.is_some() && validity != Validity::Valid =>
+            {
+                fill::start(self, arrival, interim(), Forward::Stale, Some((response, validity)))
             }
             Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
                 if why == reuse::StaleWhy::WhileRevalidate {

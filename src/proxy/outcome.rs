@@ -106,16 +106,19 @@ pub enum Source {
     #[default]
     Upstream,
     Tiercel,
+    /// Another node of the fleet.
+    Shield,
 }
 
 impl Source {
-    pub const ALL: [Self; 4] = [Self::Memory, Self::Flight, Self::Upstream, Self::Tiercel];
+    pub const ALL: [Self; 5] = [Self::Memory, Self::Flight, Self::Upstream, Self::Tiercel, Self::Shield];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::Flight => "flight",
             Self::Upstream => "upstream",
             Self::Tiercel => "tiercel",
+            Self::Shield => "shield",
         }
     }
 }
@@ -153,12 +156,16 @@ impl Outcome {
         }
     }
 
-    /// Our reason, as a token: a bypass rule's name, why it was not stored, what the configuration widened, or the tier
-    /// of a hit.
+    /// Our reason, as a token: a bypass rule's name, why it was not stored, what the configuration widened, or where
+    /// it came from: the tier of a hit, another node.
     pub fn detail(&self) -> Option<&str> {
         match self.not_stored {
             Some(reason) if self.detail.is_none() => Some(reason.as_str()),
-            _ => self.own_detail().or((self.source == Source::Memory).then_some("MEMORY")),
+            _ => self.own_detail().or(match self.source {
+                Source::Memory => Some("MEMORY"),
+                Source::Shield => Some("SHIELD"),
+                _ => None,
+            }),
         }
     }
 

@@ -2,3 +2,4 @@
 
 mod fire;
 mod parts;
+mod shield;

@@ -156,6 +156,12 @@ series! {
         "Connections to upstreams, active or idle.";
     UPSTREAM_DROPPED = Counter "tiercel_upstream_connections_dropped_total" ["upstream", "reason"]
         "Connections to upstreams closed that might have been used again: the upstream closed an idle one, or spoke on it, sent more than its response, or answered before it had the request.";
+    SHIELD_REQUESTS = Counter "tiercel_shield_requests_total" ["peer_role", "outcome"]
+        "Requests between nodes, as asker and as owner, by outcome.";
+    SHIELD_SECONDS = Histogram "tiercel_shield_seconds" []
+        "From a request sent to another node to the head of its answer.";
+    SHIELD_PEERS = Gauge "tiercel_shield_peers" ["state"]
+        "Other nodes, by whether they are asked (fit) or not for their failures (ejected).";
     REDIS_COMMANDS = Counter "tiercel_redis_commands_total" ["use", "outcome"]
         "Commands sent to Redis, by what for and how they ended: answered, refused (with an error), timeout, broken (the connection failed), or away (not sent: there was none).";
     REDIS_SECONDS = Histogram "tiercel_redis_command_seconds" ["use"]
