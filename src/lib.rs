@@ -11,6 +11,7 @@ pub mod faults;
 pub mod http1;
 pub mod http2;
 pub mod invalidation;
+pub mod limit;
 pub mod listener;
 pub mod observe;
 pub mod pages;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use std::future::pending;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex};
 use tiercel::admin::{self, Control, ExplainRequest, ReloadRefused};
@@ -19,6 +20,10 @@ use tiercel::semantics::Target;
 struct Hands(Arc<Proxy>);
 
 impl Control for Hands {
+    fn admit_purge(&self, caller: IpAddr, selectors: usize) -> Result<(), u64> {
+        self.0.admit_purge(caller, selectors).map_err(|rejected| rejected.retry_after_seconds())
+    }
+    fn refused_purge(&self, _: &str, _: u16, _: &str) {}
     fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
         self.0.purge(selectors, mode, actor, clock::now())
     }

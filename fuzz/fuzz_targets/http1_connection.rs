@@ -259,5 +259,6 @@ fn limits() -> Limits {
         body_rate: 100,
         write_timeout: second,
         waiting: 1,
+        rate_limit_callers: 16,
     }
 }

@@ -59,5 +59,6 @@ fn limits() -> Limits {
         body_rate: 0,
         write_timeout: second,
         waiting: 1,
+        rate_limit_callers: 16,
     }
 }

@@ -2,7 +2,8 @@
 
 use super::Control;
 use super::api::Problem;
-use axum::extract::{Request, State};
+use super::connection::PeerAddress;
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -21,10 +22,14 @@ pub(super) struct Guard {
 const OPEN: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
 
 pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let purging = guard.purging(&request);
     let mut response = match guard.check(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
+    if let (Some((control, actor)), true) = (purging, response.status().is_client_error()) {
+        control.refused_purge(&actor, response.status().as_u16(), response.status().canonical_reason().unwrap_or_default());
+    }
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -32,6 +37,14 @@ pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, nex
 }
 
 impl Guard {
+    /// Who tries to purge, if the request is one to purge: a refusal is told about.
+    fn purging(&self, request: &Request) -> Option<(Arc<dyn Control>, String)> {
+        let is_purge = request.method() == Method::POST && request.uri().path() == "/v1/purge";
+        let control = self.control.as_ref().filter(|_| is_purge)?;
+        let peer = request.extensions().get::<ConnectInfo<PeerAddress>>()?;
+        Some((Arc::clone(control), format!("admin:{}", peer.0.0)))
+    }
+
     fn check(&self, request: &Request) -> Result<(), Problem> {
         let headers = request.headers();
         if self.loopback {

@@ -9,9 +9,10 @@ mod connection;
 mod purge;
 
 use crate::config::settings::Secret;
+use crate::invalidation::stream::Stream;
 use crate::invalidation::{Mode, Receipt, Selector};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,9 +20,21 @@ use std::time::Duration;
 
 /// What the admin API can do to the rest of the program; `server::assembly` implements it.
 pub trait Control: Send + Sync + 'static {
+    /// Whether this caller may purge so many selectors now; else the seconds after which it may try again.
+    fn admit_purge(&self, caller: IpAddr, selectors: usize) -> Result<(), u64>;
+    /// Writes the audit line of a purge that was refused.
+    fn refused_purge(&self, actor: &str, status: u16, reason: &str);
     /// Invalidates and writes the audit line; selectors are already normalised.
     fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt;
     fn receipt(&self, id: &str) -> Option<Receipt>;
+    /// This node's end of the fleet's journal, where it is in a fleet.
+    fn fleet(&self) -> Option<Arc<Stream>> {
+        None
+    }
+    /// How long a purge waits for the fleet where nobody says.
+    fn fleet_timeout(&self) -> Duration {
+        Duration::ZERO
+    }
     /// The `authority/path?query` of a URL, before any route's key rules.
     fn normalise_url(&self, url: &str) -> Result<String, String>;
     /// Whether a site has this name; else what helps.
@@ -34,6 +47,10 @@ pub trait Control: Send + Sync + 'static {
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, ReloadRefused>> + Send>>;
     /// `Ok` when requests are welcome; else why not.
     fn ready(&self) -> Result<(), String>;
+    /// What `journal.on_cutoff` says, while this node is cut off from the fleet's journal.
+    fn cut_off(&self) -> Option<&'static str> {
+        None
+    }
     fn metrics(&self) -> String;
     /// The effective configuration, secrets masked.
     fn config(&self) -> serde_json::Value;

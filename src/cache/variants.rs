@@ -166,6 +166,7 @@ mod tests {
             tags: Default::default(),
             site: "a".into(),
             fetch: number,
+            sent_mono_ms: now.mono_ms,
         };
         let body = [bytes::Bytes::from(vec![0; 100])];
         Arc::new(StoredResponse::new(Arc::new(head), Kept::new(&body, pins), 100, policy, now))
@@ -182,6 +183,7 @@ mod tests {
             unsafe_methods: true,
             keys_per_response: 1,
             key_bytes: 1,
+            rate_limit: None,
         });
         let pins = Pins::new(&FillBudget::new(1 << 20));
         let (mut set, mut crowded_out, mut alone, mut heaviest): (Option<Variants>, usize, u32, u32) = (None, 0, 0, 0);

@@ -2,8 +2,10 @@
 
 use super::Failure;
 use super::client::AdminOptions;
+use anyhow::anyhow;
 use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::{Value, json};
+use std::io::{IsTerminal, Write};
 
 /// Invalidates stored responses. Several selectors may be given; each is one purge of its own.
 #[derive(Debug, Args)]
@@ -33,6 +35,9 @@ pub struct Options {
     /// Mark as stale instead of making unusable
     #[arg(long)]
     soft: bool,
+    /// Do not ask before purging a prefix, a host, a site or everything; it is asked on a terminal only
+    #[arg(short, long)]
+    yes: bool,
     /// What to wait for
     #[arg(long, value_name = "WHOM")]
     wait: Option<Wait>,
@@ -51,8 +56,72 @@ enum Wait {
     Fleet,
 }
 
-pub fn run(options: Options) -> Result<(), Failure> {
+pub fn run(mut options: Options) -> Result<(), Failure> {
+    let wide = wide(&options);
+    if !wide.is_empty() && !options.yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
+        match ask(&wide, options.soft)? {
+            Choice::AsOrdered => {}
+            Choice::Soft => options.soft = true,
+            Choice::Nothing => return Err(Failure::Runtime(anyhow!("nothing was purged"))),
+        }
+    }
     options.admin.post_and_print("/v1/purge", &body(&options))
+}
+
+/// What may hit so much that the origin feels it, in words.
+fn wide(options: &Options) -> Vec<String> {
+    let named = |kind: &str, texts: &[String]| texts.iter().map(|text| format!("{kind} {text}")).collect::<Vec<_>>();
+    let mut wide = named("prefix", &options.prefix);
+    wide.extend(named("host", &options.host));
+    wide.extend(named("site", &options.site));
+    if options.everything {
+        wide.push("everything".into());
+    }
+    wide
+}
+
+/// What is done after asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    AsOrdered,
+    /// Marked as stale, though the order was to make unusable.
+    Soft,
+    Nothing,
+}
+
+/// Asks until there is an answer; the end of the input is a no.
+fn ask(wide: &[String], soft: bool) -> Result<Choice, Failure> {
+    let (mut terminal, wide) = (std::io::stderr(), wide.join(", "));
+    let question = if soft {
+        format!("This marks as stale: {wide}.\nThe origin is asked again for each of it that is wanted. Go on? [y]es, [N]o: ")
+    } else {
+        format!(
+            "This makes unusable at once: {wide}.\nThe origin has to send again whatever is wanted of it. Marked as stale instead (--soft) it can still \
+             answer while the origin is asked.\nPurge? [s]oft, [h]ard, [N]o: "
+        )
+    };
+    loop {
+        terminal.write_all(question.as_bytes()).map_err(anyhow::Error::from)?;
+        terminal.flush().map_err(anyhow::Error::from)?;
+        let mut line = String::new();
+        let ended = std::io::stdin().read_line(&mut line).map_err(anyhow::Error::from)? == 0;
+        if let Some(choice) = choice(&line, soft) {
+            return Ok(choice);
+        }
+        if ended {
+            return Ok(Choice::Nothing);
+        }
+    }
+}
+
+/// What an answer means; `None` where it is none.
+fn choice(answer: &str, soft: bool) -> Option<Choice> {
+    match (answer.trim().to_ascii_lowercase().as_str(), soft) {
+        ("" | "n" | "no", _) => Some(Choice::Nothing),
+        ("y" | "yes", true) | ("h" | "hard", false) => Some(Choice::AsOrdered),
+        ("s" | "soft", _) => Some(Choice::Soft),
+        _ => None,
+    }
 }
 
 fn body(options: &Options) -> Value {
@@ -90,6 +159,28 @@ mod tests {
 
     fn parse(arguments: &[&str]) -> Option<Value> {
         Purge::try_parse_from(["purge"].iter().chain(arguments)).ok().map(|purge| body(&purge.options))
+    }
+
+    #[test]
+    fn only_a_plain_answer_is_one() {
+        for (answer, hard, soft) in [
+            ("", Some(Choice::Nothing), Some(Choice::Nothing)),
+            ("No\n", Some(Choice::Nothing), Some(Choice::Nothing)),
+            ("s\n", Some(Choice::Soft), Some(Choice::Soft)),
+            (" HARD \n", Some(Choice::AsOrdered), None),
+            ("y\n", None, Some(Choice::AsOrdered)),
+            ("yess\n", None, None),
+        ] {
+            assert_eq!((choice(answer, false), choice(answer, true)), (hard, soft), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_hit_much_is_wide() {
+        let options = |arguments: &[&str]| Purge::try_parse_from(["purge"].iter().chain(arguments)).unwrap().options;
+        assert!(wide(&options(&["http://a/b", "--key", "k", "--group", "http://a", "g"])).is_empty());
+        let all = ["--prefix", "http://a/", "--host", "a", "--site", "s", "--everything"];
+        assert_eq!(wide(&options(&all)), ["prefix http://a/", "host a", "site s", "everything"]);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Whatever is printed can be loaded again (secrets aside) and gives the same settings.
 
+use super::resolve::PURGE_BURST;
 use super::settings::*;
-use super::units::{print_duration, print_share, print_size};
+use super::units::{print_duration, print_rate, print_share, print_size};
 use crate::semantics::class::ClientClass;
 use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::{KeyPolicy, hash128};
@@ -38,8 +39,9 @@ pub fn effective(settings: &Settings) -> Value {
         "fill": fill(&s.fill),
         "upstreams": s.upstreams.iter().map(|u| (u.name.clone(), upstream(u))).collect::<Map<_, _>>(),
         "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
-        "purge": purge(&s.purge),
+        "purge": purge(s),
         "shield": shield(&s.shield),
+        "journal": journal(&s.journal),
         "log": log(&s.log),
         "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
     })
@@ -54,11 +56,14 @@ pub fn hash(settings: &Settings) -> String {
 /// All secrets, with the keys that they stand under.
 pub fn secrets(settings: &Settings) -> Vec<(&'static str, Option<&Secret>)> {
     let redis = settings.redis.as_ref().map(|tier| &tier.server);
+    let journal = settings.journal.redis.as_ref();
     vec![
         ("admin.token", settings.admin.token.as_ref()),
         ("shield.secret", settings.shield.secret.as_ref()),
         ("cache.redis.password", redis.and_then(|redis| redis.password.as_ref())),
         ("cache.redis.sentinel_password", redis.and_then(|redis| redis.sentinel_password.as_ref())),
+        ("journal.redis.password", journal.and_then(|redis| redis.password.as_ref())),
+        ("journal.redis.sentinel_password", journal.and_then(|redis| redis.sentinel_password.as_ref())),
     ]
 }
 
@@ -146,6 +151,7 @@ fn limits(l: &Limits) -> Value {
         "body_rate": print_size(l.body_rate),
         "write_timeout": print_duration(l.write_timeout),
         "waiting": l.waiting,
+        "rate_limit_callers": l.rate_limit_callers,
     })
 }
 
@@ -182,15 +188,36 @@ fn upstream(u: &Upstream) -> Value {
     })
 }
 
-fn purge(p: &Purge) -> Value {
+fn purge(settings: &Settings) -> Value {
+    let p = &settings.purge;
     json!({
         "receipts": p.receipts,
         "selectors_per_call": p.selectors_per_call,
         "map_capacity": p.map_capacity,
         "fold_slots": p.fold_slots,
-        "unsafe_methods": p.unsafe_methods,
+        "unsafe_methods": match (p.unsafe_methods, settings.journal.tell_unsafe) {
+            (false, _) => "off",
+            (true, false) => "local",
+            (true, true) => "fleet",
+        },
         "keys_per_response": p.keys_per_response,
         "key_bytes": print_size(p.key_bytes as u64),
+        "rate": p.rate_limit.as_ref().map_or_else(|| "off".to_owned(), rate),
+        "burst": p.rate_limit.as_ref().map_or(PURGE_BURST, |limit| limit.burst),
+    })
+}
+
+fn journal(j: &Journal) -> Value {
+    json!({
+        "redis": j.redis.as_ref().map_or_else(|| json!({}), redis),
+        "node": j.node,
+        "trust": print_duration(j.trust),
+        "repair": print_duration(j.repair),
+        "on_cutoff": j.on_cutoff.as_str(),
+        "serve_at_most": j.serve_at_most.map_or_else(|| "off".to_owned(), print_duration),
+        "revalidate_every": print_duration(j.revalidate_every),
+        "forget_after": print_duration(j.forget_after),
+        "max_entries": j.max_entries,
     })
 }
 
@@ -269,9 +296,24 @@ fn print_route(route: &Route) -> Value {
         "show_key": route.show_key,
         "x_cache": route.x_cache,
         "log": {"query": route.log_query},
+        "rate_limit": rate_limit(route.rate_limit.as_ref()),
     });
     table.extend(more.as_object().cloned().unwrap_or_default());
     Value::Object(table)
+}
+
+fn rate_limit(limit: Option<&RateLimit>) -> Value {
+    let Some(limit) = limit else { return json!({"rate": "off"}) };
+    let by = match &limit.by {
+        LimitBy::Client => "client",
+        LimitBy::Everybody => "everybody",
+        LimitBy::Field(name) => name,
+    };
+    json!({"rate": rate(limit), "burst": limit.burst, "by": by, "name": limit.name})
+}
+
+fn rate(limit: &RateLimit) -> String {
+    print_rate(limit.rate.count, limit.rate.per.as_secs())
 }
 
 fn print_action(action: &Action) -> (&'static str, Value) {

@@ -42,6 +42,10 @@ quantity!(
     RawSize, {"type": "string", "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)$", "examples": ["64KiB", "512MiB", "512MB"]}
 );
 quantity!(
+    /// A number in a time, or `off`.
+    RawRate, {"type": "string", "pattern": "^(off|[0-9]+/[smhd])$", "examples": ["100/s", "1000/m", "off"]}
+);
+quantity!(
     /// A share.
     RawShare, {"type": "string", "pattern": "^[0-9.]+%$", "examples": ["60%"]}
 );
@@ -102,6 +106,7 @@ pub struct RawConfig {
     pub sites: BTreeMap<String, RawSite>,
     pub purge: RawPurge,
     pub shield: RawShield,
+    pub journal: RawJournal,
     pub log: RawLog,
     pub cache: RawCache,
     /// Requests that go past the cache.
@@ -124,6 +129,7 @@ pub struct RawConfig {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    pub rate_limit: RawRateLimit,
 }
 
 /// The process.
@@ -231,6 +237,8 @@ pub struct RawLimits {
     pub write_timeout: Option<RawDuration>,
     /// Requests that wait for another's response head, in the process.
     pub waiting: Option<u64>,
+    /// Callers of rate limits that are remembered, all limits together.
+    pub rate_limit_callers: Option<u64>,
 }
 
 /// Fetches under way that are shared and stored.
@@ -332,6 +340,7 @@ pub struct RawSite {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    pub rate_limit: RawRateLimit,
     pub purge: RawRoutePurge,
     pub log: RawRouteLog,
 }
@@ -381,6 +390,7 @@ pub struct RawRoute {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    pub rate_limit: RawRateLimit,
     pub purge: RawRoutePurge,
     pub log: RawRouteLog,
 }
@@ -512,6 +522,11 @@ macro_rules! redis_table {
 redis_table!(
     /// The tier that the fleet shares. Where Redis is stands at the top only; the rest also in sites and routes.
     RawCacheRedis {}
+);
+
+redis_table!(
+    /// A Redis of its own for the journal of invalidations.
+    RawJournalRedis {}
 );
 
 /// The keys that every table with a connection to Redis has.
@@ -713,6 +728,20 @@ pub struct RawTags {
     pub forward: Option<Vec<String>>,
 }
 
+/// How many requests somebody may make (429). A table here replaces the whole of an outer one.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRateLimit {
+    /// So many in such a time, evenly.
+    pub rate: Option<RawRate>,
+    /// At once, after a pause; the number of the rate where absent.
+    pub burst: Option<u64>,
+    /// Whose requests are counted together: `client`, `everybody`, or those with the same value of a request field.
+    pub by: Option<String>,
+    /// For metrics; limits of one name count together. Derived from the place where absent.
+    pub name: Option<String>,
+}
+
 /// The PURGE method.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -742,12 +771,63 @@ pub struct RawPurge {
     pub map_capacity: Option<u64>,
     /// Slots into which older ones fold.
     pub fold_slots: Option<u64>,
-    /// POST, PUT, DELETE and the like invalidate their URL (RFC 9111 §4.4).
-    pub unsafe_methods: Option<bool>,
+    /// Where POST, PUT, DELETE and the like invalidate their URL (RFC 9111 §4.4).
+    pub unsafe_methods: Option<RawUnsafeMethods>,
     /// Surrogate keys of one response; a response with more is not stored.
     pub keys_per_response: Option<u64>,
     /// Length of one surrogate key.
     pub key_bytes: Option<RawSize>,
+    /// Selectors that one caller may purge in a time (429).
+    pub rate: Option<RawRate>,
+    /// Selectors that it may purge at once, after a pause.
+    pub burst: Option<u64>,
+}
+
+/// Where unsafe methods invalidate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawUnsafeMethods {
+    /// On this node at once, on the others of its fleet shortly after.
+    Fleet,
+    /// On this node.
+    Local,
+    /// Nowhere.
+    Off,
+}
+
+/// The journal of invalidations that the nodes of a fleet share.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawJournal {
+    pub redis: RawJournalRedis,
+    /// Name of this node, of its own in the fleet and the same after a restart. Host name and port of the first listener
+    /// where absent.
+    pub node: Option<String>,
+    /// How long what is stored here is used after the journal was last heard of; then the node is cut off.
+    pub trust: Option<RawDuration>,
+    /// How long purges of this node are kept to be appended again where the journal lost them.
+    pub repair: Option<RawDuration>,
+    pub on_cutoff: Option<RawOnCutoff>,
+    /// How long a node that is cut off serves what it has stored; then it revalidates.
+    pub serve_at_most: Option<RawDurationOrOff>,
+    /// How old a confirmation of the origin may be that counts while cut off.
+    pub revalidate_every: Option<RawDuration>,
+    /// How long purges wait for a node that vanished without a word and may be serving still.
+    pub forget_after: Option<RawDuration>,
+    /// Entries of each of the two streams in Redis.
+    pub max_entries: Option<u64>,
+}
+
+/// What a node does with requests while it is cut off from the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnCutoff {
+    /// Serve what is stored, though it may have been purged.
+    Serve,
+    /// Ask the origin about everything first.
+    Revalidate,
+    /// Go past the cache.
+    Bypass,
 }
 
 /// The origin shield: of all nodes of a fleet one asks the origin for a key.
@@ -835,6 +915,7 @@ pub struct RouteKeys<'a> {
     pub x_cache: Option<bool>,
     pub purge_allow: Option<&'a [String]>,
     pub log_query: Option<bool>,
+    pub rate_limit: &'a RawRateLimit,
 }
 
 macro_rules! route_keys {
@@ -857,6 +938,7 @@ macro_rules! route_keys {
                     x_cache: self.x_cache,
                     purge_allow: self.purge.allow.as_deref(),
                     log_query: self.log.query,
+                    rate_limit: &self.rate_limit,
                 }
             }
         }

@@ -24,6 +24,7 @@ pub struct Settings {
     pub sites: Vec<Arc<Site>>,
     pub purge: Purge,
     pub shield: Shield,
+    pub journal: Journal,
     pub log: Log,
     /// `[cache.redis]`: the tier that the fleet shares, where there is one.
     pub redis: Option<RedisTier>,
@@ -149,6 +150,8 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// Followers that wait for a head, in the process (DESIGN section 5).
     pub waiting: usize,
+    /// Callers of rate limits that are remembered, all limits together.
+    pub rate_limit_callers: u64,
 }
 
 /// Fills in flight.
@@ -260,6 +263,34 @@ pub struct Route {
     pub x_cache: bool,
     /// Log query strings.
     pub log_query: bool,
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// How many requests somebody may make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimit {
+    /// For metrics; limits of one name count together.
+    pub name: String,
+    pub rate: Rate,
+    /// At once, after a pause.
+    pub burst: u32,
+    pub by: LimitBy,
+}
+
+/// So many in such a time, a whole number of seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub count: u32,
+    pub per: Duration,
+}
+
+/// Whose requests are counted together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LimitBy {
+    Client,
+    Everybody,
+    /// Those with the same value of a field; those without it by client.
+    Field(String),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -354,6 +385,59 @@ pub struct Purge {
     pub keys_per_response: usize,
     /// Bytes of one surrogate key.
     pub key_bytes: usize,
+    /// Selectors that one caller may purge; `None`: any number.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// The fleet's journal of invalidations, as far as this node is concerned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Journal {
+    /// `[journal.redis]`; without it that of the tier keeps the journal, where there is one.
+    pub redis: Option<Redis>,
+    /// What unsafe methods invalidate here the fleet is told.
+    pub tell_unsafe: bool,
+    /// Name of this node among those of the fleet.
+    pub node: String,
+    /// How long what is stored here may be used after the journal was last heard of.
+    pub trust: Duration,
+    /// How long purges of this node are kept to be appended again where the journal lost them.
+    pub repair: Duration,
+    pub on_cutoff: OnCutoff,
+    /// How long a node that is cut off serves; then it revalidates. `None`: no bound.
+    pub serve_at_most: Option<Duration>,
+    /// How old a confirmation may be that counts while cut off.
+    pub revalidate_every: Duration,
+    /// How long a node that vanished is waited for by purges.
+    pub forget_after: Duration,
+    /// Entries of each stream in Redis.
+    pub max_entries: u64,
+}
+
+impl Settings {
+    /// Where the fleet's journal is; `None`: this node is a fleet of its own.
+    pub fn journal_redis(&self) -> Option<&Redis> {
+        self.journal.redis.as_ref().or_else(|| Some(&self.redis.as_ref()?.server))
+    }
+}
+
+/// What a node does with requests while it is cut off from the fleet's journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnCutoff {
+    #[default]
+    Serve,
+    Revalidate,
+    Bypass,
+}
+
+impl OnCutoff {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Revalidate => "revalidate",
+            Self::Bypass => "bypass",
+        }
+    }
 }
 
 /// The origin shield.

@@ -16,6 +16,9 @@ pub const SIZE_ALLOWED: &str = r#"a number and a unit: "512B", "64KiB", "512MiB"
 /// What a share may be.
 pub const SHARE_ALLOWED: &str = r#"a share in percent: "60%""#;
 
+/// What a rate may be.
+pub const RATE_ALLOWED: &str = r#"a number, a slash and a unit of time: "10/s", "100/m", "5000/h", "100000/d", or "off""#;
+
 /// Longest duration that is taken: ten years.
 pub const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
 
@@ -122,6 +125,39 @@ pub fn share(text: &str) -> Result<f64, UnitError> {
     }
 }
 
+/// Reads `100/s`: how many, in how many seconds; `off` is none.
+pub fn rate(text: &str) -> Result<Option<(u32, u64)>, UnitError> {
+    let text = text.trim();
+    if text == "off" {
+        return Ok(None);
+    }
+    let example = || r#"write for example "100/s", or "off""#.to_owned();
+    let Some((number, unit)) = leading_number(text) else { return Err(UnitError { what: "not a rate", remedy: example() }) };
+    let Some(unit) = unit.strip_prefix('/') else {
+        return Err(UnitError {
+            what: "a rate needs a unit of time",
+            remedy: format!("write \"{number}/s\" if that many a second are meant"),
+        });
+    };
+    let Some((_, seconds)) = RATE_UNITS.iter().find(|(name, _)| *name == unit) else {
+        return Err(UnitError { what: "not a unit of time for rates", remedy: "the units are s, m, h, d".into() });
+    };
+    match u32::try_from(number) {
+        Ok(count @ 1..=RATE_MAX) => Ok(Some((count, *seconds))),
+        _ => Err(UnitError { what: "a rate out of bounds", remedy: format!("write 1 to {RATE_MAX}, or \"off\"") }),
+    }
+}
+
+const RATE_UNITS: [(&str, u64); 4] = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
+/// Most that is taken for a number of a rate.
+const RATE_MAX: u32 = 1_000_000_000;
+
+/// A rate as [`rate`] reads it.
+pub fn print_rate(count: u32, seconds: u64) -> String {
+    let unit = RATE_UNITS.iter().find(|(_, length)| *length == seconds).map_or("s", |(name, _)| name);
+    format!("{count}/{unit}")
+}
+
 fn leading_number(text: &str) -> Option<(u64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     Some((text[..end].parse().ok()?, &text[end..]))
@@ -187,6 +223,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn rates_are_a_number_in_a_time() {
+        for (text, count, seconds) in [("1/s", 1, 1), ("100/m", 100, 60), ("5000/h", 5000, 3600), ("7/d", 7, 86_400)] {
+            assert_eq!(rate(text), Ok(Some((count, seconds))), "{text}");
+            assert_eq!(print_rate(count, seconds), text);
+        }
+        assert_eq!(rate("off"), Ok(None));
+        assert_eq!(rate("100").unwrap_err().remedy, "write \"100/s\" if that many a second are meant");
+        for bad in ["", "/s", "0/s", "-1/s", "1.5/s", "10/ms", "10 /s", "10/s/s", "9999999999/s", "on"] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_printed_is_read_back(ms in 0u64..DURATION_MAX.as_millis() as u64, bytes in 0u64..i64::MAX as u64, percent in 0u32..=1000) {
@@ -198,7 +247,7 @@ mod tests {
 
         #[test]
         fn no_text_makes_them_panic(text in "\\PC{0,20}") {
-            let _ = (duration(&text), size(&text), share(&text));
+            let _ = (duration(&text), size(&text), share(&text), rate(&text));
         }
     }
 }

@@ -20,6 +20,7 @@ mod model;
 mod outbox;
 pub mod receipt;
 pub mod selector;
+pub mod stream;
 
 pub use clockwork::CheckedUpTo;
 pub use entry::{Entry, Purge, PurgeId, Refused};

@@ -4,10 +4,12 @@
 //! prometheus crate, with children resolved beforehand where the labels are enums. Nothing here decides anything.
 
 mod hot;
+mod journal;
 mod redis;
 mod scrape;
 pub mod series;
 
+pub use journal::{JournalClass, JournalEvent, JournalSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 
@@ -63,10 +65,11 @@ pub enum Bound {
     DrainTimeout,
     AdminConnections,
     StoreAfter,
+    RateLimitCallers,
 }
 
 impl Bound {
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -103,6 +106,7 @@ impl Bound {
         Self::DrainTimeout,
         Self::AdminConnections,
         Self::StoreAfter,
+        Self::RateLimitCallers,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -142,6 +146,7 @@ impl Bound {
             Self::DrainTimeout => "drain_timeout",
             Self::AdminConnections => "admin_connections",
             Self::StoreAfter => "store_after",
+            Self::RateLimitCallers => "rate_limit_callers",
         }
     }
 }
@@ -187,11 +192,13 @@ pub enum FollowOutcome {
     Alone,
     Failed,
     LedAnew,
+    /// Its node being cut off, it had to have a fetch that began after it came.
+    TooOld,
     Full,
 }
 
 impl FollowOutcome {
-    pub const ALL: [Self; 6] = [Self::Served, Self::Regrouped, Self::Alone, Self::Failed, Self::LedAnew, Self::Full];
+    pub const ALL: [Self; 7] = [Self::Served, Self::Regrouped, Self::Alone, Self::Failed, Self::LedAnew, Self::TooOld, Self::Full];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Served => "served",
@@ -199,6 +206,7 @@ impl FollowOutcome {
             Self::Alone => "alone",
             Self::Failed => "failed",
             Self::LedAnew => "led_anew",
+            Self::TooOld => "too_old",
             Self::Full => "full",
         }
     }
@@ -337,6 +345,19 @@ pub struct TierUsage {
     pub responses: u64,
 }
 
+/// How this node stands to the fleet's journal, read at scrape.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FleetUsage {
+    pub trusted: bool,
+    pub remembered: bool,
+    pub epoch: u64,
+    /// Time of the last purge applied in order, as Redis had it.
+    pub applied_ms: u64,
+    /// Invalidations by unsafe methods that wait to be told to the fleet, and how many were not told.
+    pub untold: usize,
+    pub lost: u64,
+}
+
 /// Values read at scrape from the parts that hold them.
 pub trait Gauges: Send + Sync {
     fn memory_tier(&self) -> TierUsage;
@@ -351,6 +372,9 @@ pub trait Gauges: Send + Sync {
     fn markers(&self) -> usize;
     /// Entries in the journal's map, folded entries.
     fn journal(&self) -> (usize, u64);
+    /// Callers of rate limits that are remembered.
+    fn rate_limit_callers(&self) -> u64;
+    fn fleet(&self) -> FleetUsage;
 }
 
 /// All series.
@@ -379,12 +403,14 @@ pub struct Metrics {
     refused: IntCounterVec,
     purges: IntCounterVec,
     unsafe_invalidations: IntCounter,
+    rate_limit_rejections: IntCounterVec,
     panics: IntCounter,
     /// By position in [`LOST_REASONS`].
     access_log_lost: Vec<IntCounter>,
     upstreams: Upstreams,
     /// Connections to Redis.
     pub redis: RedisSeries,
+    pub journal: JournalSeries,
     reload: Reload,
 }
 
@@ -426,10 +452,12 @@ impl Metrics {
             refused: series::REFUSED.counters(&registry),
             purges: grid(series::PURGES.counters(&registry), &PURGE_KINDS, &PURGE_MODES),
             unsafe_invalidations: single(&series::UNSAFE_INVALIDATIONS.counters(&registry)),
+            rate_limit_rejections: series::RATE_LIMIT_REJECTIONS.counters(&registry),
             panics: single(&series::PANICS.counters(&registry)),
             access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
             upstreams: Upstreams::new(&registry),
             redis: RedisSeries::new(&registry),
+            journal: JournalSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,
@@ -567,6 +595,10 @@ impl Metrics {
     }
     pub fn unsafe_invalidation(&self) {
         self.unsafe_invalidations.inc();
+    }
+    /// The counter of what a limit of the configuration rejects, to be kept by it.
+    pub fn rate_limit_rejections(&self, limit: &str) -> IntCounter {
+        self.rate_limit_rejections.with_label_values(&[limit])
     }
     pub fn panicked(&self) {
         self.panics.inc();

@@ -3,6 +3,7 @@
 use super::exchange::Arrival;
 use super::live::Live;
 use super::shield::FromPeer;
+use super::standing::Standing;
 use crate::config::settings::{Action, Server};
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::route;
@@ -60,13 +61,15 @@ pub enum Past {
     RequestNoStore,
     /// Its content cannot be part of a key.
     Content(Unkeyed),
+    /// The node is cut off from the fleet's journal, and `journal.on_cutoff` says so.
+    CutOff,
 }
 
 impl Past {
     /// Whether the cache could have answered, had policy or client not chosen otherwise. A client that wants nothing but
     /// a stored response (RFC 9111 §5.2.1.7) is told that there is none then.
     pub const fn is_choice(&self) -> bool {
-        matches!(self, Self::Disabled | Self::Rule(_) | Self::RequestNoStore | Self::Content(_))
+        matches!(self, Self::Disabled | Self::Rule(_) | Self::RequestNoStore | Self::Content(_) | Self::CutOff)
     }
 
     /// For people.
@@ -79,6 +82,7 @@ impl Past {
             Self::Body => "the request has a body".into(),
             Self::RequestNoStore => "the request says no-store".into(),
             Self::Content(why) => why.text().into(),
+            Self::CutOff => "this node is cut off from the fleet's journal".into(),
         }
     }
 }
@@ -135,6 +139,7 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead, from_peer: 
     let request_id = given_id.map(Arc::from);
     let (method, minor_version) = (&head.method, head.minor_version);
     let routed = Arc::clone(routed);
+    let (exact, content, standing) = (None, None, Standing::Trusted);
     Ok(Arrival {
         peer,
         method,
@@ -143,12 +148,13 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead, from_peer: 
         target,
         routed,
         key,
-        exact: None,
+        exact,
         client,
         trusted,
         request_id,
-        content: None,
+        content,
         from_peer,
+        standing,
     })
 }
 
@@ -184,6 +190,9 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
     }
     if arrival.fields.has(name::CACHE_CONTROL) && cache_control::RequestDirectives::parse(&arrival.fields).no_store {
         return Way::Past(Past::RequestNoStore);
+    }
+    if arrival.standing == Standing::Bypasses {
+        return Way::Past(Past::CutOff);
     }
     if by_content {
         let length = if let RequestBody::Stream { length, .. } = body { *length } else { None };

@@ -9,7 +9,8 @@ use super::{Live, Proxy};
 use crate::body::ResponseBody;
 use crate::cache::StoredResponse;
 use crate::clock;
-use crate::config::settings::Action;
+use crate::config::settings::{Action, RateLimit};
+use crate::limit::{self, Rejected};
 use crate::listener::{Response, ResponseFields};
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::route;
@@ -36,6 +37,26 @@ pub fn refused(live: &Live, refused: &Refused) -> Response {
     line(&mut fields, name::PROXY_STATUS, &status);
     line(&mut fields, name::VIA, live.via.as_bytes());
     text(refused.status, fields, format!("{}\n", refused.text), outcome)
+}
+
+/// A request that came too early for a rate limit (RFC 6585 §4).
+pub fn too_many_requests(arrival: &Arrival<'_>, limit: &RateLimit, rejected: Rejected) -> Response {
+    let outcome = Outcome {
+        result: CacheResult::Error,
+        source: Source::Tiercel,
+        error: Some("http_request_denied"),
+        detail: Some("RATE-LIMIT".into()),
+        ..arrival.outcome()
+    };
+    let mut fields = text_fields();
+    let seconds = rejected.retry_after_seconds();
+    line(&mut fields, name::RETRY_AFTER, seconds.to_string().as_bytes());
+    for (name, value) in [("ratelimit-policy", limit::fields::policy(limit)), ("ratelimit", limit::fields::exhausted(rejected))] {
+        let _ = fields.push(name, value); // visible ASCII
+    }
+    line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&arrival.routed.node, "http_request_denied", Some("rate-limit")));
+    line(&mut fields, name::VIA, arrival.routed.via.as_bytes());
+    text(429, fields, format!("too many requests: try again in {seconds} s\n"), outcome)
 }
 
 /// An answer that the configuration gives.

@@ -3,6 +3,7 @@
 use super::content::Content;
 use super::live::Routed;
 use super::shield::FromPeer;
+use super::standing::Standing;
 use crate::listener::{Peer, RequestBody};
 use crate::proxy::outcome::{self, Outcome};
 use crate::semantics::no_vary_search::NoVarySearch;
@@ -35,6 +36,7 @@ pub struct Arrival<'a> {
     pub content: Option<Arc<Content>>,
     /// Another node of the fleet asks.
     pub from_peer: Option<Arc<FromPeer>>,
+    pub standing: Standing,
 }
 
 impl Arrival<'_> {
@@ -50,6 +52,7 @@ impl Arrival<'_> {
     pub fn outcome(&self) -> Outcome {
         let mut outcome = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
         outcome.is_equivalent = self.exact.is_some();
+        outcome.cut_off = self.standing.is_cut_off();
         outcome.widening = (self.content.is_some() && *self.method == Method::POST).then_some(Widening::PostByContent);
         outcome
     }
@@ -71,6 +74,7 @@ impl Arrival<'_> {
             request_id,
             content: self.content,
             from_peer: self.from_peer,
+            standing: self.standing,
         }
     }
 }
@@ -94,6 +98,7 @@ pub struct Exchange {
     pub content: Option<Arc<Content>>,
     /// As in [`Arrival`].
     pub from_peer: Option<Arc<FromPeer>>,
+    pub standing: Standing,
 }
 
 impl Exchange {
@@ -117,6 +122,7 @@ impl Exchange {
             request_id: Some(Arc::clone(&self.request_id)),
             content: self.content.clone(),
             from_peer: self.from_peer.clone(),
+            standing: self.standing,
         }
     }
 
@@ -161,7 +167,7 @@ impl Exchange {
         let upstream = self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name));
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
         let widening = (self.content.is_some() && self.method == Method::POST).then_some(Widening::PostByContent);
-        Outcome { upstream, widening, is_equivalent: self.exact.is_some(), ..known }
+        Outcome { upstream, widening, is_equivalent: self.exact.is_some(), cut_off: self.standing.is_cut_off(), ..known }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The configuration as the request path uses it: routes joined with their upstreams and counters.
 
 use crate::config::{Settings, settings};
-use crate::observe::metrics::Metrics;
+use crate::limit::{Buckets, Limiter};
+use crate::observe::metrics::{Bound, Metrics};
 use crate::proxy::outcome::{Outcome, RouteId};
 use crate::route::Router;
 use crate::semantics::key::KeyPolicy;
@@ -25,6 +26,12 @@ pub struct Live {
     pub shield: Option<Arc<Shield>>,
     /// `1.1 name`, for Via.
     pub via: String,
+    /// What rate limits remember; the same one for the life of the process.
+    pub buckets: Buckets,
+    /// By name.
+    limiters: HashMap<String, Arc<Limiter>>,
+    /// Of purges, per caller.
+    pub purge_limiter: Option<Arc<Limiter>>,
 }
 
 /// A route with all that a request on it needs.
@@ -39,6 +46,8 @@ pub struct Routed {
     /// Name in Cache-Status, Via, CDN-Loop.
     pub node: Arc<str>,
     pub via: Arc<str>,
+    /// The route's rate limit, which it may have together with others.
+    pub limiter: Option<Arc<Limiter>>,
     pub settings: Arc<Settings>,
 }
 
@@ -64,6 +73,12 @@ impl Live {
             })
             .collect();
         let shield = Shield::new(&settings, before.and_then(|live| live.shield.as_ref()), metrics);
+        let buckets = before.map_or_else(|| buckets(&settings, metrics), |live| live.buckets.clone());
+        let limiters = limiters(&settings, before, &buckets, metrics);
+        let purge_limiter = settings.purge.rate_limit.as_ref().map(|wanted| {
+            let kept = before.and_then(|live| live.purge_limiter.clone()).filter(|there| there.settings == *wanted);
+            kept.unwrap_or_else(|| limiter(wanted, &buckets, metrics))
+        });
         let via = format!("1.1 {}", settings.server.name);
         let (node, shared_via): (Arc<str>, Arc<str>) = (settings.server.name.as_str().into(), via.as_str().into());
         let routed = settings
@@ -80,6 +95,7 @@ impl Live {
                             _ => None,
                         },
                         shield: shield.clone().filter(|_| route.cache.enabled),
+                        limiter: route.rate_limit.as_ref().and_then(|limit| limiters.get(&limit.name).cloned()),
                         route: Arc::clone(route),
                         node: Arc::clone(&node),
                         via: Arc::clone(&shared_via),
@@ -89,7 +105,8 @@ impl Live {
                 site.routes.iter().map(join).collect()
             })
             .collect();
-        Self { router: Router::new(&settings.sites), limits: Arc::new(settings.limits.clone()), routed, upstreams, shield, via, settings }
+        let (router, limits) = (Router::new(&settings.sites), Arc::new(settings.limits.clone()));
+        Self { router, limits, routed, upstreams, shield, via, buckets, limiters, purge_limiter, settings }
     }
 
     /// The key rules of the routes that could answer a URL from what is stored.
@@ -102,4 +119,24 @@ impl Live {
         let (_, _, site, route) = self.router.find(target, method, fields)?;
         self.routed.get(site)?.get(route)
     }
+}
+
+fn buckets(settings: &Settings, metrics: &Arc<Metrics>) -> Buckets {
+    let metrics = Arc::clone(metrics);
+    Buckets::new(settings.limits.rate_limit_callers, move || metrics.bound(Bound::RateLimitCallers))
+}
+
+/// One for each limit by name; what it has counted stays where its settings do.
+fn limiters(settings: &Settings, before: Option<&Live>, buckets: &Buckets, metrics: &Metrics) -> HashMap<String, Arc<Limiter>> {
+    let wanted = settings.sites.iter().flat_map(|site| &site.routes).filter_map(|route| route.rate_limit.as_ref());
+    let mut limiters: HashMap<String, Arc<Limiter>> = HashMap::new();
+    for wanted in wanted {
+        let kept = || before?.limiters.get(&wanted.name).filter(|there| there.settings == *wanted).cloned();
+        limiters.entry(wanted.name.clone()).or_insert_with(|| kept().unwrap_or_else(|| limiter(wanted, buckets, metrics)));
+    }
+    limiters
+}
+
+fn limiter(settings: &settings::RateLimit, buckets: &Buckets, metrics: &Metrics) -> Arc<Limiter> {
+    Arc::new(Limiter::new(settings.clone(), buckets, metrics.rate_limit_rejections(&settings.name)))
 }

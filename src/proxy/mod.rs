@@ -18,6 +18,7 @@ mod fill;
 mod flight;
 mod forward;
 mod lead;
+mod limit;
 mod live;
 mod lookup;
 pub mod outcome;
@@ -26,9 +27,11 @@ mod refused;
 mod resume;
 mod revalidate;
 mod shield;
+mod standing;
 mod store;
 
 pub use live::{Live, Routed};
+pub use purge::log_refusal as log_refused_purge;
 pub use shield::PeerDoor;
 
 use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Variants, VaryMemory};
@@ -39,9 +42,10 @@ use crate::coalesce::marker::{Markers, Set};
 use crate::coalesce::pinned::Pins;
 use crate::config::Settings;
 use crate::invalidation::Journal;
+use crate::invalidation::stream::Stream;
 use crate::listener::{Handled, Handler, InterimSender, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
+use crate::observe::metrics::{Bound, FleetUsage, Gauges, Metrics, StaleReason, TierUsage};
 use crate::semantics::Now;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::policy::CachePolicy;
@@ -56,8 +60,9 @@ use flight::{Departure, FlightHead};
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
 use shield::FromPeer;
-use std::sync::Arc;
+use standing::Standing;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Everything that requests share.
 pub struct Proxy {
@@ -65,6 +70,8 @@ pub struct Proxy {
     pub live: ArcSwap<Live>,
     pub memory: MemoryTier<Variants>,
     pub journal: Arc<Journal>,
+    /// The fleet's end of it, where there is a fleet.
+    pub fleet: OnceLock<Arc<Stream>>,
     flights: Arc<FlightTable<FlightHead, Departure>>,
     /// Fetches of single blocks.
     blocks: Arc<blocks::BlockFlights>,
@@ -138,10 +145,20 @@ impl Proxy {
         from_peer: Option<Arc<FromPeer>>,
     ) -> Handled {
         let now = clock::now();
-        let arrival = match admit::admit(live, peer, head, from_peer) {
+        let mut arrival = match admit::admit(live, peer, head, from_peer) {
             Ok(arrival) => arrival,
             Err(refused) => return Handled::Ready(answer::refused(live, &refused)),
         };
+        // What another node lets through has been counted there.
+        if let Some(limiter) = arrival.routed.limiter.as_ref().filter(|_| arrival.from_peer.is_none())
+            && let Some(response) = limit::check(limiter, &arrival)
+        {
+            return Handled::Ready(response);
+        }
+        arrival.standing = Standing::of(&self.journal, &live.settings.journal, now);
+        if let Some(policy) = arrival.standing.as_str() {
+            self.metrics.journal.cut_off_request(policy);
+        }
         match admit::way(&arrival, &body) {
             Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
             Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
@@ -187,6 +204,7 @@ impl Proxy {
             live: ArcSwap::from_pointee(live),
             memory,
             journal,
+            fleet: OnceLock::new(),
             blocks: Arc::new(FlightTable::beside(&flights)),
             flights,
             markers: Markers::new(&settings.fill),
@@ -206,7 +224,7 @@ impl Proxy {
 
     /// The journey from the cache on. `interim` makes a sender of interim responses, where the client takes them.
     fn from_cache(self: &Arc<Self>, mut arrival: Arrival<'_>, interim: impl FnOnce() -> Option<InterimSender>, now: Now) -> Handled {
-        let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now);
+        let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), arrival.standing, now);
         if self.search_rules.any() {
             found = lookup::find_equivalent(self, &mut arrival, found, now);
         }
@@ -318,6 +336,20 @@ impl Gauges for Proxy {
     }
     fn journal(&self) -> (usize, u64) {
         self.journal.usage()
+    }
+    fn rate_limit_callers(&self) -> u64 {
+        self.live.load().buckets.count()
+    }
+    fn fleet(&self) -> FleetUsage {
+        let (position, (untold, lost)) = (self.journal.stamp().purge.position, self.journal.untold());
+        FleetUsage {
+            trusted: self.journal.is_trusted(clock::now()),
+            remembered: self.journal.is_remembered(),
+            epoch: position.epoch,
+            applied_ms: position.ms,
+            untold,
+            lost,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use super::{Proxy, admit, answer};
 use crate::cache::{GROUPS_MAX, Tags, named_groups, subject};
 use crate::invalidation::{Mode, Receipt, Selector, Stamp};
 use crate::listener::{Response, ResponseFields};
+use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
 use crate::semantics::policy::CachePolicy;
@@ -15,7 +16,12 @@ use crate::upstream::Inbound;
 pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
     let outcome = Outcome { result: CacheResult::Local, source: Source::Tiercel, ..arrival.outcome() };
     let allowed = &arrival.routed.route.purge_from;
+    let actor = format!("purge:{}", arrival.client);
     let refuse = |status, message: &str, remedy: &str| {
+        // A method that is not taken at all is no attempt that anybody has to know of.
+        if status != 405 {
+            log_refusal(&actor, status, message, now);
+        }
         let body = serde_json::json!({"error": {"message": message, "remedy": remedy}});
         let mut response = answer::json(status, &body, outcome.clone());
         if status == 405
@@ -37,10 +43,18 @@ pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
         let message = format!("{} keys in one PURGE; at most {most} are allowed", selectors.len());
         return refuse(400, &message, "send several, purge by a key that they share, or raise purge.selectors_per_call");
     }
+    if let Err(rejected) = proxy.admit_purge(arrival.client, selectors.len()) {
+        let seconds = rejected.retry_after_seconds();
+        let mut response =
+            refuse(429, "too many purges", &format!("try again in {seconds} s, purge by a key that they share, or raise purge.rate"));
+        if let ResponseFields::Own(fields) = &mut response.fields {
+            let _ = fields.append(name::RETRY_AFTER, seconds.to_string()); // digits are a field value
+        }
+        return response;
+    }
     let soft = arrival.fields.has(name::XKEY_SOFTPURGE) || arrival.fields.get(name::FASTLY_SOFT_PURGE).is_some_and(|value| value == b"1");
     let mode = if soft { Mode::Soft } else { Mode::Hard };
     let stored_here = matches!(selectors[..], [Selector::Url(_)]).then(|| proxy.holds(&arrival.key) || proxy.holds_url(&arrival.target));
-    let actor = format!("purge:{}", arrival.client);
     let mut body = proxy.purge(selectors, mode, &actor, now).json(given);
     if let Some(stored_here) = stored_here {
         body["stored_here"] = stored_here.into();
@@ -98,6 +112,9 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, s
         proxy.journal.invalidate_groups(&groups, now);
         proxy.metrics.unsafe_invalidation();
     }
+    if let Some(fleet) = proxy.fleet.get() {
+        fleet.nudge();
+    }
     stamp
 }
 
@@ -108,7 +125,10 @@ impl Proxy {
         for selector in &selectors {
             self.metrics.purged(selector.kind().as_str(), mode.as_str());
         }
-        let receipt = self.journal.purge(selectors, mode, actor, now);
+        let receipt = match self.fleet.get() {
+            Some(fleet) => fleet.purge(selectors, mode, actor, now),
+            None => self.journal.purge(selectors, mode, actor, now),
+        };
         log(&receipt);
         receipt
     }
@@ -178,6 +198,17 @@ impl Proxy {
         }
     }
 }
+
+/// The audit line of a purge that was refused: whoever tries shows, and whoever goes on trying does not fill the log.
+pub fn log_refusal(actor: &str, status: u16, reason: &str, now: Now) {
+    static LINES: RateLimit = RateLimit::new(REFUSAL_INTERVAL_MS);
+    if let Some(held_back) = LINES.pass(now.mono_ms) {
+        tracing::warn!(actor, status, reason, held_back, "purge refused");
+    }
+}
+
+/// Between lines about purges that were refused.
+const REFUSAL_INTERVAL_MS: u64 = 200;
 
 /// The audit line. Of the selectors the first, without its query string: those may hold what no log should.
 fn log(receipt: &Receipt) {

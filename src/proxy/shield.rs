@@ -134,7 +134,7 @@ fn accept(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, asked: &Stan
     }
     match proxy.journal.validity(&subject(&key, &exchange.routed.site, &tags), &stamp) {
         Validity::Valid => Verdict::Taken(Box::new(Fetched { inbound, stamp: Some(stamp) })),
-        Validity::Soft { .. } | Validity::Purged => Verdict::Rejected,
+        Validity::Soft { .. } | Validity::Unconfirmed | Validity::Purged => Verdict::Rejected,
     }
 }
 

@@ -24,6 +24,7 @@ fn route(name: &str, matcher: RouteMatch) -> Arc<Route> {
         show_key: false,
         x_cache: false,
         log_query: false,
+        rate_limit: None,
     })
 }
 

@@ -6,13 +6,18 @@ use crate::admin::{Control, ExplainRequest, ReloadRefused};
 use crate::clock;
 use crate::config;
 use crate::config::settings::Secret;
+use crate::invalidation::stream::Stream;
 use crate::invalidation::{Mode, Receipt, Selector};
+use crate::limit::Rejected;
 use crate::observe::metrics::Bound;
+use crate::proxy;
 use crate::semantics::Target;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// The admin API's hands.
 pub struct Controller {
@@ -20,12 +25,29 @@ pub struct Controller {
 }
 
 impl Control for Controller {
+    fn admit_purge(&self, caller: IpAddr, selectors: usize) -> Result<(), u64> {
+        self.state.proxy.admit_purge(caller, selectors).map_err(Rejected::retry_after_seconds)
+    }
+
+    fn refused_purge(&self, actor: &str, status: u16, reason: &str) {
+        proxy::log_refused_purge(actor, status, reason, clock::now());
+    }
+
     fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
         self.state.proxy.purge(selectors, mode, actor, clock::now())
     }
 
     fn receipt(&self, id: &str) -> Option<Receipt> {
         self.state.proxy.journal.receipt(id)
+    }
+
+    fn fleet(&self) -> Option<Arc<Stream>> {
+        self.state.proxy.fleet.get().cloned()
+    }
+
+    /// By then a node that does not answer any more is known to be cut off.
+    fn fleet_timeout(&self) -> Duration {
+        self.state.proxy.live.load().settings.journal.trust + Duration::from_secs(1)
     }
 
     fn normalise_url(&self, url: &str) -> Result<String, String> {
@@ -63,7 +85,18 @@ impl Control for Controller {
     }
 
     fn ready(&self) -> Result<(), String> {
-        if self.state.draining.load(Ordering::Acquire) { Err("draining".into()) } else { Ok(()) }
+        if self.state.draining.load(Ordering::Acquire) {
+            return Err("draining".into());
+        }
+        // Without Redis it starts all the same, cut off.
+        let trust = self.state.proxy.live.load().settings.journal.trust;
+        let is_starting = self.fleet().is_some_and(|fleet| !fleet.has_started()) && self.state.started.elapsed() < trust;
+        if is_starting { Err("reading the fleet's journal".into()) } else { Ok(()) }
+    }
+
+    fn cut_off(&self) -> Option<&'static str> {
+        let is_trusted = self.state.proxy.journal.is_trusted(clock::now());
+        (!is_trusted).then(|| self.state.proxy.live.load().settings.journal.on_cutoff.as_str())
     }
 
     fn metrics(&self) -> String {
@@ -89,7 +122,7 @@ impl Control for Controller {
             "connections": self.state.connections(),
             "connections_by_worker": self.state.connections_by_worker(),
             "memory": {"limit": live.settings.memory.limit, "resident": resident_bytes(), "stored_bytes": bytes, "stored_capacity": proxy.memory.capacity(), "stored_responses": responses},
-            "journal": {"applied": proxy.journal.stamp().purge.position},
+            "journal": {"applied": proxy.journal.stamp().purge.position, "cut_off": self.cut_off().is_some()},
             "ready": self.ready().is_ok(),
         })
     }

@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::pin::Pin;
 use std::sync::Arc;
 use tiercel::admin::{self, Control, ExplainRequest, Handle, ReloadRefused};
@@ -21,6 +21,10 @@ struct Scripted {
     explained: Mutex<Vec<ExplainRequest>>,
     full: Mutex<usize>,
     token: Mutex<Option<Secret>>,
+    /// Selectors that may still be purged.
+    purges_left: Mutex<usize>,
+    /// Who was refused a purge, and how.
+    refused: Mutex<Vec<(String, u16)>>,
 }
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -35,6 +39,8 @@ impl Scripted {
             explained: Mutex::default(),
             full: Mutex::default(),
             token: Mutex::default(),
+            purges_left: Mutex::new(1000),
+            refused: Mutex::default(),
         })
     }
 }
@@ -47,6 +53,16 @@ fn receipt(selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
 }
 
 impl Control for Scripted {
+    fn admit_purge(&self, caller: IpAddr, selectors: usize) -> Result<(), u64> {
+        assert!(caller.is_loopback());
+        let mut left = self.purges_left.lock();
+        *left = left.checked_sub(selectors).ok_or(7_u64)?;
+        Ok(())
+    }
+    fn refused_purge(&self, actor: &str, status: u16, _: &str) {
+        let (who, _) = actor.rsplit_once(':').expect("a port");
+        self.refused.lock().push((who.to_owned(), status));
+    }
     fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
         self.purges.lock().push((selectors.clone(), mode, actor.to_owned()));
         receipt(selectors, mode, actor)
@@ -228,6 +244,28 @@ fn index_status_and_configuration_are_told() {
     assert!(index.body.contains("POST /v1/purge") && index.head.contains("text/plain") && !index.body.contains('<'));
     assert_eq!(admin.get("/v1/status").json(), json!({ "version": "test" }));
     assert_eq!(admin.get("/v1/config").json()["admin"]["token"], "***");
+}
+
+#[test]
+fn refused_purges_are_told_about_and_too_many_may_try_again_later() {
+    let admin = Admin::with("127.0.0.1:0", Some("secret"), false);
+    *admin.control.purges_left.lock() = 2;
+    let ask = |lines: &[&str], body: &Value| {
+        admin.ask("POST /v1/purge", &[&["Content-Type: application/json"], lines].concat(), &body.to_string())
+    };
+    let token = ["Authorization: Bearer secret"];
+    ask(&[], &json!({"everything": true})).error(401);
+    ask(&["Authorization: Bearer guess"], &json!({"everything": true})).error(401);
+    ask(&token, &json!({})).error(400);
+    assert_eq!(ask(&token, &json!({"tags": ["a", "b"]})).status, 200);
+    let refused = ask(&token, &json!({"tags": ["c"]}));
+    assert_eq!(refused.error(429), "too many purges");
+    assert!(refused.head.contains("retry-after: 7\r\n"), "{}", refused.head);
+    assert_eq!(admin.control.purges.lock().len(), 1);
+    let who = "admin:127.0.0.1".to_owned();
+    assert_eq!(*admin.control.refused.lock(), [401, 401, 400, 429].map(|status| (who.clone(), status)));
+    admin.get("/v1/purge/none").error(401);
+    assert_eq!(admin.control.refused.lock().len(), 4, "reading a receipt is no purge");
 }
 
 #[test]

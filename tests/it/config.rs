@@ -551,7 +551,7 @@ fn routes_inherit_from_site_and_top() {
 #[test]
 fn overrides_that_widen_the_rules_are_warned_about_once() {
     let settings = Case::toml(&format!(
-        "{UPSTREAM}[purge]\nunsafe_methods = false\n[cache]\nset_cookie = 'store'\nvary.ignore = ['user-agent']\n[sites.s]\nupstream='app'\n[[sites.s.routes]]\npath='/a'\ncache.ttl.override = '1h'\n"
+        "{UPSTREAM}[purge]\nunsafe_methods = 'off'\n[cache]\nset_cookie = 'store'\nvary.ignore = ['user-agent']\n[sites.s]\nupstream='app'\n[[sites.s.routes]]\npath='/a'\ncache.ttl.override = '1h'\n"
     ))
     .settings();
     let starts: Vec<&str> = settings.warnings.iter().map(|warning| warning.split(':').next().unwrap()).collect();
@@ -678,6 +678,30 @@ fn default_toml_says_what_the_code_does() {
     let flags = json!({"upstreams": {"default": {"endpoints": ["http://127.0.0.1:3000"]}}});
     let built_in = load(&Sources { flags, ..Sources::default() }).unwrap();
     assert_eq!(format!("{file:#?}"), format!("{built_in:#?}"));
+}
+
+#[test]
+fn rate_limits_are_checked_and_survive_printing() {
+    let refused = |text: &str, line, column, path: &str, what: &str, remedy: &str| refused_after(text, line, column, path, what, remedy);
+    refused("[rate_limit]\nrate = \"100\"\n", 2, 8, "rate_limit.rate", "needs a unit", "\"100/s\"");
+    refused("[rate_limit]\nrate = 100\n", 2, 8, "rate_limit.rate", "needs a unit", "\"100/s\"");
+    refused("[rate_limit]\nrate = \"100/w\"\n", 2, 8, "rate_limit.rate", "not a unit", "s, m, h, d");
+    refused("[rate_limit]\nburst = 5\n", 1, 2, "rate_limit", "without a rate", "rate = ");
+    refused("[rate_limit]\nrate = \"1/s\"\nburst = 0\n", 3, 9, "rate_limit.burst", "out of bounds", "");
+    refused("[rate_limit]\nrate = \"1/s\"\nby = \"a b\"\n", 3, 6, "rate_limit.by", "not the name of a field", "client");
+    refused("[rate_limit]\nrate = \"1/s\"\nname = \"a b\"\n", 3, 8, "rate_limit.name", "not a name", "");
+    refused("[purge]\nrate = \"0/s\"\n", 2, 8, "purge.rate", "out of bounds", "off");
+    let two = "[[sites.s.routes]]\npath = '/a'\nrate_limit = { rate = '1/s', name = 'x' }\n[[sites.s.routes]]\npath = '/b'\nrate_limit = { rate = '2/s', name = 'x' }\n";
+    let problems = Case::toml(&format!("{UPSTREAM}{two}")).problems();
+    assert!(only(&problems).what.contains("two different limits are called \"x\""), "{problems}");
+    let text = "[rate_limit]\nrate = \"100/m\"\nby = \"X-Key\"\n[purge]\nrate = \"5/h\"\nburst = 7\n[sites.s]\n[[sites.s.routes]]\npath = \"/a/\"\nrate_limit = { rate = \"1/d\" }\n[[sites.s.routes]]\npath = \"/b/\"\nrate_limit.rate = \"off\"\n";
+    let settings = Case::toml(&format!("{UPSTREAM}{text}")).settings();
+    let limits: Vec<_> = settings.sites[0].routes.iter().map(|route| route.rate_limit.clone()).collect();
+    let names: Vec<_> = limits.iter().map(|limit| limit.as_ref().map(|limit| limit.name.as_str())).collect();
+    assert_eq!(names, [Some("s.a"), None, Some("default")]);
+    let printed = Case::new("printed.json", &effective(&settings).to_string()).settings();
+    assert_eq!(limits, printed.sites[0].routes.iter().map(|route| route.rate_limit.clone()).collect::<Vec<_>>());
+    assert_eq!(settings.purge.rate_limit, printed.purge.rate_limit);
 }
 
 /// Every table type of the schema with each of its keys that occurs in a tree.

@@ -1,5 +1,6 @@
 //! Several nodes, and the Redis between them.
 
 mod fire;
+mod journal;
 mod parts;
 mod shield;

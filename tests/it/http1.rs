@@ -120,6 +120,7 @@ fn limits() -> Limits {
         body_rate: 0,
         write_timeout: long,
         waiting: 1000,
+        rate_limit_callers: 16,
     }
 }
 

@@ -357,6 +357,7 @@ fn limits() -> Limits {
         body_rate: 0,
         write_timeout: PATIENCE,
         waiting: 1,
+        rate_limit_callers: 16,
     }
 }
 

@@ -21,6 +21,7 @@ fn journal() -> Journal {
         unsafe_methods: true,
         keys_per_response: 256,
         key_bytes: 1024,
+        rate_limit: None,
     })
 }
 
@@ -451,6 +452,7 @@ impl Fleet {
             Validity::Valid => None,
             Validity::Soft { .. } => Some(Mode::Soft),
             Validity::Purged => Some(Mode::Hard),
+            Validity::Unconfirmed => unreachable!("the journal knows or is not asked"),
         };
         prop_assert_eq!(found, expected);
         Ok(())

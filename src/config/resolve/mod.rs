@@ -2,13 +2,17 @@
 
 mod cache;
 mod fields;
+mod journal;
 mod key;
+mod limit;
 mod matching;
 mod net;
 mod redis;
 mod shield;
 mod site;
 mod table;
+
+pub use limit::PURGE_BURST;
 
 use super::files::read_text;
 use super::machine;
@@ -49,8 +53,8 @@ const fn secs(seconds: u64) -> Duration {
 pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
     let upstreams = net::upstreams(&raw.upstreams, report);
     let server = server(&raw.server, report);
+    let listeners = listeners(&raw.listeners, report);
     let settings = Settings {
-        listeners: listeners(&raw.listeners, report),
         admin: admin(&raw.admin, report),
         metrics: Metrics { address: net::address_or_off("metrics.address", raw.metrics.address.as_deref(), None, report) },
         memory: memory(&raw.memory, report),
@@ -61,12 +65,15 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         upstreams,
         purge: purge(&raw.purge, report),
         shield: shield::shield(&raw.shield, report),
+        journal: journal::journal(raw, &listeners, report),
         log: log(&raw.log, report),
+        listeners,
         redis: redis::tier(&raw.cache.redis, report),
         hash: String::new(),
         warnings: Vec::new(),
     };
     check_addresses(&settings, report);
+    journal::check_node(&raw.journal, &settings, report);
     settings
 }
 
@@ -236,6 +243,7 @@ fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
         body_rate: t.size("body_rate", raw.body_rate.as_ref(), 512, 0..=GIB),
         write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), secs(30)),
         waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
+        rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, 65_536, 16..=100_000_000),
     }
 }
 
@@ -259,16 +267,19 @@ fn fill(raw: &RawFill, report: &mut Report) -> Fill {
 }
 
 fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
-    if raw.unsafe_methods == Some(false) {
+    let is_off = raw.unsafe_methods == Some(RawUnsafeMethods::Off);
+    if is_off {
         report.warn("purge.unsafe_methods", "POST, PUT and DELETE invalidate nothing, against RFC 9111 section 4.4");
     }
+    let rate_limit = limit::purge(raw, report);
     let mut t = Table::new(report, "purge");
     Purge {
+        rate_limit,
         receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
         selectors_per_call: t.count("selectors_per_call", raw.selectors_per_call, 100, 1..=100_000) as usize,
         map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
         fold_slots: t.count("fold_slots", raw.fold_slots, 16_384, 16..=100_000_000) as usize,
-        unsafe_methods: raw.unsafe_methods.unwrap_or(true),
+        unsafe_methods: !is_off,
         keys_per_response: t.count("keys_per_response", raw.keys_per_response, 256, 1..=65_536) as usize,
         key_bytes: t.size("key_bytes", raw.key_bytes.as_ref(), KIB, 1..=64 * KIB) as usize,
     }

@@ -1,10 +1,10 @@
 //! Sites and their routes.
 
 use super::fields::{self, Edits};
-use super::{cache, label, matching, net};
+use super::{cache, label, limit, matching, net};
 use crate::config::DEFAULT;
 use crate::config::files::read_bytes;
-use crate::config::raw::{RawAcceptEncoding, RawConfig, RawRedirect, RawRespond, RawRoute, RawSite, RouteKeys};
+use crate::config::raw::{RawAcceptEncoding, RawConfig, RawRateLimit, RawRedirect, RawRespond, RawRoute, RawSite, RouteKeys};
 use crate::config::report::Report;
 use crate::config::settings::*;
 use crate::config::shape::join;
@@ -36,6 +36,7 @@ struct Base {
     show_key: bool,
     x_cache: bool,
     log_query: bool,
+    rate_limit: Option<RateLimit>,
 }
 
 impl Default for Base {
@@ -55,13 +56,15 @@ impl Default for Base {
             show_key: false,
             x_cache: false,
             log_query: false,
+            rate_limit: None,
         }
     }
 }
 
 impl Base {
     /// One level further in. Values replace; edits and rewrites follow; bypass rules come first.
-    fn with(&self, at: &str, raw: RouteKeys<'_>, report: &mut Report) -> Self {
+    /// `scope` is what a limit that is written here is called.
+    fn with(&self, at: &str, scope: &str, raw: RouteKeys<'_>, report: &mut Report) -> Self {
         let mut base = self.clone();
         cache::apply(&join(at, "cache"), raw.cache, &mut base.cache, &mut base.key, report);
         let rules =
@@ -94,6 +97,9 @@ impl Base {
         base.show_key = raw.show_key.unwrap_or(base.show_key);
         base.x_cache = raw.x_cache.unwrap_or(base.x_cache);
         base.log_query = raw.log_query.unwrap_or(base.log_query);
+        if *raw.rate_limit != RawRateLimit::default() {
+            base.rate_limit = limit::route(&join(at, "rate_limit"), scope, raw.rate_limit, report);
+        }
         base
     }
 
@@ -125,6 +131,7 @@ impl Base {
             show_key: self.show_key,
             x_cache: self.x_cache,
             log_query: self.log_query,
+            rate_limit: self.rate_limit,
         }
     }
 }
@@ -154,13 +161,14 @@ fn upstream_host(path: &str, text: &str, report: &mut Report) -> UpstreamHost {
 pub fn sites(raw: &RawConfig, node: &str, upstreams: &[Arc<Upstream>], report: &mut Report) -> Vec<Arc<Site>> {
     let mut base = Base::default();
     base.cache.targeted = base.cache.targeted.on(node);
-    let base = base.with("", raw.route_keys(), report);
+    let base = base.with("", DEFAULT, raw.route_keys(), report);
     let sites: Vec<Arc<Site>> = if raw.sites.is_empty() {
         only_site(&base, upstreams, report).into_iter().map(Arc::new).collect()
     } else {
         raw.sites.iter().map(|(name, raw)| Arc::new(site(name, raw, &base, upstreams, report))).collect()
     };
     check_hosts(&raw.sites, report);
+    limit::check_names(&sites, report);
     sites
 }
 
@@ -191,7 +199,7 @@ fn only_site(base: &Base, upstreams: &[Arc<Upstream>], report: &mut Report) -> O
 fn site(name: &str, raw: &RawSite, base: &Base, upstreams: &[Arc<Upstream>], report: &mut Report) -> Site {
     let at = join("sites", name);
     label(&at, name, report);
-    let base = base.with(&at, raw.route_keys(), report);
+    let base = base.with(&at, name, raw.route_keys(), report);
     let upstream = match &raw.upstream {
         Some(name) => net::find(&join(&at, "upstream"), name, upstreams, report),
         None => match upstreams {
@@ -199,7 +207,7 @@ fn site(name: &str, raw: &RawSite, base: &Base, upstreams: &[Arc<Upstream>], rep
             several => several.iter().find(|upstream| upstream.name == DEFAULT),
         },
     };
-    let context = Context { base: &base, upstreams, upstream, has_name: raw.upstream.is_some() };
+    let context = Context { site: name, base: &base, upstreams, upstream, has_name: raw.upstream.is_some() };
     let mut routes: Vec<Arc<Route>> = Vec::new();
     for (index, raw) in raw.routes.iter().enumerate() {
         let at = format!("{}[{index}]", join(&at, "routes"));
@@ -217,6 +225,8 @@ fn site(name: &str, raw: &RawSite, base: &Base, upstreams: &[Arc<Upstream>], rep
 
 /// What the routes of a site share.
 struct Context<'a> {
+    /// Its name.
+    site: &'a str,
     base: &'a Base,
     upstreams: &'a [Arc<Upstream>],
     upstream: Option<&'a Arc<Upstream>>,
@@ -227,7 +237,6 @@ struct Context<'a> {
 impl Context<'_> {
     fn route(&self, at: &str, raw: &RawRoute, index: usize, before: &[Arc<Route>], report: &mut Report) -> Option<Route> {
         let matcher = matching::route(at, raw, report);
-        let base = self.base.with(at, raw.route_keys(), report);
         let name = match &raw.name {
             Some(name) => {
                 label(&join(at, "name"), name, report);
@@ -244,6 +253,7 @@ impl Context<'_> {
             }
             None => derived_name(raw, index, before),
         };
+        let base = self.base.with(at, &format!("{}.{name}", self.site), raw.route_keys(), report);
         let action = self.action(at, raw, report)?;
         Some(base.route(name, matcher, action))
     }

@@ -129,6 +129,7 @@ pub(super) mod tests {
             body_rate: 100,
             write_timeout: Duration::from_secs(10),
             waiting: 100,
+            rate_limit_callers: 16,
         }
     }
 

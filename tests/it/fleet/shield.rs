@@ -3,6 +3,7 @@
 use crate::support::client::{Answer, Client};
 use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::origin::{Gate, Origin, PATIENCE, Recorded, Script, Step, eventually};
+use crate::support::redis::Redis;
 use crate::support::server::Tiercel;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -12,6 +13,7 @@ use rand::RngExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tiercel::shield::hop::{Asked, Hop, Key, Standing};
@@ -47,13 +49,29 @@ back_off_max = '400ms'
 struct Stage {
     origin: Origin,
     fleet: Fleet,
+    /// Where the fleet has its journal, if it has one.
+    redis: Option<Redis>,
 }
 
 impl Stage {
     fn new(respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
         let origin = Origin::start(respond);
         let plan = Plan { nodes: NODES, config: CONFIG.into(), origin: origin.url(), ..Plan::default() };
-        Self { fleet: Fleet::start(&plan), origin }
+        Self { fleet: Fleet::start(&plan), origin, redis: None }
+    }
+
+    /// Nodes with one journal, all of them trusted.
+    fn with_journal(respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
+        let (origin, redis) = (Origin::start(respond), Redis::start());
+        let config = format!("{CONFIG}[journal]\nnode = '@NODE@'\ntrust = '1s'\nredis.url = 'redis://@REDIS@'\n");
+        let plan = Plan { nodes: NODES, config, origin: origin.url(), redis: Some(redis.address()), ..Plan::default() };
+        let stage = Self { fleet: Fleet::start(&plan), origin, redis: Some(redis) };
+        let deadline = Instant::now() + PATIENCE;
+        while stage.sum("tiercel_journal_trusted", &[]) < NODES as f64 {
+            assert!(Instant::now() < deadline, "the journal is never trusted");
+            std::thread::sleep(Duration::from_millis(5)); // nobody announces it
+        }
+        stage
     }
 
     fn node(&self, number: usize) -> &Node {
@@ -336,7 +354,7 @@ async fn answers_of_the_owner_say_where_they_come_from_and_how_old_they_are() {
 
 #[tokio::test]
 async fn a_purge_holds_on_its_node_though_the_owner_still_has_the_response() {
-    let version = std::sync::Arc::new(AtomicUsize::new(1));
+    let version = Arc::new(AtomicUsize::new(1));
     let served = version.clone();
     let stage = Stage::new(move |_| fresh(served.load(Ordering::Relaxed).to_string()).header("Surrogate-Key", "shoes"));
     for selector in ["url", "key"] {
@@ -437,6 +455,73 @@ async fn an_owner_that_is_stopped_is_bypassed_until_it_answers_again() {
         assert_eq!(stage.get(0, &path).await.status, 200);
         assert!(Instant::now() < deadline, "it is never asked again");
     }
+}
+
+#[tokio::test]
+async fn in_a_fleet_a_purge_holds_on_every_node_and_costs_one_origin_request() {
+    let version = Arc::new(AtomicUsize::new(1));
+    let served = version.clone();
+    let stage = Stage::with_journal(move |_| fresh(served.load(Ordering::SeqCst).to_string()).header("Surrogate-Key", "shoes"));
+    for round in 0..12 {
+        let path = stage.path_below(&format!("/purged/{round}"), round % NODES);
+        let (before, old) = (stage.origin.total(), version.load(Ordering::SeqCst).to_string());
+        for node in 0..NODES {
+            assert_eq!(stage.get(node, &path).await.text(), old, "round {round}, node {node}");
+        }
+        assert_eq!(stage.origin.total(), before + 1, "the owner's stamp is taken: round {round}");
+        let new = (version.fetch_add(1, Ordering::SeqCst) + 1).to_string();
+        let selector = if round % 2 == 0 { json!({"urls": [format!("http://{HOST}{path}")]}) } else { json!({"tags": ["shoes"]}) };
+        let mut body = selector;
+        body["wait"] = json!("fleet");
+        body["timeout"] = json!("10s");
+        let (status, receipt) = stage.node((round + 1) % NODES).admin("POST", "/v1/purge", &body.to_string()).expect("it answers");
+        assert_eq!((status, &receipt["complete"]), (200, &json!(true)), "{receipt}");
+        for node in 0..NODES {
+            assert_eq!(stage.get(node, &path).await.text(), new, "round {round}, node {node}");
+        }
+        assert_eq!(stage.origin.total(), before + 2, "round {round}");
+    }
+    assert_eq!(stage.sum("tiercel_shield_requests_total", &["outcome=\"rejected\""]), 0.0);
+    assert_eq!(stage.sum("tiercel_shield_requests_total", &["outcome=\"plain\""]), 0.0);
+}
+
+#[tokio::test]
+async fn in_a_fleet_who_purged_has_the_new_response_at_once_also_from_an_owner_that_knows_of_it_later() {
+    let version = Arc::new(AtomicUsize::new(1));
+    let served = version.clone();
+    let stage = Stage::with_journal(move |_| fresh(served.load(Ordering::SeqCst).to_string()));
+    let path = stage.path_of(1);
+    for round in 0..60 {
+        let (asker, old) = ([0, 2][round % 2], version.load(Ordering::SeqCst).to_string());
+        assert_eq!(stage.get(asker, &path).await.text(), old, "round {round}");
+        let new = (version.fetch_add(1, Ordering::SeqCst) + 1).to_string();
+        let body = json!({"urls": [format!("http://{HOST}{path}")]}).to_string();
+        let (status, receipt) = stage.node(asker).admin("POST", "/v1/purge", &body).expect("it answers");
+        assert_eq!(status, 200, "{receipt}");
+        assert_eq!(stage.get(asker, &path).await.text(), new, "round {round}: {receipt}");
+        // The others have it a moment later: so that the next round begins alike.
+        for node in 0..NODES {
+            let deadline = Instant::now() + PATIENCE;
+            while stage.get(node, &path).await.text() != new {
+                assert!(Instant::now() < deadline, "round {round}: node {node} never hears of the purge");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_cut_off_from_the_journal_asks_no_other() {
+    let stage = Stage::with_journal(|request| fresh(request.path.clone()));
+    let before = stage.path_below("/before", 1);
+    assert_eq!(stage.get(0, &before).await.text(), before);
+    let asked = |node: usize| stage.node(node).metric("tiercel_shield_requests_total", &["outcome=\"answered\""]).expect("it runs");
+    assert_eq!(asked(0), 1.0);
+    stage.redis.as_ref().expect("a journal").pause();
+    eventually("the journal is not trusted any more", || stage.sum("tiercel_journal_trusted", &[]) == 0.0).await;
+    let after = stage.path_below("/after", 1);
+    assert_eq!(stage.get(0, &after).await.text(), after);
+    assert_eq!(asked(0), 1.0, "it went to the origin itself");
+    stage.redis.as_ref().expect("a journal").resume();
 }
 
 /// A node that only asks.

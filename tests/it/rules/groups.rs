@@ -9,7 +9,16 @@ use tiercel::semantics::name;
 const ORIGIN: &str = "https://a.example";
 
 fn limits() -> Purge {
-    Purge { receipts: 1, selectors_per_call: 1, map_capacity: 1, fold_slots: 1, unsafe_methods: true, keys_per_response: 1, key_bytes: 1 }
+    Purge {
+        receipts: 1,
+        selectors_per_call: 1,
+        map_capacity: 1,
+        fold_slots: 1,
+        unsafe_methods: true,
+        keys_per_response: 1,
+        key_bytes: 1,
+        rate_limit: None,
+    }
 }
 
 fn groups(lines: &[&str]) -> Vec<u128> {
