@@ -580,7 +580,7 @@ async fn knock(address: SocketAddr) -> SendRequest<Empty<Bytes>> {
 }
 
 fn now_ms() -> i64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64
+    tiercel::clock::now().wall_ms
 }
 
 /// A hop that is right, to be made wrong.
