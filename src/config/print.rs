@@ -40,6 +40,7 @@ pub fn effective(settings: &Settings) -> Value {
         "upstreams": s.upstreams.iter().map(|u| (u.name.clone(), upstream(u))).collect::<Map<_, _>>(),
         "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
         "purge": purge(s),
+        "shield": shield(&s.shield),
         "journal": journal(&s.journal),
         "log": log(&s.log),
         "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
@@ -58,12 +59,20 @@ pub fn secrets(settings: &Settings) -> Vec<(&'static str, Option<&Secret>)> {
     let journal = settings.journal.redis.as_ref();
     vec![
         ("admin.token", settings.admin.token.as_ref()),
+        ("shield.secret", settings.shield.secret.as_ref()),
         ("cache.redis.password", redis.and_then(|redis| redis.password.as_ref())),
         ("cache.redis.seal", settings.redis.as_ref().and_then(|tier| tier.key.as_ref())),
         ("cache.redis.sentinel_password", redis.and_then(|redis| redis.sentinel_password.as_ref())),
         ("journal.redis.password", journal.and_then(|redis| redis.password.as_ref())),
         ("journal.redis.sentinel_password", journal.and_then(|redis| redis.sentinel_password.as_ref())),
     ]
+}
+
+/// Hash of what decides which answer a request gets: sites and their routes. Nodes where it is the same may answer for
+/// each other.
+pub fn policy_hash(settings: &Settings) -> u128 {
+    let effective = effective(settings);
+    hash128(format!("{}\n{}", effective["sites"], settings.server.lenient_path).as_bytes())
 }
 
 fn ms(ms: u64) -> String {
@@ -219,6 +228,32 @@ fn journal(j: &Journal) -> Value {
         "forget_after": print_duration(j.forget_after),
         "max_entries": j.max_entries,
     })
+}
+
+fn shield(s: &Shield) -> Value {
+    let peer = |peer: &ShieldPeer| match peer {
+        ShieldPeer::One { host, port } => format!("http://{}", peer_name(host, *port)),
+        ShieldPeer::Names { host, port } => format!("dns:{host}:{port}"),
+    };
+    let mut table = json!({
+        "listen": address(s.listen),
+        "peers": s.peers.iter().map(peer).collect::<Vec<_>>(),
+        "connect_timeout": print_duration(s.connect_timeout),
+        "first_byte_timeout": print_duration(s.first_byte_timeout),
+        "read_timeout": print_duration(s.read_timeout),
+        "keep_alive": print_duration(s.keep_alive),
+        "failures": s.failures,
+        "back_off": print_duration(s.back_off),
+        "back_off_max": print_duration(s.back_off_max),
+        "position_wait": print_duration(s.position_wait),
+    });
+    if let Some(name) = &s.advertise {
+        table["advertise"] = json!(format!("http://{name}"));
+    }
+    if s.secret.is_some() {
+        table["secret"] = json!(MASK);
+    }
+    table
 }
 
 fn log(log: &Log) -> Value {

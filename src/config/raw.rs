@@ -105,6 +105,7 @@ pub struct RawConfig {
     /// Routed host spaces, by name.
     pub sites: BTreeMap<String, RawSite>,
     pub purge: RawPurge,
+    pub shield: RawShield,
     pub journal: RawJournal,
     pub log: RawLog,
     pub cache: RawCache,
@@ -848,6 +849,36 @@ pub enum RawOnCutoff {
     Revalidate,
     /// Go past the cache.
     Bypass,
+}
+
+/// The origin shield: of all nodes of a fleet one asks the origin for a key.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawShield {
+    /// Where the other nodes reach this one: address and port, or `off`.
+    pub listen: Option<String>,
+    /// All nodes: `http://host:port`, or `dns:name:port` for as many as the name has addresses.
+    pub peers: Option<Vec<String>>,
+    /// What this node is called among the peers: `http://host:port`.
+    pub advertise: Option<String>,
+    /// What the nodes prove by that they belong together.
+    pub secret: Option<String>,
+    /// File that holds the secret; read again on reload.
+    pub secret_file: Option<String>,
+    pub connect_timeout: Option<RawDuration>,
+    /// From the request sent to the head of the answer.
+    pub first_byte_timeout: Option<RawDuration>,
+    /// Between two reads of the body.
+    pub read_timeout: Option<RawDuration>,
+    /// A connection on which nothing comes for this long is asked whether the peer is there, and closed after as long again.
+    pub keep_alive: Option<RawDuration>,
+    /// Failures in a row after which a peer is not asked.
+    pub failures: Option<u64>,
+    /// For how long, at first; it doubles while the peer does not answer.
+    pub back_off: Option<RawDuration>,
+    pub back_off_max: Option<RawDuration>,
+    /// How long the owner waits for purges that the asker knows of and it does not yet.
+    pub position_wait: Option<RawDuration>,
 }
 
 /// Logs.

@@ -240,6 +240,42 @@ impl BlockOutcome {
     }
 }
 
+/// What became of a request between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ShieldOutcome {
+    /// An owner answered, and the answer was taken.
+    Answered,
+    /// What the owner answered was purged here, or cannot be compared: the upstream was asked.
+    Rejected,
+    /// The owner did not answer as it should: the next node was asked, or the upstream.
+    Failed,
+    /// The owner was not asked for its failures.
+    Bypassed,
+    /// As an owner: answered, with what the asker needs to judge the answer.
+    Served,
+    /// As an owner: answered as an upstream would, because journal or policy of the asker are others.
+    Plain,
+    /// As an owner: the hop was not good.
+    Refused,
+}
+
+impl ShieldOutcome {
+    pub const ALL: [Self; 7] = [Self::Answered, Self::Rejected, Self::Failed, Self::Bypassed, Self::Served, Self::Plain, Self::Refused];
+    /// `peer_role` and `outcome`.
+    pub const fn labels(self) -> [&'static str; 2] {
+        match self {
+            Self::Answered => ["asker", "answered"],
+            Self::Rejected => ["asker", "rejected"],
+            Self::Failed => ["asker", "failed"],
+            Self::Bypassed => ["asker", "bypassed"],
+            Self::Served => ["owner", "served"],
+            Self::Plain => ["owner", "plain"],
+            Self::Refused => ["owner", "refused"],
+        }
+    }
+}
+
 /// How a background refresh ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -355,6 +391,10 @@ pub struct Metrics {
     refreshes: Vec<IntCounter>,
     blocks: Vec<IntCounter>,
     stale_served: Vec<IntCounter>,
+    shield: Vec<IntCounter>,
+    shield_seconds: Histogram,
+    /// Fit, ejected.
+    shield_peers: [IntGauge; 2],
     early_refreshes: IntCounter,
     stores: [IntCounter; 2],
     written_bytes: IntCounter,
@@ -394,6 +434,8 @@ impl Metrics {
         series::BUILD_INFO.gauges(&registry).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let stores = series::STORES.counters(&registry);
         let evictions = series::EVICTIONS.counters(&registry);
+        let shield = series::SHIELD_REQUESTS.counters(&registry);
+        let shield_peers = series::SHIELD_PEERS.gauges(&registry);
         Arc::new(Self {
             bounds: children(&series::BOUND_REACHED.counters(&registry), Bound::ALL.map(Bound::as_str)),
             not_stored: children(&series::NOT_STORED.counters(&registry), NotStored::ALL.map(NotStored::as_str)),
@@ -401,6 +443,9 @@ impl Metrics {
             refreshes: children(&series::REFRESHES.counters(&registry), RefreshOutcome::ALL.map(RefreshOutcome::as_str)),
             blocks: children(&series::BLOCKS.counters(&registry), BlockOutcome::ALL.map(BlockOutcome::as_str)),
             stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
+            shield: ShieldOutcome::ALL.iter().map(|outcome| shield.with_label_values(&outcome.labels())).collect(),
+            shield_seconds: series::SHIELD_SECONDS.histograms(&registry).with_label_values::<&str>(&[]),
+            shield_peers: ["fit", "ejected"].map(|state| shield_peers.with_label_values(&[state])),
             early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
@@ -493,6 +538,18 @@ impl Metrics {
     /// A block was wanted.
     pub fn block(&self, outcome: BlockOutcome) {
         self.blocks[outcome as usize].inc();
+    }
+    pub fn shield(&self, outcome: ShieldOutcome) {
+        self.shield[outcome as usize].inc();
+    }
+    /// An owner answered.
+    pub fn shield_first_byte(&self, waited: Duration) {
+        self.shield_seconds.observe(waited.as_secs_f64());
+    }
+    /// How many other nodes are asked, and how many are not for their failures.
+    pub fn shield_peers(&self, fit: usize, ejected: usize) {
+        self.shield_peers[0].set(fit as i64);
+        self.shield_peers[1].set(ejected as i64);
     }
     pub fn early_refresh(&self) {
         self.early_refreshes.inc();
@@ -716,6 +773,7 @@ mod tests {
         assert!(NotStored::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
         assert!(FollowOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
         assert!(RefreshOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
+        assert!(ShieldOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
         assert!(Eviction::ALL.iter().enumerate().all(|(at, eviction)| *eviction as usize == at));
         assert!(StaleReason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
     }

@@ -5,6 +5,7 @@ use super::exchange::{Exchange, PanicNote};
 use super::flight::{
     Candidate, Departure, Failure, FlightBody, FlightHead, Led, Own, is_shareable, large_key, marker_key, secondary_known,
 };
+use super::shield::{self, Fetched};
 use super::store::{self, Began};
 use super::{Proxy, forward, remote, revalidate};
 use crate::body::Chunk;
@@ -62,7 +63,9 @@ pub async fn lead(
             duty.fail(&Failure::from(&unanswered), unanswered.error.is_shared());
             None
         }
-        Ok(inbound) => {
+        Ok(Fetched { inbound, stamp }) => {
+            // What another node gave began when its own fetch did.
+            began.stamp = stamp.unwrap_or(began.stamp);
             if planted(Fault::StampAtFetchEnd) {
                 began.stamp = duty.proxy.journal.stamp();
             }
@@ -157,8 +160,8 @@ impl Duty {
         status
     }
 
-    /// Asks the upstream; `None` if everybody left before there was a head.
-    async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, Unanswered>> {
+    /// Asks who owns the key, else the upstream; `None` if everybody left before there was a head.
+    async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Fetched, Unanswered>> {
         let upstream = self.exchange.routed.upstream.clone()?;
         let (sender, mut interims) = InterimSender::queue();
         let kind = match &self.part {
@@ -169,7 +172,14 @@ impl Duty {
             Ok(request) => request,
             Err(error) => return Some(Err(error.into())),
         };
-        let mut sending = Box::pin(upstream.send(request));
+        let (proxy, exchange, in_part) = (Arc::clone(&self.proxy), Arc::clone(&self.exchange), self.part.is_some());
+        let mut sending = Box::pin(async move {
+            let by_peer = if in_part { None } else { shield::fetch(&proxy, &exchange, confirming).await };
+            match by_peer {
+                Some(answered) => answered,
+                None => upstream.send(request).await.map(Fetched::from),
+            }
+        });
         let result = loop {
             tokio::select! {
                 biased;

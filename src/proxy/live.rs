@@ -7,6 +7,7 @@ use crate::proxy::outcome::{Outcome, RouteId};
 use crate::route::Router;
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::{Fields, Method, Target};
+use crate::shield::Shield;
 use crate::upstream::Upstream;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,6 +22,8 @@ pub struct Live {
     /// By site and route, as the router numbers them.
     routed: Vec<Vec<Arc<Routed>>>,
     upstreams: HashMap<String, Arc<Upstream>>,
+    /// The other nodes of the fleet, where one asks the origin for all.
+    pub shield: Option<Arc<Shield>>,
     /// `1.1 name`, for Via.
     pub via: String,
     /// What rate limits remember; the same one for the life of the process.
@@ -38,6 +41,8 @@ pub struct Routed {
     pub id: RouteId,
     /// `None` for redirects and fixed answers.
     pub upstream: Option<Arc<Upstream>>,
+    /// Who may be asked before that; `None` also where nothing is cached.
+    pub shield: Option<Arc<Shield>>,
     /// Name in Cache-Status, Via, CDN-Loop.
     pub node: Arc<str>,
     pub via: Arc<str>,
@@ -67,6 +72,7 @@ impl Live {
                 (wanted.name.clone(), upstream)
             })
             .collect();
+        let shield = Shield::new(&settings, before.and_then(|live| live.shield.as_ref()), metrics);
         let buckets = before.map_or_else(|| buckets(&settings, metrics), |live| live.buckets.clone());
         let limiters = limiters(&settings, before, &buckets, metrics);
         let purge_limiter = settings.purge.rate_limit.as_ref().map(|wanted| {
@@ -88,6 +94,7 @@ impl Live {
                             settings::Action::Proxy(upstream) => upstreams.get(&upstream.name).cloned(),
                             _ => None,
                         },
+                        shield: shield.clone().filter(|_| route.cache.enabled),
                         limiter: route.rate_limit.as_ref().and_then(|limit| limiters.get(&limit.name).cloned()),
                         route: Arc::clone(route),
                         node: Arc::clone(&node),
@@ -99,7 +106,7 @@ impl Live {
             })
             .collect();
         let (router, limits) = (Router::new(&settings.sites), Arc::new(settings.limits.clone()));
-        Self { router, limits, routed, upstreams, via, buckets, limiters, purge_limiter, settings }
+        Self { router, limits, routed, upstreams, shield, via, buckets, limiters, purge_limiter, settings }
     }
 
     /// The key rules of the routes that could answer a URL from what is stored.

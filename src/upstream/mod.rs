@@ -17,7 +17,9 @@ mod pool;
 mod resolve;
 mod send;
 
+pub(crate) use connect::connect;
 pub use error::{FetchError, Unanswered};
+pub(crate) use resolve::Host;
 
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::clock;
@@ -64,6 +66,8 @@ pub struct Inbound {
     pub endpoint: Arc<str>,
     pub connect: Option<Duration>,
     pub first_byte: Duration,
+    /// Another node of the fleet gave it.
+    pub from_peer: bool,
 }
 
 /// The body of a response, as it comes.

@@ -154,7 +154,7 @@ fn total_timeout(raw: &RawUpstream, table: &mut Table<'_>) -> Option<Duration> {
 }
 
 /// `http://host[:port]`.
-fn endpoint(path: &str, url: &str, report: &mut Report) -> Option<Endpoint> {
+pub fn endpoint(path: &str, url: &str, report: &mut Report) -> Option<Endpoint> {
     const ALLOWED: &str = r#""http://host:port", without a path"#;
     let mut refuse = |what: &str, remedy: String| {
         report.problem(path, what, format!("\"{url}\""), ALLOWED, remedy);

@@ -200,6 +200,12 @@ series! {
         "Bytes of the responses that wait to be written to a tier outside the process.";
     TIER_BREAKER = Gauge "tiercel_tier_breaker_open" ["tier"]
         "Whether a tier is left alone because it does not answer.";
+    SHIELD_REQUESTS = Counter "tiercel_shield_requests_total" ["peer_role", "outcome"]
+        "Requests between nodes, as asker and as owner, by outcome.";
+    SHIELD_SECONDS = Histogram "tiercel_shield_seconds" []
+        "From a request sent to another node to the head of its answer.";
+    SHIELD_PEERS = Gauge "tiercel_shield_peers" ["state"]
+        "Other nodes, by whether they are asked (fit) or not for their failures (ejected).";
     REDIS_COMMANDS = Counter "tiercel_redis_commands_total" ["use", "outcome"]
         "Commands sent to Redis, by what for and how they ended: answered, refused (with an error), timeout, broken (the connection failed), or away (not sent: there was none).";
     REDIS_SECONDS = Histogram "tiercel_redis_command_seconds" ["use"]
