@@ -19,6 +19,7 @@ const FIXED: &[&str] = &[
     "purge.receipts",
     "purge.map_capacity",
     "purge.fold_slots",
+    "purge.recovery",
     "limits.waiting",
     "limits.rate_limit_callers",
     "fill.marker_first",

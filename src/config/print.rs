@@ -119,6 +119,8 @@ fn upstream(u: &Upstream) -> Value {
         "connections": u.connections,
         "queue": u.queue,
         "queue_timeout": print_duration(u.queue_timeout),
+        "purge_concurrency": u.purge_concurrency,
+        "purge_queue_timeout": print_duration(u.purge_queue_timeout),
         "idle_connections": u.idle_connections,
         "idle_timeout": print_duration(u.idle_timeout),
         "connect_timeout": print_duration(u.connect_timeout),
@@ -140,6 +142,7 @@ fn purge(p: &Purge) -> Value {
         "unsafe_methods": p.unsafe_methods,
         "keys_per_response": p.keys_per_response,
         "key_bytes": print_size(p.key_bytes as u64),
+        "recovery": print_duration(p.recovery),
         "rate": p.rate_limit.as_ref().map_or_else(|| "off".to_owned(), rate),
         "burst": p.rate_limit.as_ref().map_or(PURGE_BURST, |limit| limit.burst),
     })

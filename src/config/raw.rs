@@ -268,6 +268,10 @@ pub struct RawUpstream {
     /// Requests that may wait for a connection, per endpoint.
     pub queue: Option<u64>,
     pub queue_timeout: Option<RawDuration>,
+    /// Fetches at a time that a purge of a prefix, host, site or everything caused; 0: any number.
+    pub purge_concurrency: Option<u64>,
+    /// How long others may wait for that.
+    pub purge_queue_timeout: Option<RawDuration>,
     /// Idle connections kept, per endpoint.
     pub idle_connections: Option<u64>,
     pub idle_timeout: Option<RawDuration>,
@@ -669,6 +673,8 @@ pub struct RawPurge {
     pub keys_per_response: Option<u64>,
     /// Length of one surrogate key.
     pub key_bytes: Option<RawSize>,
+    /// How long after a purge of a prefix, host, site or everything the misses of what it matches count as its doing.
+    pub recovery: Option<RawDuration>,
     /// Selectors that one caller may purge in a time (429).
     pub rate: Option<RawRate>,
     /// Selectors that it may purge at once, after a pause.

@@ -163,6 +163,10 @@ pub struct Upstream {
     /// Requests that may wait for a connection, per endpoint.
     pub queue: usize,
     pub queue_timeout: Duration,
+    /// Fetches at a time that a purge of much caused; 0: any number. The others wait, `queue` of them...
+    pub purge_concurrency: usize,
+    /// ...and so long.
+    pub purge_queue_timeout: Duration,
     pub idle_connections: usize,
     pub idle_timeout: Duration,
     pub connect_timeout: Duration,
@@ -364,6 +368,8 @@ pub struct Purge {
     pub keys_per_response: usize,
     /// Bytes of one surrogate key.
     pub key_bytes: usize,
+    /// How long after a purge of a prefix, host, site or everything the misses of what it matches count as its doing.
+    pub recovery: Duration,
     /// Selectors that one caller may purge; `None`: any number.
     pub rate_limit: Option<RateLimit>,
 }

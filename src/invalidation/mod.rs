@@ -18,6 +18,7 @@ mod ledger;
 mod model;
 pub mod receipt;
 pub mod selector;
+mod wide;
 
 pub use clockwork::CheckedUpTo;
 pub use entry::{Entry, Purge, PurgeId, Refused};

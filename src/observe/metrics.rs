@@ -62,10 +62,12 @@ pub enum Bound {
     AdminConnections,
     StoreAfter,
     RateLimitCallers,
+    UpstreamPurgeQueue,
+    UpstreamPurgeQueueTimeout,
 }
 
 impl Bound {
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -103,6 +105,8 @@ impl Bound {
         Self::AdminConnections,
         Self::StoreAfter,
         Self::RateLimitCallers,
+        Self::UpstreamPurgeQueue,
+        Self::UpstreamPurgeQueueTimeout,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -143,6 +147,8 @@ impl Bound {
             Self::AdminConnections => "admin_connections",
             Self::StoreAfter => "store_after",
             Self::RateLimitCallers => "rate_limit_callers",
+            Self::UpstreamPurgeQueue => "upstream_purge_queue",
+            Self::UpstreamPurgeQueueTimeout => "upstream_purge_queue_timeout",
         }
     }
 }
@@ -177,6 +183,13 @@ impl Dropped {
 pub struct ConnectionGauges {
     pub active: IntGauge,
     pub idle: IntGauge,
+}
+
+/// The fetches of an upstream that purges caused: those in line, and all of them so far.
+#[derive(Debug, Clone)]
+pub struct RecoveryGauges {
+    pub waiting: IntGauge,
+    pub fetches: IntCounter,
 }
 
 /// How following a flight ended.
@@ -502,6 +515,11 @@ impl Metrics {
         let gauge = |state| self.upstreams.connections.with_label_values(&[upstream, state]);
         ConnectionGauges { active: gauge("active"), idle: gauge("idle") }
     }
+    /// The gauges of fetches that purges caused, to be kept by who counts them.
+    pub fn recovery_gauges(&self, upstream: &str) -> RecoveryGauges {
+        let (waiting, fetches) = (&self.upstreams.purge_waiting, &self.upstreams.purge_fetches);
+        RecoveryGauges { waiting: waiting.with_label_values(&[upstream]), fetches: fetches.with_label_values(&[upstream]) }
+    }
     /// A connection was closed that might have been used again.
     pub fn upstream_dropped(&self, upstream: &str, why: Dropped) {
         self.upstreams.dropped.with_label_values(&[upstream, why.as_str()]).inc();
@@ -577,6 +595,8 @@ struct Upstreams {
     retries: IntCounterVec,
     connections: IntGaugeVec,
     dropped: IntCounterVec,
+    purge_waiting: IntGaugeVec,
+    purge_fetches: IntCounterVec,
 }
 
 #[derive(Clone)]
@@ -615,6 +635,8 @@ impl Upstreams {
             retries: series::UPSTREAM_RETRIES.counters(registry),
             connections: series::UPSTREAM_CONNECTIONS.gauges(registry),
             dropped: series::UPSTREAM_DROPPED.counters(registry),
+            purge_waiting: series::UPSTREAM_PURGE_WAITING.gauges(registry),
+            purge_fetches: series::UPSTREAM_PURGE_FETCHES.counters(registry),
         }
     }
 

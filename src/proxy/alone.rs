@@ -91,7 +91,7 @@ pub async fn fetch(
 ) -> Response {
     let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
     for _ in 0..2 {
-        let began = Began { stamp: proxy.journal.stamp(), fetch: proxy.next_fetch(), sent: clock::now() };
+        let mut began = Began { stamp: proxy.journal.stamp(), fetch: proxy.next_fetch(), sent: clock::now() };
         // A range is for GET alone (RFC 9110 §14.2): HEAD asks for the whole head.
         let whole = exchange.method == Method::HEAD || !exchange.fields.has(name::RANGE);
         let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged && whole);
@@ -99,8 +99,12 @@ pub async fn fetch(
             Some((stored, _)) => forward::Kind::Whole(Some(stored)),
             None => forward::Kind::OnItsTerms,
         };
-        let sent = match forward::request(exchange, kind, interim.clone()) {
-            Ok(request) => upstream.send(request).await,
+        // What nobody could share was fetched as often before the purge as after it.
+        let after_purge = reason == Reason::NotCollapsed && proxy.is_recovering(exchange, candidate.as_ref());
+        let place = if after_purge { upstream.place_after_purge().await.map(Some) } else { Ok(None) };
+        began.sent = clock::now();
+        let sent = match place.and_then(|place| Ok((place, forward::request(exchange, kind, interim.clone())?))) {
+            Ok((_place, request)) => upstream.send(request).await,
             Err(error) => Err(error.into()),
         };
         let inbound = match sent {

@@ -16,7 +16,7 @@ use crate::semantics::partial::{self, Version};
 use crate::semantics::reuse::{Validity, may_serve_on_error_to};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Response, StatusCode, name, range};
+use crate::semantics::{Now, Response, StatusCode, name, range};
 use crate::upstream::{Arriving, Inbound, Unanswered};
 use parking_lot::Mutex;
 use std::future::poll_fn;
@@ -40,13 +40,13 @@ pub async fn lead(
     let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged).map(|(stored, _)| Arc::clone(stored));
     let is_refresh = client.is_none();
     let part = blocks::first_part(&proxy, &exchange, confirming.as_deref());
-    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part };
-    let mut result = duty.fetch(confirming.as_ref()).await?;
+    let after_purge = proxy.is_recovering(&exchange, candidate.as_ref());
+    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge };
+    let mut result = duty.fetch(confirming.as_ref(), &mut began.sent).await?;
     if let Err(unanswered) = &result
         && duty.hand_on(unanswered)
     {
-        began.sent = clock::now();
-        result = duty.fetch(confirming.as_ref()).await?;
+        result = duty.fetch(confirming.as_ref(), &mut began.sent).await?;
     }
     match result {
         Err(unanswered) => {
@@ -83,11 +83,14 @@ struct Duty {
     anew: bool,
     /// Not the whole is asked for, but these bytes: a block.
     part: Option<Range<u64>>,
+    /// A purge of much is likely to have caused it: the upstream has so many places for that.
+    after_purge: bool,
 }
 
 impl Duty {
-    /// Asks the upstream; `None` if everybody left before there was a head.
-    async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, Unanswered>> {
+    /// Asks the upstream, when it is this fetch's turn; `None` if everybody left before there was a head. `sent` becomes the
+    /// time at which it was asked.
+    async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>, sent: &mut Now) -> Option<Result<Inbound, Unanswered>> {
         let upstream = self.exchange.routed.upstream.clone()?;
         let (sender, mut interims) = InterimSender::queue();
         let kind = match &self.part {
@@ -98,7 +101,12 @@ impl Duty {
             Ok(request) => request,
             Err(error) => return Some(Err(error.into())),
         };
-        let mut sending = Box::pin(upstream.send(request));
+        let after_purge = self.after_purge;
+        let mut sending = Box::pin(async {
+            let _place = if after_purge { Some(upstream.place_after_purge().await?) } else { None };
+            *sent = clock::now();
+            upstream.send(request).await
+        });
         let result = loop {
             tokio::select! {
                 biased;
@@ -258,12 +266,7 @@ impl Duty {
     }
 
     /// An error of the origin for which a stored response may stand in (RFC 5861 §4).
-    fn stands_in(
-        &self,
-        inbound: &Inbound,
-        candidate: Option<&(Arc<StoredResponse>, Validity)>,
-        now: crate::semantics::Now,
-    ) -> Option<Failure> {
+    fn stands_in(&self, inbound: &Inbound, candidate: Option<&(Arc<StoredResponse>, Validity)>, now: Now) -> Option<Failure> {
         let (stored, validity) = candidate?;
         let allowed = is_origin_error(inbound)
             && may_serve_on_error_to(self.exchange.request(), &stored.head.facts, self.exchange.policy(), *validity, now);
@@ -289,7 +292,7 @@ impl Duty {
         self.proxy.set_marker(marker_key(&self.exchange, known.as_ref()), now_mono_ms);
     }
 
-    fn confirmed(&mut self, inbound: &Inbound, stored: &Arc<StoredResponse>, began: &Began, received: crate::semantics::Now) {
+    fn confirmed(&mut self, inbound: &Inbound, stored: &Arc<StoredResponse>, began: &Began, received: Now) {
         match revalidate::confirm(&self.proxy, &self.exchange, stored, inbound, began, received) {
             Ok(confirmed) => {
                 let (flight, own) = FlightHead::confirmed(confirmed, inbound);

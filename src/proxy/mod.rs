@@ -31,7 +31,7 @@ mod store;
 pub use live::{Live, Routed};
 pub use purge::log_refusal as log_refused_purge;
 
-use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Variants, VaryMemory};
+use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Tags, Variants, VaryMemory, subject};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -45,7 +45,7 @@ use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
 use crate::semantics::Now;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::policy::CachePolicy;
-use crate::semantics::reuse::{self, Reuse};
+use crate::semantics::reuse::{self, Reuse, Validity};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use admit::Way;
@@ -228,6 +228,13 @@ impl Proxy {
             Found::OtherVariants => fill::start(self, arrival, interim(), Forward::VaryMiss, None),
             Found::Nothing => fill::start(self, arrival, interim(), Forward::UriMiss, None),
         }
+    }
+
+    /// Whether a fetch is likely to be the doing of a purge that hit much: one of late matches the URL, and nothing is
+    /// stored that came after it.
+    fn is_recovering(&self, exchange: &exchange::Exchange, candidate: Option<&(Arc<StoredResponse>, Validity)>) -> bool {
+        let is_refetched = candidate.is_some_and(|(_, validity)| *validity == Validity::Valid);
+        !is_refetched && self.journal.is_recovering(&subject(&exchange.key, &exchange.routed.site, &Tags::default()), clock::now())
     }
 
     fn next_fetch(&self) -> u64 {

@@ -145,6 +145,9 @@ fn everything(metrics: &Metrics) {
     let gauges = metrics.connection_gauges("app");
     gauges.idle.add(3);
     gauges.idle.dec();
+    let recovery = metrics.recovery_gauges("app");
+    recovery.fetches.inc();
+    recovery.waiting.inc();
     metrics.upstream_dropped("app", tiercel::observe::metrics::Dropped::Surplus);
     metrics.purged("url", "hard");
     metrics.unsafe_invalidation();

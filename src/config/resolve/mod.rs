@@ -265,6 +265,7 @@ fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
     let mut t = Table::new(report, "purge");
     Purge {
         rate_limit,
+        recovery: t.duration("recovery", raw.recovery.as_ref(), secs(60)),
         receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
         selectors_per_call: t.count("selectors_per_call", raw.selectors_per_call, 100, 1..=100_000) as usize,
         map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,

@@ -156,6 +156,10 @@ series! {
         "Connections to upstreams, active or idle.";
     UPSTREAM_DROPPED = Counter "tiercel_upstream_connections_dropped_total" ["upstream", "reason"]
         "Connections to upstreams closed that might have been used again: the upstream closed an idle one, or spoke on it, sent more than its response, or answered before it had the request.";
+    UPSTREAM_PURGE_WAITING = Gauge "tiercel_upstream_purge_waiting" ["upstream"]
+        "Fetches that wait for one of the upstream's places for what purges caused (purge_concurrency).";
+    UPSTREAM_PURGE_FETCHES = Counter "tiercel_upstream_purge_fetches_total" ["upstream"]
+        "Fetches that were taken for the doing of a purge of a prefix, host, site or everything, and so passed the places for them.";
     CONNECTIONS = Gauge "tiercel_connections" []
         "Connections of clients.";
     REFUSED = Counter "tiercel_refused_total" ["reason", "code"]
