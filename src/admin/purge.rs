@@ -225,7 +225,8 @@ mod tests {
         fn refused_purge(&self, _: &str, _: u16, _: &str) {}
         fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
             let (id, issued_at, actor) = ("f00".into(), String::new(), actor.into());
-            Receipt { id, mode, selectors, position: Position::default(), issued_at, actor, acknowledged: "local", complete: true }
+            let (position, reason, nodes) = (Position::default(), None, Vec::new());
+            Receipt { id, mode, selectors, position, issued_at, actor, acknowledged: "local", reason, complete: true, nodes }
         }
         fn receipt(&self, _: &str) -> Option<Receipt> {
             None

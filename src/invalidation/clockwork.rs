@@ -44,6 +44,11 @@ impl<T> Clockwork<T> {
         made
     }
 
+    /// Changes something of the state that no check looks at: nothing is told.
+    pub fn arrange<R>(&self, make: impl FnOnce(&mut T) -> R) -> R {
+        make(&mut self.state.write().value)
+    }
+
     /// Changes told so far.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)

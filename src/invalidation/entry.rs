@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Names a purge on all nodes: 128 random bits, as text 32 hex digits in lower case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct PurgeId(u128);
 
@@ -86,15 +86,21 @@ pub enum Refused {
 impl Entry {
     /// Whether this is the one to apply after `applied`. The first of a later epoch follows whatever was there.
     pub(super) fn follows(&self, applied: Position) -> Result<(), Refused> {
-        let Position { epoch, .. } = self.position;
-        if epoch < applied.epoch {
-            return Err(Refused::OlderEpoch { applied });
+        Refused::unless_next(self.position, self.previous, applied)
+    }
+}
+
+impl Refused {
+    /// Whether what is at `position`, after `previous`, is the next after `applied`.
+    pub(super) fn unless_next(position: Position, previous: Position, applied: Position) -> Result<(), Self> {
+        if position.epoch < applied.epoch {
+            return Err(Self::OlderEpoch { applied });
         }
-        if self.position <= applied {
-            return Err(Refused::Duplicate { applied });
+        if position <= applied {
+            return Err(Self::Duplicate { applied });
         }
-        let expected = if epoch > applied.epoch { Position::start_of(epoch) } else { applied };
-        if self.previous == expected { Ok(()) } else { Err(Refused::Gap { applied, previous: self.previous }) }
+        let expected = if position.epoch > applied.epoch { Position::start_of(position.epoch) } else { applied };
+        if previous == expected { Ok(()) } else { Err(Self::Gap { applied, previous }) }
     }
 }
 

@@ -2,38 +2,91 @@
 
 use super::clockwork::{CheckedUpTo, Clockwork};
 use super::entry::{Entry, Purge, PurgeId, Refused};
+use super::fleet::protocol::{Batch, UnsafeEntry};
 use super::kind::{Kind, Kinds};
 use super::ledger::{Aim, Ledger, Limits, validity_of};
 use super::receipt::{Receipts, rfc3339};
 use super::wide::WidePurges;
-use super::{Mark, Mode, Receipt, Selector, Stamp, Subject};
+use super::{Mark, Mode, Position, Receipt, Selector, Stamp, Subject};
 use crate::config::settings;
 use crate::semantics::Now;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::Validity;
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use serde_json::json;
 
 /// Two classes of entries with maps and folds of their own, so that a flood of writes cannot touch what operators
-/// purged. One per process; what it hands out is never compared with another's.
+/// purged. One per process. What it hands out is compared with another's only as [`Stamp::shared`].
 #[derive(Debug)]
 pub struct Journal {
     purges: Clockwork<Ledger>,
     unsafe_methods: Clockwork<Ledger>,
     receipts: Mutex<Receipts>,
     wide: WidePurges,
+    /// How unsafe methods are told, and whether positions are a fleet's.
+    order: Order,
+    /// Boot-time ms up to which this node knows that it misses nothing.
+    trusted_until: AtomicU64,
+}
+
+/// Who gives entries their places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// This node: it has no fleet.
+    Own,
+    /// The fleet's journal; `tell_unsafe` whether unsafe methods are told to it.
+    Fleet { tell_unsafe: bool },
 }
 
 impl Journal {
     /// Each class keeps `map_capacity` selectors exactly and folds the older ones into `fold_slots` places.
     pub fn new(settings: &settings::Purge) -> Self {
+        Self::with_order(settings, Order::Own)
+    }
+
+    /// As [`Journal::new`]. In a fleet it is not trusted until [`Journal::trust_until`] says so, and `fleet::Fleet` applies.
+    pub fn with_order(settings: &settings::Purge, order: Order) -> Self {
         let limits = Limits { slots: settings.map_capacity, folds: settings.fold_slots, provisional: settings.receipts };
         Self {
             purges: Clockwork::new(Ledger::new(limits)),
             unsafe_methods: Clockwork::new(Ledger::new(limits)),
             receipts: Mutex::new(Receipts::new(settings.receipts)),
             wide: WidePurges::new(settings.recovery.as_millis() as u64),
+            order,
+            trusted_until: AtomicU64::new(if order == Order::Own { u64::MAX } else { 0 }),
         }
+    }
+
+    /// Whether this node misses nothing that the fleet counts as complete: always without a fleet. Else it is cut off.
+    ///
+    /// To be compared with a clock read after whatever is judged by it: what was trusted when a request came may not be
+    /// when an answer from a shared tier arrives.
+    pub fn is_trusted(&self, now: Now) -> bool {
+        now.mono_ms <= self.trusted_until()
+    }
+
+    /// Boot-time ms until which the journal is trusted.
+    pub fn trusted_until(&self) -> u64 {
+        self.trusted_until.load(Ordering::Acquire)
+    }
+
+    /// The lease was renewed. It never gets shorter: what was promised holds until then.
+    pub fn trust_until(&self, mono_ms: u64) {
+        self.trusted_until.fetch_max(mono_ms, Ordering::AcqRel);
+    }
+
+    /// The epoch that this node is in; 0 without a fleet, and before it was first heard of.
+    pub fn epoch(&self) -> u64 {
+        self.purges.read(Ledger::mark).position.epoch
+    }
+
+    /// A stamp from a shared tier or a peer, to be compared here: what this node applied ahead of its place counts as
+    /// later, unless it has got its place since.
+    #[must_use]
+    pub fn of_shared(&self, shared: &Stamp) -> Stamp {
+        let part = |mark: &Mark, class: &Clockwork<Ledger>| Mark { position: mark.position, local: class.read(Ledger::settled) };
+        Stamp { purge: part(&shared.purge, &self.purges), unsafe_method: part(&shared.unsafe_method, &self.unsafe_methods) }
     }
 
     /// Positions applied now; taken before a request is sent upstream.
@@ -95,7 +148,8 @@ impl Journal {
         receipt
     }
 
-    /// Applies an own purge provisionally, ahead of its place in the order, and returns it to be appended.
+    /// Applies an own purge provisionally, ahead of its place in the order, remembers a receipt and returns it to be
+    /// appended: for `fleet::Event::Issued`.
     pub fn issue(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Purge {
         let purge = new_purge(selectors, mode, actor, now);
         let before = self.purges.change(|ledger, moved| {
@@ -104,6 +158,7 @@ impl Journal {
             before
         });
         self.note_wide(&purge, before, now);
+        self.receipts.lock().keep(Receipt::provisional(purge.clone()));
         purge
     }
 
@@ -133,6 +188,42 @@ impl Journal {
         }
     }
 
+    /// Applies the next batch of its class in order; an own batch's provisional form is dropped.
+    pub fn apply_unsafe(&self, entry: &UnsafeEntry, now: Now) -> Result<(), Refused> {
+        self.unsafe_methods.change(|ledger, moved| {
+            Refused::unless_next(entry.position, entry.previous, ledger.mark().position)?;
+            let aims = entry.batch.hashes.iter().map(|&(kind, hash)| Aim::Hash(kind, hash));
+            ledger.put_in_order(entry.position, Some(entry.batch.id), aims, Mode::Hard, now.mono_ms, moved);
+            Ok(())
+        })
+    }
+
+    /// What unsafe methods invalidated here and the fleet has not been told: the oldest of it, as a batch to append.
+    pub fn take_batch(&self, now: Now) -> Option<Batch> {
+        self.unsafe_methods.arrange(|ledger| {
+            let (first, hashes) = ledger.outbox.take(Batch::HASHES_MAX)?;
+            let id = PurgeId::random();
+            let last = ledger.mark().local;
+            ledger.expect(id, first, last, now.mono_ms);
+            Some(Batch { id, hashes })
+        })
+    }
+
+    /// Invalidations that wait to be told to the fleet, and how many were not, because too many waited.
+    pub fn untold(&self) -> (usize, u64) {
+        self.unsafe_methods.read(|ledger| (ledger.outbox.len(), ledger.outbox.lost()))
+    }
+
+    /// Goes on at these positions of both classes. `drop_held`: whatever was fetched before them is unusable.
+    pub(super) fn jump(&self, purges: Position, unsafe_methods: Position, drop_held: bool, now: Now) {
+        self.purges.change(|ledger, moved| ledger.jump(purges, drop_held, now.mono_ms, moved));
+        self.unsafe_methods.change(|ledger, moved| ledger.jump(unsafe_methods, drop_held, now.mono_ms, moved));
+    }
+
+    pub(super) fn change_receipt(&self, id: PurgeId, change: impl FnOnce(&mut Receipt)) {
+        self.receipts.lock().change(&id.to_string(), change);
+    }
+
     /// A receipt by purge id.
     pub fn receipt(&self, id: &str) -> Option<Receipt> {
         self.receipts.lock().find(id)
@@ -145,7 +236,7 @@ impl Journal {
     pub fn invalidate_unsafe(&self, urls: &[u128], answer: &Subject<'_>, sent: &Stamp, now: Now) -> Option<Stamp> {
         self.unsafe_methods.change(|ledger, moved| {
             let untouched = validity_of(ledger.find(answer, &sent.unsafe_method, Kinds::ALL)) == Validity::Valid;
-            put_hashes(ledger, Kind::Url, urls, now, moved);
+            self.put_hashes(ledger, Kind::Url, urls, now, moved);
             untouched.then(|| Stamp { purge: sent.purge, unsafe_method: ledger.mark() })
         })
     }
@@ -153,12 +244,13 @@ impl Journal {
     /// Invalidates cache groups, by [`super::selector::group_hash`], for `Cache-Group-Invalidation` (RFC 9875 section 3):
     /// the cheaper class too.
     pub fn invalidate_groups(&self, groups: &[u128], now: Now) {
-        self.unsafe_methods.change(|ledger, moved| put_hashes(ledger, Kind::Group, groups, now, moved));
+        self.unsafe_methods.change(|ledger, moved| self.put_hashes(ledger, Kind::Group, groups, now, moved));
     }
 
     /// Invalidates all of a host, for a Cache-Group-Invalidation that names more groups than are looked at.
     pub fn invalidate_host(&self, authority: &str, now: Now) {
-        self.unsafe_methods.change(|ledger, moved| put_hashes(ledger, Kind::Host, &[hash128(authority.as_bytes())], now, moved));
+        let host = hash128(authority.as_bytes());
+        self.unsafe_methods.change(|ledger, moved| self.put_hashes(ledger, Kind::Host, &[host], now, moved));
     }
 
     /// Selectors kept exactly, and how many have folded since the start; of both classes.
@@ -185,6 +277,24 @@ impl Journal {
         purged.max(written)
     }
 
+    fn put_hashes(&self, ledger: &mut Ledger, kind: Kind, hashes: &[u128], now: Now, moved: &mut Kinds) {
+        let aims = hashes.iter().map(|&hash| Aim::Hash(kind, hash));
+        match self.order {
+            Order::Own => {
+                let position = ledger.mark().position.next(now.wall_ms);
+                ledger.put_in_order(position, None, aims, Mode::Hard, now.mono_ms, moved);
+            }
+            Order::Fleet { tell_unsafe } => {
+                let local = ledger.put_ahead(aims, Mode::Hard, now.mono_ms, moved);
+                // Each is put, whether the one before it found a place or not.
+                let untold = hashes.iter().filter(|&&hash| !tell_unsafe || !ledger.outbox.put(local, (kind, hash))).count();
+                if untold > 0 {
+                    ledger.give_up(local);
+                }
+            }
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn with_faults(settings: &settings::Purge, faults: super::model::LedgerFaults) -> Self {
         let journal = Self::new(settings);
@@ -192,12 +302,6 @@ impl Journal {
         journal.unsafe_methods.change(|ledger, _| ledger.faults = faults);
         journal
     }
-}
-
-fn put_hashes(ledger: &mut Ledger, kind: Kind, hashes: &[u128], now: Now, moved: &mut Kinds) {
-    let position = ledger.mark().position.next(now.wall_ms);
-    let aims = hashes.iter().map(|&hash| Aim::Hash(kind, hash));
-    ledger.put_in_order(position, None, aims, Mode::Hard, now.mono_ms, moved);
 }
 
 fn new_purge(selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Purge {

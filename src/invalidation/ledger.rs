@@ -5,11 +5,12 @@
 //! [`PREFIX_LENGTHS_MAX`] a prefix is widened.
 
 use super::kind::{Kind, Kinds};
+use super::outbox::Outbox;
 use super::{Mark, Mode, Position, PurgeId, Selector, Subject};
 use crate::semantics::key::{hash128, search_hash};
 use crate::semantics::reuse::Validity;
 use foldhash::fast::RandomState;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Distinct lengths of prefixes that are looked up; a prefix of a further length is widened.
 pub(super) const PREFIX_LENGTHS_MAX: usize = 64;
@@ -79,13 +80,13 @@ impl Slot {
         }
     }
 
-    /// Drops the provisional entry of this local sequence: it has its place in the order now.
+    /// Drops provisional entries up to this local sequence: what is put in order here now is later than all of them.
     fn settle(&mut self, mode: Mode, local: u64) {
         let mark = match mode {
             Mode::Hard => &mut self.hard,
             Mode::Soft => &mut self.soft,
         };
-        if mark.local == local {
+        if mark.local <= local {
             mark.local = 0;
         }
     }
@@ -131,9 +132,11 @@ pub(super) fn validity_of(severity: u64) -> Validity {
     }
 }
 
-/// An own purge that waits for its place in the order.
+/// An own purge, or a batch of own invalidations, that waits for its place in the order.
 #[derive(Debug, Clone, Copy)]
 struct Provisional {
+    /// Local sequences that it stands for.
+    first: u64,
     local: u64,
     mono_ms: u64,
 }
@@ -155,7 +158,12 @@ pub(super) struct Ledger {
     /// Lengths of prefixes put so far, ascending. They stay: a folded prefix is looked up by its length too.
     prefix_lengths: Vec<usize>,
     provisional: HashMap<PurgeId, Provisional, RandomState>,
-    provisional_oldest_first: BTreeMap<u64, PurgeId>,
+    /// By the first local sequence that each stands for.
+    provisional_oldest_first: BTreeSet<(u64, PurgeId)>,
+    /// Of the class of unsafe methods in a fleet: what it has not been told yet.
+    pub(super) outbox: Outbox,
+    /// The first local sequence that was given up as never to be settled.
+    given_up: Option<u64>,
     #[cfg(test)]
     pub(super) faults: super::model::LedgerFaults,
 }
@@ -173,7 +181,9 @@ impl Ledger {
             folded: 0,
             prefix_lengths: Vec::new(),
             provisional: HashMap::default(),
-            provisional_oldest_first: BTreeMap::new(),
+            provisional_oldest_first: BTreeSet::new(),
+            outbox: Outbox::default(),
+            given_up: None,
             #[cfg(test)]
             faults: super::model::LedgerFaults::default(),
         }
@@ -198,18 +208,51 @@ impl Ledger {
         mono_ms: u64,
         moved: &mut Kinds,
     ) {
+        let local = self.put_ahead(aims, mode, mono_ms, moved);
+        self.expect(id, local, local, mono_ms);
+    }
+
+    /// Applies something ahead of its place in the order, which [`Ledger::expect`] tells of later; gives its local sequence.
+    pub(super) fn put_ahead<'a>(&mut self, aims: impl Iterator<Item = Aim<'a>>, mode: Mode, mono_ms: u64, moved: &mut Kinds) -> u64 {
         self.mark.local += 1;
         let local = self.mark.local;
         for aim in aims {
             self.put(aim, mode, Mark { position: Position::default(), local }, mono_ms, moved);
         }
-        self.provisional.insert(id, Provisional { local, mono_ms });
-        self.provisional_oldest_first.insert(local, id);
+        local
+    }
+
+    /// What was applied here from the local sequence `first` up to `local` will come in order under this id.
+    pub(super) fn expect(&mut self, id: PurgeId, first: u64, local: u64, mono_ms: u64) {
+        self.provisional.insert(id, Provisional { first, local, mono_ms });
+        self.provisional_oldest_first.insert((first, id));
         while self.provisional.len() > self.limits.provisional.max(1) {
-            if let Some((_, oldest)) = self.provisional_oldest_first.pop_first() {
+            if let Some((first, oldest)) = self.provisional_oldest_first.pop_first() {
                 self.provisional.remove(&oldest);
+                self.give_up(first);
             }
         }
+    }
+
+    /// What has this local sequence stays provisional for good.
+    pub(super) fn give_up(&mut self, local: u64) {
+        self.given_up = Some(self.given_up.map_or(local, |first| first.min(local)));
+    }
+
+    /// Everything applied ahead up to this local sequence has come in order.
+    pub(super) fn settled(&self) -> u64 {
+        let expected = self.provisional_oldest_first.first().map(|&(first, _)| first);
+        let first = [expected, self.given_up, self.outbox.first()].into_iter().flatten().min();
+        first.map_or(self.mark.local, |first| first - 1)
+    }
+
+    /// Goes on at another place of the order: what lies between was missed, or belongs to an epoch that ended. `drop_held`:
+    /// whatever was fetched before that place is unusable.
+    pub(super) fn jump(&mut self, to: Position, drop_held: bool, mono_ms: u64, moved: &mut Kinds) {
+        if drop_held {
+            self.put(Aim::Everything, Mode::Hard, Mark { position: to, local: 0 }, mono_ms, moved);
+        }
+        self.mark.position = to;
     }
 
     /// Applies an entry in its place, which the caller has found to be the next; drops its provisional form.
@@ -222,17 +265,17 @@ impl Ledger {
         mono_ms: u64,
         moved: &mut Kinds,
     ) {
-        let own = own.and_then(|id| self.provisional.remove(&id));
+        let own = own.and_then(|id| self.provisional.remove(&id).map(|provisional| (id, provisional)));
         // Staleness counts from when the purge first took effect here.
-        let mono_ms = own.map_or(mono_ms, |own| own.mono_ms);
+        let mono_ms = own.map_or(mono_ms, |(_, own)| own.mono_ms);
         for aim in aims {
             let slot = self.put(aim, mode, Mark { position, local: 0 }, mono_ms, moved);
-            if let Some(own) = own {
+            if let Some((_, own)) = own {
                 slot.settle(mode, own.local);
             }
         }
-        if let Some(own) = own {
-            self.provisional_oldest_first.remove(&own.local);
+        if let Some((id, own)) = own {
+            self.provisional_oldest_first.remove(&(own.first, id));
         }
         self.mark.position = position;
     }

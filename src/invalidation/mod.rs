@@ -11,11 +11,13 @@
 
 mod clockwork;
 pub mod entry;
+pub mod fleet;
 pub mod journal;
 pub mod kind;
 mod ledger;
 #[cfg(test)]
 mod model;
+mod outbox;
 pub mod receipt;
 pub mod selector;
 mod wide;
@@ -52,7 +54,7 @@ impl Position {
 
     /// The place after this one for an entry made at `wall_ms`; later even where the clock went back.
     #[must_use]
-    fn next(self, wall_ms: i64) -> Self {
+    pub(crate) fn next(self, wall_ms: i64) -> Self {
         match u64::try_from(wall_ms) {
             Ok(ms) if ms > self.ms => Self { ms, sequence: 0, ..self },
             _ => Self { sequence: self.sequence + 1, ..self },
@@ -111,6 +113,14 @@ impl Stamp {
     /// equal where nothing was applied between them: then the later request decides.
     pub fn is_later_than(&self, other: &Self) -> bool {
         self.partial_cmp(other) == Some(Ordering::Greater)
+    }
+
+    /// As other nodes may read it, beside what is stored in a shared tier: they know nothing of this node's local
+    /// sequence. On the way back [`Journal::of_shared`] makes it comparable.
+    #[must_use]
+    pub fn shared(&self) -> Self {
+        let part = |mark: &Mark| Mark { position: mark.position, local: 0 };
+        Self { purge: part(&self.purge), unsafe_method: part(&self.unsafe_method) }
     }
 }
 

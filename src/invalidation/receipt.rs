@@ -12,21 +12,72 @@ pub struct Receipt {
     pub mode: Mode,
     /// As matched: first those that were given, in their order, then what else the URLs among them are under other routes.
     pub selectors: Vec<Selector>,
-    /// Position of the last of its entries, `epoch-ms-sequence`.
+    /// Position of its entry, `epoch-ms-sequence`; the default while it has none.
     pub position: Position,
     /// RFC 3339, UTC.
     pub issued_at: String,
     pub actor: String,
-    /// `local`: this node has no fleet.
+    /// `fleet` once it has its place in the fleet's journal, else `local`: applied on this node.
     pub acknowledged: &'static str,
+    /// Where there is a fleet: why it has no place in its journal yet.
+    pub reason: Option<String>,
     pub complete: bool,
+    /// The nodes of the fleet, but this one; empty without a fleet, and until it has its place.
+    pub nodes: Vec<NodeReceipt>,
+}
+
+/// What a node of the fleet has done with a purge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeReceipt {
+    pub node: String,
+    pub state: NodeState,
+    /// From the purge's issue until this state was known here.
+    pub elapsed_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeState {
+    /// It may still serve what was purged.
+    Waiting,
+    Applied,
+    /// It is cut off from the journal, and does not serve stored responses while it is.
+    CutOff,
+    /// It left in order, or was forgotten.
+    Gone,
+}
+
+impl NodeState {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Applied => "applied",
+            Self::CutOff => "cut_off",
+            Self::Gone => "gone",
+        }
+    }
 }
 
 impl Receipt {
     /// Of a purge that is complete when it is applied here.
     pub(super) fn local(purge: Purge, position: Position) -> Self {
+        Self { position, complete: true, ..Self::provisional(purge) }
+    }
+
+    /// Of a purge that has no place in the fleet's journal yet.
+    pub(super) fn provisional(purge: Purge) -> Self {
         let Purge { id, selectors, mode, issued_at, actor } = purge;
-        Self { id: id.to_string(), mode, selectors, position, issued_at, actor, acknowledged: "local", complete: true }
+        Self {
+            id: id.to_string(),
+            mode,
+            selectors,
+            position: Position::default(),
+            issued_at,
+            actor,
+            acknowledged: "local",
+            reason: None,
+            complete: false,
+            nodes: Vec::new(),
+        }
     }
 
     /// As clients get it. `given` says what the first selectors were before they were normalised; where it is empty, or
@@ -40,16 +91,24 @@ impl Receipt {
             }
             described
         };
-        json!({
+        let mut json = json!({
             "id": self.id,
             "mode": self.mode.as_str(),
             "selectors": self.selectors.iter().map(describe).collect::<Vec<_>>(),
-            "position": self.position,
+            "position": (self.position != Position::default()).then_some(self.position),
             "issued_at": self.issued_at,
             "actor": self.actor,
             "acknowledged": self.acknowledged,
             "complete": self.complete,
-        })
+        });
+        if let Some(reason) = &self.reason {
+            json["reason"] = reason.as_str().into();
+        }
+        if !self.nodes.is_empty() {
+            let node = |node: &NodeReceipt| json!({"node": node.node, "state": node.state.as_str(), "elapsed_ms": node.elapsed_ms});
+            json["nodes"] = self.nodes.iter().map(node).collect();
+        }
+        json
     }
 }
 
@@ -78,6 +137,12 @@ impl Receipts {
 
     pub(super) fn find(&self, id: &str) -> Option<Receipt> {
         self.by_id.get(id).cloned()
+    }
+
+    pub(super) fn change(&mut self, id: &str, change: impl FnOnce(&mut Receipt)) {
+        if let Some(receipt) = self.by_id.get_mut(id) {
+            change(receipt);
+        }
     }
 }
 

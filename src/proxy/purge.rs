@@ -237,7 +237,9 @@ mod tests {
             issued_at: String::new(),
             actor: "admin:192.0.2.7:1".into(),
             acknowledged: "local",
+            reason: None,
             complete: true,
+            nodes: Vec::new(),
         };
         tracing::subscriber::with_default(subscriber, || log(&receipt));
         let event: Value = serde_json::from_str(&std::fs::read_to_string(file.path()).unwrap()).unwrap();

@@ -48,7 +48,8 @@ impl Scripted {
 fn receipt(selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt {
     let position = Position { epoch: 1, ms: 1_795_298_645_123, sequence: 2 };
     let issued_at = "2026-11-21T22:04:05.123Z".into();
-    Receipt { id: ID.into(), mode, selectors, position, issued_at, actor: actor.into(), acknowledged: "local", complete: true }
+    let (id, actor, reason, nodes) = (ID.into(), actor.into(), None, Vec::new());
+    Receipt { id, mode, selectors, position, issued_at, actor, acknowledged: "local", reason, complete: true, nodes }
 }
 
 impl Control for Scripted {

@@ -61,7 +61,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proxy::outcome", &["semantics::cache_status", "semantics::storage", "semantics::widening"]),
     ("route", &["config::settings", "semantics"]),
     ("cache", &["tier", "invalidation", "coalesce::pinned", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
-    ("invalidation", &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "sync"]),
+    (
+        "invalidation",
+        &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "faults", "sync"],
+    ),
+    ("invalidation::fleet", &["invalidation", "semantics::Now", "faults"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("limit", &["semantics::key::hash128", "config::settings", "clock"]),
     ("limit::fields", &["limit::*", "config::settings"]),
@@ -84,7 +88,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that decide and do not act: `now` comes in as a value, and nothing but values goes out.
-const PURE: &[&str] = &["semantics", "http1", "invalidation::selector", "limit::fields", "route"];
+const PURE: &[&str] = &["semantics", "http1", "invalidation::fleet", "invalidation::selector", "limit::fields", "route"];
 
 /// Words that a pure module has no use for: waiting, clocks, sockets, files, threads and the crates that bring them.
 const IMPURE: &[&str] = &[

@@ -1,0 +1,112 @@
+//! The other nodes of the fleet as this one has seen them in the record, and which of them a purge waits for.
+//!
+//! What counts is this node's own clock: a node is cut off, and knows it, when its heartbeats have not changed for longer
+//! than any lease lasts. A node that vanishes from the record without having left was lost by Redis, not gone: it is waited
+//! for all the same, and put back.
+
+use super::super::Position;
+use super::super::receipt::NodeState;
+use super::protocol::{Member, Policy, Server};
+use std::collections::BTreeMap;
+
+/// A node, and since when its heartbeat stands.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub member: Member,
+    /// Boot-time ms at which this heartbeat was first seen here.
+    pub changed_at: u64,
+    /// The heartbeat that it had when this node registered: what it acknowledges after that, it knows this node by.
+    beat_when_joined: u64,
+    /// It was in the record when that was last read.
+    present: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    by_name: BTreeMap<String, Seen>,
+}
+
+/// What is asked about a purge, at a heartbeat of this node that was taken after the purge had its place.
+#[derive(Debug)]
+pub(super) struct Question<'a> {
+    /// When that heartbeat was sent: what others did later is not in its answer.
+    pub(super) sent: u64,
+    pub(super) server: &'a Server,
+    pub(super) epoch: u64,
+    pub(super) lapse_ms: u64,
+    pub(super) forget_after_ms: u64,
+    /// This node was registered for so long that whoever does not know it comes back as from a long outage.
+    pub(super) long_unbroken: bool,
+}
+
+impl Members {
+    /// Takes in the members of a record, but for this node itself.
+    pub(super) fn see(&mut self, members: &[Member], own_name: &str, now_ms: u64, forget_after_ms: u64) {
+        for seen in self.by_name.values_mut() {
+            seen.present = false;
+        }
+        for member in members.iter().filter(|member| member.name != own_name) {
+            if member.left {
+                self.by_name.remove(&member.name);
+                continue;
+            }
+            let fresh = Seen { member: member.clone(), changed_at: now_ms, beat_when_joined: member.beat, present: true };
+            let seen = self.by_name.entry(member.name.clone()).or_insert_with(|| fresh.clone());
+            if seen.member.instance != member.instance {
+                *seen = fresh;
+            } else if seen.member.beat != member.beat {
+                *seen = Seen { beat_when_joined: seen.beat_when_joined, ..fresh };
+            }
+            seen.present = true;
+        }
+        self.by_name.retain(|_, seen| seen.present || now_ms < seen.changed_at + forget_after_ms);
+    }
+
+    /// This node's registration began anew.
+    pub(super) fn joined(&mut self) {
+        for seen in self.by_name.values_mut() {
+            seen.beat_when_joined = seen.member.beat;
+        }
+    }
+
+    pub(super) fn forget(&mut self, name: &str) {
+        self.by_name.remove(name);
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Seen> {
+        self.by_name.values()
+    }
+
+    /// Those that the record has lost.
+    pub(super) fn lost(&self) -> impl Iterator<Item = Member> {
+        self.iter().filter(|seen| !seen.present).map(|seen| seen.member.clone())
+    }
+
+    pub(super) fn absent_from<'a>(&'a self, members: &'a [Member]) -> impl Iterator<Item = &'a Seen> {
+        self.iter().filter(|seen| !members.iter().any(|member| member.name == seen.member.name))
+    }
+}
+
+impl Seen {
+    /// What this node has done with the purge at `position`, as far as can be known.
+    pub(super) fn state(&self, position: Position, question: &Question<'_>) -> NodeState {
+        let Member { applied, server, policy, acknowledged, .. } = &self.member;
+        if applied.epoch == question.epoch && *applied >= position && server == question.server {
+            return NodeState::Applied;
+        }
+        let unheard_ms = question.sent.saturating_sub(self.changed_at);
+        if unheard_ms >= question.forget_after_ms {
+            return NodeState::Gone;
+        }
+        // It has to come back as one that missed something, whatever Redis loses until then.
+        let comes_back_lapsed = *acknowledged > self.beat_when_joined || question.long_unbroken;
+        let serves_for_ms = match policy {
+            Policy::Serve { at_most_ms } => *at_most_ms,
+            Policy::Revalidate | Policy::Bypass => Some(0),
+        };
+        match serves_for_ms {
+            Some(ms) if comes_back_lapsed && unheard_ms >= question.lapse_ms.saturating_add(ms) => NodeState::CutOff,
+            _ => NodeState::Waiting,
+        }
+    }
+}

@@ -1,0 +1,630 @@
+//! The fleet's journal as one node follows it: a state machine without I/O, clock or waiting.
+//!
+//! [`Fleet::on`] takes what happened and the time, changes the [`Journal`], and says what to do next. Whoever drives it
+//! sends the commands of [`protocol`] to Redis and brings back what came of them; tests step several of them by hand.
+//!
+//! What must hold (P2): a purge that is told as complete is in force on every node that may serve what it has stored.
+//! Why it does, sentence by sentence: `docs/decisions/0010-fleet-journal.md`. Where each part lives:
+//! - `lease`: until when this node may believe that it misses nothing;
+//! - `members`: the other nodes, and which of them a purge waits for;
+//! - `own`: this node's purges until they have a place in the order, and for a while after, to be appended again.
+
+mod lease;
+mod members;
+mod own;
+pub mod protocol;
+
+pub use members::Seen;
+
+use super::{Journal, Position, Purge, PurgeId, Refused};
+use crate::semantics::Now;
+use lease::Lease;
+use members::{Members, Question};
+use own::Own;
+use protocol::{
+    Answer, Batch, Beat, BeatAnswer, Command, Doubt, Instance, Policy, Proposal, Read, Record, Refusal, Server, Ticket, UnsafeEntry, Vouch,
+};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Entries of each stream in one read.
+const READ_COUNT: usize = 512;
+/// How long a read waits in Redis, and at most between heartbeats.
+const BEAT_MS: u64 = 1000;
+/// Between heartbeats while purges wait for other nodes; [`RETRY_MS`] once they have waited for [`SOON_MS`].
+const POLL_MS: u64 = 10;
+const SOON_MS: u64 = 200;
+/// After a failure, before the same is tried again.
+const RETRY_MS: u64 = 100;
+/// Between batches of unsafe methods, unless one is full.
+const BATCH_MS: u64 = 10;
+/// Batches under way at once.
+const BATCHES_MAX: usize = 8;
+/// What registrations and leases of others may differ by.
+const MARGIN_MS: u64 = 1000;
+/// Outage of Redis after which nobody can say any more that nothing was missed.
+const OUTAGE_MS: u64 = 60_000;
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Unique in the fleet; stays over restarts.
+    pub name: String,
+    pub policy: Policy,
+    /// How long a heartbeat and a read let this node believe that it misses nothing.
+    pub trust_ms: u64,
+    /// Own purges younger than this are appended again to a new epoch.
+    pub repair_ms: u64,
+    /// A node that serves while cut off, and was not heard of for so long, is no longer waited for.
+    pub forget_after_ms: u64,
+    /// Own purges kept at most.
+    pub receipts: usize,
+}
+
+impl Settings {
+    /// A node whose registration was not renewed for so long, on any other's clock, is cut off and knows it.
+    const fn lapse_ms(&self) -> u64 {
+        self.trust_ms + MARGIN_MS
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// Time passed. Wanted at [`Fleet::wake_at`] at the latest; and when an unsafe method has invalidated something.
+    Tick,
+    /// [`Journal::issue`] made this.
+    Issued(Purge),
+    Answered(Ticket, Answer),
+    /// No answer will come; whether the command was done is not known.
+    Failed(Ticket, String),
+    /// The name of a node that never comes back, by hand.
+    Forget(String),
+    /// This node stops, and serves no more.
+    Leave,
+}
+
+/// What to do. In this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// A `Read` takes the place of one that is under way.
+    Send(Ticket, Command),
+    /// The receipt of this purge has changed: [`Journal::receipt`].
+    Told(PurgeId),
+    Note(Note),
+}
+
+/// For the log and the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// Entries of the journal are missing in Redis: a new epoch is proposed.
+    Loss(Refusal),
+    /// Another server answers.
+    ServerChanged,
+    /// Nobody vouched for that server in time: a new epoch is proposed.
+    Unvouched,
+    /// This node is in another epoch now; whether it kept what it had stored.
+    Epoch { epoch: u64, kept: bool },
+    /// Entries that this node has not seen are trimmed: it dropped what it had stored.
+    BehindTrim,
+    /// An entry does not follow the last one applied.
+    Gap,
+    /// Own purges appended again to a new epoch.
+    Repaired { purges: usize },
+    /// This node's name is used by another that runs.
+    NameTaken,
+}
+
+/// One node's side of the fleet's journal.
+#[derive(Debug)]
+pub struct Fleet {
+    settings: Settings,
+    instance: Instance,
+    journal: Arc<Journal>,
+    tickets: u64,
+    under_way: HashMap<Ticket, UnderWay>,
+    /// The server that answered last; empty before any did.
+    server: Server,
+    /// When another one answered; 0 before that happened.
+    server_since: u64,
+    /// Applied in order, of both classes. Epoch 0 before the journal was heard of.
+    applied: Position,
+    unsafe_applied: Position,
+    /// The purge at `applied`.
+    witness: Option<PurgeId>,
+    lease: Lease,
+    beat: Beats,
+    read: Reads,
+    members: Members,
+    own: Own,
+    batches: Batches,
+    leaving: bool,
+    faults: Faults,
+}
+
+/// A command that was sent, as far as its answer needs it.
+#[derive(Debug)]
+enum UnderWay {
+    Beat { sent: u64, applied: Position },
+    Read { sent: u64, epoch: u64 },
+    Append { epoch: u64, id: PurgeId },
+    AppendUnsafe { epoch: u64, batch: Batch },
+    Propose,
+    Leave,
+}
+
+#[derive(Debug, Default)]
+struct Beats {
+    number: u64,
+    acknowledged: u64,
+    under_way: bool,
+    next_at: u64,
+    /// The position that the record has of this node.
+    reported: Position,
+    vouch: Option<Vouch>,
+    proposing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Reads {
+    under_way: Option<Ticket>,
+    next_at: u64,
+}
+
+#[derive(Debug, Default)]
+struct Batches {
+    /// Taken from the journal, to be appended (again).
+    waiting: VecDeque<Batch>,
+    under_way: usize,
+    next_at: u64,
+}
+
+/// Faults that tests plant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Faults {
+    own_entry_out_of_order: bool,
+    acknowledged_before_apply: bool,
+    previous_ignored: bool,
+}
+
+impl Faults {
+    fn planted() -> Self {
+        use crate::faults::{Fault, planted};
+        Self {
+            own_entry_out_of_order: planted(Fault::OwnEntryOutOfOrder),
+            acknowledged_before_apply: planted(Fault::AcknowledgedBeforeApply),
+            previous_ignored: planted(Fault::PreviousIgnored),
+        }
+    }
+}
+
+impl Fleet {
+    /// `instance` is new in each life of the process; the journal has `Order::Fleet`.
+    pub fn new(settings: Settings, instance: Instance, journal: Arc<Journal>) -> Self {
+        Self {
+            own: Own::new(settings.receipts),
+            settings,
+            instance,
+            journal,
+            tickets: 0,
+            under_way: HashMap::new(),
+            server: Server::default(),
+            server_since: 0,
+            applied: Position::default(),
+            unsafe_applied: Position::default(),
+            witness: None,
+            lease: Lease::default(),
+            beat: Beats::default(),
+            read: Reads::default(),
+            members: Members::default(),
+            batches: Batches::default(),
+            leaving: false,
+            faults: Faults::planted(),
+        }
+    }
+
+    /// Takes what happened by `now`, which was read after it.
+    pub fn on(&mut self, event: Event, now: Now) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Tick => {}
+            Event::Issued(purge) => self.own.issue(purge, now.mono_ms),
+            Event::Answered(ticket, answer) => self.answered(ticket, answer, now, &mut actions),
+            Event::Failed(ticket, why) => self.failed(ticket, &why, now, &mut actions),
+            Event::Forget(name) => {
+                self.members.forget(&name);
+                self.send(UnderWay::Leave, Command::Leave { name, instance: None }, &mut actions);
+            }
+            Event::Leave => {
+                self.leaving = true;
+                let command = Command::Leave { name: self.settings.name.clone(), instance: Some(self.instance) };
+                self.send(UnderWay::Leave, command, &mut actions);
+            }
+        }
+        if !self.leaving {
+            self.send_due(now, &mut actions);
+        }
+        actions
+    }
+
+    /// Boot-time ms at which the next [`Event::Tick`] is wanted, where nothing else happens.
+    pub fn wake_at(&self) -> u64 {
+        let beat = if self.beat.under_way { u64::MAX } else { self.beat.next_at };
+        let read = if self.read.under_way.is_some() { u64::MAX } else { self.read.next_at };
+        let has_batch = !self.batches.waiting.is_empty() || self.journal.untold().0 > 0;
+        let batch = if has_batch && self.batches.under_way < BATCHES_MAX { self.batches.next_at } else { u64::MAX };
+        beat.min(read).min(batch).min(self.own.next_at())
+    }
+
+    /// Read to the tail once: what this node has may be used, and it may be called ready.
+    pub fn has_started(&self) -> bool {
+        self.lease.until() > 0
+    }
+
+    /// Whether the fleet will remember this node as one that serves while it is cut off: its registration stood for so
+    /// long that a failover has it too. Until then `Policy::Serve` is not in force: it revalidates.
+    pub fn is_remembered(&self) -> bool {
+        self.lease.is_remembered()
+    }
+
+    pub const fn applied(&self) -> Position {
+        self.applied
+    }
+
+    /// The other nodes as this one last saw them.
+    pub fn members(&self) -> impl Iterator<Item = &Seen> {
+        self.members.iter()
+    }
+
+    /// Own purges that have no place in the order yet.
+    pub fn unappended(&self) -> usize {
+        self.own.unappended()
+    }
+
+    fn answered(&mut self, ticket: Ticket, answer: Answer, now: Now, actions: &mut Vec<Action>) {
+        match (self.under_way.remove(&ticket), answer) {
+            (Some(UnderWay::Beat { sent, applied }), Answer::Beat(answer)) => {
+                self.beat.under_way = false;
+                self.beat_answered(sent, applied, *answer, now, actions);
+            }
+            (Some(UnderWay::Read { sent, epoch }), Answer::Read { purges, unsafe_methods }) => {
+                if self.read.under_way == Some(ticket) {
+                    self.read.under_way = None;
+                }
+                if epoch == self.applied.epoch {
+                    self.read_answered(sent, purges, &unsafe_methods, now, actions);
+                }
+            }
+            (Some(UnderWay::Append { epoch, id }), Answer::Appended(position)) => {
+                if epoch == self.applied.epoch {
+                    self.appended(id, position, now, actions);
+                } else {
+                    self.own.failed(id, now.mono_ms);
+                }
+            }
+            (Some(UnderWay::AppendUnsafe { epoch, batch }), Answer::Appended(position)) => {
+                self.batches.under_way -= 1;
+                if position.is_none() || epoch != self.applied.epoch {
+                    self.batches.waiting.push_back(batch);
+                    self.batches.next_at = now.mono_ms + RETRY_MS;
+                    self.beat.next_at = now.mono_ms;
+                }
+            }
+            (Some(UnderWay::Propose), _) => {
+                self.beat.proposing = false;
+                self.beat.next_at = now.mono_ms;
+            }
+            (Some(UnderWay::Leave) | None, _) => {}
+            (Some(under_way), _) => {
+                // Not what was asked for: as if no answer had come.
+                self.under_way.insert(ticket, under_way);
+                self.failed(ticket, "the answer is of another kind", now, actions);
+            }
+        }
+    }
+
+    fn failed(&mut self, ticket: Ticket, why: &str, now: Now, actions: &mut Vec<Action>) {
+        let retry_at = now.mono_ms + RETRY_MS;
+        match self.under_way.remove(&ticket) {
+            Some(UnderWay::Beat { .. }) => {
+                self.beat.under_way = false;
+                self.beat.next_at = retry_at;
+            }
+            Some(UnderWay::Read { .. }) => {
+                if self.read.under_way == Some(ticket) {
+                    self.read = Reads { under_way: None, next_at: retry_at };
+                }
+            }
+            Some(UnderWay::Append { id, .. }) => {
+                self.own.failed(id, retry_at);
+                self.journal.change_receipt(id, |receipt| receipt.reason = Some(why.to_owned()));
+                actions.push(Action::Told(id));
+            }
+            Some(UnderWay::AppendUnsafe { batch, .. }) => {
+                self.batches.under_way -= 1;
+                self.batches.waiting.push_back(batch);
+                self.batches.next_at = retry_at;
+            }
+            Some(UnderWay::Propose) => {
+                self.beat.proposing = false;
+                self.beat.next_at = retry_at;
+            }
+            Some(UnderWay::Leave) | None => {}
+        }
+    }
+
+    fn beat_answered(&mut self, sent: u64, sent_applied: Position, answer: BeatAnswer, now: Now, actions: &mut Vec<Action>) {
+        self.beat.next_at = now.mono_ms + BEAT_MS;
+        if answer.server != self.server {
+            if self.server != Server::default() {
+                self.server_since = now.mono_ms;
+                actions.push(Action::Note(Note::ServerChanged));
+            }
+            self.server = answer.server.clone();
+        }
+        if let Some(record) = &answer.record {
+            self.members.see(&record.members, &self.settings.name, now.mono_ms, self.settings.forget_after_ms);
+        }
+        match (answer.taken, &answer.record) {
+            (Ok(taken), Some(record)) if record.epoch == self.applied.epoch => {
+                self.beat.acknowledged = self.beat.number;
+                self.beat.reported = sent_applied;
+                if record.server == answer.server {
+                    self.registered(sent, taken.continued, &answer, record, now, actions);
+                } else {
+                    self.doubted(&answer, record, now, actions);
+                }
+            }
+            (Err(Refusal::OtherEpoch), Some(record)) if record.epoch > self.applied.epoch => self.enter(record, now, actions),
+            (Err(Refusal::BehindTrim), Some(record)) if record.epoch == self.applied.epoch => self.leap(record, now, actions),
+            (Err(refusal @ Refusal::EntryLost), Some(record)) if record.epoch == self.applied.epoch => {
+                self.lost(refusal, Some(record.epoch), now, actions);
+            }
+            (Err(Refusal::OtherEpoch), Some(record)) if record.epoch < self.applied.epoch => {
+                self.lost(Refusal::OtherEpoch, Some(record.epoch), now, actions);
+            }
+            (Err(Refusal::NoRecord), _) | (_, None) => self.lost(Refusal::NoRecord, None, now, actions),
+            // Another server, or this node has moved on meanwhile.
+            _ => self.beat.next_at = now.mono_ms,
+        }
+    }
+
+    /// The heartbeat was taken by a server that is vouched for.
+    fn registered(&mut self, sent: u64, continued: bool, answer: &BeatAnswer, record: &Record, now: Now, actions: &mut Vec<Action>) {
+        self.beat.vouch = None;
+        let unbroken = continued && self.lease.holds(now.mono_ms);
+        if !unbroken {
+            self.members.joined();
+        }
+        self.lease.beat(sent, unbroken, (record.last, record.unsafe_last), now.mono_ms);
+        self.extend();
+        let lapse_ms = self.settings.lapse_ms();
+        let settled = answer.now_ms.saturating_sub(record.since_ms) >= i64::try_from(lapse_ms).unwrap_or(i64::MAX)
+            && (self.server_since == 0 || sent >= self.server_since + lapse_ms);
+        let question = Question {
+            sent,
+            server: &self.server,
+            lapse_ms,
+            forget_after_ms: self.settings.forget_after_ms,
+            long_unbroken: self.lease.unbroken_for(now.mono_ms) >= OUTAGE_MS,
+            epoch: self.applied.epoch,
+        };
+        let told =
+            self.own.ask(&question, &self.members, settled || self.faults.acknowledged_before_apply, self.faults, &self.journal, now);
+        actions.extend(told.into_iter().map(Action::Told));
+    }
+
+    /// The server that took the heartbeat is not the one that the record vouches for: it may have lost something.
+    fn doubted(&mut self, answer: &BeatAnswer, record: &Record, now: Now, actions: &mut Vec<Action>) {
+        self.lease.doubt();
+        let Some(doubt) = record.doubt.as_ref().filter(|doubt| doubt.server == answer.server) else { return };
+        let seen_all = self.witness.is_some() || self.applied == Position::start_of(self.applied.epoch);
+        self.beat.next_at = now.mono_ms + POLL_MS;
+        self.beat.vouch = if self.lease.holds(now.mono_ms) && seen_all {
+            let left = i64::try_from(self.lease.until() - now.mono_ms).unwrap_or(0);
+            Some(Vouch::Unbroken { until_ms: answer.now_ms + left })
+        } else {
+            self.all_are_back(doubt, record).then_some(Vouch::Together)
+        };
+        let waited_ms = answer.now_ms.saturating_sub(doubt.since_ms);
+        if self.beat.vouch.is_none() && waited_ms >= i64::try_from(self.settings.lapse_ms()).unwrap_or(i64::MAX) {
+            actions.push(Action::Note(Note::Unvouched));
+            self.propose(Some(record.epoch), actions);
+        }
+    }
+
+    /// Whether every node that was registered when the last server was lost has come to this one, and misses nothing;
+    /// and the outage was so short that nobody else can have completed a purge in it.
+    fn all_are_back(&self, doubt: &Doubt, record: &Record) -> bool {
+        let ms = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+        let recent_ms = doubt.newest_ms.saturating_sub(ms(self.settings.lapse_ms()));
+        let missing = record.members.iter().any(|member| !member.left && member.at_ms > recent_ms && member.server != doubt.server);
+        !doubt.spoiled
+            && !missing
+            && doubt.since_ms.saturating_sub(doubt.newest_ms) < ms(OUTAGE_MS)
+            && self.members.absent_from(&record.members).next().is_none()
+    }
+
+    /// Moves to a later epoch. What is stored stays if this node missed nothing that counts as complete.
+    fn enter(&mut self, record: &Record, now: Now, actions: &mut Vec<Action>) {
+        let kept = self.applied.epoch > 0 && self.lease.holds(now.mono_ms) && self.applied >= record.base;
+        let start = Position::start_of(record.epoch);
+        self.go_to(start, start, !kept, now);
+        self.lease.doubt();
+        self.beat.next_at = now.mono_ms;
+        let again = self.own.repair(now.mono_ms, self.settings.repair_ms);
+        actions.push(Action::Note(Note::Epoch { epoch: record.epoch, kept }));
+        if again > 0 {
+            actions.push(Action::Note(Note::Repaired { purges: again }));
+        }
+    }
+
+    /// Goes on where the streams begin: what was before is trimmed.
+    fn leap(&mut self, record: &Record, now: Now, actions: &mut Vec<Action>) {
+        let (purges, unsafe_methods) = (record.first_previous, record.unsafe_first_previous);
+        self.go_to(purges.max(self.applied), unsafe_methods.max(self.unsafe_applied), true, now);
+        self.beat.next_at = now.mono_ms;
+        actions.push(Action::Note(Note::BehindTrim));
+    }
+
+    fn go_to(&mut self, purges: Position, unsafe_methods: Position, drop_held: bool, now: Now) {
+        self.journal.jump(purges, unsafe_methods, drop_held, now);
+        if purges != self.applied {
+            self.witness = None;
+        }
+        (self.applied, self.unsafe_applied) = (purges, unsafe_methods);
+        // What is under way reads from elsewhere.
+        self.read = Reads { under_way: None, next_at: now.mono_ms };
+    }
+
+    fn lost(&mut self, refusal: Refusal, expected: Option<u64>, now: Now, actions: &mut Vec<Action>) {
+        self.lease.doubt();
+        self.beat.next_at = now.mono_ms + RETRY_MS;
+        if self.applied.epoch > 0 {
+            actions.push(Action::Note(Note::Loss(refusal)));
+        }
+        self.propose(expected, actions);
+    }
+
+    fn propose(&mut self, expected: Option<u64>, actions: &mut Vec<Action>) {
+        if !self.beat.proposing {
+            self.beat.proposing = true;
+            let proposal = Proposal { expected, at_least: self.applied.epoch + 1, base: self.applied };
+            self.send(UnderWay::Propose, Command::Propose(proposal), actions);
+        }
+    }
+
+    fn read_answered(&mut self, sent: u64, purges: Vec<super::Entry>, unsafe_methods: &[UnsafeEntry], now: Now, actions: &mut Vec<Action>) {
+        let followed = purges.into_iter().all(|entry| self.apply(entry, now, actions)) && self.apply_unsafe(unsafe_methods, now);
+        if followed {
+            self.lease.read(sent);
+            self.extend();
+            self.read.next_at = now.mono_ms;
+        } else {
+            // The heartbeat finds out whether this is a loss or behind the trim.
+            actions.push(Action::Note(Note::Gap));
+            self.read.next_at = now.mono_ms + RETRY_MS;
+            self.beat.next_at = now.mono_ms;
+        }
+        if self.applied != self.beat.reported {
+            self.beat.next_at = now.mono_ms;
+        }
+    }
+
+    /// False where the entry does not follow what was applied.
+    fn apply(&mut self, mut entry: super::Entry, now: Now, actions: &mut Vec<Action>) -> bool {
+        if self.faults.previous_ignored {
+            entry.previous = self.applied;
+        }
+        match self.journal.apply(&entry, now) {
+            Ok(()) => {
+                (self.applied, self.witness) = (entry.position, Some(entry.purge.id));
+                if self.own.placed(entry.purge.id, entry.position, now.mono_ms, &self.journal) {
+                    actions.push(Action::Told(entry.purge.id));
+                }
+                true
+            }
+            Err(Refused::Duplicate { .. }) => true,
+            Err(Refused::Gap { .. } | Refused::OlderEpoch { .. }) => false,
+        }
+    }
+
+    fn apply_unsafe(&mut self, entries: &[UnsafeEntry], now: Now) -> bool {
+        entries.iter().all(|entry| match self.journal.apply_unsafe(entry, now) {
+            Ok(()) => {
+                self.unsafe_applied = entry.position;
+                true
+            }
+            Err(Refused::Duplicate { .. }) => true,
+            Err(Refused::Gap { .. } | Refused::OlderEpoch { .. }) => false,
+        })
+    }
+
+    /// Renews the lease as far as what was answered goes.
+    fn extend(&mut self) {
+        if let Some(until) = self.lease.extend((self.applied, self.unsafe_applied), self.settings.trust_ms, self.settings.lapse_ms()) {
+            self.journal.trust_until(until);
+        }
+    }
+
+    fn appended(&mut self, id: PurgeId, position: Option<Position>, now: Now, actions: &mut Vec<Action>) {
+        let Some(position) = position else {
+            self.own.failed(id, now.mono_ms + RETRY_MS);
+            self.beat.next_at = now.mono_ms;
+            return;
+        };
+        if self.faults.own_entry_out_of_order && position > self.applied {
+            self.go_to(position, self.unsafe_applied, false, now);
+        }
+        if self.own.placed(id, position, now.mono_ms, &self.journal) {
+            actions.push(Action::Told(id));
+        }
+        self.beat.next_at = now.mono_ms;
+    }
+
+    fn send_due(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let now_ms = now.mono_ms;
+        if !self.beat.under_way && now_ms >= self.beat.next_at {
+            self.send_beat(now_ms, actions);
+        }
+        let epoch = self.applied.epoch;
+        if epoch == 0 {
+            return;
+        }
+        if self.read.under_way.is_none() && now_ms >= self.read.next_at {
+            let (purges_after, unsafe_after) = (self.applied, self.unsafe_applied);
+            let read = Read { epoch, purges_after, unsafe_after, wait_ms: BEAT_MS, count: READ_COUNT };
+            self.read.under_way = Some(self.send(UnderWay::Read { sent: now_ms, epoch }, Command::Read(read), actions));
+        }
+        while let Some(purge) = self.own.next_to_append(now_ms) {
+            self.send(UnderWay::Append { epoch, id: purge.id }, Command::Append { epoch, purge }, actions);
+        }
+        self.send_batches(epoch, now, actions);
+        if let Some(issued_at) = self.own.youngest_waiting()
+            && !self.beat.under_way
+        {
+            let poll_ms = if now_ms.saturating_sub(issued_at) < SOON_MS { POLL_MS } else { RETRY_MS };
+            self.beat.next_at = self.beat.next_at.min(now_ms + poll_ms);
+        }
+    }
+
+    fn send_beat(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+        self.beat.number += 1;
+        self.beat.under_way = true;
+        let beat = Beat {
+            name: self.settings.name.clone(),
+            instance: self.instance,
+            policy: self.settings.policy,
+            beat: self.beat.number,
+            acknowledged: self.beat.acknowledged,
+            applied: self.applied,
+            unsafe_applied: self.unsafe_applied,
+            witness: self.witness,
+            server: self.server.clone(),
+            vouch: self.beat.vouch.take(),
+            restore: self.members.lost().collect(),
+            prune_ms: 2 * self.settings.forget_after_ms,
+        };
+        self.send(UnderWay::Beat { sent: now_ms, applied: self.applied }, Command::Beat(Box::new(beat)), actions);
+    }
+
+    fn send_batches(&mut self, epoch: u64, now: Now, actions: &mut Vec<Action>) {
+        if now.mono_ms < self.batches.next_at && self.journal.untold().0 < Batch::HASHES_MAX {
+            return;
+        }
+        self.batches.next_at = now.mono_ms + BATCH_MS;
+        while self.batches.under_way < BATCHES_MAX {
+            let Some(batch) = self.batches.waiting.pop_front().or_else(|| self.journal.take_batch(now)) else { return };
+            self.batches.under_way += 1;
+            let command = Command::AppendUnsafe { epoch, batch: batch.clone() };
+            self.send(UnderWay::AppendUnsafe { epoch, batch }, command, actions);
+        }
+    }
+
+    fn send(&mut self, under_way: UnderWay, command: Command, actions: &mut Vec<Action>) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.under_way.insert(ticket, under_way);
+        actions.push(Action::Send(ticket, command));
+        ticket
+    }
+}
