@@ -15,6 +15,7 @@ pub mod listener;
 pub mod observe;
 pub mod pages;
 pub mod proxy;
+pub mod redis;
 pub mod route;
 pub mod semantics;
 pub mod server;

@@ -1,6 +1,6 @@
 //! What a reload changes, and what it cannot.
 
-use super::print::effective;
+use super::print::{effective, secrets};
 use super::problem::{Place, Problem, Problems};
 use super::settings::Settings;
 use super::shape::join;
@@ -29,6 +29,18 @@ const FIXED: &[&str] = &[
     "log.access.target",
     "log.access.format",
     "log.access.queue",
+    "cache.redis.url",
+    "cache.redis.mode",
+    "cache.redis.sentinel_master",
+    "cache.redis.sentinel_password",
+    "cache.redis.user",
+    "cache.redis.password",
+    "cache.redis.database",
+    "cache.redis.tls.roots",
+    "cache.redis.tls.certificate",
+    "cache.redis.tls.key",
+    "cache.redis.prefix",
+    "cache.redis.connect_timeout",
 ];
 
 /// The keys that differ, in order; or, where some of them cannot change while the process runs, those.
@@ -36,9 +48,10 @@ pub fn changes(old: &Settings, new: &Settings) -> Result<Vec<String>, Problems> 
     let (before, after) = (effective(old), effective(new));
     let mut changed = Vec::new();
     differing("", &before, &after, &mut changed);
-    let secret = |settings: &Settings| settings.admin.token.clone();
-    if secret(old) != secret(new) {
-        changed.push("admin.token".into());
+    for ((key, before), (_, after)) in secrets(old).into_iter().zip(secrets(new)) {
+        if before != after {
+            changed.push(key.into());
+        }
     }
     changed.sort();
     changed.dedup();

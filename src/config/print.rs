@@ -41,13 +41,24 @@ pub fn effective(settings: &Settings) -> Value {
         "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
         "purge": purge(&s.purge),
         "log": log(&s.log),
+        "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
     })
 }
 
 /// 32 hex digits over everything in effect, secrets included.
 pub fn hash(settings: &Settings) -> String {
-    let secret = settings.admin.token.as_ref().map_or("", Secret::expose);
-    format!("{:032x}", hash128(format!("{}\n{secret}", effective(settings)).as_bytes()))
+    let secrets: Vec<_> = secrets(settings).into_iter().map(|(_, secret)| secret.map_or("", Secret::expose)).collect();
+    format!("{:032x}", hash128(format!("{}\n{}", effective(settings), secrets.join("\n")).as_bytes()))
+}
+
+/// All secrets, with the keys that they stand under.
+pub fn secrets(settings: &Settings) -> Vec<(&'static str, Option<&Secret>)> {
+    let redis = settings.redis.as_ref().map(|tier| &tier.server);
+    vec![
+        ("admin.token", settings.admin.token.as_ref()),
+        ("cache.redis.password", redis.and_then(|redis| redis.password.as_ref())),
+        ("cache.redis.sentinel_password", redis.and_then(|redis| redis.sentinel_password.as_ref())),
+    ]
 }
 
 fn ms(ms: u64) -> String {
@@ -66,6 +77,39 @@ fn admin(admin: &Admin) -> Value {
     let mut table = json!({"address": address(admin.address)});
     if admin.token.is_some() {
         table["token"] = json!(MASK);
+    }
+    table
+}
+
+fn redis_tier(tier: &RedisTier) -> Value {
+    redis(&tier.server)
+}
+
+/// A connection to Redis.
+fn redis(redis: &Redis) -> Value {
+    let absolute = |file: &PemFile| dollars(&std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()).display().to_string());
+    let mut table = json!({
+        "url": redis.addresses.iter().map(|address| dollars(&address.to_string())).collect::<Vec<_>>(),
+        "mode": match redis.mode { RedisMode::Standalone => "standalone", RedisMode::Sentinel { .. } => "sentinel", RedisMode::Cluster => "cluster" },
+        "database": redis.database,
+        "prefix": redis.prefix,
+        "connect_timeout": print_duration(redis.connect_timeout),
+    });
+    if let RedisMode::Sentinel { master } = &redis.mode {
+        table["sentinel_master"] = json!(dollars(master));
+    }
+    if let Some(user) = &redis.user {
+        table["user"] = json!(dollars(user));
+    }
+    for (key, secret) in [("password", &redis.password), ("sentinel_password", &redis.sentinel_password)] {
+        if secret.is_some() {
+            table[key] = json!(MASK);
+        }
+    }
+    for (key, file) in [("roots", &redis.tls.roots), ("certificate", &redis.tls.certificate), ("key", &redis.tls.key)] {
+        if let Some(file) = file {
+            table["tls"][key] = json!(absolute(file));
+        }
     }
     table
 }

@@ -78,6 +78,11 @@ quantity!(
     RawFieldValues, {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 );
 
+quantity!(
+    /// One address, or several.
+    RawAddresses, {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+);
+
 /// The whole file.
 ///
 /// The keys of routes may also stand here (defaults of all sites) and in a site (defaults of its
@@ -462,6 +467,102 @@ pub struct RawCache {
     /// A response's No-Vary-Search counts: it answers all URLs whose queries it calls equivalent.
     pub no_vary_search: Option<bool>,
     pub key: RawKey,
+    pub redis: RawCacheRedis,
+}
+
+/// The connection to Redis in a table of its own, with further keys.
+macro_rules! redis_table {
+    ($(#[$meta:meta])* $name:ident { $($(#[$more:meta])* $key:ident: $value:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            /// `redis://host:port`, `rediss://host:port` (TLS) or `unix:/path`; of Sentinels and of a Cluster several.
+            pub url: Option<RawAddresses>,
+            pub mode: Option<RawRedisMode>,
+            /// What Sentinel calls the master.
+            pub sentinel_master: Option<String>,
+            /// Password of the Sentinels.
+            pub sentinel_password: Option<String>,
+            /// File that holds it.
+            pub sentinel_password_file: Option<String>,
+            /// User of the ACL.
+            pub user: Option<String>,
+            pub password: Option<String>,
+            /// File that holds the password.
+            pub password_file: Option<String>,
+            /// Number of the database.
+            pub database: Option<u64>,
+            pub tls: RawRedisTls,
+            /// What the names of all keys begin with.
+            pub prefix: Option<String>,
+            /// For a connection to be made, Sentinel and login included.
+            pub connect_timeout: Option<RawDuration>,
+            $($(#[$more])* pub $key: $value,)*
+        }
+
+        impl $name {
+            /// The keys that say where Redis is, and how to connect.
+            pub fn server_keys(&self) -> RedisKeys<'_> {
+                RedisKeys {
+                    url: self.url.as_ref(),
+                    mode: self.mode,
+                    sentinel_master: self.sentinel_master.as_deref(),
+                    sentinel_password: (self.sentinel_password.as_deref(), self.sentinel_password_file.as_deref()),
+                    user: self.user.as_deref(),
+                    password: (self.password.as_deref(), self.password_file.as_deref()),
+                    database: self.database,
+                    tls: &self.tls,
+                    prefix: self.prefix.as_deref(),
+                    connect_timeout: self.connect_timeout.as_ref(),
+                }
+            }
+        }
+    };
+}
+
+redis_table!(
+    /// The tier that the fleet shares. Where Redis is stands at the top only; the rest also in sites and routes.
+    RawCacheRedis {}
+);
+
+/// The keys that every table with a connection to Redis has.
+#[derive(Debug, Clone, Copy)]
+pub struct RedisKeys<'a> {
+    pub url: Option<&'a RawAddresses>,
+    pub mode: Option<RawRedisMode>,
+    pub sentinel_master: Option<&'a str>,
+    /// Literal, file.
+    pub sentinel_password: (Option<&'a str>, Option<&'a str>),
+    pub user: Option<&'a str>,
+    /// Literal, file.
+    pub password: (Option<&'a str>, Option<&'a str>),
+    pub database: Option<u64>,
+    pub tls: &'a RawRedisTls,
+    pub prefix: Option<&'a str>,
+    pub connect_timeout: Option<&'a RawDuration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawRedisMode {
+    /// One server.
+    Standalone,
+    /// The master that the Sentinels at `url` name.
+    Sentinel,
+    /// A Cluster, found from the nodes at `url`.
+    Cluster,
+}
+
+/// For `rediss://`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRedisTls {
+    /// File with the certificates to trust instead of the system's.
+    pub roots: Option<String>,
+    /// Files with a certificate and its key to show to Redis.
+    pub certificate: Option<String>,
+    pub key: Option<String>,
 }
 
 /// Freshness lifetimes.

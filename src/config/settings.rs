@@ -24,6 +24,8 @@ pub struct Settings {
     pub sites: Vec<Arc<Site>>,
     pub purge: Purge,
     pub log: Log,
+    /// `[cache.redis]`: the tier that the fleet shares, where there is one.
+    pub redis: Option<RedisTier>,
     /// Hash of the resolved configuration, for metrics and `explain`.
     pub hash: String,
     /// Overrides that widen what RFC 9111 allows and other things worth saying once at start.
@@ -408,6 +410,81 @@ pub enum AccessFormat {
     Combined,
     Json,
     Ecs,
+}
+
+/// The tier that the fleet shares.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RedisTier {
+    pub server: Redis,
+}
+
+/// A deployment of Redis and how to connect to it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Redis {
+    pub mode: RedisMode,
+    /// The server, the Sentinels, or some nodes of the Cluster; at least one.
+    pub addresses: Vec<RedisAddress>,
+    pub sentinel_password: Option<Secret>,
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    pub database: u32,
+    pub tls: RedisTls,
+    /// What the names of all keys begin with; no braces, which mean something to a Cluster.
+    pub prefix: String,
+    /// For a connection to be made, Sentinel and login included.
+    pub connect_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisMode {
+    Standalone,
+    /// The addresses are Sentinels' that know this master.
+    Sentinel {
+        master: String,
+    },
+    Cluster,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisAddress {
+    Tcp { host: String, port: u16 },
+    Tls { host: String, port: u16 },
+    Unix { path: PathBuf },
+}
+
+impl fmt::Display for RedisAddress {
+    /// As it is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, host, port) = match self {
+            Self::Tcp { host, port } => ("redis", host, port),
+            Self::Tls { host, port } => ("rediss", host, port),
+            Self::Unix { path } => return write!(f, "unix:{}", path.display()),
+        };
+        if host.contains(':') { write!(f, "{scheme}://[{host}]:{port}") } else { write!(f, "{scheme}://{host}:{port}") }
+    }
+}
+
+/// For `rediss://`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Trusted instead of the system's.
+    pub roots: Option<PemFile>,
+    /// Shown to Redis; both or none.
+    pub certificate: Option<PemFile>,
+    pub key: Option<PemFile>,
+}
+
+/// A file that was read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PemFile {
+    pub path: PathBuf,
+    pub pem: Vec<u8>,
+}
+
+impl fmt::Debug for PemFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.path)
+    }
 }
 
 /// Text that never shows.

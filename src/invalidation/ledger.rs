@@ -7,6 +7,7 @@
 use super::kind::{Kind, Kinds};
 use super::outbox::Outbox;
 use super::{Mark, Mode, Position, PurgeId, Selector, Subject};
+use crate::faults::{Fault, planted};
 use crate::semantics::key::{hash128, search_hash};
 use crate::semantics::reuse::Validity;
 use foldhash::fast::RandomState;
@@ -338,6 +339,9 @@ impl Ledger {
         let slot = if kind == Kind::Everything { &mut self.everything } else { self.slot(slot_key(kind, hash)) };
         #[cfg(test)]
         if faults.soft_overwrites_hard && mode == Mode::Soft {
+            slot.hard = Mark::default();
+        }
+        if planted(Fault::SoftOverwritesHard) && mode == Mode::Soft {
             slot.hard = Mark::default();
         }
         slot.raise(mode, mark, mono_ms);

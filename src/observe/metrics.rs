@@ -4,9 +4,11 @@
 //! prometheus crate, with children resolved beforehand where the labels are enums. Nothing here decides anything.
 
 mod hot;
+mod redis;
 mod scrape;
 pub mod series;
 
+pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
@@ -360,6 +362,8 @@ pub struct Metrics {
     /// By position in [`LOST_REASONS`].
     access_log_lost: Vec<IntCounter>,
     upstreams: Upstreams,
+    /// Connections to Redis.
+    pub redis: RedisSeries,
     reload: Reload,
 }
 
@@ -400,6 +404,7 @@ impl Metrics {
             panics: single(&series::PANICS.counters(&registry)),
             access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
             upstreams: Upstreams::new(&registry),
+            redis: RedisSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,

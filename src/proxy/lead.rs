@@ -10,6 +10,7 @@ use crate::cache::{Blocks, StoredHead, StoredResponse};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillWriter, JoinTicket, Unstored};
 use crate::coalesce::flight::{Leader, Published};
+use crate::faults::{Fault, planted};
 use crate::listener::InterimSender;
 use crate::observe::metrics::BlockOutcome;
 use crate::semantics::partial::{self, Version};
@@ -54,6 +55,9 @@ pub async fn lead(
             None
         }
         Ok(inbound) => {
+            if planted(Fault::StampAtFetchEnd) {
+                began.stamp = duty.proxy.journal.stamp();
+            }
             let status = inbound.status.as_u16();
             duty.head(inbound, began, candidate, confirming).await;
             Some(status)

@@ -56,9 +56,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "pages",
             "body",
             "clock",
+            "faults",
         ],
     ),
     ("proxy::outcome", &["semantics::cache_status", "semantics::storage", "semantics::widening"]),
+    ("redis", &["observe", "config::settings", "clock"]),
     ("route", &["config::settings", "semantics"]),
     ("cache", &["tier", "invalidation", "coalesce::pinned", "observe", "config::settings", "semantics", "body", "pages", "clock"]),
     (

@@ -1,3 +1,4 @@
 //! Several nodes, and the Redis between them.
 
+mod fire;
 mod parts;

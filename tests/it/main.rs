@@ -14,6 +14,7 @@ mod journal;
 mod lifecycle;
 mod observe;
 mod panics;
+mod redis;
 mod rules;
 mod serve;
 mod support;

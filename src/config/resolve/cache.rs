@@ -1,6 +1,7 @@
 //! Cache policy and cache key: each level changes what the levels around it have set.
 
 use super::key;
+use super::redis;
 use super::table::Table;
 use crate::config::raw::{RawBodyKey, RawCache, RawClientDirectives, RawSetCookie, RawShare, RawTtl, RawVary};
 use crate::config::report::Report;
@@ -54,6 +55,7 @@ pub fn apply(at: &str, raw: &RawCache, policy: &mut CachePolicy, key_policy: &mu
     policy.early_refresh = lifetime_share(at, "early_refresh", raw.early_refresh.as_ref(), policy.early_refresh, report);
     policy.ttl_jitter = lifetime_share(&ttl, "jitter", raw.ttl.jitter.as_ref(), policy.ttl_jitter, report);
     key::apply(&join(at, "key"), &raw.key, key_policy, report);
+    redis::check_level(at, &raw.redis, report);
 }
 
 /// Languages or formats of one route; each costs time on every request for a response that varies.

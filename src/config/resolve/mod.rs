@@ -6,6 +6,7 @@ mod key;
 mod limit;
 mod matching;
 mod net;
+mod redis;
 mod site;
 mod table;
 
@@ -62,6 +63,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         upstreams,
         purge: purge(&raw.purge, report),
         log: log(&raw.log, report),
+        redis: redis::tier(&raw.cache.redis, report),
         hash: String::new(),
         warnings: Vec::new(),
     };

@@ -160,6 +160,16 @@ series! {
         "Fetches that wait for one of the upstream's places for what purges caused (purge_concurrency).";
     UPSTREAM_PURGE_FETCHES = Counter "tiercel_upstream_purge_fetches_total" ["upstream"]
         "Fetches that were taken for the doing of a purge of a prefix, host, site or everything, and so passed the places for them.";
+    REDIS_COMMANDS = Counter "tiercel_redis_commands_total" ["use", "outcome"]
+        "Commands sent to Redis, by what for and how they ended: answered, refused (with an error), timeout, broken (the connection failed), or away (not sent: there was none).";
+    REDIS_SECONDS = Histogram "tiercel_redis_command_seconds" ["use"]
+        "From a command sent to Redis to its answer, or to when it was given up.";
+    REDIS_CONNECTS = Counter "tiercel_redis_connects_total" ["use", "outcome"]
+        "Connections to Redis that were made, or could not be.";
+    REDIS_CONNECTIONS = Gauge "tiercel_redis_connections" ["use"]
+        "Connections to Redis that are up.";
+    REDIS_CLOCK_OFFSET = Gauge "tiercel_redis_clock_offset_milliseconds" []
+        "By how much the clock of Redis is ahead of this host's; stored responses in Redis carry its time.";
     CONNECTIONS = Gauge "tiercel_connections" []
         "Connections of clients.";
     REFUSED = Counter "tiercel_refused_total" ["reason", "code"]

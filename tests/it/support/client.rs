@@ -74,6 +74,13 @@ impl Client {
         Self { stream, buffer: Vec::new() }
     }
 
+    /// `None` where nobody listens.
+    pub async fn try_connect(address: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect(address).await.ok()?;
+        stream.set_nodelay(true).ok()?;
+        Some(Self { stream, buffer: Vec::new() })
+    }
+
     /// One for which the kernel keeps little of what it has not read.
     pub async fn narrow(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");

@@ -1,0 +1,215 @@
+//! Where Redis is, and how to connect.
+
+use super::table::Table;
+use super::{SECRET_FILE_BYTES_MAX, secret, secs};
+use crate::config::files::read_bytes;
+use crate::config::raw::{RawAddresses, RawCacheRedis, RawRedisMode, RawRedisTls, RedisKeys};
+use crate::config::report::{Report, shown};
+use crate::config::settings::{PemFile, Redis, RedisAddress, RedisMode, RedisTier, RedisTls};
+use crate::config::shape::join;
+
+const ADDRESS_ALLOWED: &str = r#""redis://host:port", "rediss://host:port" (TLS) or "unix:/path/to/socket""#;
+const PORT: u16 = 6379;
+/// Servers that one deployment may name.
+const ADDRESSES_MAX: usize = 64;
+const PREFIX_BYTES_MAX: usize = 64;
+/// Databases of a server, at most: its configuration may have fewer.
+const DATABASE_MAX: u64 = 65_535;
+
+/// `[cache.redis]` at the top.
+pub fn tier(raw: &RawCacheRedis, report: &mut Report) -> Option<RedisTier> {
+    let server = server("cache.redis", raw.server_keys(), report)?;
+    Some(RedisTier { server })
+}
+
+/// A connection; `None` where none is wanted, or where it cannot be.
+pub fn server(at: &str, keys: RedisKeys<'_>, report: &mut Report) -> Option<Redis> {
+    let Some(url) = keys.url else {
+        if let Some(key) = given(&keys).first() {
+            report.problem(
+                &join(at, key),
+                "a connection to nowhere",
+                String::new(),
+                "url beside it",
+                format!("write url = \"redis://127.0.0.1:6379\" in [{at}]"),
+            );
+        }
+        return None;
+    };
+    let addresses = addresses(&join(at, "url"), url, report);
+    let mode = mode(at, &keys, &addresses, report);
+    let prefix = keys.prefix.unwrap_or("tiercel").to_owned();
+    let is_plain = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'));
+    if prefix.is_empty() || prefix.len() > PREFIX_BYTES_MAX || !is_plain {
+        let allowed = "1 to 64 letters, digits and - _ . :";
+        report.problem(&join(at, "prefix"), "not a prefix of keys", format!("\"{prefix}\""), allowed, "write for example \"shop\"");
+    }
+    let password = secret(&join(at, "password"), keys.password.0, keys.password.1, report);
+    if keys.user.is_some() && keys.password == (None, None) {
+        report.problem(&join(at, "user"), "a user without a password", "", "password_file beside it", "add password_file");
+    }
+    let sentinel_password = secret(&join(at, "sentinel_password"), keys.sentinel_password.0, keys.sentinel_password.1, report);
+    let tls = tls(&join(at, "tls"), keys.tls, &addresses, report);
+    let mut table = Table::new(report, at);
+    let database = table.count("database", keys.database, 0, 0..=DATABASE_MAX) as u32;
+    let connect_timeout = table.timeout("connect_timeout", keys.connect_timeout, secs(1));
+    if addresses.is_empty() {
+        return None;
+    }
+    Some(Redis {
+        mode: mode?,
+        addresses,
+        sentinel_password,
+        user: keys.user.map(str::to_owned),
+        password,
+        database,
+        tls,
+        prefix,
+        connect_timeout,
+    })
+}
+
+/// In sites and routes Redis is used or not; where it is stands at the top.
+pub fn check_level(at: &str, raw: &RawCacheRedis, report: &mut Report) {
+    if at == "cache" {
+        return;
+    }
+    let keys = raw.server_keys();
+    let mut given = given(&keys);
+    given.extend(keys.url.map(|_| "url"));
+    for key in given {
+        let path = join(&join(at, "redis"), key);
+        report.problem(&path, "the fleet shares one Redis", "", "this key in [cache.redis] at the top", "move it to [cache.redis]");
+    }
+}
+
+/// The keys besides `url` that are there.
+fn given(keys: &RedisKeys<'_>) -> Vec<&'static str> {
+    let all = [
+        ("mode", keys.mode.is_some()),
+        ("sentinel_master", keys.sentinel_master.is_some()),
+        ("sentinel_password", keys.sentinel_password.0.is_some()),
+        ("sentinel_password_file", keys.sentinel_password.1.is_some()),
+        ("user", keys.user.is_some()),
+        ("password", keys.password.0.is_some()),
+        ("password_file", keys.password.1.is_some()),
+        ("database", keys.database.is_some()),
+        ("tls", *keys.tls != RawRedisTls::default()),
+        ("prefix", keys.prefix.is_some()),
+        ("connect_timeout", keys.connect_timeout.is_some()),
+    ];
+    all.into_iter().filter_map(|(key, is_there)| is_there.then_some(key)).collect()
+}
+
+fn addresses(path: &str, raw: &RawAddresses, report: &mut Report) -> Vec<RedisAddress> {
+    let values = raw.0.as_array().map_or_else(|| vec![&raw.0], |list| list.iter().collect());
+    if values.is_empty() || values.len() > ADDRESSES_MAX {
+        report.problem(path, "no address, or too many", values.len().to_string(), format!("1 to {ADDRESSES_MAX}"), "name some");
+    }
+    let mut addresses = Vec::new();
+    for (index, value) in values.iter().enumerate() {
+        let path = if raw.0.is_array() { format!("{path}[{index}]") } else { path.to_owned() };
+        let text = value.as_str().unwrap_or_default();
+        match address(text) {
+            Some(address) => addresses.push(address),
+            None if text.contains('@') => {
+                let remedy = "leave the login out of it: write user and password_file beside it";
+                report.problem(&path, "an address with a login", "***", ADDRESS_ALLOWED, remedy);
+            }
+            None => {
+                report.problem(&path, "not an address of Redis", shown(value), ADDRESS_ALLOWED, "write \"redis://127.0.0.1:6379\"");
+            }
+        }
+    }
+    addresses
+}
+
+/// Scheme, host and port, and nothing else; without a port Redis' own.
+fn address(text: &str) -> Option<RedisAddress> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        return path.starts_with('/').then(|| RedisAddress::Unix { path: path.into() });
+    }
+    let (scheme, authority) = text.split_once("://")?;
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']')?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            (host, port.strip_prefix(':').or_else(|| port.is_empty().then_some(""))?)
+        }
+        None => authority.split_once(':').unwrap_or((authority, "")),
+    };
+    let is_name = |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    if host.is_empty() || !(host.contains(':') || is_name(host)) {
+        return None;
+    }
+    let port = if port.is_empty() { PORT } else { port.parse().ok().filter(|port| *port > 0)? };
+    let host = host.to_owned();
+    match scheme {
+        "redis" | "valkey" => Some(RedisAddress::Tcp { host, port }),
+        "rediss" | "valkeys" => Some(RedisAddress::Tls { host, port }),
+        _ => None,
+    }
+}
+
+fn mode(at: &str, keys: &RedisKeys<'_>, addresses: &[RedisAddress], report: &mut Report) -> Option<RedisMode> {
+    let mode = keys.mode.unwrap_or(RawRedisMode::Standalone);
+    let has_sentinel_key = keys.sentinel_master.is_some() || keys.sentinel_password != (None, None);
+    if mode != RawRedisMode::Sentinel && has_sentinel_key {
+        let remedy = "write mode = \"sentinel\", or remove what is Sentinel's";
+        report.problem(&join(at, "sentinel_master"), "Sentinel without its mode", "", "mode = \"sentinel\" beside it", remedy);
+    }
+    if mode == RawRedisMode::Standalone && addresses.len() > 1 {
+        let remedy = "name one, or write mode = \"cluster\" or mode = \"sentinel\"";
+        report.problem(&join(at, "url"), "several servers", addresses.len().to_string(), "one for a standalone server", remedy);
+    }
+    if mode == RawRedisMode::Cluster {
+        if keys.database.is_some_and(|number| number > 0) {
+            report.problem(&join(at, "database"), "a Cluster has no other database", "", "0", "remove it");
+        }
+        if addresses.iter().any(|address| matches!(address, RedisAddress::Unix { .. })) {
+            report.problem(&join(at, "url"), "a Cluster is found by its addresses", "", "redis:// or rediss://", "name hosts and ports");
+        }
+    }
+    match mode {
+        RawRedisMode::Standalone => Some(RedisMode::Standalone),
+        RawRedisMode::Cluster => Some(RedisMode::Cluster),
+        RawRedisMode::Sentinel => match keys.sentinel_master {
+            Some(master) if !master.is_empty() => Some(RedisMode::Sentinel { master: master.to_owned() }),
+            _ => {
+                let remedy = "write sentinel_master = \"mymaster\", as in sentinel.conf";
+                report.problem(&join(at, "sentinel_master"), "no master is named", "", "what Sentinel calls the master", remedy);
+                None
+            }
+        },
+    }
+}
+
+fn tls(at: &str, raw: &RawRedisTls, addresses: &[RedisAddress], report: &mut Report) -> RedisTls {
+    let is_encrypted = addresses.iter().any(|address| matches!(address, RedisAddress::Tls { .. }));
+    if is_encrypted && addresses.iter().any(|address| !matches!(address, RedisAddress::Tls { .. })) {
+        let at = at.trim_end_matches(".tls");
+        report.problem(&join(at, "url"), "some addresses with TLS and some without", "", "all of one kind", "write rediss:// for all");
+    }
+    if *raw != RawRedisTls::default() && !is_encrypted && !addresses.is_empty() {
+        report.problem(at, "TLS for a connection without it", "", "url = \"rediss://...\"", "write rediss://, or remove this table");
+    }
+    if raw.certificate.is_some() != raw.key.is_some() {
+        report.problem(at, "a certificate without its key, or the other way round", "", "certificate and key, or none", "add the other");
+    }
+    let mut file = |key: &str, path: &Option<String>| {
+        let given = path.as_ref()?;
+        let at = join(at, key);
+        let path = report.directory(&at).join(given);
+        match read_bytes(&path, SECRET_FILE_BYTES_MAX) {
+            Ok(pem) => Some(PemFile { path, pem }),
+            Err(error) => {
+                let what = format!("cannot be read: {error}");
+                report.problem(&at, what, format!("\"{given}\""), "a readable PEM file", "create it, or correct the name");
+                None
+            }
+        }
+    };
+    RedisTls { roots: file("roots", &raw.roots), certificate: file("certificate", &raw.certificate), key: file("key", &raw.key) }
+}

@@ -1,0 +1,163 @@
+//! Names of everything that Tiercel keeps in Redis: no other module spells a key.
+//!
+//! All begin with the prefix. What has to be read or changed in one step shares a hash tag (the part in braces), so that
+//! Redis Cluster keeps it in one slot: the records of one URL, and everything of the journal.
+
+use std::fmt;
+
+/// Makes the keys of one prefix.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    prefix: Box<str>,
+}
+
+/// What the records of one URL have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UrlKeys<'a> {
+    keys: &'a Keys,
+    /// Of the fleet's journal: records of another one are never asked for.
+    epoch: u64,
+    url: u128,
+}
+
+impl Keys {
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.into() }
+    }
+
+    /// The records that stored responses of a URL consist of.
+    pub fn url(&self, epoch: u64, url: u128) -> UrlKeys<'_> {
+        UrlKeys { keys: self, epoch, url }
+    }
+
+    /// Matches every record of the tier, of whichever epoch; for `SCAN`.
+    pub fn tier_pattern(&self) -> String {
+        format!("{}:c:*", self.prefix)
+    }
+
+    /// The stream of invalidations; one of two keys of its kind that never expire, and are trimmed.
+    pub fn journal(&self) -> String {
+        self.of_journal("entries")
+    }
+
+    /// The record of the journal's epoch.
+    pub fn epoch(&self) -> String {
+        self.of_journal("epoch")
+    }
+
+    /// The stream of what unsafe methods invalidate.
+    pub fn unsafe_methods(&self) -> String {
+        self.of_journal("unsafe")
+    }
+
+    /// The registration of one running node.
+    pub fn node(&self, name: &str) -> String {
+        self.of_journal(&format!("node:{name}"))
+    }
+
+    /// The hash of all nodes known, running or not.
+    pub fn roster(&self) -> String {
+        self.of_journal("roster")
+    }
+
+    /// The counter of a shared rate limit.
+    pub fn limit(&self, name: impl fmt::Display) -> String {
+        format!("{}:limit:{{{name}}}", self.prefix)
+    }
+
+    /// A channel for messages that nobody needs to keep.
+    pub fn channel(&self, name: &str) -> String {
+        format!("{}:channel:{name}", self.prefix)
+    }
+
+    fn of_journal(&self, name: &str) -> String {
+        format!("{}:{{journal}}:{name}", self.prefix)
+    }
+}
+
+impl UrlKeys<'_> {
+    /// What is known of a cache key: the fields that its responses vary by, and which came last.
+    pub fn primary(&self, key: u128) -> String {
+        self.record(format_args!("p:{key:032x}"))
+    }
+
+    /// The head of one stored response; writing it makes the response visible.
+    pub fn head(&self, variant: u128) -> String {
+        self.record(format_args!("h:{variant:032x}"))
+    }
+
+    /// One segment of a body.
+    pub fn segment(&self, body: u128, number: u32) -> String {
+        self.record(format_args!("s:{body:032x}:{number}"))
+    }
+
+    /// The position below which stored responses of this URL are unusable.
+    pub fn floor(&self) -> String {
+        self.record(format_args!("f"))
+    }
+
+    /// Who fetches this for the fleet.
+    pub fn lease(&self, variant: u128) -> String {
+        self.record(format_args!("l:{variant:032x}"))
+    }
+
+    fn record(&self, rest: fmt::Arguments<'_>) -> String {
+        format!("{}:c:{}:{{{:032x}}}:{rest}", self.keys.prefix, self.epoch, self.url)
+    }
+}
+
+/// The slot of a Cluster in which a key is: CRC-16/XMODEM of its hash tag.
+pub(super) fn slot(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag).filter(|tag| !tag.is_empty());
+    let crc = tag.unwrap_or(key).bytes().fold(0_u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 })
+    });
+    crc % 16_384
+}
+
+impl PartialEq for Keys {
+    fn eq(&self, other: &Self) -> bool {
+        self.prefix == other.prefix
+    }
+}
+
+impl Eq for Keys {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Redis Cluster hashes: the text in the first braces.
+    fn tag(key: &str) -> &str {
+        let (_, rest) = key.split_once('{').expect("a hash tag");
+        rest.split_once('}').expect("a whole hash tag").0
+    }
+
+    #[test]
+    fn records_of_one_url_share_a_slot_and_no_name() {
+        let keys = Keys::new("shop");
+        let url = keys.url(3, 0xabc);
+        let all = [url.primary(1), url.head(1), url.head(2), url.segment(1, 0), url.segment(1, 1), url.floor(), url.lease(1)];
+        let mut names = all.to_vec();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all.len(), "{all:?}");
+        assert!(all.iter().all(|key| tag(key) == format!("{:032x}", 0xabc)), "{all:?}");
+        assert_eq!(url.floor(), "shop:c:3:{00000000000000000000000000000abc}:f");
+        assert_ne!(url.floor(), keys.url(4, 0xabc).floor(), "an epoch shares nothing with another");
+    }
+
+    #[test]
+    fn slots_are_those_of_the_specification() {
+        assert_eq!(slot("123456789"), 0x31C3);
+        assert_eq!(slot("foo"), 12182);
+        assert_eq!(slot("x:{foo}:y"), 12182);
+    }
+
+    #[test]
+    fn everything_of_the_journal_shares_a_slot() {
+        let keys = Keys::new("tiercel");
+        let all = [keys.journal(), keys.epoch(), keys.unsafe_methods(), keys.node("a"), keys.roster()];
+        assert!(all.iter().all(|key| tag(key) == "journal"), "{all:?}");
+    }
+}

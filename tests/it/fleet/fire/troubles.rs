@@ -1,0 +1,335 @@
+//! What happens to nodes, links and Redis meanwhile, and that the fleet recovers from each of it.
+
+use super::load::{ask, judge};
+use super::purges::purge;
+use super::{Fire, Setup};
+use crate::support::client::Client;
+use crate::support::fleet::Fleet;
+use crate::support::link;
+use crate::support::redis::{Redis, Reply, Restart, Sentinels};
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+
+/// How long the fleet has to be whole again after a trouble.
+const RECOVERY: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    NodeStoppedShortly,
+    NodeStoppedBeyondTrust,
+    NodeKilled,
+    LinkCut,
+    LinkHeld,
+    LinkSlow,
+    LinkGarbled,
+    AllLinksCut,
+    RedisPaused,
+    RedisKilledAndEmpty,
+    RedisFromOldSnapshot,
+    /// The same, while a node has not seen what is lost by it.
+    RedisFromOldSnapshotBehindANode,
+    RedisFlushed,
+    StreamsTrimmed,
+    MemoryFull,
+    MemoryEvicting,
+    FailoverToLaggingReplica,
+}
+
+use Trouble::*;
+
+impl Trouble {
+    pub fn of(setup: Setup) -> Vec<Self> {
+        let nodes = [NodeStoppedShortly, NodeStoppedBeyondTrust, NodeKilled];
+        let links = [LinkCut, LinkHeld, LinkSlow, LinkGarbled, AllLinksCut];
+        let servers = [
+            RedisPaused,
+            RedisKilledAndEmpty,
+            RedisFromOldSnapshot,
+            RedisFromOldSnapshotBehindANode,
+            RedisFlushed,
+            StreamsTrimmed,
+            MemoryFull,
+            MemoryEvicting,
+        ];
+        match setup {
+            Setup::Alone => nodes.to_vec(),
+            Setup::Standalone => [&nodes[..], &links, &servers].concat(),
+            Setup::Sentinel => [&nodes[..], &[RedisPaused, RedisFlushed, StreamsTrimmed, FailoverToLaggingReplica]].concat(),
+        }
+    }
+}
+
+/// What troubles are made to.
+pub struct Stage {
+    pub fire: Arc<Fire>,
+    pub fleet: Fleet,
+    /// The master first.
+    pub redis: Vec<Redis>,
+    pub sentinels: Option<Sentinels>,
+    pub random: StdRng,
+    pub clients: Handle,
+}
+
+impl Stage {
+    /// Makes one trouble after the other until the fire is over, each of them as often as any other.
+    pub fn trouble_until_over(&mut self) {
+        let mut round = Vec::new();
+        while !self.fire.is_over() {
+            if round.is_empty() {
+                round = self.fire.plan.troubles.clone();
+                round.shuffle(&mut self.random);
+                if round.is_empty() {
+                    self.fire.wait(Duration::from_millis(50));
+                    continue;
+                }
+            }
+            let trouble = round.pop().expect("it is not empty");
+            *self.fire.trouble.lock() = format!("{trouble:?}");
+            self.fire.tell(format!("{trouble:?}"));
+            self.make(trouble);
+            self.recover(trouble);
+            self.fire.troubles.count(format!("{trouble:?}"));
+            *self.fire.trouble.lock() = format!("after {trouble:?}");
+            self.fire.wait(Duration::from_millis(500));
+        }
+        self.end();
+    }
+
+    fn make(&mut self, trouble: Trouble) {
+        let node = self.random.random_range(0..self.fleet.nodes.len());
+        let beyond_trust = self.fire.plan.trust + Duration::from_millis(self.random.random_range(300..1500));
+        match trouble {
+            NodeStoppedShortly => {
+                let shortly = Duration::from_millis(self.random.random_range(50..700));
+                self.stop_node(node, shortly);
+            }
+            NodeStoppedBeyondTrust => self.stop_node_and_purge(node, beyond_trust),
+            NodeKilled => self.kill_node(node),
+            LinkCut => self.link(node, link::Trouble::Cut, beyond_trust),
+            LinkHeld => self.link(node, link::Trouble::Held, beyond_trust),
+            LinkSlow => {
+                let delay = Duration::from_millis(self.random.random_range(20..300));
+                self.link(node, link::Trouble::Slow(delay), beyond_trust);
+            }
+            LinkGarbled => self.link(node, link::Trouble::Garbled, beyond_trust),
+            AllLinksCut => {
+                self.fleet.nodes.iter().filter_map(|node| node.link.as_ref()).for_each(|link| link.make(link::Trouble::Cut));
+                self.fire.wait(beyond_trust);
+            }
+            RedisPaused => {
+                self.master().pause();
+                self.fire.wait(beyond_trust);
+                self.master().resume();
+            }
+            RedisKilledAndEmpty => self.restart(Restart::Empty, Duration::from_millis(200)),
+            RedisFromOldSnapshot => {
+                self.master().save();
+                self.fire.wait(Duration::from_millis(800));
+                self.restart(Restart::Saved, Duration::from_millis(10));
+            }
+            RedisFromOldSnapshotBehindANode => {
+                self.master().save();
+                self.fleet.nodes[node].link.as_ref().expect("a link").make(link::Trouble::Held);
+                self.fire.wait(Duration::from_millis(400));
+                self.restart(Restart::Saved, Duration::from_millis(10));
+            }
+            RedisFlushed => self.master().flush_all(),
+            StreamsTrimmed => self.trim(node, beyond_trust),
+            MemoryFull => self.limit("noeviction", beyond_trust),
+            MemoryEvicting => self.limit("allkeys-random", beyond_trust),
+            FailoverToLaggingReplica => self.fail_over(),
+        }
+    }
+
+    fn master(&self) -> &Redis {
+        &self.redis[0]
+    }
+
+    fn stop_node(&self, node: usize, how_long: Duration) {
+        self.rest(node, true);
+        self.fleet.nodes[node].pause();
+        self.fire.wait(how_long);
+        self.fleet.nodes[node].resume();
+        self.rest(node, false);
+    }
+
+    /// A node sleeps past its trust. What it holds is purged meanwhile, and asked for before it wakes up: the first that it does
+    /// then is to answer.
+    fn stop_node_and_purge(&self, node: usize, how_long: Duration) {
+        let fire = &self.fire;
+        let first = self.fleet.nodes.len() * 7;
+        let held: Vec<_> = fire.world.resources.iter().skip(first).take(12).collect();
+        self.clients.block_on(async {
+            for resource in &held {
+                ask(fire, &mut None, node, resource, true).await;
+            }
+        });
+        self.rest(node, true);
+        self.fleet.nodes[node].pause();
+        fire.wait(how_long);
+        let others: Vec<_> = (0..fire.nodes.len()).filter(|other| *other != node).collect();
+        self.clients.block_on(async {
+            for resource in &held {
+                if let Some(other) = others.first() {
+                    purge(fire, *other, fire.world.prepare_url(resource.number, true)).await;
+                }
+            }
+            let mut asked = Vec::new();
+            for resource in &held {
+                let demand = fire.world.demand(resource, node);
+                let Some(mut client) = Client::try_connect(fire.nodes[node].http).await else { continue };
+                client.send(format!("GET {} HTTP/1.1\r\nHost: {}\r\nX-V: 1\r\n\r\n", resource.path, resource.host)).await;
+                asked.push((*resource, demand, client));
+            }
+            self.fleet.nodes[node].resume();
+            for (resource, demand, mut client) in asked {
+                if let Ok(Some(answer)) = tokio::time::timeout(Duration::from_secs(10), client.answer(false)).await {
+                    fire.troubles.count("answers of a node that woke up");
+                    judge(fire, node, resource, demand, &answer);
+                }
+            }
+        });
+        self.rest(node, false);
+    }
+
+    fn kill_node(&mut self, node: usize) {
+        self.rest(node, true);
+        self.fire.world.forget(node);
+        self.fleet.nodes[node].kill();
+        self.fire.wait(Duration::from_millis(200));
+        self.fleet.nodes[node].start();
+        self.fleet.nodes[node].until_ready();
+        self.rest(node, false);
+    }
+
+    fn rest(&self, node: usize, rests: bool) {
+        self.fire.nodes[node].resting.store(rests, SeqCst);
+    }
+
+    fn link(&self, node: usize, trouble: link::Trouble, how_long: Duration) {
+        self.fleet.nodes[node].link.as_ref().expect("a link").make(trouble);
+        self.fire.wait(how_long);
+    }
+
+    fn restart(&mut self, with: Restart, after: Duration) {
+        self.redis[0].kill();
+        self.fire.wait(after);
+        self.redis[0].start_again(with);
+    }
+
+    /// A node is cut off, and finds that what it missed was trimmed.
+    fn trim(&self, node: usize, how_long: Duration) {
+        let link = self.fleet.nodes[node].link.as_ref();
+        link.inspect(|link| link.make(link::Trouble::Cut));
+        self.fire.wait(how_long);
+        let Ok(mut connection) = self.master().connect() else { return };
+        let mut cursor = "0".to_owned();
+        loop {
+            let reply = connection.ask(&["SCAN", &cursor, "COUNT", "1000", "TYPE", "stream"]).expect("Redis answers");
+            for key in reply.list()[1].list() {
+                connection.ask(&["XTRIM", &key.text(), "MAXLEN", "=", "1"]).expect("Redis answers");
+                self.fire.troubles.count("streams trimmed");
+            }
+            cursor = reply.list()[0].text();
+            if cursor == "0" {
+                break;
+            }
+        }
+    }
+
+    /// Less memory than is used, for a while.
+    fn limit(&self, policy: &str, how_long: Duration) {
+        let used: u64 = self.master().info("memory", "used_memory").and_then(|used| used.parse().ok()).expect("a number");
+        self.master().set("maxmemory-policy", policy);
+        self.master().set("maxmemory", &(used.saturating_sub(100_000)).to_string());
+        self.fire.wait(how_long);
+        self.master().set("maxmemory", "0");
+        self.master().set("maxmemory-policy", "noeviction");
+    }
+
+    /// The replica misses what comes, and is made the master.
+    fn fail_over(&mut self) {
+        let sentinels = self.sentinels.as_ref().expect("sentinels");
+        self.redis[1].stop_following();
+        self.fire.wait(Duration::from_millis(500));
+        self.redis[0].kill();
+        sentinels.until_master(&self.redis[1]);
+        self.redis[1].follow_again();
+        self.redis.swap(0, 1);
+        self.redis[1].start_again(Restart::Empty);
+        let (master, replica) = (&self.redis[0], &self.redis[1]);
+        // Sentinel would do that in its own time, some ten seconds later.
+        let address = master.address();
+        let _ = replica.try_ask(&["REPLICAOF", &address.ip().to_string(), &address.port().to_string()]);
+        replica.until("the old master follows", |replica| replica.info("replication", "master_link_status").as_deref() == Some("up"));
+    }
+
+    /// Ends every trouble, and waits until each node can have a purge acknowledged by all.
+    fn recover(&self, trouble: Trouble) {
+        for link in self.fleet.nodes.iter().filter_map(|node| node.link.as_ref()) {
+            link.mend();
+        }
+        if self.fire.plan.setup == Setup::Alone {
+            return;
+        }
+        let deadline = Instant::now() + RECOVERY;
+        for node in &self.fleet.nodes {
+            loop {
+                if self.fire.is_over() {
+                    return;
+                }
+                let answer = node.admin("POST", "/v1/purge", r#"{"tags": ["nothing-has-this"], "wait": "fleet"}"#);
+                if answer.as_ref().is_some_and(|(status, receipt)| *status == 200 && receipt["complete"] == true) {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    let told = format!("{} has not recovered from {trouble:?}: {answer:?}\n{}", node.name, last_lines(&node.log()));
+                    self.fire.failed.count("not recovered");
+                    return self.fire.tell(told);
+                }
+                self.fire.wait(Duration::from_millis(50));
+            }
+        }
+    }
+
+    /// All nodes are there at the end, whatever happened to them.
+    fn end(&mut self) {
+        for node in &mut self.fleet.nodes {
+            if !node.runs() {
+                self.fire.failed.count("a node ended by itself");
+                self.fire.tell(format!("{} ended:\n{}", node.name, last_lines(&node.log())));
+            }
+        }
+        if self.fire.plan.is_verbose {
+            self.fleet.nodes.iter().for_each(|node| eprintln!("{}:\n{}", node.name, last_lines(&node.log())));
+        }
+    }
+}
+
+fn last_lines(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
+
+/// Whether a Redis has a stream: the fleet's journal is there.
+pub fn has_streams(redis: &Redis) -> bool {
+    let reply = redis.ask(&["SCAN", "0", "COUNT", "100000", "TYPE", "stream"]);
+    reply.list().get(1).is_some_and(|keys| matches!(keys, Reply::List(keys) if !keys.is_empty()))
+}
+
+pub fn random(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}
+
+#[test]
+fn no_setup_meets_a_trouble_that_it_has_nothing_for() {
+    let needs_links = [LinkCut, LinkHeld, LinkSlow, LinkGarbled, AllLinksCut, RedisFromOldSnapshotBehindANode];
+    let (alone, standalone, sentinel) = (Trouble::of(Setup::Alone), Trouble::of(Setup::Standalone), Trouble::of(Setup::Sentinel));
+    assert!(needs_links.iter().all(|trouble| standalone.contains(trouble) && !sentinel.contains(trouble) && !alone.contains(trouble)));
+    assert!(alone.iter().all(|trouble| matches!(trouble, NodeStoppedShortly | NodeStoppedBeyondTrust | NodeKilled)));
+    assert!(sentinel.contains(&FailoverToLaggingReplica) && !standalone.contains(&FailoverToLaggingReplica));
+}
