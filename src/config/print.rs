@@ -139,6 +139,7 @@ fn limits(l: &Limits) -> Value {
         "write_timeout": print_duration(l.write_timeout),
         "waiting": l.waiting,
         "rate_limit_callers": l.rate_limit_callers,
+        "rate_limit_budget": print_duration(l.rate_limit_budget),
     })
 }
 
@@ -254,7 +255,11 @@ fn rate_limit(limit: Option<&RateLimit>) -> Value {
         LimitBy::Everybody => "everybody",
         LimitBy::Field(name) => name,
     };
-    json!({"rate": rate(limit), "burst": limit.burst, "by": by, "name": limit.name})
+    let on_fault = match limit.on_fault {
+        OnFault::Allow => "allow",
+        OnFault::Deny => "deny",
+    };
+    json!({"rate": rate(limit), "burst": limit.burst, "by": by, "name": limit.name, "shared": limit.shared, "on_fault": on_fault})
 }
 
 fn rate(limit: &RateLimit) -> String {

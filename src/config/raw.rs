@@ -237,6 +237,8 @@ pub struct RawLimits {
     pub waiting: Option<u64>,
     /// Callers of rate limits that are remembered, all limits together.
     pub rate_limit_callers: Option<u64>,
+    /// What Redis may take to count a request for a shared rate limit.
+    pub rate_limit_budget: Option<RawDuration>,
 }
 
 /// Fetches under way that are shared and stored.
@@ -737,6 +739,19 @@ pub struct RawRateLimit {
     pub by: Option<String>,
     /// For metrics; limits of one name count together. Derived from the place where absent.
     pub name: Option<String>,
+    /// The nodes of the fleet count together, in Redis.
+    pub shared: Option<bool>,
+    /// What a shared limit does while Redis does not count: each node still counts for itself.
+    pub on_fault: Option<RawOnFault>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnFault {
+    /// Let through what the node lets through.
+    Allow,
+    /// Refuse.
+    Deny,
 }
 
 /// The PURGE method.

@@ -133,6 +133,8 @@ pub struct Limits {
     pub waiting: usize,
     /// Callers of rate limits that are remembered, all limits together.
     pub rate_limit_callers: u64,
+    /// What Redis may take to count a request for a shared rate limit.
+    pub rate_limit_budget: Duration,
 }
 
 /// Fills in flight.
@@ -260,6 +262,16 @@ pub struct RateLimit {
     /// At once, after a pause.
     pub burst: u32,
     pub by: LimitBy,
+    /// The nodes of the fleet count together, in Redis.
+    pub shared: bool,
+    pub on_fault: OnFault,
+}
+
+/// What a shared limit does while Redis does not count: each node still counts for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFault {
+    Allow,
+    Deny,
 }
 
 /// So many in such a time, a whole number of seconds.

@@ -3,25 +3,31 @@
 //! A [`Limiter`] is one limit of the configuration, counted by crate governor (GCRA: a bucket that refills evenly). What
 //! it remembers of each client is a bucket in a store that is bounded and shared by all limits: [`Buckets`].
 //!
+//! A shared limit is counted here first, and then in Redis ([`SharedCounts`]): what is too much for one node is too much
+//! for the fleet.
+//!
 //! Invariant: a bucket that leaves the store is a full one again. So a bound that is reached lets through too much and
 //! never too little.
 
 mod buckets;
 pub mod fields;
+mod shared;
 
 pub use buckets::Buckets;
+pub use shared::SharedCounts;
 
 use crate::clock;
-use crate::config::settings::RateLimit;
+use crate::config::settings::{OnFault, RateLimit};
+use crate::observe::metrics::LimitCounters;
 use crate::semantics::key::hash128;
 use buckets::Counting;
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::{NotUntil, Quota, RateLimiter};
-use prometheus::IntCounter;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One limit of the configuration.
@@ -30,8 +36,13 @@ pub struct Limiter {
     counting: RateLimiter<u128, Counting, BootClock, NoOpMiddleware<Nanos>>,
     /// Its buckets are its own: the state of a bucket counts from when its limiter was made.
     seed: u128,
-    rejections: IntCounter,
+    counters: LimitCounters,
+    /// Where the fleet counts, for a shared limit.
+    shared: Option<Arc<SharedCounts>>,
 }
+
+/// When to try again where Redis cannot say.
+const FAULT_WAIT: Duration = Duration::from_secs(1);
 
 /// A request that came too early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,14 +70,35 @@ pub enum Caller<'a> {
 }
 
 impl Limiter {
-    /// `rejections` counts what it refuses.
-    pub fn new(settings: RateLimit, buckets: &Buckets, rejections: IntCounter) -> Self {
+    /// With `shared` the fleet counts together.
+    pub fn new(settings: RateLimit, buckets: &Buckets, counters: LimitCounters, shared: Option<Arc<SharedCounts>>) -> Self {
         let between = settings.rate.per / settings.rate.count.max(1);
         let burst = NonZeroU32::new(settings.burst).unwrap_or(NonZeroU32::MIN);
         // A rate of more than one in a nanosecond is none.
         let quota = Quota::with_period(between).unwrap_or_else(|| Quota::per_second(NonZeroU32::MAX)).allow_burst(burst);
         let full_after = between.saturating_mul(settings.burst);
-        Self { counting: RateLimiter::new(quota, buckets.counting(full_after), BootClock), seed: rand::random(), settings, rejections }
+        let counting = RateLimiter::new(quota, buckets.counting(full_after), BootClock);
+        Self { counting, seed: rand::random(), settings, counters, shared }
+    }
+
+    /// Whether what passes here has to be counted in the fleet, too.
+    pub const fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Counts a request that passed here in the fleet's bucket of its caller, or refuses it.
+    pub async fn check_shared(&self, caller: u128) -> Result<(), Rejected> {
+        let Some(counts) = &self.shared else { return Ok(()) };
+        let wait = match counts.take(&self.settings, caller).await {
+            Ok(wait) => wait,
+            Err(shared::Fault) => {
+                self.counters.uncounted.inc();
+                (self.settings.on_fault == OnFault::Deny).then_some(FAULT_WAIT)
+            }
+        };
+        let Some(wait) = wait else { return Ok(()) };
+        self.counters.rejections.inc();
+        Err(Rejected { wait })
     }
 
     /// Counts one request of this caller, or refuses it.
@@ -86,7 +118,7 @@ impl Limiter {
 
     fn told(&self, checked: Result<(), NotUntil<Nanos>>) -> Result<(), Rejected> {
         checked.map_err(|not_until| {
-            self.rejections.inc();
+            self.counters.rejections.inc();
             Rejected { wait: not_until.wait_time_from(BootClock.now()).max(Duration::from_nanos(1)) }
         })
     }
@@ -124,11 +156,12 @@ impl Clock for BootClock {
 mod tests {
     use super::*;
     use crate::config::settings::{LimitBy, Rate};
-    use std::sync::Arc;
+    use crate::observe::metrics::Metrics;
 
     fn limiter(count: u32, per: Duration, burst: u32, buckets: &Buckets) -> Limiter {
-        let settings = RateLimit { name: "shop".into(), rate: Rate { count, per }, burst, by: LimitBy::Client };
-        Limiter::new(settings, buckets, IntCounter::new("rejections", "of a test").unwrap())
+        let (shared, on_fault) = (false, OnFault::Allow);
+        let settings = RateLimit { name: "shop".into(), rate: Rate { count, per }, burst, by: LimitBy::Client, shared, on_fault };
+        Limiter::new(settings, buckets, Metrics::new(1).rate_limit_counters("shop"), None)
     }
 
     fn buckets(capacity: u64) -> Buckets {

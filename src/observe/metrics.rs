@@ -194,6 +194,14 @@ pub struct RecoveryGauges {
     pub fetches: IntCounter,
 }
 
+/// What a rate limit counts.
+#[derive(Debug, Clone)]
+pub struct LimitCounters {
+    pub rejections: IntCounter,
+    /// Requests of a shared limit that Redis did not count.
+    pub uncounted: IntCounter,
+}
+
 /// How following a flight ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -358,6 +366,7 @@ pub struct Metrics {
     purges: IntCounterVec,
     unsafe_invalidations: IntCounter,
     rate_limit_rejections: IntCounterVec,
+    rate_limit_uncounted: IntCounterVec,
     panics: IntCounter,
     /// By position in [`LOST_REASONS`].
     access_log_lost: Vec<IntCounter>,
@@ -401,6 +410,7 @@ impl Metrics {
             purges: grid(series::PURGES.counters(&registry), &PURGE_KINDS, &PURGE_MODES),
             unsafe_invalidations: single(&series::UNSAFE_INVALIDATIONS.counters(&registry)),
             rate_limit_rejections: series::RATE_LIMIT_REJECTIONS.counters(&registry),
+            rate_limit_uncounted: series::RATE_LIMIT_UNCOUNTED.counters(&registry),
             panics: single(&series::PANICS.counters(&registry)),
             access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
             upstreams: Upstreams::new(&registry),
@@ -536,9 +546,10 @@ impl Metrics {
     pub fn unsafe_invalidation(&self) {
         self.unsafe_invalidations.inc();
     }
-    /// The counter of what a limit of the configuration rejects, to be kept by it.
-    pub fn rate_limit_rejections(&self, limit: &str) -> IntCounter {
-        self.rate_limit_rejections.with_label_values(&[limit])
+    /// The counters of a limit of the configuration, to be kept by it.
+    pub fn rate_limit_counters(&self, limit: &str) -> LimitCounters {
+        let (rejections, uncounted) = (&self.rate_limit_rejections, &self.rate_limit_uncounted);
+        LimitCounters { rejections: rejections.with_label_values(&[limit]), uncounted: uncounted.with_label_values(&[limit]) }
     }
     pub fn panicked(&self) {
         self.panics.inc();

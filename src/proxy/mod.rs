@@ -105,23 +105,10 @@ impl Handler for Proxy {
             Ok(arrival) => arrival,
             Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
         };
-        if let Some(limiter) = &arrival.routed.limiter
-            && let Some(response) = limit::check(limiter, &arrival)
-        {
-            return Handled::Ready(response);
-        }
-        match admit::way(&arrival, &body) {
-            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
-            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
-            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
-                Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome()))
-            }
-            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
-            Way::CacheByContent => content::start(self, arrival, body, interim),
-            Way::Cache => {
-                let relays = head.minor_version > 0;
-                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
-            }
+        match limit::check(&arrival) {
+            limit::Checked::Passed => self.go(arrival, body, interim, now),
+            limit::Checked::Refused(response) => Handled::Ready(*response),
+            limit::Checked::HereOnly(limiter, caller) => limit::in_fleet(self, limiter, caller, arrival, body, interim),
         }
     }
 
@@ -192,6 +179,23 @@ impl Proxy {
             under_pressure: AtomicBool::new(false),
             fetches: AtomicU64::new(0),
         })
+    }
+
+    /// The journey from the limits on.
+    fn go(self: &Arc<Self>, arrival: Arrival<'_>, body: RequestBody, interim: &mut InterimSlot, now: Now) -> Handled {
+        match admit::way(&arrival, &body) {
+            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
+            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
+            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
+                Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome()))
+            }
+            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
+            Way::CacheByContent => content::start(self, arrival, body, interim),
+            Way::Cache => {
+                let relays = arrival.minor_version > 0;
+                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
+            }
+        }
     }
 
     /// The journey from the cache on. `interim` makes a sender of interim responses, where the client takes them.

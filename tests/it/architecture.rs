@@ -69,7 +69,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("invalidation::fleet", &["invalidation", "semantics::Now", "faults"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
-    ("limit", &["semantics::key::hash128", "config::settings", "clock"]),
+    ("limit", &["semantics::key::hash128", "redis", "observe", "config::settings", "clock"]),
     ("limit::fields", &["limit::*", "config::settings"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),
     ("coalesce", &["observe", "config::settings", "semantics", "body", "pages", "clock"]),

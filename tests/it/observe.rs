@@ -151,7 +151,9 @@ fn everything(metrics: &Metrics) {
     metrics.upstream_dropped("app", tiercel::observe::metrics::Dropped::Surplus);
     metrics.purged("url", "hard");
     metrics.unsafe_invalidation();
-    metrics.rate_limit_rejections("shop").inc();
+    let limit = metrics.rate_limit_counters("shop");
+    limit.rejections.inc();
+    limit.uncounted.inc();
     metrics.panicked();
     metrics.access_log_unwritten(7);
     metrics.reloaded(true, "abc");

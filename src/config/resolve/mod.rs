@@ -68,6 +68,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         warnings: Vec::new(),
     };
     check_addresses(&settings, report);
+    limit::check(&settings, report);
     settings
 }
 
@@ -237,6 +238,7 @@ fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
         write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), secs(30)),
         waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
         rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, 65_536, 16..=100_000_000),
+        rate_limit_budget: t.timeout("rate_limit_budget", raw.rate_limit_budget.as_ref(), Duration::from_millis(25)),
     }
 }
 

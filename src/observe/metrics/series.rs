@@ -180,6 +180,8 @@ series! {
         "Lines of the access log that were lost: the queue was full, or writing failed.";
     RATE_LIMIT_REJECTIONS = Counter "tiercel_limit_rejections_total" ["limit"]
         "Requests that a rate limit rejected (429), by the name of the limit; purges that purge.rate rejected, as purge.";
+    RATE_LIMIT_UNCOUNTED = Counter "tiercel_limit_uncounted_total" ["limit"]
+        "Requests of a shared rate limit that Redis did not count in time; what then happened says on_fault.";
     RATE_LIMIT_CALLERS = Gauge "tiercel_limit_callers" []
         "Callers that rate limits remember, all limits together; limits.rate_limit_callers at most.";
     PANICS = Counter "tiercel_panics_total" []
