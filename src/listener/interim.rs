@@ -124,6 +124,11 @@ impl InterimSlot {
         sender
     }
 
+    /// Takes one that waits and cannot be relayed; false: none does.
+    pub fn take_one(&mut self) -> bool {
+        self.receiver.as_mut().is_some_and(|receiver| receiver.try_recv().is_some())
+    }
+
     /// The other end, for the connection.
     pub fn take(&mut self) -> Option<InterimReceiver> {
         self.receiver.take()

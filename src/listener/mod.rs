@@ -1,10 +1,11 @@
 //! From a socket to a parsed request head and body, and from a response back to bytes.
 //!
-//! The seam: `http1` (ours) parses and frames; [`Handler`] answers. The proxy never knows which
+//! The seam: `http1` (ours) parses and frames, `http2` has hyper do so; [`Handler`] answers. The proxy never knows which
 //! protocol it serves.
 
 mod extra;
 pub mod http1;
+pub mod http2;
 mod interim;
 mod socket;
 

@@ -37,7 +37,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("admin", &["invalidation", "config::settings", "observe", "semantics", "clock"]),
     ("http1", &["semantics"]),
-    ("listener", &["http1", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"]),
+    ("http2", &["http1", "semantics", "body"]),
+    (
+        "listener",
+        &["http1", "http2", "proxy::outcome", "cache::StoredHead", "body", "pages", "config::settings", "observe", "semantics", "clock"],
+    ),
     (
         "proxy",
         &[
@@ -78,6 +82,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
     ),
     ("upstream", &["http1", "listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
+    ("shield", &["invalidation::Position", "semantics::key::hash128"]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
     ("config", &["semantics"]),
     ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),
@@ -90,7 +95,18 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that decide and do not act: `now` comes in as a value, and nothing but values goes out.
-const PURE: &[&str] = &["semantics", "http1", "invalidation::fleet", "invalidation::selector", "limit::fields", "route"];
+const PURE: &[&str] = &[
+    "semantics",
+    "http1",
+    "invalidation::fleet",
+    "invalidation::selector",
+    "limit::fields",
+    "route",
+    "shield::ring",
+    "shield::hop",
+    "shield::replay",
+    "shield::health",
+];
 
 /// Words that a pure module has no use for: waiting, clocks, sockets, files, threads and the crates that bring them.
 const IMPURE: &[&str] = &[

@@ -10,6 +10,7 @@ mod conformance;
 mod fleet;
 mod http1;
 mod http1_differential;
+mod http2;
 mod journal;
 mod lifecycle;
 mod observe;

@@ -1,0 +1,463 @@
+//! End-to-end tests of the HTTP/2 connection: hyper's client or raw frames in front, a scripted handler behind.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tiercel::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody};
+use tiercel::config::settings::Limits;
+use tiercel::listener::http2::{Bounds, serve};
+use tiercel::listener::{
+    ClientSocket, Handled, Handler, Interim, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
+};
+use tiercel::observe::metrics::Bound;
+use tiercel::proxy::outcome::Outcome;
+use tiercel::semantics::target::Scheme;
+use tiercel::semantics::{Fields, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+
+type Script = dyn Fn(&RequestHead, RequestBody, &mut InterimSlot) -> Handled + Send + Sync;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the connections told their handler.
+#[derive(Debug, Default, Clone)]
+struct Told {
+    handled: Vec<String>,
+    finished: Vec<Sent>,
+    refused: Vec<Refusal>,
+    bounds: Vec<Bound>,
+    ended: usize,
+}
+
+struct Scripted {
+    script: Box<Script>,
+    told: watch::Sender<Told>,
+}
+
+impl Handler for Scripted {
+    fn handle(self: &Arc<Self>, _: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
+        let fields = String::from_utf8_lossy(head.fields.wire()).replace("\r\n", "|");
+        self.told.send_modify(|told| told.handled.push(format!("{} {} {fields}", head.method, String::from_utf8_lossy(&head.target))));
+        (self.script)(head, body, interim)
+    }
+    fn finished(&self, _: &Peer, _: &RequestHead, _: &Outcome, sent: &Sent) {
+        self.told.send_modify(|told| told.finished.push(*sent));
+    }
+    fn refused(&self, _: &Peer, _: Option<&RequestHead>, refusal: Refusal, _: u64) {
+        self.told.send_modify(|told| told.refused.push(refusal));
+    }
+    fn bound(&self, bound: Bound) {
+        self.told.send_modify(|told| told.bounds.push(bound));
+    }
+}
+
+struct Server {
+    address: SocketAddr,
+    handler: Arc<Scripted>,
+    drain: watch::Sender<bool>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Server {
+    async fn start(
+        limits: Limits,
+        script: impl Fn(&RequestHead, RequestBody, &mut InterimSlot) -> Handled + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let handler = Arc::new(Scripted { script: Box::new(script), told: watch::channel(Told::default()).0 });
+        let drain = watch::channel(false).0;
+        let (limits, shared, draining) = (Arc::new(limits), Arc::clone(&handler), drain.subscribe());
+        let accepting = tokio::spawn(async move {
+            while let Ok((stream, client)) = listener.accept().await {
+                let (limits, handler, draining) = (Arc::clone(&limits), Arc::clone(&shared), draining.clone());
+                tokio::spawn(async move {
+                    let stream = ClientSocket::new(stream.into_std().unwrap());
+                    let peer = Peer { client, local: address, worker: 0, scheme: Scheme::Http, listener: "test".into() };
+                    serve(stream, peer, limits, Bounds::default(), Arc::clone(&handler), draining).await;
+                    handler.told.send_modify(|told| told.ended += 1);
+                });
+            }
+        });
+        Self { address, handler, drain, accepting }
+    }
+
+    async fn client(&self) -> SendRequest<Full<Bytes>> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn told(&self, fits: impl FnMut(&Told) -> bool) -> Told {
+        let mut told = self.handler.told.subscribe();
+        tokio::time::timeout(PATIENCE, told.wait_for(fits)).await.expect("it was told").expect("alive").clone()
+    }
+}
+
+fn limits() -> Limits {
+    let long = Duration::from_secs(60);
+    Limits {
+        connections: 1000,
+        requests_per_connection: 1000,
+        header_bytes: 8192,
+        header_count: 50,
+        url_bytes: 2048,
+        body_bytes: 1 << 20,
+        header_timeout: long,
+        idle_timeout: long,
+        body_timeout: long,
+        body_rate: 0,
+        write_timeout: long,
+        waiting: 1000,
+    }
+}
+
+fn response(status: u16, body: ResponseBody) -> Response {
+    let mut fields = Fields::new();
+    fields.push("x-test", "yes").unwrap();
+    let status = StatusCode::from_u16(status).unwrap();
+    Response { status, fields: ResponseFields::Own(fields), body, close: false, outcome: Outcome::default() }
+}
+
+fn text(body: impl Into<String>) -> Response {
+    response(200, ResponseBody::Full(Bytes::from(body.into())))
+}
+
+/// A body that a test feeds as it goes.
+struct Fed(mpsc::UnboundedReceiver<Result<Chunk, BodyError>>);
+
+impl BodyStream for Fed {
+    fn poll_chunk(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        self.0.poll_recv(context)
+    }
+}
+
+struct Pieces(VecDeque<Result<Chunk, BodyError>>);
+
+impl BodyStream for Pieces {
+    fn poll_chunk(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        Poll::Ready(self.0.pop_front())
+    }
+}
+
+fn pieces(length: Option<u64>, pieces: impl IntoIterator<Item = Result<Chunk, BodyError>>) -> ResponseBody {
+    ResponseBody::Stream { length, stream: Box::pin(Pieces(pieces.into_iter().collect())) }
+}
+
+fn data(bytes: &'static str) -> Result<Chunk, BodyError> {
+    Ok(Chunk::Data(Bytes::from_static(bytes.as_bytes())))
+}
+
+fn get(path: &str) -> http::Request<Full<Bytes>> {
+    http::Request::get(format!("http://shop.example{path}")).body(Full::default()).unwrap()
+}
+
+async fn body_of(mut body: RequestBody) -> Result<Vec<u8>, BodyError> {
+    let mut all = Vec::new();
+    let RequestBody::Stream { stream, .. } = &mut body else { return Ok(all) };
+    while let Some(chunk) = std::future::poll_fn(|context| stream.as_mut().poll_chunk(context)).await {
+        if let Chunk::Data(bytes) = chunk? {
+            all.extend(bytes);
+        }
+    }
+    Ok(all)
+}
+
+#[tokio::test]
+async fn requests_of_one_connection_go_on_at_once() {
+    let (first, waits) = oneshot::channel::<()>();
+    let waits = parking_lot::Mutex::new(Some(waits));
+    let server = Server::start(limits(), move |head, _, _| match &head.target[..] {
+        b"/slow" => {
+            let waits = waits.lock().take().unwrap();
+            Handled::Later(Box::pin(async move {
+                waits.await.unwrap();
+                text("slow")
+            }))
+        }
+        _ => Handled::Ready(text("quick")),
+    })
+    .await;
+    let mut client = server.client().await;
+    let slow = client.send_request(get("/slow"));
+    let quick = client.send_request(get("/quick?a=b")).await.unwrap();
+    assert_eq!(
+        (quick.status(), &quick.headers()["x-test"], &quick.headers()["content-length"]),
+        (StatusCode::OK, &"yes".parse().unwrap(), &5.into())
+    );
+    assert_eq!(quick.into_body().collect().await.unwrap().to_bytes(), "quick");
+    first.send(()).unwrap();
+    assert_eq!(slow.await.unwrap().into_body().collect().await.unwrap().to_bytes(), "slow");
+    let told = server.told(|told| told.finished.len() == 2).await;
+    assert!(told.handled.contains(&"GET /quick?a=b host: shop.example|".to_owned()), "{:?}", told.handled);
+    assert!(told.finished.iter().all(|sent| sent.aborted.is_none() && sent.body_bytes > 3));
+}
+
+#[tokio::test]
+async fn request_bodies_come_in_as_they_are_read_and_no_longer_than_allowed() {
+    let server = Server::start(Limits { body_bytes: 300_000, ..limits() }, |_, body, _| {
+        Handled::Later(Box::pin(async move {
+            match body_of(body).await {
+                Ok(all) => response(200, ResponseBody::Full(all.into())),
+                Err(error) => text(format!("{error:?}")),
+            }
+        }))
+    })
+    .await;
+    let mut client = server.client().await;
+    let sent = Bytes::from((0..300_000_u32).map(|at| at as u8).collect::<Vec<_>>());
+    let post = |body: Bytes| http::Request::post("http://a/").body(Full::new(body)).unwrap();
+    let answer = client.send_request(post(sent.clone())).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), sent);
+    let refused = client.send_request(post(Bytes::from(vec![0; 300_001]))).await.unwrap();
+    assert_eq!(refused.status(), 413);
+    assert_eq!(client.send_request(get("/")).await.unwrap().status(), 200, "the connection goes on");
+}
+
+#[tokio::test]
+async fn what_does_not_end_as_it_should_is_reset_and_never_ended() {
+    let server = Server::start(limits(), |head, _, _| {
+        let body = match &head.target[..] {
+            b"/fails" => pieces(None, [data("some"), Err(BodyError::Truncated)]),
+            b"/short" => pieces(Some(10), [data("some")]),
+            b"/long" => pieces(Some(3), [data("some")]),
+            _ => pieces(None, [data("some"), data("more")]),
+        };
+        Handled::Ready(response(200, body))
+    })
+    .await;
+    let mut client = server.client().await;
+    for (path, error) in [("/fails", BodyError::Truncated), ("/short", BodyError::Truncated), ("/long", BodyError::Malformed)] {
+        let whole = match client.send_request(get(path)).await {
+            Ok(answer) => answer.into_body().collect().await.is_ok(),
+            Err(_) => false,
+        };
+        assert!(!whole, "{path} ended as if it were whole");
+        let told = server.told(|told| told.finished.iter().any(|sent| sent.aborted == Some(error))).await;
+        server.handler.told.send_modify(|told| told.finished.clear());
+        assert_eq!(told.finished.len(), 1);
+    }
+    let answer = client.send_request(get("/good")).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "somemore");
+}
+
+#[tokio::test]
+async fn stored_bodies_ranges_of_them_trailers_and_bodiless_answers() {
+    let server = Server::start(limits(), |head, _, _| {
+        let segments = ["0123", "4567", "89"].map(|segment| Bytes::from_static(segment.as_bytes()));
+        let stored = |start, end| ResponseBody::Stored { body: Arc::new(StoredBody::new(&segments)), start, end };
+        let mut trailers = Fields::new();
+        trailers.push("x-sum", "1").unwrap();
+        Handled::Ready(match &head.target[..] {
+            b"/part" => response(206, stored(3, 9)),
+            b"/trailers" => response(200, pieces(None, [data("a"), Ok(Chunk::Trailers(trailers))])),
+            b"/none" => response(204, ResponseBody::Empty),
+            b"/empty" => response(200, ResponseBody::Empty),
+            _ => response(200, stored(0, 10)),
+        })
+    })
+    .await;
+    let mut client = server.client().await;
+    for (path, length, expected) in
+        [("/", Some("10"), "0123456789"), ("/part", Some("6"), "345678"), ("/none", None, ""), ("/empty", Some("0"), "")]
+    {
+        let answer = client.send_request(get(path)).await.unwrap();
+        assert_eq!(answer.headers().get("content-length").map(|value| value.to_str().unwrap()), length, "{path}");
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), expected, "{path}");
+    }
+    let head = http::Request::head("http://a/").body(Full::default()).unwrap();
+    assert_eq!(client.send_request(head).await.unwrap().into_body().collect().await.unwrap().to_bytes(), "");
+    let collected = client.send_request(get("/trailers")).await.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(collected.trailers().unwrap()["x-sum"], "1");
+}
+
+#[tokio::test]
+async fn a_reset_ends_the_work_for_its_stream_and_no_other() {
+    let (fed, body) = mpsc::unbounded_channel();
+    let body = parking_lot::Mutex::new(Some(body));
+    let server = Server::start(limits(), move |head, _, _| match &head.target[..] {
+        b"/never" => Handled::Later(Box::pin(std::future::pending())),
+        _ => Handled::Ready(response(200, ResponseBody::Stream { length: None, stream: Box::pin(Fed(body.lock().take().unwrap())) })),
+    })
+    .await;
+    let mut client = server.client().await;
+    let never = tokio::spawn(client.send_request(get("/never")));
+    let mut streamed = client.send_request(get("/fed")).await.unwrap().into_body();
+    server.told(|told| told.handled.len() == 2).await;
+    never.abort();
+    let told = server.told(|told| !told.refused.is_empty()).await;
+    assert_eq!(told.refused[0].status, 499);
+    fed.send(data("still here")).unwrap();
+    assert_eq!(streamed.frame().await.unwrap().unwrap().into_data().unwrap(), "still here");
+    drop(streamed);
+    tokio::time::timeout(PATIENCE, fed.closed()).await.expect("the body is dropped with its stream");
+    assert_eq!(server.told(|told| told.finished.len() == 1).await.finished[0].aborted, Some(BodyError::ClientLeft));
+}
+
+#[tokio::test]
+async fn heads_beyond_bounds_and_those_that_disagree_are_refused() {
+    let server = Server::start(limits(), |_, _, _| Handled::Ready(text("ok"))).await;
+    let mut client = server.client().await;
+    let with = |fields: &[(&str, &str)], path: &str| {
+        let mut request = get(path);
+        for (name, value) in fields {
+            request.headers_mut().append(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        request
+    };
+    let many: Vec<_> = (0..51).map(|_| ("x", "1")).collect();
+    for (request, status) in [
+        (with(&[("host", "other.example")], "/"), 400),
+        (with(&[("host", "SHOP.example")], "/"), 200),
+        (with(&many, "/"), 431),
+        (with(&[("expect", "something")], "/"), 417),
+        (with(&[], &format!("/{}", "a".repeat(2100))), 414),
+        (with(&[("x", &"a".repeat(9000))], "/"), 431),
+        (with(&[("cookie", "a=1"), ("cookie", "b=2")], "/cookies"), 200),
+    ] {
+        let asked = format!("{:?}", request.headers().keys().next());
+        assert_eq!(client.send_request(request).await.unwrap().status(), status, "{asked}");
+    }
+    let told = server.told(|told| told.finished.len() == 2).await;
+    assert_eq!(told.handled.last().unwrap(), "GET /cookies cookie: a=1; b=2|host: shop.example|");
+}
+
+#[tokio::test]
+async fn a_panic_fails_its_request_alone_and_interim_responses_are_counted() {
+    let server = Server::start(limits(), |head, _, slot| match &head.target[..] {
+        b"/panic" => panic!("on purpose"),
+        b"/late-panic" => Handled::Later(Box::pin(async { panic!("on purpose") })),
+        _ => {
+            let interim = Interim { status: StatusCode::from_u16(103).unwrap(), fields: Fields::new() };
+            slot.sender().try_send(interim).unwrap();
+            Handled::Ready(text("ok"))
+        }
+    })
+    .await;
+    let mut client = server.client().await;
+    for path in ["/panic", "/late-panic"] {
+        assert_eq!(client.send_request(get(path)).await.unwrap().status(), 500);
+    }
+    assert_eq!(client.send_request(get("/")).await.unwrap().status(), 200);
+    assert_eq!(server.told(|told| !told.bounds.is_empty()).await.bounds, [Bound::InterimDropped]);
+}
+
+#[tokio::test]
+async fn idle_connections_end_and_a_drain_lets_requests_finish() {
+    let (go, waits) = oneshot::channel::<()>();
+    let waits = parking_lot::Mutex::new(Some(waits));
+    let short = Duration::from_millis(50);
+    let server = Server::start(Limits { idle_timeout: short, header_timeout: short, ..limits() }, move |_, _, _| {
+        let waits = waits.lock().take();
+        Handled::Later(Box::pin(async move {
+            if let Some(waits) = waits {
+                waits.await.unwrap();
+            }
+            text("ok")
+        }))
+    })
+    .await;
+    let silent = TcpStream::connect(server.address).await.unwrap();
+    let mut client = server.client().await;
+    let answer = client.send_request(get("/"));
+    let told = server.told(|told| told.ended == 1).await;
+    assert_eq!(told.handled.len(), 1, "the silent one ended, the busy one goes on");
+    drop(silent);
+    server.drain.send_replace(true);
+    go.send(()).unwrap();
+    assert_eq!(answer.await.unwrap().into_body().collect().await.unwrap().to_bytes(), "ok");
+    server.told(|told| told.ended == 2).await;
+}
+
+#[tokio::test]
+async fn a_connection_has_as_many_requests_as_it_may() {
+    let server = Server::start(Limits { requests_per_connection: 3, ..limits() }, |_, _, _| Handled::Ready(text("ok"))).await;
+    let mut client = server.client().await;
+    for _ in 0..3 {
+        assert_eq!(client.send_request(get("/")).await.unwrap().status(), 200);
+    }
+    server.told(|told| told.ended == 1).await;
+    assert!(client.ready().await.is_err() || client.send_request(get("/")).await.is_err());
+}
+
+/// A frame: type, flags, stream and payload.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// `GET http://a/` in HPACK.
+const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
+
+/// Sends bytes and waits until the server has closed the connection.
+async fn abuse(address: SocketAddr, bytes: &[u8]) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let (mut read, mut write) = stream.split();
+    let sending = async {
+        _ = write.write_all(bytes).await; // it may be closed before all is sent
+    };
+    let reading = async {
+        let mut heard = [0; 4096];
+        while matches!(read.read(&mut heard).await, Ok(1..)) {}
+    };
+    tokio::time::timeout(PATIENCE, async { tokio::join!(sending, reading) }).await.expect("the connection is closed");
+}
+
+#[tokio::test]
+async fn abuse_ends_its_connection_and_harms_no_other() {
+    let server = Server::start(limits(), |_, _, _| Handled::Later(Box::pin(async { text("ok") }))).await;
+    let mut client = server.client().await;
+    assert_eq!(client.send_request(get("/")).await.unwrap().status(), 200);
+    let settings = frame(4, 0, 0, &[]);
+    let begin = [PREFACE, &settings].concat();
+    let mut resets = begin.clone();
+    for stream in (1..20_000_u32).step_by(2) {
+        resets.extend(frame(1, 5, stream, GET));
+        resets.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+    }
+    let mut continuation = [&begin[..], &frame(1, 1, 1, GET)].concat();
+    for _ in 0..20_000 {
+        continuation.extend(frame(9, 0, 1, &[0, 1, b'x', 1, b'y'].repeat(100)));
+    }
+    let mut own_errors = begin.clone();
+    for stream in (1..4_000_u32).step_by(2) {
+        own_errors.extend(frame(1, 5, stream, GET));
+        own_errors.extend(frame(8, 0, stream, &0_u32.to_be_bytes())); // a window that grows by nothing
+    }
+    for (what, bytes) in [
+        ("HTTP/1.1", b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_vec()),
+        ("noise", vec![0xa5; 64 << 10]),
+        ("a frame too large", [&begin[..], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat()),
+        ("HPACK that is none", [&begin[..], &frame(1, 5, 1, &[0xff; 64])].concat()),
+        ("data for no stream", [&begin[..], &frame(0, 1, 7, b"x")].concat()),
+        ("rapid resets", resets),
+        ("continuation without end", continuation),
+        ("errors of streams", own_errors),
+    ] {
+        abuse(server.address, &bytes).await;
+        let answer = client.send_request(get("/")).await.unwrap_or_else(|error| panic!("after {what}: {error}"));
+        assert_eq!(answer.status(), 200, "after {what}");
+    }
+    let told = server.told(|told| told.ended == 8).await;
+    assert!(told.handled.len() < 9_000, "{} requests of connections that are abused were handled", told.handled.len());
+}
