@@ -77,6 +77,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("limit::fields", &["limit::*", "config::settings"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),
     ("coalesce", &["observe", "config::settings", "semantics", "body", "pages", "clock"]),
+    ("coalesce::lease", &["redis", "clock"]),
     (
         "coalesce::flight",
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
