@@ -125,6 +125,8 @@ fn limits() -> Limits {
         body_rate: 0,
         write_timeout: long,
         waiting: 1000,
+        rate_limit_callers: 16,
+        rate_limit_budget: std::time::Duration::from_secs(1),
     }
 }
 
