@@ -741,14 +741,14 @@ pub struct RawRateLimit {
     pub name: Option<String>,
     /// The nodes of the fleet count together, in Redis.
     pub shared: Option<bool>,
-    /// What a shared limit does while Redis does not count: each node still counts for itself.
+    /// What a shared limit does while Redis does not count.
     pub on_fault: Option<RawOnFault>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RawOnFault {
-    /// Let through what the node lets through.
+    /// Each node counts for itself.
     Allow,
     /// Refuse.
     Deny,

@@ -267,9 +267,10 @@ pub struct RateLimit {
     pub on_fault: OnFault,
 }
 
-/// What a shared limit does while Redis does not count: each node still counts for itself.
+/// What a shared limit does while Redis does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFault {
+    /// Each node counts for itself.
     Allow,
     Deny,
 }

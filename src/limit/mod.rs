@@ -3,8 +3,7 @@
 //! A [`Limiter`] is one limit of the configuration, counted by crate governor (GCRA: a bucket that refills evenly). What
 //! it remembers of each client is a bucket in a store that is bounded and shared by all limits: [`Buckets`].
 //!
-//! A shared limit is counted here first, and then in Redis ([`SharedCounts`]): what is too much for one node is too much
-//! for the fleet.
+//! A shared limit is counted in Redis ([`SharedCounts`]); here only while Redis does not count.
 //!
 //! Invariant: a bucket that leaves the store is a full one again. So a bound that is reached lets through too much and
 //! never too little.
@@ -81,50 +80,53 @@ impl Limiter {
         Self { counting, seed: rand::random(), settings, counters, shared }
     }
 
-    /// Whether what passes here has to be counted in the fleet, too.
+    /// Whether the fleet counts together: then [`Limiter::check_shared`] counts.
     pub const fn is_shared(&self) -> bool {
         self.shared.is_some()
     }
 
-    /// Counts a request that passed here in the fleet's bucket of its caller, or refuses it.
+    /// Counts one request of this caller in the fleet's bucket, or refuses it.
     pub async fn check_shared(&self, caller: u128) -> Result<(), Rejected> {
-        let Some(counts) = &self.shared else { return Ok(()) };
-        let wait = match counts.take(&self.settings, caller).await {
-            Ok(wait) => wait,
+        let Some(counts) = &self.shared else { return self.check_bucket(caller) };
+        match counts.take(&self.settings, caller).await {
+            Ok(None) => Ok(()),
+            Ok(Some(wait)) => self.reject(wait),
             Err(shared::Fault) => {
                 self.counters.uncounted.inc();
-                (self.settings.on_fault == OnFault::Deny).then_some(FAULT_WAIT)
+                match self.settings.on_fault {
+                    OnFault::Allow => self.check_bucket(caller),
+                    OnFault::Deny => self.reject(FAULT_WAIT),
+                }
             }
-        };
-        let Some(wait) = wait else { return Ok(()) };
+        }
+    }
+
+    fn reject(&self, wait: Duration) -> Result<(), Rejected> {
         self.counters.rejections.inc();
         Err(Rejected { wait })
     }
 
-    /// Counts one request of this caller, or refuses it.
+    /// Counts one request of this caller on this node, or refuses it.
     pub fn check(&self, caller: Caller<'_>) -> Result<(), Rejected> {
-        self.told(self.counting.check_key(&self.bucket(caller)))
+        self.check_bucket(caller.hash())
+    }
+
+    fn check_bucket(&self, caller: u128) -> Result<(), Rejected> {
+        self.told(self.counting.check_key(&(self.seed ^ caller)))
     }
 
     /// Counts several at once, or refuses them all. More than the bucket holds are let through when it is full.
     pub fn check_several(&self, caller: Caller<'_>, count: usize) -> Result<(), Rejected> {
         let count = u32::try_from(count).unwrap_or(u32::MAX).clamp(1, self.settings.burst.max(1));
         let Some(count) = NonZeroU32::new(count) else { return Ok(()) };
-        match self.counting.check_key_n(&self.bucket(caller), count) {
+        match self.counting.check_key_n(&(self.seed ^ caller.hash()), count) {
             Ok(checked) => self.told(checked),
             Err(_) => Ok(()), // never: it is at most the burst
         }
     }
 
     fn told(&self, checked: Result<(), NotUntil<Nanos>>) -> Result<(), Rejected> {
-        checked.map_err(|not_until| {
-            self.counters.rejections.inc();
-            Rejected { wait: not_until.wait_time_from(BootClock.now()).max(Duration::from_nanos(1)) }
-        })
-    }
-
-    fn bucket(&self, caller: Caller<'_>) -> u128 {
-        self.seed ^ caller.hash()
+        checked.or_else(|not_until| self.reject(not_until.wait_time_from(BootClock.now()).max(Duration::from_nanos(1))))
     }
 }
 

@@ -14,8 +14,8 @@ pub enum Checked {
     Passed,
     /// The answer.
     Refused(Box<Response>),
-    /// This node would let it through; the fleet has to be asked by this caller.
-    HereOnly(Arc<Limiter>, u128),
+    /// The fleet counts it, for this caller.
+    InFleet(Arc<Limiter>, u128),
 }
 
 /// Counts a request, where its route has a limit.
@@ -39,9 +39,11 @@ fn count(limiter: &Arc<Limiter>, arrival: &Arrival<'_>) -> Checked {
         // Who leaves the field out gains nothing by it.
         (_, None) => Caller::Client(arrival.client),
     };
+    if limiter.is_shared() {
+        return Checked::InFleet(Arc::clone(limiter), caller.hash());
+    }
     match limiter.check(caller) {
         Err(rejected) => Checked::Refused(Box::new(answer::too_many_requests(arrival, &limiter.settings, rejected))),
-        Ok(()) if limiter.is_shared() => Checked::HereOnly(Arc::clone(limiter), caller.hash()),
         Ok(()) => Checked::Passed,
     }
 }

@@ -108,7 +108,7 @@ impl Handler for Proxy {
         match limit::check(&arrival) {
             limit::Checked::Passed => self.go(arrival, body, interim, now),
             limit::Checked::Refused(response) => Handled::Ready(*response),
-            limit::Checked::HereOnly(limiter, caller) => limit::in_fleet(self, limiter, caller, arrival, body, interim),
+            limit::Checked::InFleet(limiter, caller) => limit::in_fleet(self, limiter, caller, arrival, body, interim),
         }
     }
 
