@@ -4,11 +4,12 @@ use super::auth::{self, Guard};
 use super::connection::PeerAddress;
 use super::purge::{self, PurgeQuery};
 use super::{Control, ExplainRequest};
+use crate::invalidation::stream::{OtherNode, Stream, View};
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -29,6 +30,8 @@ GET  /v1/status       what runs
 GET  /v1/config       the configuration in use, secrets masked
 POST /v1/purge        {\"urls\":[],\"tags\":[],\"groups\":[],\"prefixes\":[],\"hosts\":[],\"sites\":[],\"everything\":false,\"mode\":\"hard\"}
 GET  /v1/purge/{id}   the receipt of a purge
+GET  /v1/nodes        the nodes of the fleet
+DELETE /v1/nodes/{name}   no purge waits any longer for a node that never comes back
 POST /v1/explain      {\"url\":\"http://shop.example/\",\"method\":\"GET\",\"headers\":[[\"accept\",\"*/*\"]]}
 POST /v1/reload       read the configuration again, whole or not at all
 ";
@@ -43,6 +46,8 @@ pub(super) fn router(control: Arc<dyn Control>, guard: Guard, metrics_only: bool
             .route("/v1/config", get(async |State(control): Shared| Json(control.config())))
             .route("/v1/purge", post(purge))
             .route("/v1/purge/{id}", get(receipt))
+            .route("/v1/nodes", get(nodes))
+            .route("/v1/nodes/{name}", delete(forget_node))
             .route("/v1/explain", post(explain))
             .route("/v1/reload", post(reload));
     }
@@ -101,19 +106,54 @@ async fn healthz() -> &'static str {
     "ok\n"
 }
 
-async fn readyz(State(control): Shared) -> Result<&'static str, Problem> {
+async fn readyz(State(control): Shared) -> Result<String, Problem> {
     match control.ready() {
-        Ok(()) => Ok("ready\n"),
+        Ok(()) => Ok(control
+            .cut_off()
+            .map_or_else(|| "ready\n".into(), |policy| format!("ready, but cut off from the fleet's journal: on_cutoff = \"{policy}\"\n"))),
         Err(reason) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason, "send requests to another node meanwhile")),
     }
 }
 
-async fn purge(State(control): Shared, ConnectInfo(peer): ConnectInfo<PeerAddress>, uri: Uri, body: Body) -> Result<Json<Value>, Problem> {
+async fn purge(
+    State(control): Shared,
+    ConnectInfo(peer): ConnectInfo<PeerAddress>,
+    uri: Uri,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Problem> {
     let query: Query<PurgeQuery> =
         Query::try_from_uri(&uri).map_err(|error| Problem::bad(error.body_text(), "the query may hold mode, wait and timeout"))?;
     let order = purge::parse(parse_json(body).await?, query.0, &*control)?;
     control.admit_purge(peer.0.ip(), order.len()).map_err(too_many_purges)?;
-    Ok(Json(purge::carry_out(order, &*control, &format!("admin:{}", peer.0))))
+    let (status, answer) = purge::carry_out(order, &*control, &format!("admin:{}", peer.0)).await;
+    Ok((status, Json(answer)))
+}
+
+/// This node, and the others as it sees them.
+async fn nodes(State(control): Shared) -> Result<Json<Value>, Problem> {
+    let View { node, applied, unappended, nodes } = fleet(&*control)?.view();
+    let other = |other: &OtherNode| json!({"node": other.name, "on_cutoff": other.policy, "applied": other.applied, "unheard_ms": other.unheard_ms});
+    let cut_off = control.cut_off().is_some();
+    Ok(Json(json!({
+        "node": node,
+        "applied": applied,
+        "cut_off": cut_off,
+        "unappended": unappended,
+        "nodes": nodes.iter().map(other).collect::<Vec<_>>(),
+    })))
+}
+
+async fn forget_node(State(control): Shared, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    if fleet(&*control)?.forget(&name) {
+        return Ok(Json(json!({ "forgotten": name })));
+    }
+    let remedy = "GET /v1/nodes lists those that are waited for; a node does not forget itself";
+    Err(Problem::new(StatusCode::NOT_FOUND, format!("no other node of the fleet has the name `{name}`"), remedy))
+}
+
+fn fleet(control: &dyn Control) -> Result<Arc<Stream>, Problem> {
+    let remedy = "configure [journal.redis] or [cache.redis] to make it part of one";
+    control.fleet().ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "this node belongs to no fleet", remedy))
 }
 
 fn too_many_purges(retry_after: u64) -> Problem {

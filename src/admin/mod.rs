@@ -9,6 +9,7 @@ mod connection;
 mod purge;
 
 use crate::config::settings::Secret;
+use crate::invalidation::stream::Stream;
 use crate::invalidation::{Mode, Receipt, Selector};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -26,6 +27,14 @@ pub trait Control: Send + Sync + 'static {
     /// Invalidates and writes the audit line; selectors are already normalised.
     fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str) -> Receipt;
     fn receipt(&self, id: &str) -> Option<Receipt>;
+    /// This node's end of the fleet's journal, where it is in a fleet.
+    fn fleet(&self) -> Option<Arc<Stream>> {
+        None
+    }
+    /// How long a purge waits for the fleet where nobody says.
+    fn fleet_timeout(&self) -> Duration {
+        Duration::ZERO
+    }
     /// The `authority/path?query` of a URL, before any route's key rules.
     fn normalise_url(&self, url: &str) -> Result<String, String>;
     /// Whether a site has this name; else what helps.
@@ -38,6 +47,10 @@ pub trait Control: Send + Sync + 'static {
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, ReloadRefused>> + Send>>;
     /// `Ok` when requests are welcome; else why not.
     fn ready(&self) -> Result<(), String>;
+    /// What `journal.on_cutoff` says, while this node is cut off from the fleet's journal.
+    fn cut_off(&self) -> Option<&'static str> {
+        None
+    }
     fn metrics(&self) -> String;
     /// The effective configuration, secrets masked.
     fn config(&self) -> serde_json::Value;

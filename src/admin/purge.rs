@@ -3,9 +3,11 @@
 use super::Control;
 use super::api::Problem;
 use crate::invalidation::{Mode, Selector};
+use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::Value;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Bytes of one surrogate key or cache group.
 const KEY_BYTES_MAX: usize = 1024;
@@ -61,14 +63,14 @@ pub(super) struct Order {
     selectors: Vec<(String, Selector)>,
     mode: Mode,
     wait: Wait,
+    /// For the fleet; `None`: as long as that takes where a node does not answer.
+    timeout: Option<Duration>,
 }
 
 pub(super) fn parse(mut body: PurgeBody, query: PurgeQuery, control: &dyn Control) -> Result<Order, Problem> {
     let mode = agree("mode", body.mode, query.mode)?.unwrap_or(Mode::Hard);
     let wait = agree("wait", body.wait, query.wait)?.unwrap_or(Wait::Local);
-    if let Some(timeout) = agree("timeout", body.timeout.take(), query.timeout)? {
-        check_timeout(&timeout)?;
-    }
+    let timeout = agree("timeout", body.timeout.take(), query.timeout)?.map(|text| parse_timeout(&text)).transpose()?;
     let count = [&body.urls, &body.tags, &body.prefixes, &body.hosts, &body.sites].map(Vec::len).iter().sum::<usize>()
         + body.groups.len()
         + usize::from(body.everything);
@@ -80,7 +82,7 @@ pub(super) fn parse(mut body: PurgeBody, query: PurgeQuery, control: &dyn Contro
         let message = format!("{count} selectors in one call; at most {most} are allowed");
         return Err(Problem::bad(message, "split the call, purge by tag or prefix, or raise purge.selectors_per_call"));
     }
-    Ok(Order { selectors: selectors(body, control)?, mode, wait })
+    Ok(Order { selectors: selectors(body, control)?, mode, wait, timeout })
 }
 
 /// Body and query may both say it, but not differ.
@@ -93,8 +95,8 @@ fn agree<T: PartialEq>(name: &str, body: Option<T>, query: Option<T>) -> Result<
     }
 }
 
-/// `500ms`, `2s`, `1m`. Nothing waits for it yet: a local purge is applied before the answer.
-fn check_timeout(text: &str) -> Result<(), Problem> {
+/// `500ms`, `2s`, `1m`. Only the fleet is waited for: here a purge is in force before the answer.
+fn parse_timeout(text: &str) -> Result<Duration, Problem> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let unit_ms: Option<u64> = match &text[digits..] {
         "ms" => Some(1),
@@ -104,7 +106,7 @@ fn check_timeout(text: &str) -> Result<(), Problem> {
     };
     let ms = text[..digits].parse().ok().zip(unit_ms).and_then(|(number, unit): (u64, u64)| number.checked_mul(unit));
     match ms.map(Duration::from_millis) {
-        Some(timeout) if timeout <= TIMEOUT_MAX => Ok(()),
+        Some(timeout) if timeout <= TIMEOUT_MAX => Ok(timeout),
         _ => Err(Problem::bad(format!("timeout `{text}` is not a duration of at most 1m"), "write it with its unit: 500ms, 2s")),
     }
 }
@@ -186,22 +188,35 @@ impl Order {
     }
 }
 
-/// Purges and builds the answer.
-pub(super) fn carry_out(order: Order, control: &dyn Control, actor: &str) -> Value {
+/// Purges and builds the answer: 202 where the fleet is waited for, and a node of it may still serve what was purged.
+pub(super) async fn carry_out(order: Order, control: &dyn Control, actor: &str) -> (StatusCode, Value) {
     let stored_here = match order.selectors.as_slice() {
         [(_, Selector::Url(url))] => Some(control.stored_here(url)),
         _ => None,
     };
     let (given, selectors): (Vec<_>, Vec<_>) = order.selectors.into_iter().unzip();
-    let receipt = control.purge(selectors, order.mode, actor);
+    let fleet = control.fleet();
+    let mut told = fleet.map(|fleet| fleet.told());
+    let mut receipt = control.purge(selectors, order.mode, actor);
+    if let Some(told) = told.as_mut().filter(|_| order.wait == Wait::Fleet) {
+        let waited = tokio::time::timeout(order.timeout.unwrap_or_else(|| control.fleet_timeout()), complete(&receipt.id, control, told));
+        let _ = waited.await; // what is known then is told
+        receipt = control.receipt(&receipt.id).unwrap_or(receipt);
+    }
     let mut answer = receipt.json(given);
     if let Some(stored) = stored_here {
         answer["stored_here"] = stored.into();
     }
-    if order.wait == Wait::Fleet && receipt.acknowledged == "local" {
+    let status = if order.wait == Wait::Fleet && !receipt.complete { StatusCode::ACCEPTED } else { StatusCode::OK };
+    if order.wait == Wait::Fleet && told.is_none() {
         answer["reason"] = "this node belongs to no fleet: the purge is complete here, and nobody else was told".into();
     }
-    answer
+    (status, answer)
+}
+
+/// Until no node of the fleet may serve what was purged.
+async fn complete(id: &str, control: &dyn Control, told: &mut watch::Receiver<u64>) {
+    while control.receipt(id).is_some_and(|receipt| !receipt.complete) && told.changed().await.is_ok() {}
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub struct StoredHead {
     pub site: Arc<str>,
     /// Order in which fetches began in this process: a later one replaces an earlier one, never the reverse.
     pub fetch: u64,
+    /// When the request was sent that brought or confirmed it, boot-time milliseconds.
+    pub sent_mono_ms: u64,
 }
 
 // With the two counts of an `Arc` this is a size of the allocator; the next one is 128 bytes more.
@@ -68,6 +70,7 @@ impl StoredHead {
             tags: self.tags.clone(),
             site: Arc::clone(&self.site),
             fetch: self.fetch,
+            sent_mono_ms: self.sent_mono_ms,
         }
     }
 

@@ -166,6 +166,7 @@ mod tests {
             tags: Default::default(),
             site: "a".into(),
             fetch: number,
+            sent_mono_ms: now.mono_ms,
         };
         let body = [bytes::Bytes::from(vec![0; 100])];
         Arc::new(StoredResponse::new(Arc::new(head), Kept::new(&body, pins), 100, policy, now))

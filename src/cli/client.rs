@@ -43,20 +43,35 @@ impl AdminOptions {
     /// Posts to the API and prints its answer, in JSON or as an indented list.
     pub fn post_and_print(&self, path: &str, body: &Value) -> Result<(), Failure> {
         let answer = self.post(path, body)?;
+        self.print(&answer)
+    }
+
+    /// Asks the API without a body, and prints its answer likewise.
+    pub fn ask_and_print(&self, method: Method, path: &str) -> Result<(), Failure> {
+        let answer = self.ask(method, path, Bytes::new())?;
+        self.print(&answer)
+    }
+
+    fn print(&self, answer: &Value) -> Result<(), Failure> {
         match self.json {
             true => print(&format!("{answer:#}\n")),
-            false => print(&readable(&answer)),
+            false => print(&readable(answer)),
         }
     }
 
     /// Posts to the API; an answer that is not 2xx is an error with the API's own words.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.ask(Method::POST, path, Bytes::from(body.to_string()))
+    }
+
+    fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Value, Failure> {
         let base = Authority::parse(&self.admin).map_err(|error| Failure::Usage(format!("--admin: {error:#}")))?;
-        let mut request = Request::post(path).header(header::HOST, &base.text).header(header::CONTENT_TYPE, "application/json");
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, &base.text);
+        request = request.header(header::CONTENT_TYPE, "application/json");
         if let Some(token) = self.token()? {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request.body(Full::new(Bytes::from(body.to_string()))).context("the request cannot be made")?;
+        let request = request.body(Full::new(body)).context("the request cannot be made")?;
         let (status, bytes) = block_on(async {
             let exchange = async {
                 let answer = send(&base, request).await?;

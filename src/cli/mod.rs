@@ -10,6 +10,7 @@ mod flags;
 mod get;
 mod health;
 mod man;
+mod nodes;
 mod purge;
 mod reload;
 mod run;
@@ -60,6 +61,8 @@ enum Command {
     Explain(explain::Options),
     /// Make a running server read its configuration again, whole or not at all
     Reload(reload::Options),
+    /// List the nodes of the fleet, or forget one
+    Nodes(nodes::Options),
     /// Ask whether a running server wants requests: exit code 0 if so, else 1
     Health(health::Options),
     /// Print the version
@@ -126,6 +129,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Get(options) => get::run(options),
         Command::Explain(options) => explain::run(options),
         Command::Reload(options) => reload::run(options),
+        Command::Nodes(options) => nodes::run(options),
         Command::Health(options) => health::run(options),
         Command::Version(options) => version::run(options),
         Command::Completions(options) => completions::run(options),

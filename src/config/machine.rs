@@ -5,6 +5,13 @@ use std::path::Path;
 /// Where nothing can be read: small enough for anything.
 const FALLBACK_BYTES: u64 = 1 << 30;
 
+/// The name of this host; `localhost` where it has none that can be written everywhere.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let is_plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
+    if is_plain { name } else { "localhost".into() }
+}
+
 /// Cores that this process may use (affinity and cgroup quota counted).
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)

@@ -39,7 +39,8 @@ pub fn effective(settings: &Settings) -> Value {
         "fill": fill(&s.fill),
         "upstreams": s.upstreams.iter().map(|u| (u.name.clone(), upstream(u))).collect::<Map<_, _>>(),
         "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
-        "purge": purge(&s.purge),
+        "purge": purge(s),
+        "journal": journal(&s.journal),
         "log": log(&s.log),
         "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
     })
@@ -54,10 +55,13 @@ pub fn hash(settings: &Settings) -> String {
 /// All secrets, with the keys that they stand under.
 pub fn secrets(settings: &Settings) -> Vec<(&'static str, Option<&Secret>)> {
     let redis = settings.redis.as_ref().map(|tier| &tier.server);
+    let journal = settings.journal.redis.as_ref();
     vec![
         ("admin.token", settings.admin.token.as_ref()),
         ("cache.redis.password", redis.and_then(|redis| redis.password.as_ref())),
         ("cache.redis.sentinel_password", redis.and_then(|redis| redis.sentinel_password.as_ref())),
+        ("journal.redis.password", journal.and_then(|redis| redis.password.as_ref())),
+        ("journal.redis.sentinel_password", journal.and_then(|redis| redis.sentinel_password.as_ref())),
     ]
 }
 
@@ -178,18 +182,37 @@ fn upstream(u: &Upstream) -> Value {
     })
 }
 
-fn purge(p: &Purge) -> Value {
+fn purge(settings: &Settings) -> Value {
+    let p = &settings.purge;
     json!({
         "receipts": p.receipts,
         "selectors_per_call": p.selectors_per_call,
         "map_capacity": p.map_capacity,
         "fold_slots": p.fold_slots,
-        "unsafe_methods": p.unsafe_methods,
+        "unsafe_methods": match (p.unsafe_methods, settings.journal.tell_unsafe) {
+            (false, _) => "off",
+            (true, false) => "local",
+            (true, true) => "fleet",
+        },
         "keys_per_response": p.keys_per_response,
         "key_bytes": print_size(p.key_bytes as u64),
         "recovery": print_duration(p.recovery),
         "rate": p.rate_limit.as_ref().map_or_else(|| "off".to_owned(), rate),
         "burst": p.rate_limit.as_ref().map_or(PURGE_BURST, |limit| limit.burst),
+    })
+}
+
+fn journal(j: &Journal) -> Value {
+    json!({
+        "redis": j.redis.as_ref().map_or_else(|| json!({}), redis),
+        "node": j.node,
+        "trust": print_duration(j.trust),
+        "repair": print_duration(j.repair),
+        "on_cutoff": j.on_cutoff.as_str(),
+        "serve_at_most": j.serve_at_most.map_or_else(|| "off".to_owned(), print_duration),
+        "revalidate_every": print_duration(j.revalidate_every),
+        "forget_after": print_duration(j.forget_after),
+        "max_entries": j.max_entries,
     })
 }
 

@@ -105,6 +105,7 @@ pub struct RawConfig {
     /// Routed host spaces, by name.
     pub sites: BTreeMap<String, RawSite>,
     pub purge: RawPurge,
+    pub journal: RawJournal,
     pub log: RawLog,
     pub cache: RawCache,
     /// Requests that go past the cache.
@@ -528,6 +529,11 @@ redis_table!(
     RawCacheRedis {}
 );
 
+redis_table!(
+    /// A Redis of its own for the journal of invalidations.
+    RawJournalRedis {}
+);
+
 /// The keys that every table with a connection to Redis has.
 #[derive(Debug, Clone, Copy)]
 pub struct RedisKeys<'a> {
@@ -783,8 +789,8 @@ pub struct RawPurge {
     pub map_capacity: Option<u64>,
     /// Slots into which older ones fold.
     pub fold_slots: Option<u64>,
-    /// POST, PUT, DELETE and the like invalidate their URL (RFC 9111 §4.4).
-    pub unsafe_methods: Option<bool>,
+    /// Where POST, PUT, DELETE and the like invalidate their URL (RFC 9111 §4.4).
+    pub unsafe_methods: Option<RawUnsafeMethods>,
     /// Surrogate keys of one response; a response with more is not stored.
     pub keys_per_response: Option<u64>,
     /// Length of one surrogate key.
@@ -795,6 +801,53 @@ pub struct RawPurge {
     pub rate: Option<RawRate>,
     /// Selectors that it may purge at once, after a pause.
     pub burst: Option<u64>,
+}
+
+/// Where unsafe methods invalidate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawUnsafeMethods {
+    /// On this node at once, on the others of its fleet shortly after.
+    Fleet,
+    /// On this node.
+    Local,
+    /// Nowhere.
+    Off,
+}
+
+/// The journal of invalidations that the nodes of a fleet share.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawJournal {
+    pub redis: RawJournalRedis,
+    /// Name of this node, of its own in the fleet and the same after a restart. Host name and port of the first listener
+    /// where absent.
+    pub node: Option<String>,
+    /// How long what is stored here is used after the journal was last heard of; then the node is cut off.
+    pub trust: Option<RawDuration>,
+    /// How long purges of this node are kept to be appended again where the journal lost them.
+    pub repair: Option<RawDuration>,
+    pub on_cutoff: Option<RawOnCutoff>,
+    /// How long a node that is cut off serves what it has stored; then it revalidates.
+    pub serve_at_most: Option<RawDurationOrOff>,
+    /// How old a confirmation of the origin may be that counts while cut off.
+    pub revalidate_every: Option<RawDuration>,
+    /// How long purges wait for a node that vanished without a word and may be serving still.
+    pub forget_after: Option<RawDuration>,
+    /// Entries of each of the two streams in Redis.
+    pub max_entries: Option<u64>,
+}
+
+/// What a node does with requests while it is cut off from the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnCutoff {
+    /// Serve what is stored, though it may have been purged.
+    Serve,
+    /// Ask the origin about everything first.
+    Revalidate,
+    /// Go past the cache.
+    Bypass,
 }
 
 /// Logs.

@@ -23,6 +23,7 @@ pub struct Settings {
     pub upstreams: Vec<Arc<Upstream>>,
     pub sites: Vec<Arc<Site>>,
     pub purge: Purge,
+    pub journal: Journal,
     pub log: Log,
     /// `[cache.redis]`: the tier that the fleet shares, where there is one.
     pub redis: Option<RedisTier>,
@@ -387,6 +388,57 @@ pub struct Purge {
     pub recovery: Duration,
     /// Selectors that one caller may purge; `None`: any number.
     pub rate_limit: Option<RateLimit>,
+}
+
+/// The fleet's journal of invalidations, as far as this node is concerned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Journal {
+    /// `[journal.redis]`; without it that of the tier keeps the journal, where there is one.
+    pub redis: Option<Redis>,
+    /// What unsafe methods invalidate here the fleet is told.
+    pub tell_unsafe: bool,
+    /// Name of this node among those of the fleet.
+    pub node: String,
+    /// How long what is stored here may be used after the journal was last heard of.
+    pub trust: Duration,
+    /// How long purges of this node are kept to be appended again where the journal lost them.
+    pub repair: Duration,
+    pub on_cutoff: OnCutoff,
+    /// How long a node that is cut off serves; then it revalidates. `None`: no bound.
+    pub serve_at_most: Option<Duration>,
+    /// How old a confirmation may be that counts while cut off.
+    pub revalidate_every: Duration,
+    /// How long a node that vanished is waited for by purges.
+    pub forget_after: Duration,
+    /// Entries of each stream in Redis.
+    pub max_entries: u64,
+}
+
+impl Settings {
+    /// Where the fleet's journal is; `None`: this node is a fleet of its own.
+    pub fn journal_redis(&self) -> Option<&Redis> {
+        self.journal.redis.as_ref().or_else(|| Some(&self.redis.as_ref()?.server))
+    }
+}
+
+/// What a node does with requests while it is cut off from the fleet's journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnCutoff {
+    #[default]
+    Serve,
+    Revalidate,
+    Bypass,
+}
+
+impl OnCutoff {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Revalidate => "revalidate",
+            Self::Bypass => "bypass",
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -345,7 +345,7 @@ fn strip(fields: &mut Fields, status: StatusCode) {
 /// Fields of a trailer section, without those that belong to a head alone (RFC 9110 §6.5.1).
 pub fn of_trailer_section(mut fields: Fields) -> Fields {
     hop::strip(&mut fields);
-    fields.retain(|name, _| !matches!(name, b"content-length" | b"host" | b"content-encoding" | b"content-range" | b"content-type"));
+    fields.retain(|_, name, _| !matches!(name, b"content-length" | b"host" | b"content-encoding" | b"content-range" | b"content-type"));
     fields
 }
 

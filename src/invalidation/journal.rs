@@ -2,7 +2,7 @@
 
 use super::clockwork::{CheckedUpTo, Clockwork};
 use super::entry::{Entry, Purge, PurgeId, Refused};
-use super::fleet::protocol::{Batch, UnsafeEntry};
+use super::fleet::protocol::Batch;
 use super::kind::{Kind, Kinds};
 use super::ledger::{Aim, Ledger, Limits, validity_of};
 use super::receipt::{Receipts, rfc3339};
@@ -13,7 +13,7 @@ use crate::semantics::Now;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::Validity;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde_json::json;
 
 /// Two classes of entries with maps and folds of their own, so that a flood of writes cannot touch what operators
@@ -28,6 +28,7 @@ pub struct Journal {
     order: Order,
     /// Boot-time ms up to which this node knows that it misses nothing.
     trusted_until: AtomicU64,
+    remembered: AtomicBool,
 }
 
 /// Who gives entries their places.
@@ -54,6 +55,7 @@ impl Journal {
             receipts: Mutex::new(Receipts::new(settings.receipts)),
             wide: WidePurges::new(settings.recovery.as_millis() as u64),
             order,
+            remembered: AtomicBool::new(false),
             trusted_until: AtomicU64::new(if order == Order::Own { u64::MAX } else { 0 }),
         }
     }
@@ -74,6 +76,16 @@ impl Journal {
     /// The lease was renewed. It never gets shorter: what was promised holds until then.
     pub fn trust_until(&self, mono_ms: u64) {
         self.trusted_until.fetch_max(mono_ms, Ordering::AcqRel);
+    }
+
+    /// Whether the fleet is sure to remember this node: purges wait for it then, and it may serve while it is cut off.
+    pub fn is_remembered(&self) -> bool {
+        self.remembered.load(Ordering::Acquire)
+    }
+
+    /// From now on [`Journal::is_remembered`].
+    pub fn remember(&self) {
+        self.remembered.store(true, Ordering::Release);
     }
 
     /// The epoch that this node is in; 0 without a fleet, and before it was first heard of.
@@ -188,12 +200,12 @@ impl Journal {
         }
     }
 
-    /// Applies the next batch of its class in order; an own batch's provisional form is dropped.
-    pub fn apply_unsafe(&self, entry: &UnsafeEntry, now: Now) -> Result<(), Refused> {
+    /// Applies the next batch of its class, at `position` after `previous`; an own batch's provisional form is dropped.
+    pub(super) fn apply_unsafe(&self, position: Position, previous: Position, batch: &Batch, now: Now) -> Result<(), Refused> {
         self.unsafe_methods.change(|ledger, moved| {
-            Refused::unless_next(entry.position, entry.previous, ledger.mark().position)?;
-            let aims = entry.batch.hashes.iter().map(|&(kind, hash)| Aim::Hash(kind, hash));
-            ledger.put_in_order(entry.position, Some(entry.batch.id), aims, Mode::Hard, now.mono_ms, moved);
+            Refused::unless_next(position, previous, ledger.mark().position)?;
+            let aims = batch.hashes.iter().map(|&(kind, hash)| Aim::Hash(kind, hash));
+            ledger.put_in_order(position, Some(batch.id), aims, Mode::Hard, now.mono_ms, moved);
             Ok(())
         })
     }
@@ -296,8 +308,8 @@ impl Journal {
     }
 
     #[cfg(test)]
-    pub(super) fn with_faults(settings: &settings::Purge, faults: super::model::LedgerFaults) -> Self {
-        let journal = Self::new(settings);
+    pub(super) fn with_faults(settings: &settings::Purge, order: Order, faults: super::model::LedgerFaults) -> Self {
+        let journal = Self::with_order(settings, order);
         journal.purges.change(|ledger, _| ledger.faults = faults);
         journal.unsafe_methods.change(|ledger, _| ledger.faults = faults);
         journal

@@ -20,6 +20,7 @@ mod model;
 mod outbox;
 pub mod receipt;
 pub mod selector;
+pub mod stream;
 mod wide;
 
 pub use clockwork::CheckedUpTo;

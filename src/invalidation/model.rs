@@ -4,6 +4,7 @@
 //! when each fetch began. Where nothing folds the journal must agree with it exactly; where it folds it may find more
 //! invalid, never less. Planted faults prove that the model would notice.
 
+use super::journal::Order;
 use super::{CheckedUpTo, Journal, Mode, Selector, Stamp, Subject};
 use crate::config::settings;
 use crate::semantics::Now;
@@ -211,7 +212,7 @@ impl World {
         Self {
             fault,
             exact,
-            journal: Journal::with_faults(&settings, faults),
+            journal: Journal::with_faults(&settings, Order::Own, faults),
             now: Now { wall_ms: 1_000_000, mono_ms: 1000 },
             step: 0,
             log: Vec::new(),
@@ -393,6 +394,7 @@ impl World {
             Validity::Valid => 0,
             Validity::Soft { .. } => 1,
             Validity::Purged => 2,
+            Validity::Unconfirmed => unreachable!("the journal knows or is not asked"),
         };
         prop_assert!(found >= expected, "{place}: {validity:?} where the model says {expected}: {facts:?}");
         if self.exact {

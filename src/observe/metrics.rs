@@ -4,10 +4,12 @@
 //! prometheus crate, with children resolved beforehand where the labels are enums. Nothing here decides anything.
 
 mod hot;
+mod journal;
 mod redis;
 mod scrape;
 pub mod series;
 
+pub use journal::{JournalClass, JournalEvent, JournalSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 
@@ -211,11 +213,13 @@ pub enum FollowOutcome {
     Alone,
     Failed,
     LedAnew,
+    /// Its node being cut off, it had to have a fetch that began after it came.
+    TooOld,
     Full,
 }
 
 impl FollowOutcome {
-    pub const ALL: [Self; 6] = [Self::Served, Self::Regrouped, Self::Alone, Self::Failed, Self::LedAnew, Self::Full];
+    pub const ALL: [Self; 7] = [Self::Served, Self::Regrouped, Self::Alone, Self::Failed, Self::LedAnew, Self::TooOld, Self::Full];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Served => "served",
@@ -223,6 +227,7 @@ impl FollowOutcome {
             Self::Alone => "alone",
             Self::Failed => "failed",
             Self::LedAnew => "led_anew",
+            Self::TooOld => "too_old",
             Self::Full => "full",
         }
     }
@@ -325,6 +330,19 @@ pub struct TierUsage {
     pub responses: u64,
 }
 
+/// How this node stands to the fleet's journal, read at scrape.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FleetUsage {
+    pub trusted: bool,
+    pub remembered: bool,
+    pub epoch: u64,
+    /// Time of the last purge applied in order, as Redis had it.
+    pub applied_ms: u64,
+    /// Invalidations by unsafe methods that wait to be told to the fleet, and how many were not told.
+    pub untold: usize,
+    pub lost: u64,
+}
+
 /// Values read at scrape from the parts that hold them.
 pub trait Gauges: Send + Sync {
     fn memory_tier(&self) -> TierUsage;
@@ -341,6 +359,7 @@ pub trait Gauges: Send + Sync {
     fn journal(&self) -> (usize, u64);
     /// Callers of rate limits that are remembered.
     fn rate_limit_callers(&self) -> u64;
+    fn fleet(&self) -> FleetUsage;
 }
 
 /// All series.
@@ -373,6 +392,7 @@ pub struct Metrics {
     upstreams: Upstreams,
     /// Connections to Redis.
     pub redis: RedisSeries,
+    pub journal: JournalSeries,
     reload: Reload,
 }
 
@@ -415,6 +435,7 @@ impl Metrics {
             access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
             upstreams: Upstreams::new(&registry),
             redis: RedisSeries::new(&registry),
+            journal: JournalSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,

@@ -2,6 +2,7 @@
 
 use super::exchange::Arrival;
 use super::live::Live;
+use super::standing::Standing;
 use crate::config::settings::{Action, Server};
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::route;
@@ -59,13 +60,15 @@ pub enum Past {
     RequestNoStore,
     /// Its content cannot be part of a key.
     Content(Unkeyed),
+    /// The node is cut off from the fleet's journal, and `journal.on_cutoff` says so.
+    CutOff,
 }
 
 impl Past {
     /// Whether the cache could have answered, had policy or client not chosen otherwise. A client that wants nothing but
     /// a stored response (RFC 9111 §5.2.1.7) is told that there is none then.
     pub const fn is_choice(&self) -> bool {
-        matches!(self, Self::Disabled | Self::Rule(_) | Self::RequestNoStore | Self::Content(_))
+        matches!(self, Self::Disabled | Self::Rule(_) | Self::RequestNoStore | Self::Content(_) | Self::CutOff)
     }
 
     /// For people.
@@ -78,6 +81,7 @@ impl Past {
             Self::Body => "the request has a body".into(),
             Self::RequestNoStore => "the request says no-store".into(),
             Self::Content(why) => why.text().into(),
+            Self::CutOff => "this node is cut off from the fleet's journal".into(),
         }
     }
 }
@@ -133,7 +137,8 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<A
     let request_id = given_id.map(Arc::from);
     let (method, minor_version) = (&head.method, head.minor_version);
     let routed = Arc::clone(routed);
-    Ok(Arrival { peer, method, minor_version, fields, target, routed, key, exact: None, client, trusted, request_id, content: None })
+    let (exact, content, standing) = (None, None, Standing::Trusted);
+    Ok(Arrival { peer, method, minor_version, fields, target, routed, key, exact, client, trusted, request_id, content, standing })
 }
 
 pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
@@ -168,6 +173,9 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
     }
     if arrival.fields.has(name::CACHE_CONTROL) && cache_control::RequestDirectives::parse(&arrival.fields).no_store {
         return Way::Past(Past::RequestNoStore);
+    }
+    if arrival.standing == Standing::Bypasses {
+        return Way::Past(Past::CutOff);
     }
     if by_content {
         let length = if let RequestBody::Stream { length, .. } = body { *length } else { None };

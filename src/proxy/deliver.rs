@@ -178,6 +178,7 @@ pub fn past(exchange: &Exchange, inbound: Inbound, why: &Past) -> Response {
         Past::Upgrade => outcome.detail = Some("UPGRADE".into()),
         Past::Body => outcome.detail = Some("REQUEST-BODY".into()),
         Past::Content(why) => outcome.detail = Some(why.as_str().into()),
+        Past::CutOff => {} // the record knows
     }
     through(exchange, inbound, outcome)
 }

@@ -2,6 +2,7 @@
 
 use super::content::Content;
 use super::live::Routed;
+use super::standing::Standing;
 use crate::listener::{Peer, RequestBody};
 use crate::proxy::outcome::{self, Outcome};
 use crate::semantics::no_vary_search::NoVarySearch;
@@ -32,6 +33,7 @@ pub struct Arrival<'a> {
     pub request_id: Option<Arc<str>>,
     /// What it carries, where that is part of the key.
     pub content: Option<Arc<Content>>,
+    pub standing: Standing,
 }
 
 impl Arrival<'_> {
@@ -47,6 +49,7 @@ impl Arrival<'_> {
     pub fn outcome(&self) -> Outcome {
         let mut outcome = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
         outcome.is_equivalent = self.exact.is_some();
+        outcome.cut_off = self.standing.is_cut_off();
         outcome.widening = (self.content.is_some() && *self.method == Method::POST).then_some(Widening::PostByContent);
         outcome
     }
@@ -67,6 +70,7 @@ impl Arrival<'_> {
             trusted: self.trusted,
             request_id,
             content: self.content,
+            standing: self.standing,
         }
     }
 }
@@ -88,6 +92,7 @@ pub struct Exchange {
     pub trusted: bool,
     pub request_id: Arc<str>,
     pub content: Option<Arc<Content>>,
+    pub standing: Standing,
 }
 
 impl Exchange {
@@ -110,6 +115,7 @@ impl Exchange {
             trusted: self.trusted,
             request_id: Some(Arc::clone(&self.request_id)),
             content: self.content.clone(),
+            standing: self.standing,
         }
     }
 
@@ -154,7 +160,7 @@ impl Exchange {
         let upstream = self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name));
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
         let widening = (self.content.is_some() && self.method == Method::POST).then_some(Widening::PostByContent);
-        Outcome { upstream, widening, is_equivalent: self.exact.is_some(), ..known }
+        Outcome { upstream, widening, is_equivalent: self.exact.is_some(), cut_off: self.standing.is_cut_off(), ..known }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::exchange::Arrival;
 use super::lookup::{self, Found};
+use super::standing::Standing;
 use super::{Proxy, admit, blocks};
 use crate::cache::StoredResponse;
 use crate::clock;
@@ -36,15 +37,17 @@ impl Proxy {
         let live = self.live.load();
         let mut arrival =
             admit::admit(&live, &peer, &head).map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
+        let now = clock::now();
+        arrival.standing = Standing::of(&self.journal, &live.settings.journal, now);
         let way = admit::way(&arrival, &RequestBody::Empty);
         if matches!(way, admit::Way::CacheByContent) {
             arrival.key = content::key(&arrival.key, arrival.method, &arrival.fields, content.as_bytes());
         }
-        Ok(self.explain_arrival(&mut arrival, way, clock::now()))
+        Ok(self.explain_arrival(&mut arrival, way, now))
     }
 
     fn explain_arrival(&self, arrival: &mut Arrival<'_>, way: admit::Way, now: Now) -> Value {
-        let found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now);
+        let found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), arrival.standing, now);
         let found = lookup::find_equivalent(self, arrival, found, now);
         let route = &arrival.routed.route;
         let way = match way {
@@ -67,6 +70,7 @@ impl Proxy {
             "route": route.name,
             "upstream": arrival.routed.upstream.as_ref().map(|upstream| upstream.settings.name.clone()),
             "way": way,
+            "cut_off": arrival.standing.as_str(),
             "key": arrival.key.shown(),
             "no_vary_search": self.search_rules.get(arrival.key.search_hash()).map(|rule| rule.text()),
             "tracking_list": route.key.ignore_tracking.then_some(crate::semantics::tracking::VERSION),
@@ -116,6 +120,7 @@ const fn validity_text(validity: Validity) -> &'static str {
     match validity {
         Validity::Valid => "valid",
         Validity::Soft { .. } => "soft-purged",
+        Validity::Unconfirmed => "unconfirmed",
         Validity::Purged => "purged",
     }
 }
@@ -140,6 +145,7 @@ const fn must_ask_text(why: MustAsk) -> &'static str {
     match why {
         MustAsk::Stale => "what is stored is stale",
         MustAsk::SoftPurged => "what is stored was soft-purged",
+        MustAsk::Unconfirmed => "this node is cut off from the fleet's journal, and what is stored may have been purged",
         MustAsk::NoCache => "what is stored says no-cache",
         MustAsk::Request => "the request wants it so",
     }

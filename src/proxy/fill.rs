@@ -200,6 +200,7 @@ impl Errand {
                     followed(FollowOutcome::Regrouped);
                     self.regrouped = Some(secondary);
                 }
+                Follow::TooOld => followed(FollowOutcome::TooOld),
                 Follow::Invalid => self.candidate = None, // purged since: whoever asks now leads anew
                 Follow::Alone => {
                     followed(FollowOutcome::Alone);

@@ -28,6 +28,8 @@ pub type Candidate = Option<(Arc<StoredResponse>, Validity)>;
 /// who could lead anew.
 pub struct Departure {
     pub stamp: Stamp,
+    /// The request is sent after this, boot-time milliseconds.
+    since_mono_ms: u64,
     /// Once it is published: by its keys and groups a purge may have come between.
     pub head: OnceLock<Arc<StoredHead>>,
     pub interims: Interims,
@@ -36,7 +38,13 @@ pub struct Departure {
 
 impl Departure {
     pub fn new(stamp: Stamp) -> Self {
-        Self { stamp, head: OnceLock::new(), interims: Interims::default(), successors: Mutex::default() }
+        Self {
+            stamp,
+            since_mono_ms: clock::now().mono_ms,
+            head: OnceLock::new(),
+            interims: Interims::default(),
+            successors: Mutex::default(),
+        }
     }
 
     /// Notes a request that waits for the head: it could lead anew. HEAD cannot.
@@ -220,9 +228,12 @@ fn flight_key(exchange: &Exchange, secondary: Option<SecondaryKey>) -> FlightKey
     FlightKey { key: Arc::clone(exchange.key.text()), secondary: secondary.filter(|secondary| !secondary.0.is_empty()) }
 }
 
-/// Whether a request that comes now may join a flight that began then: not if something was purged in between.
+/// Whether a request that comes now may join a flight that began then: not if something was purged in between. Nor where
+/// this node is cut off and cannot know that, unless the head is still to come: then it waits for that, so that one fetch
+/// follows the other.
 fn may_join(proxy: &Proxy, exchange: &Arc<Exchange>, departure: &Departure, interim: Option<&InterimSender>) -> bool {
     let joins = match departure.head.get() {
+        Some(_) if exchange.standing.is_too_old(departure.since_mono_ms) => false,
         Some(head) => proxy.journal.validity(&head.subject(), &departure.stamp) == Validity::Valid,
         None => {
             let tags = Tags::default();
@@ -268,6 +279,8 @@ pub enum Follow {
     /// It is for other URLs than this one: this is the key that would be the request's by what the response says.
     Elsewhere(CacheKey),
     Regroup(SecondaryKey),
+    /// It was asked for before the request came, which a node that is cut off has to count as too old.
+    TooOld,
     Invalid,
     Alone,
 }
@@ -285,6 +298,9 @@ pub fn follow(proxy: &Proxy, exchange: &Exchange, flight: &FlightHead) -> Follow
     }
     if !head.facts.vary.matches(&exchange.fields, &head.secondary, policy) {
         return Follow::Regroup(head.facts.vary.secondary_key(&exchange.fields, policy));
+    }
+    if exchange.standing.is_too_old(head.sent_mono_ms) {
+        return Follow::TooOld;
     }
     if proxy.journal.validity(&head.subject(), &head.stamp) != Validity::Valid {
         return Follow::Invalid;

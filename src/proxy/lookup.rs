@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::exchange::{Arrival, Exchange};
+use super::standing::Standing;
 use crate::cache::{StoredHead, StoredResponse};
 use crate::observe::metrics::Bound;
 use crate::semantics::no_vary_search::{NoVarySearch, TooLong};
@@ -37,7 +38,7 @@ pub fn find_equivalent(proxy: &Proxy, arrival: &mut Arrival<'_>, found: Found, n
         return found;
     }
     let Some(key) = proxy.equivalent_key(&arrival.key, arrival.policy()) else { return found };
-    let equivalent = find(proxy, arrival.request(), &key, arrival.policy(), now);
+    let equivalent = find(proxy, arrival.request(), &key, arrival.policy(), arrival.standing, now);
     arrival.exact = Some(Box::new(std::mem::replace(&mut arrival.key, key)));
     match (&found, &equivalent) {
         (_, Found::Stored { .. }) | (Found::Nothing, _) => equivalent,
@@ -47,7 +48,7 @@ pub fn find_equivalent(proxy: &Proxy, arrival: &mut Arrival<'_>, found: Found, n
 
 /// What the tiers hold by now, under any key of a request.
 pub fn find_again(proxy: &Proxy, exchange: &Exchange, now: Now) -> Found {
-    let find = |key: &CacheKey| find(proxy, exchange.request(), key, exchange.policy(), now);
+    let find = |key: &CacheKey| find(proxy, exchange.request(), key, exchange.policy(), exchange.standing, now);
     let found = find(&exchange.key);
     if found.is_answer() || !proxy.search_rules.any() {
         return found;
@@ -84,14 +85,14 @@ impl Proxy {
 }
 
 /// Finds the stored response that a request selects; one read of the tier.
-pub fn find(proxy: &Proxy, request: Request<'_>, key: &CacheKey, policy: &CachePolicy, now: Now) -> Found {
+pub fn find(proxy: &Proxy, request: Request<'_>, key: &CacheKey, policy: &CachePolicy, standing: Standing, now: Now) -> Found {
     let Some(variants) = proxy.memory.get_at(key.hash(), now.mono_ms).filter(|variants| *variants.key() == *key) else {
         return Found::Nothing;
     };
     let Some(response) = variants.select(request.fields, policy) else { return Found::OtherVariants };
     let response =
         if response.head.facts.targets == policy.targeted.id() { Arc::clone(response) } else { reread(proxy, response, policy, now) };
-    let validity = response.head.check(&proxy.journal);
+    let validity = standing.validity(proxy, &response.head);
     let reuse = reuse(request, &response.head.facts, policy, validity, now);
     Found::Stored { response, reuse, validity }
 }

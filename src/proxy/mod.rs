@@ -26,6 +26,7 @@ mod purge;
 mod refused;
 mod resume;
 mod revalidate;
+mod standing;
 mod store;
 
 pub use live::{Live, Routed};
@@ -39,9 +40,10 @@ use crate::coalesce::marker::{Markers, Set};
 use crate::coalesce::pinned::Pins;
 use crate::config::Settings;
 use crate::invalidation::Journal;
+use crate::invalidation::stream::Stream;
 use crate::listener::{Handled, Handler, InterimSender, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{Bound, Gauges, Metrics, StaleReason, TierUsage};
+use crate::observe::metrics::{Bound, FleetUsage, Gauges, Metrics, StaleReason, TierUsage};
 use crate::semantics::Now;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::policy::CachePolicy;
@@ -55,8 +57,9 @@ use exchange::Arrival;
 use flight::{Departure, FlightHead};
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
-use std::sync::Arc;
+use standing::Standing;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Everything that requests share.
 pub struct Proxy {
@@ -64,6 +67,8 @@ pub struct Proxy {
     pub live: ArcSwap<Live>,
     pub memory: MemoryTier<Variants>,
     pub journal: Arc<Journal>,
+    /// The fleet's end of it, where there is a fleet.
+    pub fleet: OnceLock<Arc<Stream>>,
     flights: Arc<FlightTable<FlightHead, Departure>>,
     /// Fetches of single blocks.
     blocks: Arc<blocks::BlockFlights>,
@@ -164,6 +169,7 @@ impl Proxy {
             live: ArcSwap::from_pointee(live),
             memory,
             journal,
+            fleet: OnceLock::new(),
             blocks: Arc::new(FlightTable::beside(&flights)),
             flights,
             markers: Markers::new(&settings.fill),
@@ -182,7 +188,11 @@ impl Proxy {
     }
 
     /// The journey from the limits on.
-    fn go(self: &Arc<Self>, arrival: Arrival<'_>, body: RequestBody, interim: &mut InterimSlot, now: Now) -> Handled {
+    fn go(self: &Arc<Self>, mut arrival: Arrival<'_>, body: RequestBody, interim: &mut InterimSlot, now: Now) -> Handled {
+        arrival.standing = Standing::of(&self.journal, &arrival.routed.settings.journal, now);
+        if let Some(policy) = arrival.standing.as_str() {
+            self.metrics.journal.cut_off_request(policy);
+        }
         match admit::way(&arrival, &body) {
             Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
             Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
@@ -200,7 +210,7 @@ impl Proxy {
 
     /// The journey from the cache on. `interim` makes a sender of interim responses, where the client takes them.
     fn from_cache(self: &Arc<Self>, mut arrival: Arrival<'_>, interim: impl FnOnce() -> Option<InterimSender>, now: Now) -> Handled {
-        let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), now);
+        let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), arrival.standing, now);
         if self.search_rules.any() {
             found = lookup::find_equivalent(self, &mut arrival, found, now);
         }
@@ -316,6 +326,17 @@ impl Gauges for Proxy {
     }
     fn rate_limit_callers(&self) -> u64 {
         self.live.load().buckets.count()
+    }
+    fn fleet(&self) -> FleetUsage {
+        let (position, (untold, lost)) = (self.journal.stamp().purge.position, self.journal.untold());
+        FleetUsage {
+            trusted: self.journal.is_trusted(clock::now()),
+            remembered: self.journal.is_remembered(),
+            epoch: position.epoch,
+            applied_ms: position.ms,
+            untold,
+            lost,
+        }
     }
 }
 

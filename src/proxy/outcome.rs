@@ -28,6 +28,8 @@ pub struct Outcome {
     pub in_blocks: bool,
     /// The line of the configuration without which the answer would have been another (P1: then Cache-Status says so).
     pub widening: Option<Widening>,
+    /// This node was cut off from the fleet's journal when the request came.
+    pub cut_off: bool,
     /// Configured reason of a bypass rule, or another token for `detail`.
     pub detail: Option<Arc<str>>,
     /// Age and remaining freshness in milliseconds where a stored response was used.
@@ -165,7 +167,12 @@ impl Outcome {
     /// [`Outcome::detail`] without what the log says elsewhere.
     pub fn own_detail(&self) -> Option<&str> {
         let widening = || Some(self.widening?.as_str());
-        self.detail.as_deref().or_else(widening).or((self.is_equivalent && self.source == Source::Memory).then_some("NO-VARY-SEARCH"))
+        let cut_off = || self.cut_off.then_some("CUT-OFF");
+        self.detail
+            .as_deref()
+            .or_else(widening)
+            .or_else(cut_off)
+            .or((self.is_equivalent && self.source == Source::Memory).then_some("NO-VARY-SEARCH"))
     }
 
     /// `HIT` for what came from the cache, stale or confirmed; everything else is `MISS`.

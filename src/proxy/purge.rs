@@ -112,6 +112,9 @@ pub fn by_unsafe_method(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, s
         proxy.journal.invalidate_groups(&groups, now);
         proxy.metrics.unsafe_invalidation();
     }
+    if let Some(fleet) = proxy.fleet.get() {
+        fleet.nudge();
+    }
     stamp
 }
 
@@ -122,7 +125,10 @@ impl Proxy {
         for selector in &selectors {
             self.metrics.purged(selector.kind().as_str(), mode.as_str());
         }
-        let receipt = self.journal.purge(selectors, mode, actor, now);
+        let receipt = match self.fleet.get() {
+            Some(fleet) => fleet.purge(selectors, mode, actor, now),
+            None => self.journal.purge(selectors, mode, actor, now),
+        };
         log(&receipt);
         receipt
     }

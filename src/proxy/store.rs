@@ -216,6 +216,7 @@ pub fn head(
         tags,
         site: Arc::clone(&exchange.routed.site),
         fetch: began.fetch,
+        sent_mono_ms: began.sent.mono_ms,
     }
 }
 

@@ -35,29 +35,14 @@ impl Keys {
         format!("{}:c:*", self.prefix)
     }
 
-    /// The stream of invalidations; one of two keys of its kind that never expire, and are trimmed.
+    /// The record of the fleet's journal. Its streams are named after it and its epoch, by the scripts that know the epoch.
     pub fn journal(&self) -> String {
-        self.of_journal("entries")
+        format!("{}:{{journal}}", self.prefix)
     }
 
-    /// The record of the journal's epoch.
-    pub fn epoch(&self) -> String {
-        self.of_journal("epoch")
-    }
-
-    /// The stream of what unsafe methods invalidate.
-    pub fn unsafe_methods(&self) -> String {
-        self.of_journal("unsafe")
-    }
-
-    /// The registration of one running node.
-    pub fn node(&self, name: &str) -> String {
-        self.of_journal(&format!("node:{name}"))
-    }
-
-    /// The hash of all nodes known, running or not.
-    pub fn roster(&self) -> String {
-        self.of_journal("roster")
+    /// A stream of the journal in an epoch: `purges` or `unsafe`.
+    pub fn journal_stream(&self, stream: &str, epoch: u64) -> String {
+        format!("{}:{stream}:{epoch}", self.journal())
     }
 
     /// The counter of a shared rate limit.
@@ -68,10 +53,6 @@ impl Keys {
     /// A channel for messages that nobody needs to keep.
     pub fn channel(&self, name: &str) -> String {
         format!("{}:channel:{name}", self.prefix)
-    }
-
-    fn of_journal(&self, name: &str) -> String {
-        format!("{}:{{journal}}:{name}", self.prefix)
     }
 }
 
@@ -157,7 +138,7 @@ mod tests {
     #[test]
     fn everything_of_the_journal_shares_a_slot() {
         let keys = Keys::new("tiercel");
-        let all = [keys.journal(), keys.epoch(), keys.unsafe_methods(), keys.node("a"), keys.roster()];
+        let all = [keys.journal(), keys.journal_stream("purges", 7), keys.journal_stream("unsafe", 7)];
         assert!(all.iter().all(|key| tag(key) == "journal"), "{all:?}");
     }
 }

@@ -18,6 +18,7 @@ pub use self::link::{Connected, Link};
 pub use self::script::Script;
 pub use self::subscription::{Message, Subscription};
 pub use crate::observe::metrics::RedisUse as Use;
+pub use ::redis::streams::StreamReadReply;
 pub use ::redis::{Cmd, FromRedisValue, Pipeline, ToRedisArgs, Value, cmd, from_redis_value, pipe};
 
 use crate::config::settings;

@@ -299,6 +299,10 @@ struct Line {
 }
 
 impl Line {
+    /// Its name, if that is well known.
+    const fn name(self) -> Option<Name> {
+        if self.number == UNKNOWN { None } else { Some(Name(self.number)) }
+    }
     fn name_range(self) -> std::ops::Range<usize> {
         self.start as usize..self.start as usize + self.name_length as usize
     }
@@ -470,28 +474,29 @@ impl Fields {
 
     /// Removes all lines of this name; says whether there were any.
     pub fn remove(&mut self, name: impl FieldName) -> bool {
-        self.contains(name) && self.retain(|line, _| !line.eq_ignore_ascii_case(name.text().as_bytes()))
+        self.contains(name) && self.retain(|_, line, _| !line.eq_ignore_ascii_case(name.text().as_bytes()))
     }
 
-    /// Keeps the lines for which `keep(name, value)` is true, asking once for each in order; says whether any went.
-    /// Works in place.
-    pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) -> bool {
-        let (mut kept, mut end) = (0, 0);
-        for at in 0..self.lines.len() {
+    /// Keeps the lines for which `keep(number, name, value)` is true, asking once for each in order; says whether any went.
+    /// The number is `None` for a name that is not well known. Works in place.
+    pub fn retain(&mut self, mut keep: impl FnMut(Option<Name>, &[u8], &[u8]) -> bool) -> bool {
+        let mut keeps = |block: &[u8], line: Line| keep(line.name(), &block[line.name_range()], &block[line.value_range()]);
+        // Where all stay, as a rule, nothing moves.
+        let Some(first) = self.lines.iter().position(|line| !keeps(&self.block, *line)) else { return false };
+        let (mut kept, mut end) = (first, self.lines[first].start as usize);
+        for at in first + 1..self.lines.len() {
             let line = self.lines[at];
-            if keep(&self.block[line.name_range()], &self.block[line.value_range()]) {
+            if keeps(&self.block, line) {
                 self.block.copy_within(line.start as usize..line.end(), end);
                 self.lines[kept] = Line { start: end as u32, ..line };
                 end += line.end() - line.start as usize;
                 kept += 1;
             }
         }
-        let any_went = kept < self.lines.len();
         self.block.truncate(end);
         self.lines.truncate(kept);
-        let numbers = self.lines.iter().filter(|line| line.number != UNKNOWN);
-        self.present = numbers.fold(0, |present, line| present | 1 << line.number);
-        any_went
+        self.present = self.lines.iter().filter_map(|line| line.name()).fold(0, |present, name| present | 1 << name.0);
+        true
     }
 
     /// A copy with the lines for which `keep(number, name, value)` is true, asked once for each in order. The number is
@@ -507,8 +512,7 @@ impl Fields {
         let mut kept = Self::with_capacity(self.block.len() + bytes, self.lines.len() + lines);
         for line in &self.lines {
             let (name, value) = (&self.block[line.name_range()], &self.block[line.value_range()]);
-            let number = (line.number != UNKNOWN).then_some(Name(line.number));
-            if keep(number, name, value) {
+            if keep(line.name(), name, value) {
                 let start = kept.block.len() as u32;
                 kept.block.extend_from_slice(name);
                 kept.finish_line(start, line.name_length, line.number, value);
@@ -783,7 +787,7 @@ mod tests {
             let mut keep = by_mask();
             let copy = fields.copy_if(|_, _, _| keep());
             let mut keep = by_mask();
-            prop_assert_eq!(fields.retain(|_, _| keep()), copy.len() < pairs.len());
+            prop_assert_eq!(fields.retain(|_, _, _| keep()), copy.len() < pairs.len());
             prop_assert_eq!(fields.iter().collect::<Vec<_>>(), copy.iter().collect::<Vec<_>>());
             prop_assert_eq!((fields.wire(), fields.present), (copy.wire(), copy.present));
         }

@@ -44,7 +44,7 @@ const KEYED_NAMES: [Name; 3] = [name::X_FORWARDED_HOST, name::X_FORWARDED_PORT, 
 
 /// Whoever they come from: not sent with a request whose answer may be stored, unless the route's key has them. They say again,
 /// in words that not every origin knows, what host, scheme, path or method the request has.
-const UNKEYED: [Name; 14] = [
+const UNKEYED: Names = Names::of(&[
     name::FRONT_END_HTTPS,
     name::X_FORWARDED_SCHEME,
     name::X_FORWARDED_SERVER,
@@ -59,7 +59,7 @@ const UNKEYED: [Name; 14] = [
     name::X_REWRITE_URL,
     name::X_SCHEME,
     name::X_URL_SCHEME,
-];
+]);
 
 /// Fields that differ with every client or request, and that we write ourselves: a response that varies on one is nobody
 /// else's.
@@ -69,7 +69,10 @@ pub fn is_per_client(name: &str) -> bool {
 
 /// Forgets what a client says of itself.
 pub fn drop_untrusted(fields: &mut Fields) {
-    fields.retain(|name, _| !Name::lookup(name).is_some_and(|name| CLIENT.contains(name)) && !name.starts_with(b"x-forwarded-"));
+    fields.retain(|number, name, _| match number {
+        Some(number) => !CLIENT.contains(number),
+        None => !name.starts_with(b"x-forwarded-"),
+    });
 }
 
 /// The forwarding fields that are part of the key, with their first values: those that say something else than the target.
@@ -92,7 +95,10 @@ pub fn drop_unkeyed(fields: &mut Fields, policy: &KeyPolicy) {
     let is_keyed = |name: &[u8]| std::str::from_utf8(name).is_ok_and(|name| policy.has_header(name));
     let is_part =
         |name: &[u8]| is_keyed(name) || policy.classes.iter().any(|class| class.forward.as_deref().map(str::as_bytes) == Some(name));
-    fields.retain(|name, _| is_keyed(name) || !(is_unkeyed(name) || with_dashes(name).is_some_and(|name| is_part(&name))));
+    fields.retain(|number, name, _| {
+        let goes = is_unkeyed(number, name) || with_dashes(name).is_some_and(|name| is_part(&name));
+        !goes || is_keyed(name)
+    });
     if fields.has(name::FORWARDED) && !policy.has_header(name::FORWARDED.as_str()) {
         let kept = without_target(fields);
         fields.remove(name::FORWARDED);
@@ -105,12 +111,13 @@ pub fn drop_unkeyed(fields: &mut Fields, policy: &KeyPolicy) {
 
 /// Whether a request that went on with all its fields said something to the origin that the key may not hold.
 pub fn has_unkeyed(fields: &Fields) -> bool {
-    fields.has(name::FORWARDED) || fields.iter().any(|(name, _)| is_unkeyed(name.as_bytes()))
+    fields.has(name::FORWARDED) || fields.iter().any(|(name, _)| is_unkeyed(Name::lookup(name.as_bytes()), name.as_bytes()))
 }
 
-fn is_unkeyed(name: &[u8]) -> bool {
-    match Name::lookup(name) {
-        Some(known) => UNKEYED.contains(&known),
+/// `number`: that of the name, if it is well known.
+fn is_unkeyed(number: Option<Name>, name: &[u8]) -> bool {
+    match number {
+        Some(known) => UNKEYED.contains(known),
         None => name.starts_with(b"x-forwarded-") || name.starts_with(b"x-original-") || is_imitation(name),
     }
 }
@@ -118,7 +125,7 @@ fn is_unkeyed(name: &[u8]) -> bool {
 /// Whether a name would be one that means something here but for its underscores. CGI and its kin (RFC 3875 §4.1.18) make
 /// one variable of both: an origin would read `X_Forwarded_Host` or `Accept_Language` as what key and Vary never saw.
 fn is_imitation(name: &[u8]) -> bool {
-    with_dashes(name).is_some_and(|name| Name::lookup(&name).is_some() || is_unkeyed(&name))
+    with_dashes(name).is_some_and(|name| Name::lookup(&name).is_some() || is_unkeyed(None, &name))
 }
 
 /// A name with dashes for its underscores, if it has any.

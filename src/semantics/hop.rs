@@ -1,6 +1,6 @@
 //! Fields that belong to one connection (RFC 9110 §7.6.1).
 
-use super::fields::list;
+use super::fields::{Names, list};
 use super::{Fields, Name, name};
 
 /// Fields of one connection by definition.
@@ -8,7 +8,7 @@ use super::{Fields, Name, name};
 /// Proxy-Authenticate and Proxy-Authentication-Info are not among them: they are meant for the next client outward,
 /// and a gateway passes them on (RFC 9110 §11.7).
 /// HTTP2-Settings goes with an upgrade to h2c (RFC 7540 §3.2.1), whether Connection names it or not.
-const OF_CONNECTION: [Name; 8] = [
+const OF_CONNECTION: Names = Names::of(&[
     name::CONNECTION,
     name::HTTP2_SETTINGS,
     name::KEEP_ALIVE,
@@ -17,11 +17,12 @@ const OF_CONNECTION: [Name; 8] = [
     name::TRAILER,
     name::TRANSFER_ENCODING,
     name::UPGRADE,
-];
+]);
 
 /// Fields that a Connection option cannot remove: RFC 9110 §7.6.1 forbids to list fields meant for all recipients, and
 /// without these a message would mean something else, be framed or stored otherwise, or lose its loop protection.
-const PROTECTED: [Name; 18] = [
+const PROTECTED: Names = Names::of(&PROTECTED_NAMES);
+const PROTECTED_NAMES: [Name; 18] = [
     name::AUTHORIZATION,
     name::CACHE_CONTROL,
     name::CDN_CACHE_CONTROL,
@@ -48,7 +49,7 @@ const PROTECTED: [Name; 18] = [
 /// A Connection option never removes Cache-Control, Host, Content-Length, Content-Type, Date, ETag, Set-Cookie,
 /// Authorization, Vary and a few more that say what a message is.
 pub fn strip(fields: &mut Fields) {
-    if OF_CONNECTION.iter().any(|name| fields.has(*name)) {
+    if fields.has_any(OF_CONNECTION) {
         let kept = {
             let of_connection = of_connection(fields);
             fields.copy_if(|number, name, _| !of_connection(number, name))
@@ -62,26 +63,28 @@ pub fn strip(fields: &mut Fields) {
 pub fn names_fields(fields: &Fields) -> bool {
     let options = fields.values(name::CONNECTION).flat_map(list);
     let mut others = options.filter(|option| !option.eq_ignore_ascii_case(b"keep-alive") && !option.eq_ignore_ascii_case(b"close"));
-    others.any(|option| fields.iter().any(|(name, _)| option.eq_ignore_ascii_case(name.as_bytes()) && is_removable(name.as_bytes())))
+    others.any(|option| {
+        fields.iter().any(|(name, _)| option.eq_ignore_ascii_case(name.as_bytes()) && is_removable(Name::lookup(name.as_bytes())))
+    })
 }
 
 /// Removes what Connection names; Connection itself and what goes with it by definition stay until [`strip`].
 pub fn drop_named(fields: &mut Fields) {
     let options: Vec<Vec<u8>> = fields.values(name::CONNECTION).flat_map(list).map(<[u8]>::to_ascii_lowercase).collect();
-    fields.retain(|name, _| !is_removable(name) || !options.iter().any(|option| option.eq_ignore_ascii_case(name)));
+    fields.retain(|number, name, _| !is_removable(number) || !options.iter().any(|option| option.eq_ignore_ascii_case(name)));
 }
 
 /// Whether a field goes because Connection names it, and for no other reason.
-fn is_removable(name: &[u8]) -> bool {
-    !Name::lookup(name).is_some_and(|name| OF_CONNECTION.contains(&name) || PROTECTED.contains(&name))
+fn is_removable(number: Option<Name>) -> bool {
+    !number.is_some_and(|name| OF_CONNECTION.contains(name) || PROTECTED.contains(name))
 }
 
 /// A test for the fields that [`strip`] removes from this section.
 pub fn of_connection(fields: &Fields) -> impl Fn(Option<Name>, &[u8]) -> bool {
     let options: Vec<&[u8]> = fields.values(name::CONNECTION).flat_map(list).collect();
     move |number, name| match number {
-        Some(number) if OF_CONNECTION.contains(&number) => true,
-        Some(number) if PROTECTED.contains(&number) => false,
+        Some(number) if OF_CONNECTION.contains(number) => true,
+        Some(number) if PROTECTED.contains(number) => false,
         _ => options.iter().any(|option| option.eq_ignore_ascii_case(name)),
     }
 }
@@ -137,12 +140,12 @@ mod tests {
     #[test]
     fn connection_cannot_remove_what_the_message_is() {
         let mut fields = Fields::new();
-        let options: Vec<_> = PROTECTED.iter().map(|name| name.as_str()).collect();
+        let options: Vec<_> = PROTECTED_NAMES.iter().map(|name| name.as_str()).collect();
         fields.append(name::CONNECTION, options.join(",")).unwrap();
-        for name in PROTECTED {
+        for name in PROTECTED_NAMES {
             fields.append(name, "x").unwrap();
         }
         strip(&mut fields);
-        assert_eq!(fields.len(), PROTECTED.len());
+        assert_eq!(fields.len(), PROTECTED_NAMES.len());
     }
 }

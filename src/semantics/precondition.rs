@@ -50,7 +50,7 @@ const NOT_IN_304: [&str; 6] = ["content-type", "content-encoding", "content-lang
 pub fn not_modified_fields(stored: &Fields) -> Fields {
     let mut fields = stored.clone();
     let is_left_out = |field: &[u8]| NOT_IN_304.iter().any(|metadata| metadata.as_bytes() == field);
-    fields.retain(|field, _| !is_left_out(field));
+    fields.retain(|_, field, _| !is_left_out(field));
     if stored.has(name::ETAG) {
         fields.remove(name::LAST_MODIFIED);
     }

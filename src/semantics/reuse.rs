@@ -17,6 +17,8 @@ pub enum Validity {
     Soft {
         since_mono_ms: u64,
     },
+    /// What was purged lately is not known here: usable only once the origin has confirmed it.
+    Unconfirmed,
     /// Hard-purged: not usable for anything, not even its validators.
     Purged,
 }
@@ -57,6 +59,8 @@ pub enum MustAsk {
     Stale,
     /// It would be fresh but for a soft purge.
     SoftPurged,
+    /// It may have been purged, which is not known here.
+    Unconfirmed,
     /// no-cache in the response.
     NoCache,
     /// A request directive that the policy honours.
@@ -87,6 +91,9 @@ pub fn reuse(request: Request<'_>, facts: &Facts, policy: &CachePolicy, validity
     if facts.directives.no_cache {
         return Reuse::Revalidate { why: MustAsk::NoCache, age_ms, ttl_ms };
     }
+    if validity == Validity::Unconfirmed {
+        return Reuse::Revalidate { why: MustAsk::Unconfirmed, age_ms, ttl_ms };
+    }
     if ttl_ms > 0 {
         let enough = !wants_fresher(&asked, facts, age_ms, ttl_ms);
         return if enough { Reuse::Fresh { age_ms, ttl_ms } } else { Reuse::Revalidate { why: MustAsk::Request, age_ms, ttl_ms } };
@@ -98,7 +105,7 @@ pub fn reuse(request: Request<'_>, facts: &Facts, policy: &CachePolicy, validity
 }
 
 /// May it be served stale because the origin failed (RFC 5861 §4, RFC 9111 §4.2.4)? Never against must-revalidate,
-/// proxy-revalidate, s-maxage, no-cache, nor when purged. A soft purge counts as staleness from when it was applied.
+/// proxy-revalidate, s-maxage, no-cache, nor when purged or perhaps purged. A soft purge counts as staleness from when it was applied.
 pub fn may_serve_on_error(facts: &Facts, policy: &CachePolicy, validity: Validity, now: Now) -> bool {
     servable_on_error(facts, policy, validity, now, None)
 }
@@ -185,7 +192,7 @@ fn ttl_ms(facts: &Facts, policy: &CachePolicy, validity: Validity, now: Now) -> 
     let ttl = lifetime.saturating_sub(signed(facts.age_ms(now)));
     match validity {
         Validity::Soft { since_mono_ms } => ttl.min(-signed(now.mono_ms.saturating_sub(since_mono_ms))),
-        Validity::Valid | Validity::Purged => ttl,
+        Validity::Valid | Validity::Unconfirmed | Validity::Purged => ttl,
     }
 }
 
@@ -247,7 +254,10 @@ fn stale_now(
 }
 
 fn servable_on_error(facts: &Facts, policy: &CachePolicy, validity: Validity, now: Now, asked: Option<Seconds>) -> bool {
-    if validity == Validity::Purged || forbidden(facts) || refused_by_policy(facts, policy) || facts.directives.no_cache {
+    if matches!(validity, Validity::Purged | Validity::Unconfirmed) {
+        return false;
+    }
+    if forbidden(facts) || refused_by_policy(facts, policy) || facts.directives.no_cache {
         return false;
     }
     let ttl_ms = ttl_ms(facts, policy, validity, now);
@@ -369,6 +379,16 @@ mod tests {
     }
 
     #[test]
+    fn what_may_have_been_purged_is_asked_about_and_stands_in_for_nothing() {
+        let (stored, policy) = (facts("max-age=60"), CachePolicy::default());
+        for later in [NOW, after(61 * SECOND)] {
+            let answer = ask(&stored, &policy, Validity::Unconfirmed, later);
+            assert!(matches!(answer, Reuse::Revalidate { why: MustAsk::Unconfirmed, .. }), "{answer:?}");
+            assert!(!may_serve_on_error(&stored, &policy, Validity::Unconfirmed, later));
+        }
+    }
+
+    #[test]
     fn todays_policy_is_applied_to_what_is_stored() {
         let stored = Facts { set_cookie: true, ..facts("max-age=60") };
         let with = |enabled, set_cookie| CachePolicy { enabled, set_cookie, ..CachePolicy::default() };
@@ -473,7 +493,7 @@ mod tests {
     }
 
     fn validities() -> impl Strategy<Value = Validity> {
-        prop_oneof![Just(Validity::Valid), (0u64..40_000).prop_map(soft), Just(Validity::Purged)]
+        prop_oneof![Just(Validity::Valid), (0u64..40_000).prop_map(soft), Just(Validity::Unconfirmed), Just(Validity::Purged)]
     }
 
     proptest! {
@@ -491,7 +511,8 @@ mod tests {
             let lifetime = facts.lifetime(&policy).ms;
             let past = facts.age_ms(after(ms)) >= lifetime || matches!(validity, Validity::Soft { since_mono_ms } if since_mono_ms <= after(ms).mono_ms);
             let strict = ["must-revalidate", "proxy-revalidate", "s-maxage", "no-cache"].iter().any(|one| stored.contains(one));
-            if strict && past || stored.contains("no-cache") || validity == Validity::Purged {
+            let unusable = matches!(validity, Validity::Purged | Validity::Unconfirmed);
+            if strict && past || stored.contains("no-cache") || unusable {
                 prop_assert!(!matches!(answer, Reuse::StaleNow { .. } | Reuse::Fresh { .. }), "{answer:?}");
                 prop_assert!(!on_error);
             }

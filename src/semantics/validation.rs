@@ -104,7 +104,7 @@ pub fn update(stored: &Fields, not_modified: &Fields) -> Fields {
     }
     let mut updated = stored.clone();
     updated.remove(name::DATE);
-    updated.retain(|field, _| !newer.iter().any(|(replaced, _)| replaced.as_bytes() == field));
+    updated.retain(|_, field, _| !newer.iter().any(|(replaced, _)| replaced.as_bytes() == field));
     for (field, value) in newer.iter() {
         // Both sections fit below the bounds on heads, and their lines were valid: nothing is refused here.
         let taken = updated.push(field, value);

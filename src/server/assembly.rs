@@ -6,11 +6,13 @@ use super::{background, control::Controller, sockets};
 use crate::admin;
 use crate::config::settings::Listener;
 use crate::config::{self, Settings, Sources};
-use crate::invalidation::Journal;
+use crate::invalidation::journal::{Journal, Order};
+use crate::invalidation::stream::Stream;
 use crate::observe::access_log::AccessLog;
 use crate::observe::log::LogHandle;
 use crate::observe::metrics::{Bound, Metrics};
 use crate::proxy::{Live, Proxy};
+use crate::redis::Redis;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use std::net::{SocketAddr, TcpListener};
@@ -112,7 +114,11 @@ impl Server {
         let metrics_socket = bind_one("metrics.address", settings.metrics.address)?;
         let metrics = Metrics::new(settings.server.workers);
         let access_log = AccessLog::open(&settings.log.access, Arc::clone(&metrics)).context("log.access.target: cannot be opened")?;
-        let journal = Arc::new(Journal::new(&settings.purge));
+        let order = match settings.journal_redis() {
+            Some(_) => Order::Fleet { tell_unsafe: settings.journal.tell_unsafe },
+            None => Order::Own,
+        };
+        let journal = Arc::new(Journal::with_order(&settings.purge, order));
         let live = Live::new(settings.clone(), None, &metrics);
         let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log));
         metrics.observe_gauges(Arc::clone(&proxy) as _);
@@ -129,6 +135,7 @@ impl Server {
             reloading: Mutex::default(),
         });
         background::spawn(Arc::downgrade(&state.proxy))?;
+        follow_journal(&state.proxy, &settings)?;
         let admin_stop = watch::Sender::new(false);
         let control: Arc<dyn admin::Control> = Arc::new(Controller { state: Arc::clone(&state) });
         let serve = |socket: Option<TcpListener>, metrics_only| -> Result<Option<SocketAddr>> {
@@ -178,12 +185,24 @@ impl Server {
         if let Some(workers) = workers {
             workers.end();
         }
+        if let Some(fleet) = state.proxy.fleet.get() {
+            fleet.leave();
+        }
         state.proxy.access_log.close();
         left == 0
     }
 }
 
 const DRAIN_POLL: Duration = Duration::from_millis(5);
+
+/// In a fleet, follows its journal; from then on purges are told to all.
+fn follow_journal(proxy: &Proxy, settings: &Settings) -> Result<()> {
+    let Some(redis) = settings.journal_redis() else { return Ok(()) };
+    let redis = Redis::new(redis, &proxy.metrics).context("the journal's Redis")?;
+    let stream = Stream::start(settings, redis, Arc::clone(&proxy.journal), Arc::clone(&proxy.metrics))?;
+    let _ = proxy.fleet.set(stream); // once, at the start
+    Ok(())
+}
 
 /// Addresses for large bodies: each of five sizes may at some time be the only one, and takes up to twice its bytes.
 fn reserve_pages(settings: &Settings) {

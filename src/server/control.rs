@@ -6,6 +6,7 @@ use crate::admin::{Control, ExplainRequest, ReloadRefused};
 use crate::clock;
 use crate::config;
 use crate::config::settings::Secret;
+use crate::invalidation::stream::Stream;
 use crate::invalidation::{Mode, Receipt, Selector};
 use crate::limit::Rejected;
 use crate::observe::metrics::Bound;
@@ -16,6 +17,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// The admin API's hands.
 pub struct Controller {
@@ -37,6 +39,15 @@ impl Control for Controller {
 
     fn receipt(&self, id: &str) -> Option<Receipt> {
         self.state.proxy.journal.receipt(id)
+    }
+
+    fn fleet(&self) -> Option<Arc<Stream>> {
+        self.state.proxy.fleet.get().cloned()
+    }
+
+    /// By then a node that does not answer any more is known to be cut off.
+    fn fleet_timeout(&self) -> Duration {
+        self.state.proxy.live.load().settings.journal.trust + Duration::from_secs(1)
     }
 
     fn normalise_url(&self, url: &str) -> Result<String, String> {
@@ -74,7 +85,18 @@ impl Control for Controller {
     }
 
     fn ready(&self) -> Result<(), String> {
-        if self.state.draining.load(Ordering::Acquire) { Err("draining".into()) } else { Ok(()) }
+        if self.state.draining.load(Ordering::Acquire) {
+            return Err("draining".into());
+        }
+        // Without Redis it starts all the same, cut off.
+        let trust = self.state.proxy.live.load().settings.journal.trust;
+        let is_starting = self.fleet().is_some_and(|fleet| !fleet.has_started()) && self.state.started.elapsed() < trust;
+        if is_starting { Err("reading the fleet's journal".into()) } else { Ok(()) }
+    }
+
+    fn cut_off(&self) -> Option<&'static str> {
+        let is_trusted = self.state.proxy.journal.is_trusted(clock::now());
+        (!is_trusted).then(|| self.state.proxy.live.load().settings.journal.on_cutoff.as_str())
     }
 
     fn metrics(&self) -> String {
@@ -100,7 +122,7 @@ impl Control for Controller {
             "connections": self.state.connections(),
             "connections_by_worker": self.state.connections_by_worker(),
             "memory": {"limit": live.settings.memory.limit, "resident": resident_bytes(), "stored_bytes": bytes, "stored_capacity": proxy.memory.capacity(), "stored_responses": responses},
-            "journal": {"applied": proxy.journal.stamp().purge.position},
+            "journal": {"applied": proxy.journal.stamp().purge.position, "cut_off": self.cut_off().is_some()},
             "ready": self.ready().is_ok(),
         })
     }

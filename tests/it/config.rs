@@ -551,7 +551,7 @@ fn routes_inherit_from_site_and_top() {
 #[test]
 fn overrides_that_widen_the_rules_are_warned_about_once() {
     let settings = Case::toml(&format!(
-        "{UPSTREAM}[purge]\nunsafe_methods = false\n[cache]\nset_cookie = 'store'\nvary.ignore = ['user-agent']\n[sites.s]\nupstream='app'\n[[sites.s.routes]]\npath='/a'\ncache.ttl.override = '1h'\n"
+        "{UPSTREAM}[purge]\nunsafe_methods = 'off'\n[cache]\nset_cookie = 'store'\nvary.ignore = ['user-agent']\n[sites.s]\nupstream='app'\n[[sites.s.routes]]\npath='/a'\ncache.ttl.override = '1h'\n"
     ))
     .settings();
     let starts: Vec<&str> = settings.warnings.iter().map(|warning| warning.split(':').next().unwrap()).collect();

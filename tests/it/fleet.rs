@@ -1,4 +1,5 @@
 //! Several nodes, and the Redis between them.
 
 mod fire;
+mod journal;
 mod parts;

@@ -114,6 +114,7 @@ fn limits() -> Limits {
     let long = Duration::from_secs(60);
     Limits {
         connections: 1000,
+        rate_limit_callers: 1000,
         requests_per_connection: 1000,
         header_bytes: 8192,
         header_count: 50,
@@ -125,7 +126,6 @@ fn limits() -> Limits {
         body_rate: 0,
         write_timeout: long,
         waiting: 1000,
-        rate_limit_callers: 16,
         rate_limit_budget: std::time::Duration::from_secs(1),
     }
 }

@@ -453,6 +453,7 @@ impl Fleet {
             Validity::Valid => None,
             Validity::Soft { .. } => Some(Mode::Soft),
             Validity::Purged => Some(Mode::Hard),
+            Validity::Unconfirmed => unreachable!("the journal knows or is not asked"),
         };
         prop_assert_eq!(found, expected);
         Ok(())

@@ -7,6 +7,7 @@ mod coalesce;
 mod collapse;
 mod config;
 mod conformance;
+mod cut_off;
 mod fleet;
 mod http1;
 mod http1_differential;

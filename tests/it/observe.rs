@@ -9,7 +9,7 @@ use tiercel::config::settings::{self, AccessFormat, LogTarget};
 use tiercel::listener::{Peer, RequestHead, Sent};
 use tiercel::observe::access_log::AccessLog;
 use tiercel::observe::metrics::{
-    Bound, Eviction, FollowOutcome, Gauges, Metrics, RefreshOutcome, SERIES, StaleReason, TierUsage, UPSTREAM_ERRORS,
+    Bound, Eviction, FleetUsage, FollowOutcome, Gauges, Metrics, RefreshOutcome, SERIES, StaleReason, TierUsage, UPSTREAM_ERRORS,
 };
 use tiercel::proxy::outcome::{CacheResult, Outcome, RouteId, Source};
 use tiercel::semantics::storage::NotStored;
@@ -121,6 +121,9 @@ impl Gauges for Scripted {
     fn rate_limit_callers(&self) -> u64 {
         21
     }
+    fn fleet(&self) -> FleetUsage {
+        FleetUsage { trusted: true, remembered: true, epoch: 22, applied_ms: 23, untold: 24, lost: 25 }
+    }
 }
 
 /// Does everything that can be counted, once.
@@ -184,7 +187,7 @@ fn every_method_counts_where_it_says() {
         (r#"tiercel_cache_refresh_total{outcome="not_modified"}"#, 1.0),
         ("tiercel_coalesce_leaders_total", 1.0),
         (r#"tiercel_coalesce_followers_total{outcome="led_anew"}"#, 1.0),
-        ("tiercel_coalesce_wait_seconds_count", 6.0),
+        ("tiercel_coalesce_wait_seconds_count", 7.0),
         ("tiercel_connections", 1.0),
         (r#"tiercel_refused_total{code="4xx",reason="header_bytes"}"#, 1.0),
         (r#"tiercel_upstream_requests_total{code="2xx",upstream="app"}"#, 1.0),

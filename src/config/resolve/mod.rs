@@ -2,6 +2,7 @@
 
 mod cache;
 mod fields;
+mod journal;
 mod key;
 mod limit;
 mod matching;
@@ -51,8 +52,8 @@ const fn secs(seconds: u64) -> Duration {
 pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
     let upstreams = net::upstreams(&raw.upstreams, report);
     let server = server(&raw.server, report);
+    let listeners = listeners(&raw.listeners, report);
     let settings = Settings {
-        listeners: listeners(&raw.listeners, report),
         admin: admin(&raw.admin, report),
         metrics: Metrics { address: net::address_or_off("metrics.address", raw.metrics.address.as_deref(), None, report) },
         memory: memory(&raw.memory, report),
@@ -62,13 +63,16 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         server,
         upstreams,
         purge: purge(&raw.purge, report),
+        journal: journal::journal(raw, &listeners, report),
         log: log(&raw.log, report),
+        listeners,
         redis: redis::tier(&raw.cache.redis, report),
         hash: String::new(),
         warnings: Vec::new(),
     };
     check_addresses(&settings, report);
     limit::check(&settings, report);
+    journal::check_node(&raw.journal, &settings, report);
     settings
 }
 
@@ -262,7 +266,8 @@ fn fill(raw: &RawFill, report: &mut Report) -> Fill {
 }
 
 fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
-    if raw.unsafe_methods == Some(false) {
+    let is_off = raw.unsafe_methods == Some(RawUnsafeMethods::Off);
+    if is_off {
         report.warn("purge.unsafe_methods", "POST, PUT and DELETE invalidate nothing, against RFC 9111 section 4.4");
     }
     let rate_limit = limit::purge(raw, report);
@@ -274,7 +279,7 @@ fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
         selectors_per_call: t.count("selectors_per_call", raw.selectors_per_call, 100, 1..=100_000) as usize,
         map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
         fold_slots: t.count("fold_slots", raw.fold_slots, 16_384, 16..=100_000_000) as usize,
-        unsafe_methods: raw.unsafe_methods.unwrap_or(true),
+        unsafe_methods: !is_off,
         keys_per_response: t.count("keys_per_response", raw.keys_per_response, 256, 1..=65_536) as usize,
         key_bytes: t.size("key_bytes", raw.key_bytes.as_ref(), KIB, 1..=64 * KIB) as usize,
     }

@@ -13,6 +13,8 @@ mod lease;
 mod members;
 mod own;
 pub mod protocol;
+#[cfg(test)]
+mod simulation;
 
 pub use members::Seen;
 
@@ -31,7 +33,8 @@ use std::sync::Arc;
 const READ_COUNT: usize = 512;
 /// How long a read waits in Redis, and at most between heartbeats.
 const BEAT_MS: u64 = 1000;
-/// Between heartbeats while purges wait for other nodes; [`RETRY_MS`] once they have waited for [`SOON_MS`].
+/// Between heartbeats while purges wait for other nodes; [`RETRY_MS`] once they have waited for [`SOON_MS`], and no more
+/// often than usual when their answers have long been given.
 const POLL_MS: u64 = 10;
 const SOON_MS: u64 = 200;
 /// After a failure, before the same is tried again.
@@ -40,6 +43,8 @@ const RETRY_MS: u64 = 100;
 const BATCH_MS: u64 = 10;
 /// Batches under way at once.
 const BATCHES_MAX: usize = 8;
+/// Batches that are told again to another server, which may have lost them.
+const BATCHES_REPEATED: usize = 64;
 /// What registrations and leases of others may differ by.
 const MARGIN_MS: u64 = 1000;
 /// Outage of Redis after which nobody can say any more that nothing was missed.
@@ -61,6 +66,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Between heartbeats, and for a read that waits: so often that one that is lost does not end the trust.
+    fn beat_ms(&self) -> u64 {
+        BEAT_MS.min(self.trust_ms / 3)
+    }
+
     /// A node whose registration was not renewed for so long, on any other's clock, is cut off and knows it.
     const fn lapse_ms(&self) -> u64 {
         self.trust_ms + MARGIN_MS
@@ -86,7 +96,8 @@ pub enum Event {
 /// What to do. In this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// A `Read` takes the place of one that is under way.
+    /// Each is to end in [`Event::Answered`] or [`Event::Failed`], within a few seconds. A `Read` takes the place of one that
+    /// is under way; those of one kind are sent in order, on a connection that `Read` does not share.
     Send(Ticket, Command),
     /// The receipt of this purge has changed: [`Journal::receipt`].
     Told(PurgeId),
@@ -144,7 +155,7 @@ pub struct Fleet {
 /// A command that was sent, as far as its answer needs it.
 #[derive(Debug)]
 enum UnderWay {
-    Beat { sent: u64, applied: Position },
+    Beat { sent: u64, applied: Position, unsafe_applied: Position },
     Read { sent: u64, epoch: u64 },
     Append { epoch: u64, id: PurgeId },
     AppendUnsafe { epoch: u64, batch: Batch },
@@ -174,8 +185,23 @@ struct Reads {
 struct Batches {
     /// Taken from the journal, to be appended (again).
     waiting: VecDeque<Batch>,
+    /// The last that were appended.
+    recent: VecDeque<Batch>,
     under_way: usize,
     next_at: u64,
+}
+
+impl Batches {
+    fn appended(&mut self, batch: Batch) {
+        if self.recent.len() >= BATCHES_REPEATED {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(batch);
+    }
+
+    fn repeat(&mut self) {
+        self.waiting.append(&mut self.recent);
+    }
 }
 
 /// Faults that tests plant.
@@ -282,9 +308,9 @@ impl Fleet {
 
     fn answered(&mut self, ticket: Ticket, answer: Answer, now: Now, actions: &mut Vec<Action>) {
         match (self.under_way.remove(&ticket), answer) {
-            (Some(UnderWay::Beat { sent, applied }), Answer::Beat(answer)) => {
+            (Some(UnderWay::Beat { sent, applied, unsafe_applied }), Answer::Beat(answer)) => {
                 self.beat.under_way = false;
-                self.beat_answered(sent, applied, *answer, now, actions);
+                self.beat_answered(sent, (applied, unsafe_applied), *answer, now, actions);
             }
             (Some(UnderWay::Read { sent, epoch }), Answer::Read { purges, unsafe_methods }) => {
                 if self.read.under_way == Some(ticket) {
@@ -303,7 +329,9 @@ impl Fleet {
             }
             (Some(UnderWay::AppendUnsafe { epoch, batch }), Answer::Appended(position)) => {
                 self.batches.under_way -= 1;
-                if position.is_none() || epoch != self.applied.epoch {
+                if position.is_some() && epoch == self.applied.epoch {
+                    self.batches.appended(batch);
+                } else {
                     self.batches.waiting.push_back(batch);
                     self.batches.next_at = now.mono_ms + RETRY_MS;
                     self.beat.next_at = now.mono_ms;
@@ -352,11 +380,12 @@ impl Fleet {
         }
     }
 
-    fn beat_answered(&mut self, sent: u64, sent_applied: Position, answer: BeatAnswer, now: Now, actions: &mut Vec<Action>) {
-        self.beat.next_at = now.mono_ms + BEAT_MS;
+    fn beat_answered(&mut self, sent: u64, applied: (Position, Position), answer: BeatAnswer, now: Now, actions: &mut Vec<Action>) {
+        self.beat.next_at = now.mono_ms + self.settings.beat_ms();
         if answer.server != self.server {
             if self.server != Server::default() {
                 self.server_since = now.mono_ms;
+                self.batches.repeat();
                 actions.push(Action::Note(Note::ServerChanged));
             }
             self.server = answer.server.clone();
@@ -367,7 +396,10 @@ impl Fleet {
         match (answer.taken, &answer.record) {
             (Ok(taken), Some(record)) if record.epoch == self.applied.epoch => {
                 self.beat.acknowledged = self.beat.number;
-                self.beat.reported = sent_applied;
+                self.beat.reported = applied.0;
+                if record.unsafe_last < applied.1 {
+                    self.step_back(record.unsafe_last, now);
+                }
                 if record.server == answer.server {
                     self.registered(sent, taken.continued, &answer, record, now, actions);
                 } else {
@@ -450,6 +482,7 @@ impl Fleet {
         let start = Position::start_of(record.epoch);
         self.go_to(start, start, !kept, now);
         self.lease.doubt();
+        self.batches.repeat();
         self.beat.next_at = now.mono_ms;
         let again = self.own.repair(now.mono_ms, self.settings.repair_ms);
         actions.push(Action::Note(Note::Epoch { epoch: record.epoch, kept }));
@@ -473,6 +506,14 @@ impl Fleet {
         }
         (self.applied, self.unsafe_applied) = (purges, unsafe_methods);
         // What is under way reads from elsewhere.
+        self.read = Reads { under_way: None, next_at: now.mono_ms };
+    }
+
+    /// The stream of unsafe methods ends before what this node has of it: a failover lost its tail. Writes come so fast that
+    /// each failover does; so this is no new epoch. Nothing is missed here, and what other nodes missed is told again.
+    fn step_back(&mut self, unsafe_last: Position, now: Now) {
+        self.journal.jump(self.applied, unsafe_last, false, now);
+        self.unsafe_applied = unsafe_last;
         self.read = Reads { under_way: None, next_at: now.mono_ms };
     }
 
@@ -529,13 +570,17 @@ impl Fleet {
     }
 
     fn apply_unsafe(&mut self, entries: &[UnsafeEntry], now: Now) -> bool {
-        entries.iter().all(|entry| match self.journal.apply_unsafe(entry, now) {
-            Ok(()) => {
-                self.unsafe_applied = entry.position;
-                true
+        entries.iter().all(|entry| {
+            // What this node has beyond `previous` was lost by a failover (see `step_back`).
+            let previous = entry.previous.max(self.unsafe_applied);
+            match self.journal.apply_unsafe(entry.position, previous, &entry.batch, now) {
+                Ok(()) => {
+                    self.unsafe_applied = entry.position;
+                    true
+                }
+                Err(Refused::Duplicate { .. }) => true,
+                Err(Refused::Gap { .. } | Refused::OlderEpoch { .. }) => false,
             }
-            Err(Refused::Duplicate { .. }) => true,
-            Err(Refused::Gap { .. } | Refused::OlderEpoch { .. }) => false,
         })
     }
 
@@ -572,7 +617,7 @@ impl Fleet {
         }
         if self.read.under_way.is_none() && now_ms >= self.read.next_at {
             let (purges_after, unsafe_after) = (self.applied, self.unsafe_applied);
-            let read = Read { epoch, purges_after, unsafe_after, wait_ms: BEAT_MS, count: READ_COUNT };
+            let read = Read { epoch, purges_after, unsafe_after, wait_ms: self.settings.beat_ms(), count: READ_COUNT };
             self.read.under_way = Some(self.send(UnderWay::Read { sent: now_ms, epoch }, Command::Read(read), actions));
         }
         while let Some(purge) = self.own.next_to_append(now_ms) {
@@ -582,7 +627,12 @@ impl Fleet {
         if let Some(issued_at) = self.own.youngest_waiting()
             && !self.beat.under_way
         {
-            let poll_ms = if now_ms.saturating_sub(issued_at) < SOON_MS { POLL_MS } else { RETRY_MS };
+            let waited_ms = now_ms.saturating_sub(issued_at);
+            let poll_ms = match waited_ms {
+                ..SOON_MS => POLL_MS,
+                _ if waited_ms <= 2 * self.settings.lapse_ms() => RETRY_MS,
+                _ => self.settings.beat_ms(),
+            };
             self.beat.next_at = self.beat.next_at.min(now_ms + poll_ms);
         }
     }
@@ -604,7 +654,11 @@ impl Fleet {
             restore: self.members.lost().collect(),
             prune_ms: 2 * self.settings.forget_after_ms,
         };
-        self.send(UnderWay::Beat { sent: now_ms, applied: self.applied }, Command::Beat(Box::new(beat)), actions);
+        self.send(
+            UnderWay::Beat { sent: now_ms, applied: self.applied, unsafe_applied: self.unsafe_applied },
+            Command::Beat(Box::new(beat)),
+            actions,
+        );
     }
 
     fn send_batches(&mut self, epoch: u64, now: Now, actions: &mut Vec<Action>) {

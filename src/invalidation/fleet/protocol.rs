@@ -111,7 +111,7 @@ pub enum Command {
 /// 3. the record's epoch is not that of `applied`: [`Refusal::OtherEpoch`];
 /// 4. `applied` is before the `prev` of the first purge in the stream: [`Refusal::BehindTrim`]. (The same for the other stream.)
 /// 5. `applied` is after `last`, or `witness` is given, the stream reaches back to `applied`, and the entry there is not
-///    the purge of that id: [`Refusal::EntryLost`]. (`unsafe_applied` after `unsafe_last` likewise.)
+///    the purge of that id: [`Refusal::EntryLost`].
 ///
 /// Else it writes the member. `continued` is whether one of this name and instance was there, had not left, and had a
 /// `beat` of at least `acknowledged`. If it was not, and `acknowledged` is not 0 or another instance was there that had

@@ -47,6 +47,12 @@ const READ: &[Series] = &[
     series::JOURNAL_ENTRIES,
     series::JOURNAL_FOLDED,
     series::RATE_LIMIT_CALLERS,
+    series::JOURNAL_TRUSTED,
+    series::JOURNAL_REMEMBERED,
+    series::JOURNAL_EPOCH,
+    series::JOURNAL_APPLIED_AT,
+    series::JOURNAL_UNTOLD,
+    series::JOURNAL_UNTOLD_LOST,
 ];
 
 struct Scrape {
@@ -87,6 +93,7 @@ impl Scrape {
         let (fill, fill_limit) = read.map(Gauges::fill_memory).unwrap_or_default();
         let (flights, waiting) = read.map(Gauges::flights).unwrap_or_default();
         let (entries, folded) = read.map(Gauges::journal).unwrap_or_default();
+        let fleet = read.map(Gauges::fleet).unwrap_or_default();
         let markers = read.map(Gauges::markers).unwrap_or_default();
         vec![
             value(&series::TIER_BYTES, &[MEMORY], tier.bytes),
@@ -102,6 +109,12 @@ impl Scrape {
             value(&series::JOURNAL_ENTRIES, &[], entries as u64),
             value(&series::JOURNAL_FOLDED, &[], folded),
             value(&series::RATE_LIMIT_CALLERS, &[], read.map(Gauges::rate_limit_callers).unwrap_or_default()),
+            value(&series::JOURNAL_TRUSTED, &[], u64::from(fleet.trusted)),
+            value(&series::JOURNAL_REMEMBERED, &[], u64::from(fleet.remembered)),
+            value(&series::JOURNAL_EPOCH, &[], fleet.epoch),
+            value(&series::JOURNAL_APPLIED_AT, &[], fleet.applied_ms),
+            value(&series::JOURNAL_UNTOLD, &[], fleet.untold as u64),
+            value(&series::JOURNAL_UNTOLD_LOST, &[], fleet.lost),
         ]
     }
 }

@@ -144,6 +144,34 @@ series! {
         "Selectors that the journal of invalidations holds exactly.";
     JOURNAL_FOLDED = Counter "tiercel_journal_folded_total" []
         "Selectors folded into the fixed table because the journal was full; each may invalidate too much.";
+    JOURNAL_TRUSTED = Gauge "tiercel_journal_trusted" []
+        "Whether this node knows what the fleet purged; while 0 it is cut off, and journal.on_cutoff counts. Always 1 without a fleet.";
+    JOURNAL_REMEMBERED = Gauge "tiercel_journal_remembered" []
+        "Whether the fleet is sure to wait for this node when it vanishes; until then it revalidates while cut off, where journal.on_cutoff is serve.";
+    JOURNAL_EPOCH = Gauge "tiercel_journal_epoch" []
+        "Epoch of the fleet's journal that this node is in; 0 without a fleet, and before the journal was first heard of.";
+    JOURNAL_APPLIED_AT = Gauge "tiercel_journal_applied_timestamp_milliseconds" []
+        "Place of the last purge that was applied in order: Unix time, by the clock of Redis in a fleet.";
+    JOURNAL_LAG = Gauge "tiercel_journal_lag_milliseconds" []
+        "How far behind the last purge in the fleet's journal this node was at its last heartbeat.";
+    JOURNAL_NODES = Gauge "tiercel_journal_nodes" []
+        "Nodes of the fleet that purges wait for, this one included; 0 without a fleet.";
+    JOURNAL_UNAPPENDED = Gauge "tiercel_journal_unappended" []
+        "Purges of this node that have no place in the fleet's journal yet.";
+    JOURNAL_APPENDED = Counter "tiercel_journal_appended_total" ["class"]
+        "Entries that this node appended to the fleet's journal.";
+    JOURNAL_APPLIED = Counter "tiercel_journal_applied_total" ["class"]
+        "Entries of the fleet's journal that came to this node.";
+    JOURNAL_EVENTS = Counter "tiercel_journal_events_total" ["event"]
+        "What happens to the fleet's journal and does not while all is well: loss, another server, a new epoch (the first too), ...";
+    JOURNAL_UNTOLD = Gauge "tiercel_journal_untold" []
+        "Invalidations by unsafe methods that wait to be told to the fleet.";
+    JOURNAL_UNTOLD_LOST = Counter "tiercel_journal_untold_lost_total" []
+        "Invalidations by unsafe methods that the fleet was not told, because too many waited.";
+    PROPAGATION_SECONDS = Histogram "tiercel_purge_propagation_seconds" []
+        "From when a purge got its place in the fleet's journal until it was in force on this node.";
+    CUT_OFF_REQUESTS = Counter "tiercel_cut_off_requests_total" ["policy"]
+        "Requests that came while this node was cut off from the fleet's journal, by what was done about it.";
     UPSTREAM_REQUESTS = Counter "tiercel_upstream_requests_total" ["upstream", "code"]
         "Responses of upstreams, by class of status.";
     UPSTREAM_ERRORS = Counter "tiercel_upstream_errors_total" ["upstream", "error"]

@@ -246,5 +246,6 @@ fn keep(proxy: &Proxy, exchange: &Exchange, block: &Block, inbound: &mut Inbound
         tags: head.tags.clone(),
         site: Arc::clone(&head.site),
         fetch: began.fetch,
+        sent_mono_ms: began.sent.mono_ms,
     }))
 }

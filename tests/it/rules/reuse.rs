@@ -57,6 +57,7 @@ fn word(answer: Reuse) -> &'static str {
         Reuse::StaleNow { why: StaleWhy::MaxStale, .. } => "max-stale",
         Reuse::Revalidate { why: MustAsk::Stale, .. } => "ask: stale",
         Reuse::Revalidate { why: MustAsk::SoftPurged, .. } => "ask: soft-purged",
+        Reuse::Revalidate { why: MustAsk::Unconfirmed, .. } => "ask: unconfirmed",
         Reuse::Revalidate { why: MustAsk::NoCache, .. } => "ask: no-cache",
         Reuse::Revalidate { why: MustAsk::Request, .. } => "ask: request",
         Reuse::Unusable(Unusable::Purged) => "unusable: purged",

@@ -76,7 +76,7 @@ const REPRESENTS: &[(&str, &str)] = &[("Cache-Control", "max-age=60"), ("Content
 
 #[tokio::test]
 async fn the_answer_to_a_write_that_represents_its_target_answers_those_who_get_it() {
-    for (method, config) in [("POST", ""), ("PATCH", ""), ("POST", "[purge]\nunsafe_methods = false\n")] {
+    for (method, config) in [("POST", ""), ("PATCH", ""), ("POST", "[purge]\nunsafe_methods = \"off\"\n")] {
         let served = representing(config, 200, REPRESENTS);
         store(&served, &["/a?b"]).await;
         let answer = served.ask(method, "/a?b", "", "x").await;

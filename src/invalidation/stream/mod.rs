@@ -1,0 +1,376 @@
+//! The fleet's journal over a real Redis: drives [`Fleet`], on a thread of its own.
+//!
+//! What is decided is decided there; here commands are sent, answers are read, and time passes. Start reading at `run`.
+//! `codec` is how things are written in Redis, and the scripts beside it do what has to happen there at once.
+
+mod codec;
+mod commands;
+
+use super::fleet::protocol::{Answer, Command, Instance, Policy};
+use super::fleet::{Action, Event, Fleet, Note, Settings};
+use super::{Journal, Mode, Position, Receipt, Selector};
+use crate::clock;
+use crate::config::settings::{self, OnCutoff};
+use crate::observe::metrics::{JournalClass, JournalEvent, Metrics};
+use crate::redis::Redis;
+use crate::semantics::Now;
+use crate::sync::Mutex;
+use commands::Commands;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as blocking;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+/// How long a node that ends waits until Redis has noted that it left.
+const LEAVE_WAIT: Duration = Duration::from_secs(1);
+
+/// This node's end of the fleet's journal.
+pub struct Stream {
+    journal: Arc<Journal>,
+    /// Bounded by those who send: one of each purge, and what commands came to, of which the fleet has some dozens.
+    inputs: mpsc::UnboundedSender<Input>,
+    /// Counts changes of receipts.
+    told: watch::Sender<u64>,
+    view: Mutex<View>,
+    has_started: AtomicBool,
+    /// A tick is on its way already.
+    is_nudged: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The fleet as this node sees it.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// This node.
+    pub node: String,
+    pub applied: Position,
+    /// Own purges that have no place in the journal yet.
+    pub unappended: usize,
+    /// The others.
+    pub nodes: Vec<OtherNode>,
+}
+
+/// Another node, as its last heartbeat that was seen here had it.
+#[derive(Debug, Clone)]
+pub struct OtherNode {
+    pub name: String,
+    pub policy: &'static str,
+    pub applied: Position,
+    /// Since when no later heartbeat was seen.
+    pub unheard_ms: u64,
+}
+
+enum Input {
+    Event(Event),
+    /// Leave, and end.
+    End(blocking::Sender<()>),
+}
+
+impl Stream {
+    /// Follows the journal until [`Stream::leave`]. Whether Redis is there makes no difference to whether this succeeds.
+    pub fn start(settings: &settings::Settings, redis: Redis, journal: Arc<Journal>, metrics: Arc<Metrics>) -> io::Result<Arc<Self>> {
+        let (inputs, received) = mpsc::unbounded_channel();
+        let own = &settings.journal;
+        let fleet = Fleet::new(
+            Settings {
+                name: own.node.clone(),
+                policy: policy(own),
+                trust_ms: ms(own.trust),
+                repair_ms: ms(own.repair),
+                forget_after_ms: ms(own.forget_after),
+                receipts: settings.purge.receipts,
+            },
+            Instance(rand::random()),
+            Arc::clone(&journal),
+        );
+        let stream = Arc::new(Self {
+            journal,
+            inputs: inputs.clone(),
+            told: watch::Sender::new(0),
+            view: Mutex::new(View { node: own.node.clone(), ..View::default() }),
+            has_started: AtomicBool::new(false),
+            is_nudged: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (max_entries, trust, shared) = (own.max_entries, own.trust, Arc::clone(&stream));
+        let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
+            runtime.block_on(async move {
+                let commands = Commands::new(&redis, max_entries, trust);
+                Driver { fleet, stream: shared, commands: Arc::new(commands), redis, metrics, inputs, read: None }.run(received).await;
+            });
+        })?;
+        *stream.thread.lock() = Some(thread);
+        Ok(stream)
+    }
+
+    /// Applies a purge here at once and has it told to the fleet.
+    pub fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Receipt {
+        let purge = self.journal.issue(selectors, mode, actor, now);
+        let receipt = Receipt::provisional(purge.clone());
+        self.send(Event::Issued(purge));
+        receipt
+    }
+
+    /// An unsafe method has invalidated something: the fleet is told shortly.
+    pub fn nudge(&self) {
+        if !self.is_nudged.swap(true, Ordering::AcqRel) {
+            self.send(Event::Tick);
+        }
+    }
+
+    /// Changes whenever a receipt may have.
+    pub fn told(&self) -> watch::Receiver<u64> {
+        self.told.subscribe()
+    }
+
+    pub fn view(&self) -> View {
+        self.view.lock().clone()
+    }
+
+    /// Whether everything was read that was there when this node came.
+    pub fn has_started(&self) -> bool {
+        self.has_started.load(Ordering::Acquire)
+    }
+
+    /// No purge waits any longer for the node of this name. False where none is known.
+    pub fn forget(&self, name: &str) -> bool {
+        let is_known = self.view.lock().nodes.iter().any(|node| node.name == name);
+        if is_known {
+            self.send(Event::Forget(name.to_owned()));
+        }
+        is_known
+    }
+
+    /// Tells the fleet that this node serves no more, and ends. To be called when it does not.
+    pub fn leave(&self) {
+        let (done, left) = blocking::channel();
+        let _ = self.inputs.send(Input::End(done)); // it has ended
+        let _ = left.recv(); // an error says the same
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the journal's thread panicked");
+        }
+    }
+
+    fn send(&self, event: Event) {
+        let _ = self.inputs.send(Input::Event(event)); // only a node that ends has no receiver
+    }
+}
+
+fn policy(own: &settings::Journal) -> Policy {
+    match own.on_cutoff {
+        OnCutoff::Serve => Policy::Serve { at_most_ms: own.serve_at_most.map(ms) },
+        OnCutoff::Revalidate => Policy::Revalidate,
+        OnCutoff::Bypass => Policy::Bypass,
+    }
+}
+
+fn ms(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+struct Driver {
+    fleet: Fleet,
+    stream: Arc<Stream>,
+    commands: Arc<Commands>,
+    redis: Redis,
+    metrics: Arc<Metrics>,
+    inputs: mpsc::UnboundedSender<Input>,
+    /// The read that waits for news.
+    read: Option<AbortHandle>,
+}
+
+impl Driver {
+    async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
+        loop {
+            let wait = Duration::from_millis(self.fleet.wake_at().saturating_sub(clock::now().mono_ms));
+            let event = match timeout(wait, inputs.recv()).await {
+                Ok(Some(Input::Event(event))) => event,
+                Ok(Some(Input::End(done))) => {
+                    self.leave(inputs).await;
+                    let _ = done.send(()); // whoever asked may not wait
+                    return;
+                }
+                Ok(None) => return,
+                Err(_) => Event::Tick,
+            };
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        if matches!(event, Event::Tick) {
+            // Before it is looked at what there is to tell: whatever comes later nudges anew.
+            self.stream.is_nudged.store(false, Ordering::Release);
+        }
+        let now = clock::now();
+        self.observe(&event, now);
+        for action in self.fleet.on(event, now) {
+            self.act(action);
+        }
+        self.show(now);
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(ticket, command) => {
+                let (is_read, class) = (matches!(command, Command::Read(_)), class(&command));
+                let (commands, inputs, metrics) = (Arc::clone(&self.commands), self.inputs.clone(), Arc::clone(&self.metrics));
+                let task = tokio::spawn(async move {
+                    let outcome = commands.run(command).await;
+                    if let (Some(class), Ok(Answer::Appended(Some(_)))) = (class, &outcome) {
+                        metrics.journal.appended(class);
+                    }
+                    let event = match outcome {
+                        Ok(answer) => Event::Answered(ticket, answer),
+                        Err(error) => Event::Failed(ticket, error.to_string()),
+                    };
+                    let _ = inputs.send(Input::Event(event)); // the node ends
+                });
+                if is_read && let Some(before) = self.read.replace(task.abort_handle()) {
+                    before.abort();
+                }
+            }
+            Action::Told(_) => self.stream.told.send_modify(|changes| *changes += 1),
+            Action::Note(note) => self.note(note),
+        }
+    }
+
+    /// What the metrics tell of an answer, before it is acted on.
+    fn observe(&self, event: &Event, now: Now) {
+        let metrics = &self.metrics.journal;
+        match event {
+            Event::Answered(_, Answer::Read { purges, unsafe_methods }) => {
+                let now_there = self.redis.time_ms(now.wall_ms);
+                for entry in purges.iter().filter(|entry| entry.position > self.fleet.applied()) {
+                    let appended_ms = i64::try_from(entry.position.ms).unwrap_or(i64::MAX);
+                    let took_ms = now_there.saturating_sub(appended_ms).max(0).unsigned_abs();
+                    metrics.propagated(Duration::from_millis(took_ms));
+                }
+                metrics.applied(JournalClass::Purge, purges.len());
+                metrics.applied(JournalClass::UnsafeMethod, unsafe_methods.len());
+            }
+            Event::Answered(_, Answer::Beat(answer)) => {
+                if let Some(record) = &answer.record {
+                    let applied = self.fleet.applied();
+                    let lag_ms = if record.epoch == applied.epoch { record.last.ms.saturating_sub(applied.ms.max(1)) } else { 0 };
+                    metrics.lag(if applied < record.last { lag_ms } else { 0 });
+                }
+            }
+            Event::Failed(..) => metrics.event(JournalEvent::CommandFailed, 1),
+            _ => {}
+        }
+    }
+
+    fn note(&self, note: Note) {
+        let applied = self.fleet.applied();
+        let (event, count) = match note {
+            Note::Loss(refusal) => {
+                tracing::error!(%applied, ?refusal, "Redis has lost entries of the journal: a new epoch is proposed");
+                (JournalEvent::Loss, 1)
+            }
+            Note::ServerChanged => {
+                tracing::warn!(%applied, "another server keeps the journal");
+                (JournalEvent::ServerChanged, 1)
+            }
+            Note::Unvouched => {
+                tracing::error!(%applied, "nobody can say that the server that keeps the journal has all of it: a new epoch is proposed");
+                (JournalEvent::Unvouched, 1)
+            }
+            Note::Epoch { epoch, kept } => {
+                tracing::warn!(epoch, kept, "the journal has a new epoch");
+                (JournalEvent::Epoch, 1)
+            }
+            Note::BehindTrim => {
+                tracing::warn!(%applied, "entries of the journal were trimmed before they were read here: what is stored is dropped");
+                (JournalEvent::BehindTrim, 1)
+            }
+            Note::Gap => {
+                tracing::warn!(%applied, "an entry of the journal does not follow the last one applied");
+                (JournalEvent::Gap, 1)
+            }
+            Note::Repaired { purges } => {
+                tracing::info!(purges, "purges of this node are appended to the new epoch");
+                (JournalEvent::Repaired, purges)
+            }
+            Note::NameTaken => {
+                tracing::error!(
+                    node = self.stream.view.lock().node,
+                    "another running node has the name of this one: give each its own (journal.node)"
+                );
+                (JournalEvent::NameTaken, 1)
+            }
+        };
+        self.metrics.journal.event(event, count);
+    }
+
+    /// What others read.
+    fn show(&self, now: Now) {
+        if self.fleet.has_started() && !self.stream.has_started.swap(true, Ordering::AcqRel) {
+            tracing::info!(applied = %self.fleet.applied(), "the journal is followed");
+        }
+        if self.fleet.is_remembered() {
+            self.stream.journal.remember();
+        }
+        let mut view = self.stream.view.lock();
+        view.applied = self.fleet.applied();
+        view.unappended = self.fleet.unappended();
+        self.metrics.journal.unappended(view.unappended);
+        view.nodes.clear();
+        view.nodes.extend(self.fleet.members().map(|seen| OtherNode {
+            name: seen.member.name.clone(),
+            policy: policy_name(seen.member.policy),
+            applied: seen.member.applied,
+            unheard_ms: now.mono_ms.saturating_sub(seen.changed_at),
+        }));
+        self.metrics.journal.nodes(view.nodes.len() + 1);
+    }
+
+    /// Until Redis has noted it, or does not answer.
+    async fn leave(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
+        let now = clock::now();
+        let mut awaited = None;
+        for action in self.fleet.on(Event::Leave, now) {
+            if let Action::Send(ticket, _) = &action {
+                awaited = Some(*ticket);
+            }
+            self.act(action);
+        }
+        let answered = async {
+            while let Some(input) = inputs.recv().await {
+                if let Input::Event(Event::Answered(ticket, _) | Event::Failed(ticket, _)) = input
+                    && Some(ticket) == awaited
+                {
+                    return;
+                }
+            }
+        };
+        if timeout(LEAVE_WAIT, answered).await.is_err() {
+            tracing::warn!("Redis did not note in time that this node left: purges wait for it until its registration lapses");
+        }
+    }
+}
+
+/// Of what is appended.
+const fn class(command: &Command) -> Option<JournalClass> {
+    match command {
+        Command::Append { .. } => Some(JournalClass::Purge),
+        Command::AppendUnsafe { .. } => Some(JournalClass::UnsafeMethod),
+        _ => None,
+    }
+}
+
+const fn policy_name(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Serve { .. } => "serve",
+        Policy::Revalidate => "revalidate",
+        Policy::Bypass => "bypass",
+    }
+}

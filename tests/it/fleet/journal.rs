@@ -1,0 +1,352 @@
+//! The fleet's journal in one Redis: what a purge on one node means on the others, whatever happens to Redis, to the links
+//! to it and to the nodes.
+
+use crate::support::client::Client;
+use crate::support::fleet::{Fleet, Node, Plan};
+use crate::support::link::Trouble;
+use crate::support::origin::{Origin, PATIENCE, Script};
+use crate::support::redis::{Redis, Restart};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const HOST: &str = "shop.test";
+const PATH: &str = "/article";
+
+/// Nodes, their Redis, and an origin whose content has a version.
+struct Stage {
+    fleet: Fleet,
+    redis: Redis,
+    origin: Origin,
+    version: Arc<AtomicU64>,
+}
+
+impl Stage {
+    fn new(nodes: usize, journal: &str) -> Self {
+        Self::on(Redis::start(), nodes, journal)
+    }
+
+    fn on(redis: Redis, nodes: usize, journal: &str) -> Self {
+        let version = Arc::new(AtomicU64::new(1));
+        let now = Arc::clone(&version);
+        let origin = Origin::start(move |request| {
+            if request.method == "POST" {
+                return Script::status(204, "");
+            }
+            Script::ok(now.load(Ordering::SeqCst).to_string()).header("cache-control", "max-age=3600").header("surrogate-key", "red")
+        });
+        let plan = Plan {
+            nodes,
+            config: format!(
+                "[server]\nname = '@NODE@'\nworkers = 1\n[upstreams.default]\nendpoints = ['@ORIGIN@']\n\
+                 [journal]\nnode = '@NODE@'\ntrust = '1s'\n{journal}\nredis.url = 'redis://@REDIS@'\n"
+            ),
+            origin: origin.url(),
+            redis: Some(redis.address()),
+            ..Plan::default()
+        };
+        let stage = Self { fleet: Fleet::start(&plan), redis, origin, version };
+        stage.until_trusted();
+        stage
+    }
+
+    fn node(&self, number: usize) -> &Node {
+        &self.fleet.nodes[number]
+    }
+
+    fn until_trusted(&self) {
+        for node in &self.fleet.nodes {
+            until("the node is trusted", || node.metric("tiercel_journal_trusted", &[]) == Some(1.0));
+        }
+        // Who serves while cut off does so once the fleet remembers it.
+        for node in &self.fleet.nodes {
+            until("the node is remembered", || node.metric("tiercel_journal_remembered", &[]) == Some(1.0));
+        }
+    }
+
+    /// Stores the version of now on every node.
+    async fn fill(&self, path: &str) {
+        for node in &self.fleet.nodes {
+            assert_eq!(node.get(HOST, path).await.text(), self.version().to_string(), "{}", node.name);
+            assert!(is_hit(node, path).await, "{}", node.name);
+        }
+    }
+
+    fn version(&self) -> u64 {
+        self.version.load(Ordering::SeqCst)
+    }
+
+    /// The origin has something new.
+    fn publish(&self) -> String {
+        (self.version.fetch_add(1, Ordering::SeqCst) + 1).to_string()
+    }
+
+    /// Purges by a surrogate key on a node, and waits for the fleet.
+    fn purge(&self, number: usize, timeout: &str) -> (u16, Value) {
+        let body = json!({"tags": ["red"], "wait": "fleet", "timeout": timeout}).to_string();
+        self.node(number).admin("POST", "/v1/purge", &body).expect("an answer")
+    }
+
+    async fn all_have(&self, path: &str, version: &str) {
+        for node in &self.fleet.nodes {
+            assert_eq!(node.get(HOST, path).await.text(), version, "{}", node.name);
+        }
+    }
+}
+
+async fn is_hit(node: &Node, path: &str) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // What is being stored is not stored yet.
+        if node.get(HOST, path).await.says("hit") {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+    }
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5)); // nobody announces it
+    }
+}
+
+/// State of a node in a receipt.
+fn state<'a>(receipt: &'a Value, node: &str) -> &'a str {
+    let nodes = receipt["nodes"].as_array().map_or(&[][..], Vec::as_slice);
+    nodes.iter().find(|entry| entry["node"] == node).and_then(|entry| entry["state"].as_str()).unwrap_or_default()
+}
+
+fn until_complete(node: &Node, receipt: &Value) -> Value {
+    let path = format!("/v1/purge/{}", receipt["id"].as_str().expect("an id"));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (_, now) = node.admin("GET", &path, "").expect("an answer");
+        if now["complete"] == true {
+            return now;
+        }
+        assert!(Instant::now() < deadline, "it does not become complete: {now}\n{}", node.log());
+        std::thread::sleep(Duration::from_millis(5)); // nobody announces it
+    }
+}
+
+#[tokio::test]
+async fn a_purge_that_is_complete_is_in_force_on_every_node() {
+    let stage = Stage::new(3, "");
+    for round in 0..20 {
+        stage.fill(PATH).await;
+        let new = stage.publish();
+        let (status, receipt) = stage.purge(round % 3, "10s");
+        assert_eq!((status, &receipt["complete"], &receipt["acknowledged"]), (200, &json!(true), &json!("fleet")), "{receipt}");
+        let others = receipt["nodes"].as_array().expect("nodes");
+        assert!(others.len() == 2 && others.iter().all(|node| node["state"] == "applied"), "{receipt}");
+        stage.all_have(PATH, &new).await;
+    }
+    let (_, nodes) = stage.node(0).admin("GET", "/v1/nodes", "").expect("an answer");
+    assert_eq!(nodes["node"], "node-0");
+    assert_eq!(nodes["nodes"].as_array().map(Vec::len), Some(2), "{nodes}");
+}
+
+#[tokio::test]
+async fn a_journal_that_is_flushed_begins_anew_and_purges_go_on() {
+    let stage = Stage::new(2, "");
+    stage.fill(PATH).await;
+    let before = stage.node(0).metric("tiercel_journal_epoch", &[]).expect("it runs");
+    stage.redis.flush_all();
+    for node in &stage.fleet.nodes {
+        until("a new epoch", || node.metric("tiercel_journal_epoch", &[]).is_some_and(|epoch| epoch > before));
+    }
+    let new = stage.publish();
+    let (_, receipt) = stage.purge(1, "10s");
+    assert_eq!(receipt["complete"], true, "{receipt}");
+    stage.all_have(PATH, &new).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_back_from_an_old_snapshot_loses_no_purge() {
+    let mut stage = Stage::new(2, "");
+    stage.purge(0, "10s");
+    stage.redis.save();
+    stage.fill(PATH).await;
+    let new = stage.publish();
+    let (_, receipt) = stage.purge(0, "10s");
+    assert_eq!(receipt["complete"], true, "{receipt}");
+    let before = stage.node(1).metric("tiercel_journal_epoch", &[]).expect("it runs");
+    stage.redis.kill();
+    stage.redis.start_again(Restart::Saved);
+    for node in &stage.fleet.nodes {
+        until("a new epoch", || node.metric("tiercel_journal_epoch", &[]).is_some_and(|epoch| epoch > before));
+    }
+    stage.until_trusted();
+    stage.all_have(PATH, &new).await;
+    let newer = stage.publish();
+    let (_, receipt) = stage.purge(1, "10s");
+    assert_eq!(receipt["complete"], true, "{receipt}");
+    stage.all_have(PATH, &newer).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_cut_off_and_revalidates_does_not_hold_a_purge_up() {
+    let stage = Stage::new(2, "on_cutoff = 'revalidate'");
+    stage.fill(PATH).await;
+    let link = stage.node(1).link.as_ref().expect("a link");
+    link.make(Trouble::Cut);
+    let new = stage.publish();
+    let (status, receipt) = stage.purge(0, "10s");
+    assert_eq!((status, state(&receipt, "node-1")), (200, "cut_off"), "{receipt}");
+    stage.all_have(PATH, &new).await;
+    link.mend();
+    stage.until_trusted();
+    stage.all_have(PATH, &new).await;
+}
+
+#[tokio::test]
+async fn a_purge_waits_for_a_node_that_is_cut_off_and_serves() {
+    let stage = Stage::new(2, "on_cutoff = 'serve'");
+    stage.fill(PATH).await;
+    let old = stage.version().to_string();
+    let link = stage.node(1).link.as_ref().expect("a link");
+    link.make(Trouble::Held);
+    let new = stage.publish();
+    let (status, receipt) = stage.purge(0, "3s");
+    assert_eq!((status, &receipt["complete"], state(&receipt, "node-1")), (202, &json!(false), "waiting"), "{receipt}");
+    let answer = stage.node(1).get(HOST, PATH).await;
+    assert_eq!(answer.text(), old, "it serves");
+    assert!(answer.says("detail=CUT-OFF"), "{}", answer.head);
+    link.mend();
+    let receipt = until_complete(stage.node(0), &receipt);
+    assert_eq!(state(&receipt, "node-1"), "applied", "{receipt}");
+    stage.all_have(PATH, &new).await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_stopped_does_not_serve_what_was_purged_meanwhile() {
+    let stage = Stage::new(2, "on_cutoff = 'revalidate'");
+    stage.fill(PATH).await;
+    stage.node(1).pause();
+    let new = stage.publish();
+    let (status, receipt) = stage.purge(0, "10s");
+    assert_eq!((status, state(&receipt, "node-1")), (200, "cut_off"), "{receipt}");
+    // It is there before the node goes on, and is the first that it sees.
+    let mut client = Client::connect(stage.node(1).http).await;
+    client.send(format!("GET {PATH} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    stage.node(1).resume();
+    assert_eq!(client.answer(false).await.expect("an answer").text(), new);
+}
+
+#[tokio::test]
+async fn a_purge_without_redis_is_in_force_here_and_told_when_redis_is_back() {
+    let mut stage = Stage::new(2, "on_cutoff = 'revalidate'");
+    stage.fill(PATH).await;
+    stage.redis.save();
+    stage.redis.kill();
+    let new = stage.publish();
+    let (status, receipt) = stage.purge(0, "2s");
+    assert_eq!((status, &receipt["acknowledged"], &receipt["complete"]), (202, &json!("local"), &json!(false)), "{receipt}");
+    assert!(receipt["reason"].as_str().is_some_and(|reason| reason.contains("Redis")), "{receipt}");
+    assert_eq!(stage.node(0).get(HOST, PATH).await.text(), new);
+    stage.redis.start_again(Restart::Saved);
+    let receipt = until_complete(stage.node(0), &receipt);
+    assert_eq!(receipt["acknowledged"], "fleet");
+    stage.all_have(PATH, &new).await;
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_or_is_forgotten_or_comes_back_new_is_not_waited_for() {
+    let mut stage = Stage::new(3, "on_cutoff = 'serve'");
+    stage.fleet.nodes[2].terminate();
+    let (status, receipt) = stage.purge(0, "10s");
+    assert_eq!((status, state(&receipt, "node-2")), (200, ""), "it left: {receipt}");
+    stage.fleet.nodes[1].kill();
+    let (status, receipt) = stage.purge(0, "3s");
+    assert_eq!((status, state(&receipt, "node-1")), (202, "waiting"), "it may serve: {receipt}");
+    let (status, answer) = stage.node(0).admin("DELETE", "/v1/nodes/node-7", "").expect("an answer");
+    assert_eq!(status, 404, "{answer}");
+    let (status, answer) = stage.node(0).admin("DELETE", "/v1/nodes/node-1", "").expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+    until_complete(stage.node(0), &receipt);
+    stage.fleet.nodes[1].start();
+    stage.fleet.nodes[1].until_ready();
+    let deadline = Instant::now() + PATIENCE;
+    while state(&stage.purge(0, "10s").1, "node-1") != "applied" {
+        assert!(Instant::now() < deadline, "it takes part again");
+    }
+}
+
+#[tokio::test]
+async fn without_redis_a_node_starts_cut_off_and_says_so() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let origin = Origin::start(|_| Script::ok("body").header("cache-control", "max-age=60"));
+    let plan = Plan {
+        nodes: 1,
+        config: "[upstreams.default]\nendpoints = ['@ORIGIN@']\n[journal]\nnode = '@NODE@'\ntrust = '1s'\nredis.url = 'redis://@REDIS@'\n"
+            .into(),
+        origin: origin.url(),
+        redis: Some(redis.address()),
+        ..Plan::default()
+    };
+    let fleet = Fleet::start(&plan);
+    let node = &fleet.nodes[0];
+    let answer = node.get(HOST, PATH).await;
+    assert_eq!(answer.text(), "body");
+    assert!(answer.says("detail=CUT-OFF"), "{}", answer.head);
+    redis.start_again(Restart::Empty);
+    until("the node is trusted", || node.metric("tiercel_journal_trusted", &[]) == Some(1.0));
+}
+
+#[tokio::test]
+async fn what_a_write_invalidates_on_one_node_goes_on_all() {
+    let stage = Stage::new(2, "");
+    stage.fill(PATH).await;
+    stage.fill("/other").await;
+    let new = stage.publish();
+    let mut client = Client::connect(stage.node(0).http).await;
+    let written = client.ask(format!("POST {PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n")).await;
+    assert_eq!(written.status, 204);
+    assert_eq!(stage.node(0).get(HOST, PATH).await.text(), new, "who wrote reads its write");
+    let deadline = Instant::now() + PATIENCE;
+    while stage.node(1).get(HOST, PATH).await.text() != new {
+        assert!(Instant::now() < deadline, "the other node is not told");
+    }
+    for node in &stage.fleet.nodes {
+        assert!(node.get(HOST, "/other").await.says("hit"), "{}", node.name);
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_writes_touches_neither_other_urls_nor_purges() {
+    const WRITES: usize = 4000;
+    let stage = Stage::new(2, "");
+    stage.fill(PATH).await;
+    let before = stage.origin.count(PATH);
+    let address = stage.node(0).http;
+    let writer = tokio::spawn(async move {
+        let mut client = Client::connect(address).await;
+        for number in 0..WRITES {
+            client.send(format!("POST /write/{number} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n")).await;
+            assert_eq!(client.answer(false).await.expect("an answer").status, 204);
+        }
+    });
+    while !writer.is_finished() {
+        for node in &stage.fleet.nodes {
+            assert!(node.get(HOST, PATH).await.says("hit"), "{}", node.name);
+        }
+    }
+    writer.await.expect("all were answered");
+    assert_eq!(stage.origin.count(PATH), before);
+    let told = |node: &Node| node.metric("tiercel_journal_untold", &[]) == Some(0.0);
+    until("the fleet is told", || told(stage.node(0)));
+    assert_eq!(stage.node(0).metric("tiercel_journal_untold_lost_total", &[]), Some(0.0));
+    let batches = stage.node(0).metric("tiercel_journal_appended_total", &["unsafe_method"]).expect("it runs");
+    assert!(batches >= WRITES as f64 / 256.0 && batches < WRITES as f64, "{batches} batches");
+    let new = stage.publish();
+    let (status, receipt) = stage.purge(1, "10s");
+    assert_eq!(status, 200, "{receipt}");
+    stage.all_have(PATH, &new).await;
+}
