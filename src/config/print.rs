@@ -161,6 +161,7 @@ fn limits(l: &Limits) -> Value {
         "write_timeout": print_duration(l.write_timeout),
         "waiting": l.waiting,
         "rate_limit_callers": l.rate_limit_callers,
+        "rate_limit_budget": print_duration(l.rate_limit_budget),
     })
 }
 
@@ -185,6 +186,8 @@ fn upstream(u: &Upstream) -> Value {
         "connections": u.connections,
         "queue": u.queue,
         "queue_timeout": print_duration(u.queue_timeout),
+        "purge_concurrency": u.purge_concurrency,
+        "purge_queue_timeout": print_duration(u.purge_queue_timeout),
         "idle_connections": u.idle_connections,
         "idle_timeout": print_duration(u.idle_timeout),
         "connect_timeout": print_duration(u.connect_timeout),
@@ -211,6 +214,7 @@ fn purge(settings: &Settings) -> Value {
         },
         "keys_per_response": p.keys_per_response,
         "key_bytes": print_size(p.key_bytes as u64),
+        "recovery": print_duration(p.recovery),
         "rate": p.rate_limit.as_ref().map_or_else(|| "off".to_owned(), rate),
         "burst": p.rate_limit.as_ref().map_or(PURGE_BURST, |limit| limit.burst),
     })
@@ -318,7 +322,11 @@ fn rate_limit(limit: Option<&RateLimit>) -> Value {
         LimitBy::Everybody => "everybody",
         LimitBy::Field(name) => name,
     };
-    json!({"rate": rate(limit), "burst": limit.burst, "by": by, "name": limit.name})
+    let on_fault = match limit.on_fault {
+        OnFault::Allow => "allow",
+        OnFault::Deny => "deny",
+    };
+    json!({"rate": rate(limit), "burst": limit.burst, "by": by, "name": limit.name, "shared": limit.shared, "on_fault": on_fault})
 }
 
 fn rate(limit: &RateLimit) -> String {

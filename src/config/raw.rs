@@ -239,6 +239,8 @@ pub struct RawLimits {
     pub waiting: Option<u64>,
     /// Callers of rate limits that are remembered, all limits together.
     pub rate_limit_callers: Option<u64>,
+    /// What Redis may take to count a request for a shared rate limit.
+    pub rate_limit_budget: Option<RawDuration>,
 }
 
 /// Fetches under way that are shared and stored.
@@ -275,6 +277,10 @@ pub struct RawUpstream {
     /// Requests that may wait for a connection, per endpoint.
     pub queue: Option<u64>,
     pub queue_timeout: Option<RawDuration>,
+    /// Fetches at a time that a purge of a prefix, host, site or everything caused; 0: any number.
+    pub purge_concurrency: Option<u64>,
+    /// How long others may wait for that.
+    pub purge_queue_timeout: Option<RawDuration>,
     /// Idle connections kept, per endpoint.
     pub idle_connections: Option<u64>,
     pub idle_timeout: Option<RawDuration>,
@@ -761,6 +767,19 @@ pub struct RawRateLimit {
     pub by: Option<String>,
     /// For metrics; limits of one name count together. Derived from the place where absent.
     pub name: Option<String>,
+    /// The nodes of the fleet count together, in Redis.
+    pub shared: Option<bool>,
+    /// What a shared limit does while Redis does not count.
+    pub on_fault: Option<RawOnFault>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnFault {
+    /// Each node counts for itself.
+    Allow,
+    /// Refuse.
+    Deny,
 }
 
 /// The PURGE method.
@@ -798,6 +817,8 @@ pub struct RawPurge {
     pub keys_per_response: Option<u64>,
     /// Length of one surrogate key.
     pub key_bytes: Option<RawSize>,
+    /// How long after a purge of a prefix, host, site or everything the misses of what it matches count as its doing.
+    pub recovery: Option<RawDuration>,
     /// Selectors that one caller may purge in a time (429).
     pub rate: Option<RawRate>,
     /// Selectors that it may purge at once, after a pause.

@@ -152,6 +152,8 @@ pub struct Limits {
     pub waiting: usize,
     /// Callers of rate limits that are remembered, all limits together.
     pub rate_limit_callers: u64,
+    /// What Redis may take to count a request for a shared rate limit.
+    pub rate_limit_budget: Duration,
 }
 
 /// Fills in flight.
@@ -184,6 +186,10 @@ pub struct Upstream {
     /// Requests that may wait for a connection, per endpoint.
     pub queue: usize,
     pub queue_timeout: Duration,
+    /// Fetches at a time that a purge of much caused; 0: any number. The others wait, `queue` of them...
+    pub purge_concurrency: usize,
+    /// ...and so long.
+    pub purge_queue_timeout: Duration,
     pub idle_connections: usize,
     pub idle_timeout: Duration,
     pub connect_timeout: Duration,
@@ -277,6 +283,17 @@ pub struct RateLimit {
     /// At once, after a pause.
     pub burst: u32,
     pub by: LimitBy,
+    /// The nodes of the fleet count together, in Redis.
+    pub shared: bool,
+    pub on_fault: OnFault,
+}
+
+/// What a shared limit does while Redis does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFault {
+    /// Each node counts for itself.
+    Allow,
+    Deny,
 }
 
 /// So many in such a time, a whole number of seconds.
@@ -387,6 +404,8 @@ pub struct Purge {
     pub keys_per_response: usize,
     /// Bytes of one surrogate key.
     pub key_bytes: usize,
+    /// How long after a purge of a prefix, host, site or everything the misses of what it matches count as its doing.
+    pub recovery: Duration,
     /// Selectors that one caller may purge; `None`: any number.
     pub rate_limit: Option<RateLimit>,
 }

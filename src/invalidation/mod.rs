@@ -22,6 +22,7 @@ pub mod receipt;
 pub mod selector;
 #[cfg(not(simulation))]
 pub mod stream;
+mod wide;
 
 pub use clockwork::CheckedUpTo;
 pub use entry::{Entry, Purge, PurgeId, Refused};

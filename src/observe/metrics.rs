@@ -68,10 +68,12 @@ pub enum Bound {
     AdminConnections,
     StoreAfter,
     RateLimitCallers,
+    UpstreamPurgeQueue,
+    UpstreamPurgeQueueTimeout,
 }
 
 impl Bound {
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -109,6 +111,8 @@ impl Bound {
         Self::AdminConnections,
         Self::StoreAfter,
         Self::RateLimitCallers,
+        Self::UpstreamPurgeQueue,
+        Self::UpstreamPurgeQueueTimeout,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -149,6 +153,8 @@ impl Bound {
             Self::AdminConnections => "admin_connections",
             Self::StoreAfter => "store_after",
             Self::RateLimitCallers => "rate_limit_callers",
+            Self::UpstreamPurgeQueue => "upstream_purge_queue",
+            Self::UpstreamPurgeQueueTimeout => "upstream_purge_queue_timeout",
         }
     }
 }
@@ -183,6 +189,21 @@ impl Dropped {
 pub struct ConnectionGauges {
     pub active: IntGauge,
     pub idle: IntGauge,
+}
+
+/// The fetches of an upstream that purges caused: those in line, and all of them so far.
+#[derive(Debug, Clone)]
+pub struct RecoveryGauges {
+    pub waiting: IntGauge,
+    pub fetches: IntCounter,
+}
+
+/// What a rate limit counts.
+#[derive(Debug, Clone)]
+pub struct LimitCounters {
+    pub rejections: IntCounter,
+    /// Requests of a shared limit that Redis did not count.
+    pub uncounted: IntCounter,
 }
 
 /// How following a flight ended.
@@ -406,6 +427,7 @@ pub struct Metrics {
     purges: IntCounterVec,
     unsafe_invalidations: IntCounter,
     rate_limit_rejections: IntCounterVec,
+    rate_limit_uncounted: IntCounterVec,
     panics: IntCounter,
     /// By position in [`LOST_REASONS`].
     access_log_lost: Vec<IntCounter>,
@@ -457,6 +479,7 @@ impl Metrics {
             purges: grid(series::PURGES.counters(&registry), &PURGE_KINDS, &PURGE_MODES),
             unsafe_invalidations: single(&series::UNSAFE_INVALIDATIONS.counters(&registry)),
             rate_limit_rejections: series::RATE_LIMIT_REJECTIONS.counters(&registry),
+            rate_limit_uncounted: series::RATE_LIMIT_UNCOUNTED.counters(&registry),
             panics: single(&series::PANICS.counters(&registry)),
             access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
             upstreams: Upstreams::new(&registry),
@@ -590,6 +613,11 @@ impl Metrics {
         let gauge = |state| self.upstreams.connections.with_label_values(&[upstream, state]);
         ConnectionGauges { active: gauge("active"), idle: gauge("idle") }
     }
+    /// The gauges of fetches that purges caused, to be kept by who counts them.
+    pub fn recovery_gauges(&self, upstream: &str) -> RecoveryGauges {
+        let (waiting, fetches) = (&self.upstreams.purge_waiting, &self.upstreams.purge_fetches);
+        RecoveryGauges { waiting: waiting.with_label_values(&[upstream]), fetches: fetches.with_label_values(&[upstream]) }
+    }
     /// A connection was closed that might have been used again.
     pub fn upstream_dropped(&self, upstream: &str, why: Dropped) {
         self.upstreams.dropped.with_label_values(&[upstream, why.as_str()]).inc();
@@ -601,9 +629,10 @@ impl Metrics {
     pub fn unsafe_invalidation(&self) {
         self.unsafe_invalidations.inc();
     }
-    /// The counter of what a limit of the configuration rejects, to be kept by it.
-    pub fn rate_limit_rejections(&self, limit: &str) -> IntCounter {
-        self.rate_limit_rejections.with_label_values(&[limit])
+    /// The counters of a limit of the configuration, to be kept by it.
+    pub fn rate_limit_counters(&self, limit: &str) -> LimitCounters {
+        let (rejections, uncounted) = (&self.rate_limit_rejections, &self.rate_limit_uncounted);
+        LimitCounters { rejections: rejections.with_label_values(&[limit]), uncounted: uncounted.with_label_values(&[limit]) }
     }
     pub fn panicked(&self) {
         self.panics.inc();
@@ -665,6 +694,8 @@ struct Upstreams {
     retries: IntCounterVec,
     connections: IntGaugeVec,
     dropped: IntCounterVec,
+    purge_waiting: IntGaugeVec,
+    purge_fetches: IntCounterVec,
 }
 
 #[derive(Clone)]
@@ -703,6 +734,8 @@ impl Upstreams {
             retries: series::UPSTREAM_RETRIES.counters(registry),
             connections: series::UPSTREAM_CONNECTIONS.gauges(registry),
             dropped: series::UPSTREAM_DROPPED.counters(registry),
+            purge_waiting: series::UPSTREAM_PURGE_WAITING.gauges(registry),
+            purge_fetches: series::UPSTREAM_PURGE_FETCHES.counters(registry),
         }
     }
 

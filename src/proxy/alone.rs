@@ -105,9 +105,15 @@ pub async fn fetch(
             Reason::Head | Reason::Authorization if whole => shield::fetch(proxy, exchange, confirming.map(|(stored, _)| stored)).await,
             _ => None,
         };
-        let sent = match (by_peer, forward::request(exchange, kind, interim.clone())) {
+        // What nobody could share was fetched as often before the purge as after it.
+        let after_purge = by_peer.is_none() && reason == Reason::NotCollapsed && proxy.is_recovering(exchange, candidate.as_ref());
+        let place = if after_purge { upstream.place_after_purge().await.map(Some) } else { Ok(None) };
+        if by_peer.is_none() {
+            began.sent = clock::now();
+        }
+        let sent = match (by_peer, place.and_then(|place| Ok((place, forward::request(exchange, kind, interim.clone())?)))) {
             (Some(answered), _) => answered,
-            (None, Ok(request)) => upstream.send(request).await.map(Fetched::from),
+            (None, Ok((_place, request))) => upstream.send(request).await.map(Fetched::from),
             (None, Err(error)) => Err(error.into()),
         };
         let inbound = match sent {

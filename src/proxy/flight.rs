@@ -158,6 +158,7 @@ impl FlightHead {
             sure: false,
             not_stored: None,
             endpoint: "".into(),
+            from_peer: false,
             timing: Timing::default(),
         }
     }

@@ -35,7 +35,7 @@ pub use live::{Live, Routed};
 pub use purge::log_refusal as log_refused_purge;
 pub use shield::PeerDoor;
 
-use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Variants, VaryMemory};
+use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Tags, Variants, VaryMemory, subject};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -150,32 +150,16 @@ impl Proxy {
         from_peer: Option<Arc<FromPeer>>,
     ) -> Handled {
         let now = clock::now();
-        let mut arrival = match admit::admit(live, peer, head, from_peer) {
+        let arrival = match admit::admit(live, peer, head, from_peer) {
             Ok(arrival) => arrival,
             Err(refused) => return Handled::Ready(answer::refused(live, &refused)),
         };
         // What another node lets through has been counted there.
-        if let Some(limiter) = arrival.routed.limiter.as_ref().filter(|_| arrival.from_peer.is_none())
-            && let Some(response) = limit::check(limiter, &arrival)
-        {
-            return Handled::Ready(response);
-        }
-        arrival.standing = Standing::of(&self.journal, &live.settings.journal, now);
-        if let Some(policy) = arrival.standing.as_str() {
-            self.metrics.journal.cut_off_request(policy);
-        }
-        match admit::way(&arrival, &body) {
-            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
-            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
-            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
-                Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome()))
-            }
-            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
-            Way::CacheByContent => content::start(self, arrival, body, interim),
-            Way::Cache => {
-                let relays = head.minor_version > 0;
-                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
-            }
+        let checked = if arrival.from_peer.is_some() { limit::Checked::Passed } else { limit::check(&arrival) };
+        match checked {
+            limit::Checked::Passed => self.go(arrival, body, interim, now),
+            limit::Checked::Refused(response) => Handled::Ready(*response),
+            limit::Checked::InFleet(limiter, caller) => limit::in_fleet(self, limiter, caller, arrival, body, interim),
         }
     }
 }
@@ -228,6 +212,27 @@ impl Proxy {
         })
     }
 
+    /// The journey from the limits on.
+    fn go(self: &Arc<Self>, mut arrival: Arrival<'_>, body: RequestBody, interim: &mut InterimSlot, now: Now) -> Handled {
+        arrival.standing = Standing::of(&self.journal, &arrival.routed.settings.journal, now);
+        if let Some(policy) = arrival.standing.as_str() {
+            self.metrics.journal.cut_off_request(policy);
+        }
+        match admit::way(&arrival, &body) {
+            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
+            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
+            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
+                Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome()))
+            }
+            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
+            Way::CacheByContent => content::start(self, arrival, body, interim),
+            Way::Cache => {
+                let relays = arrival.minor_version > 0;
+                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
+            }
+        }
+    }
+
     /// The journey from the cache on. `interim` makes a sender of interim responses, where the client takes them.
     fn from_cache(self: &Arc<Self>, mut arrival: Arrival<'_>, interim: impl FnOnce() -> Option<InterimSender>, now: Now) -> Handled {
         let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), arrival.standing, now);
@@ -278,6 +283,13 @@ impl Proxy {
     /// That tier.
     pub fn tier(&self) -> Option<&Arc<RedisTier>> {
         self.remote.get().map(|remote| &remote.tier)
+    }
+
+    /// Whether a fetch is likely to be the doing of a purge that hit much: one of late matches the URL, and nothing is
+    /// stored that came after it.
+    fn is_recovering(&self, exchange: &exchange::Exchange, candidate: Option<&(Arc<StoredResponse>, Validity)>) -> bool {
+        let is_refetched = candidate.is_some_and(|(_, validity)| *validity == Validity::Valid);
+        !is_refetched && self.journal.is_recovering(&subject(&exchange.key, &exchange.routed.site, &Tags::default()), clock::now())
     }
 
     fn next_fetch(&self) -> u64 {

@@ -82,10 +82,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("invalidation::stream", &["invalidation", "redis", "semantics::Now", "observe::metrics", "config::settings", "clock", "sync"]),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("tier::redis", &["redis", "observe", "config::settings", "clock"]),
-    ("limit", &["semantics::key::hash128", "config::settings", "clock"]),
+    ("limit", &["semantics::key::hash128", "redis", "observe", "config::settings", "clock"]),
     ("limit::fields", &["limit::*", "config::settings"]),
     ("tier", &["semantics::key::hash128", "observe", "config::settings", "body", "clock"]),
     ("coalesce", &["observe", "config::settings", "semantics", "body", "pages", "clock"]),
+    ("coalesce::lease", &["redis", "clock"]),
     (
         "coalesce::flight",
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],

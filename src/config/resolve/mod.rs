@@ -73,6 +73,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         warnings: Vec::new(),
     };
     check_addresses(&settings, report);
+    limit::check(&settings, report);
     journal::check_node(&raw.journal, &settings, report);
     settings
 }
@@ -244,6 +245,7 @@ fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
         write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), secs(30)),
         waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
         rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, 65_536, 16..=100_000_000),
+        rate_limit_budget: t.timeout("rate_limit_budget", raw.rate_limit_budget.as_ref(), Duration::from_millis(25)),
     }
 }
 
@@ -275,6 +277,7 @@ fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
     let mut t = Table::new(report, "purge");
     Purge {
         rate_limit,
+        recovery: t.duration("recovery", raw.recovery.as_ref(), secs(60)),
         receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
         selectors_per_call: t.count("selectors_per_call", raw.selectors_per_call, 100, 1..=100_000) as usize,
         map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
