@@ -34,6 +34,9 @@ impl Standing {
 
     #[cold]
     fn cut_off(journal: &Journal, settings: &settings::Journal, now: Now) -> Self {
+        if planted(Fault::ResumedUntrusted) {
+            return Self::Trusted;
+        }
         let age_ms = |length: std::time::Duration| u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
         let revalidates = Self::Revalidates { after_mono_ms: now.mono_ms.saturating_sub(age_ms(settings.revalidate_every)) };
         match settings.on_cutoff {

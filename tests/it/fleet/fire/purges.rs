@@ -102,7 +102,7 @@ async fn follow(fire: Arc<Fire>, node: usize, id: String, purge: Purge) {
             return fire.acknowledged.count("complete later");
         }
     }
-    fire.acknowledged.count("never complete");
+    fire.acknowledged.count(if fire.is_over() { "not complete at the end" } else { "never complete" });
 }
 
 pub async fn post(fire: &Fire, node: usize, path: &str, body: &str) -> Option<(u16, Value)> {

@@ -58,6 +58,7 @@ impl Trouble {
         match setup {
             Setup::Alone => nodes.to_vec(),
             Setup::Standalone => [&nodes[..], &links, &servers].concat(),
+            Setup::Cluster => [&nodes[..], &[RedisPaused, StreamsTrimmed]].concat(),
             Setup::Sentinel => [&nodes[..], &[RedisPaused, RedisFlushed, StreamsTrimmed, FailoverToLaggingReplica]].concat(),
         }
     }
@@ -67,7 +68,7 @@ impl Trouble {
 pub struct Stage {
     pub fire: Arc<Fire>,
     pub fleet: Fleet,
-    /// The master first.
+    /// The master first; of a cluster all masters.
     pub redis: Vec<Redis>,
     pub sentinels: Option<Sentinels>,
     pub random: StdRng,
@@ -121,9 +122,10 @@ impl Stage {
                 self.fire.wait(beyond_trust);
             }
             RedisPaused => {
-                self.master().pause();
+                let master = self.master();
+                master.pause();
                 self.fire.wait(beyond_trust);
-                self.master().resume();
+                master.resume();
             }
             RedisKilledAndEmpty => self.restart(Restart::Empty, Duration::from_millis(200)),
             RedisFromOldSnapshot => {
@@ -133,9 +135,15 @@ impl Stage {
             }
             RedisFromOldSnapshotBehindANode => {
                 self.master().save();
-                self.fleet.nodes[node].link.as_ref().expect("a link").make(link::Trouble::Held);
-                self.fire.wait(Duration::from_millis(400));
-                self.restart(Restart::Saved, Duration::from_millis(10));
+                let link = self.fleet.nodes[node].link.as_ref().expect("a link");
+                link.make(link::Trouble::Held);
+                // Not for so long that the node loses its trust.
+                self.fire.wait(self.fire.plan.trust / 3);
+                // What was held is lost with the connection.
+                link.make(link::Trouble::Cut);
+                self.redis[0].kill();
+                link.mend();
+                self.redis[0].start_again(Restart::Saved);
             }
             RedisFlushed => self.master().flush_all(),
             StreamsTrimmed => self.trim(node, beyond_trust),
@@ -145,8 +153,9 @@ impl Stage {
         }
     }
 
+    /// The server that has the journal; not to be asked for while one is paused.
     fn master(&self) -> &Redis {
-        &self.redis[0]
+        self.redis.iter().find(|redis| has_streams(redis)).unwrap_or(&self.redis[0])
     }
 
     fn stop_node(&self, node: usize, how_long: Duration) {
@@ -261,6 +270,8 @@ impl Stage {
         self.redis[1].follow_again();
         self.redis.swap(0, 1);
         self.redis[1].start_again(Restart::Empty);
+        // It may have been the one that lagged before, and its file says so.
+        self.redis[1].follow_again();
         let (master, replica) = (&self.redis[0], &self.redis[1]);
         // Sentinel would do that in its own time, some ten seconds later.
         let address = master.address();
