@@ -215,18 +215,21 @@ async fn judge(
     let head = Arc::new(head);
     let is_whole = plan.segments == 0;
     match decision {
-        Reuse::Fresh { .. } | Reuse::StaleNow { .. } if is_whole => {
+        Reuse::Fresh { .. } if is_whole => {
             let response = whole(proxy, head, &first, exchange, now);
             if response.drop_at_mono_ms > now.mono_ms { Answer::Whole(response) } else { Answer::Nothing }
         }
-        Reuse::Fresh { .. } | Reuse::StaleNow { .. } => {
+        Reuse::Fresh { .. } => {
             let at = variant(&exchange.key, &head.secondary);
             let body = Assembly { remote: remote.clone(), worker: exchange.peer.worker, place, variant: at, plan };
             let body = body.begin(first).await;
             body.map_or(Answer::Nothing, |body| Answer::Long(Long { head, length: plan.length, body }))
         }
-        Reuse::Revalidate { .. } if is_whole => Answer::Candidate(whole(proxy, head, &first, exchange, now), validity),
-        Reuse::Revalidate { .. } | Reuse::Unusable(_) => Answer::Nothing,
+        // What may be used stale as well: who waits for a look-up waits for the origin's word too, and nobody is told that it is fresh.
+        Reuse::StaleNow { .. } | Reuse::Revalidate { .. } if is_whole => {
+            Answer::Candidate(whole(proxy, head, &first, exchange, now), validity)
+        }
+        Reuse::StaleNow { .. } | Reuse::Revalidate { .. } | Reuse::Unusable(_) => Answer::Nothing,
     }
 }
 

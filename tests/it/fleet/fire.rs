@@ -173,7 +173,7 @@ fn run(plan: Plan) -> Arc<Fire> {
         Setup::Sentinel => {
             redis.push(Redis::start());
             redis.push(Redis::replica_of(&redis[0], &[]));
-            sentinels = Some(Sentinels::watch(&redis[0], 1, 500));
+            sentinels = Some(Sentinels::watch(&redis[0], 1, 1000));
         }
     }
     let server = match &sentinels {

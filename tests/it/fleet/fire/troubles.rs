@@ -272,11 +272,22 @@ impl Stage {
         self.redis[1].start_again(Restart::Empty);
         // It may have been the one that lagged before, and its file says so.
         self.redis[1].follow_again();
-        let (master, replica) = (&self.redis[0], &self.redis[1]);
-        // Sentinel would do that in its own time, some ten seconds later.
-        let address = master.address();
-        let _ = replica.try_ask(&["REPLICAOF", &address.ip().to_string(), &address.port().to_string()]);
-        replica.until("the old master follows", |replica| replica.info("replication", "master_link_status").as_deref() == Some("up"));
+        let deadline = Instant::now() + RECOVERY;
+        while self.redis[1].info("replication", "master_link_status").as_deref() != Some("up") {
+            assert!(Instant::now() < deadline, "nobody follows:\n{}\n{}", self.redis[0].log(), self.redis[1].log());
+            // On a busy machine they may have changed their minds meanwhile.
+            let master = sentinels.master();
+            self.redis.sort_by_key(|redis| master != Some(redis.address()));
+            // Sentinel would do that in its own time, some ten seconds later.
+            if self.redis[1].info("replication", "role").as_deref() == Some("master") {
+                let address = self.redis[0].address();
+                let _ = self.redis[1].try_ask(&["REPLICAOF", &address.ip().to_string(), &address.port().to_string()]);
+            }
+            self.fire.wait(Duration::from_millis(300));
+            if self.fire.is_over() {
+                return;
+            }
+        }
     }
 
     /// Ends every trouble, and waits until each node can have a purge acknowledged by all.
