@@ -7,6 +7,7 @@ use http::Method;
 
 /// Lists the nodes of the fleet as a running server sees them, or makes it forget one.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
     #[command(subcommand)]
     command: Option<Command>,
@@ -23,12 +24,14 @@ enum Command {
         /// The node's name
         #[arg(value_name = "NODE")]
         node: String,
+        #[command(flatten)]
+        admin: AdminOptions,
     },
 }
 
 pub fn run(options: Options) -> Result<(), Failure> {
     match options.command {
         None => options.admin.ask_and_print(Method::GET, "/v1/nodes"),
-        Some(Command::Forget { node }) => options.admin.ask_and_print(Method::DELETE, &format!("/v1/nodes/{node}")),
+        Some(Command::Forget { node, admin }) => admin.ask_and_print(Method::DELETE, &format!("/v1/nodes/{node}")),
     }
 }

@@ -7,7 +7,6 @@
 use super::kind::{Kind, Kinds};
 use super::outbox::Outbox;
 use super::{Mark, Mode, Position, PurgeId, Selector, Subject};
-#[cfg(not(test))]
 use crate::faults::{Fault, planted};
 use crate::semantics::key::{hash128, search_hash};
 use crate::semantics::reuse::Validity;
@@ -336,11 +335,13 @@ impl Ledger {
         };
         moved.insert(kind);
         #[cfg(test)]
-        let planted = self.faults.soft_overwrites_hard;
-        #[cfg(not(test))]
-        let planted = planted(Fault::SoftOverwritesHard);
+        let faults = self.faults;
         let slot = if kind == Kind::Everything { &mut self.everything } else { self.slot(slot_key(kind, hash)) };
-        if planted && mode == Mode::Soft {
+        #[cfg(test)]
+        if faults.soft_overwrites_hard && mode == Mode::Soft {
+            slot.hard = Mark::default();
+        }
+        if planted(Fault::SoftOverwritesHard) && mode == Mode::Soft {
             slot.hard = Mark::default();
         }
         slot.raise(mode, mark, mono_ms);

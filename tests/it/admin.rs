@@ -364,6 +364,12 @@ fn purges_that_are_not_understood_are_refused_whole() {
 }
 
 #[test]
+fn a_node_without_a_fleet_has_no_others() {
+    let admin = Admin::start();
+    assert_eq!(admin.get("/v1/nodes").error(404), "this node belongs to no fleet");
+}
+
+#[test]
 fn receipts_are_found_by_id() {
     let admin = Admin::start();
     let receipt = admin.get(&format!("/v1/purge/{ID}")).json();

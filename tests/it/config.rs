@@ -597,6 +597,41 @@ fn shares_of_a_lifetime_and_lists_of_fields_have_bounds() {
 }
 
 #[test]
+fn the_journal_has_bounds_and_a_node_of_a_fleet_a_name() {
+    for (keys, path) in [
+        ("trust = '500ms'", "journal.trust"),
+        ("trust = '2m'", "journal.trust"),
+        ("repair = '1s'", "journal.repair"),
+        ("forget_after = '1s'", "journal.forget_after"),
+        ("serve_at_most = '0s'", "journal.serve_at_most"),
+        ("max_entries = 10", "journal.max_entries"),
+        ("node = 'a b'", "journal.node"),
+        ("node = ''", "journal.node"),
+        ("redis.mode = 'cluster'", "journal.redis.mode"),
+    ] {
+        let problems = Case::toml(&format!("{UPSTREAM}[journal]\n{keys}\n")).problems();
+        let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(paths, [path], "{keys}");
+    }
+    let listener = |port: u16| format!("{UPSTREAM}[listeners.http]\naddress = '127.0.0.1:{port}'\n");
+    let fleet = "[cache.redis]\nurl = 'redis://127.0.0.1'\n";
+    let problems = Case::toml(&format!("{}{fleet}", listener(0))).problems();
+    assert_eq!(problems.iter().map(|problem| problem.path.as_str()).collect::<Vec<_>>(), ["journal.node"]);
+    let settings = Case::toml(&format!("{}{fleet}", listener(8081))).settings();
+    assert!(settings.journal.node.ends_with(":8081"), "{}", settings.journal.node);
+    assert_eq!(settings.journal_redis(), settings.redis.as_ref().map(|tier| &tier.server), "that of the tier");
+    let own = "[journal]\nnode = 'edge-1'\nredis.url = 'redis://127.0.0.2'\n";
+    let settings = Case::toml(&format!("{}{fleet}{own}", listener(0))).settings();
+    assert_eq!((settings.journal.node.as_str(), settings.journal_redis()), ("edge-1", settings.journal.redis.as_ref()));
+    assert!(Case::toml(UPSTREAM).settings().journal_redis().is_none());
+    let tells = |value: &str| {
+        let settings = Case::toml(&format!("{UPSTREAM}[purge]\nunsafe_methods = '{value}'\n")).settings();
+        (settings.purge.unsafe_methods, settings.journal.tell_unsafe)
+    };
+    assert_eq!(["fleet", "local", "off"].map(tells), [(true, true), (true, false), (false, false)]);
+}
+
+#[test]
 fn a_reload_names_what_changes_and_refuses_what_cannot() {
     let load = |text: &str| Case::toml(&format!("{UPSTREAM}{text}")).settings();
     let old = load("[server]\nworkers = 2\n[memory]\nlimit = '64MiB'\n");
@@ -959,6 +994,11 @@ fn commands_speak_to_the_admin_api() {
     assert!(request.starts_with("POST /v1/purge HTTP/1.1\r\n") && request.contains("authorization: Bearer tok\r\n"), "{request}");
     let body: Value = serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap();
     assert_eq!((body["tags"].clone(), body["mode"].clone()), (json!(["k"]), json!("soft")));
+
+    let (url, server) = answer_once(b"HTTP/1.1 200 OK\r\ncontent-length: 24\r\n\r\n{\"forgotten\": \"edge-1\"}\n");
+    let output = tiercel(&["nodes", "forget", "edge-1", "--admin", &url]);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "forgotten  edge-1\n".into()), "{}", text(&output.stderr));
+    assert!(server.join().unwrap().starts_with("DELETE /v1/nodes/edge-1 HTTP/1.1\r\n"));
 
     let (url, server) = answer_once(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 22\r\n\r\n{\"error\":\"no such url\"}");
     let output = tiercel(&["explain", "http://a/", "-H", "Accept: text/html", "--method", "HEAD", "--admin", &url]);

@@ -155,7 +155,7 @@ pub struct Fleet {
 /// A command that was sent, as far as its answer needs it.
 #[derive(Debug)]
 enum UnderWay {
-    Beat { sent: u64, applied: Position, unsafe_applied: Position },
+    Beat { sent: u64, applied: Position },
     Read { sent: u64, epoch: u64 },
     Append { epoch: u64, id: PurgeId },
     AppendUnsafe { epoch: u64, batch: Batch },
@@ -308,9 +308,9 @@ impl Fleet {
 
     fn answered(&mut self, ticket: Ticket, answer: Answer, now: Now, actions: &mut Vec<Action>) {
         match (self.under_way.remove(&ticket), answer) {
-            (Some(UnderWay::Beat { sent, applied, unsafe_applied }), Answer::Beat(answer)) => {
+            (Some(UnderWay::Beat { sent, applied }), Answer::Beat(answer)) => {
                 self.beat.under_way = false;
-                self.beat_answered(sent, (applied, unsafe_applied), *answer, now, actions);
+                self.beat_answered(sent, applied, *answer, now, actions);
             }
             (Some(UnderWay::Read { sent, epoch }), Answer::Read { purges, unsafe_methods }) => {
                 if self.read.under_way == Some(ticket) {
@@ -380,7 +380,7 @@ impl Fleet {
         }
     }
 
-    fn beat_answered(&mut self, sent: u64, applied: (Position, Position), answer: BeatAnswer, now: Now, actions: &mut Vec<Action>) {
+    fn beat_answered(&mut self, sent: u64, reported: Position, answer: BeatAnswer, now: Now, actions: &mut Vec<Action>) {
         self.beat.next_at = now.mono_ms + self.settings.beat_ms();
         if answer.server != self.server {
             if self.server != Server::default() {
@@ -396,10 +396,7 @@ impl Fleet {
         match (answer.taken, &answer.record) {
             (Ok(taken), Some(record)) if record.epoch == self.applied.epoch => {
                 self.beat.acknowledged = self.beat.number;
-                self.beat.reported = applied.0;
-                if record.unsafe_last < applied.1 {
-                    self.step_back(record.unsafe_last, now);
-                }
+                self.beat.reported = reported;
                 if record.server == answer.server {
                     self.registered(sent, taken.continued, &answer, record, now, actions);
                 } else {
@@ -509,14 +506,6 @@ impl Fleet {
         self.read = Reads { under_way: None, next_at: now.mono_ms };
     }
 
-    /// The stream of unsafe methods ends before what this node has of it: a failover lost its tail. Writes come so fast that
-    /// each failover does; so this is no new epoch. Nothing is missed here, and what other nodes missed is told again.
-    fn step_back(&mut self, unsafe_last: Position, now: Now) {
-        self.journal.jump(self.applied, unsafe_last, false, now);
-        self.unsafe_applied = unsafe_last;
-        self.read = Reads { under_way: None, next_at: now.mono_ms };
-    }
-
     fn lost(&mut self, refusal: Refusal, expected: Option<u64>, now: Now, actions: &mut Vec<Action>) {
         self.lease.doubt();
         self.beat.next_at = now.mono_ms + RETRY_MS;
@@ -571,7 +560,8 @@ impl Fleet {
 
     fn apply_unsafe(&mut self, entries: &[UnsafeEntry], now: Now) -> bool {
         entries.iter().all(|entry| {
-            // What this node has beyond `previous` was lost by a failover (see `step_back`).
+            // What this node has beyond `previous` was lost by a failover. Writes come so fast that each failover loses some,
+            // so this is no new epoch: nothing is missed here, and what others missed is told again (`Batches::repeat`).
             let previous = entry.previous.max(self.unsafe_applied);
             match self.journal.apply_unsafe(entry.position, previous, &entry.batch, now) {
                 Ok(()) => {
@@ -654,11 +644,7 @@ impl Fleet {
             restore: self.members.lost().collect(),
             prune_ms: 2 * self.settings.forget_after_ms,
         };
-        self.send(
-            UnderWay::Beat { sent: now_ms, applied: self.applied, unsafe_applied: self.unsafe_applied },
-            Command::Beat(Box::new(beat)),
-            actions,
-        );
+        self.send(UnderWay::Beat { sent: now_ms, applied: self.applied }, Command::Beat(Box::new(beat)), actions);
     }
 
     fn send_batches(&mut self, epoch: u64, now: Now, actions: &mut Vec<Action>) {

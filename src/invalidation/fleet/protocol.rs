@@ -89,8 +89,9 @@ pub enum Command {
     /// A blocking read of both streams, on a connection of its own. [`Answer::Read`].
     Read(Read),
     /// Script: adds the purge to the stream of `epoch`, with `prev` (the record's `last`), and sets the record's `last`.
-    /// The id is Redis' time, or the next after `last` where that is later (so that a stream that was evicted looks like
-    /// one that was trimmed). Refused where the record has another epoch or is gone. [`Answer::Appended`].
+    /// The id is the latest of Redis' time, the record's `ids_from` (see [`Vouch`]), and the next after `last` (so that a
+    /// stream that was evicted looks like one that was trimmed). Refused where the record has another epoch, vouches for
+    /// another server, or is gone. [`Answer::Appended`].
     Append { epoch: u64, purge: Purge },
     /// The same for the stream of unsafe methods, with the record's `unsafe_last`. [`Answer::Appended`].
     AppendUnsafe { epoch: u64, batch: Batch },
@@ -138,6 +139,9 @@ pub struct Beat {
 }
 
 /// That nothing of what counted as complete is missing on a server that began or was promoted under the journal.
+///
+/// When it holds, the script also sets the record's `ids_from` to its time and [`Vouch::IDS_AHEAD_MS`]: entries that the
+/// server before gave out and lost had lower ids than all that come now, whatever the difference of the clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vouch {
     /// By a node that was trusted without a break, and whose last entry is there (5. above): holds if Redis' time is not
@@ -145,6 +149,10 @@ pub enum Vouch {
     Unbroken { until_ms: i64 },
     /// By all: holds if the doubt is not spoiled.
     Together,
+}
+
+impl Vouch {
+    pub const IDS_AHEAD_MS: i64 = 10_000;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

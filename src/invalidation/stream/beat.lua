@@ -3,14 +3,16 @@
 --
 -- KEYS: the record. ARGV: name, instance, policy, beat, acknowledged, epoch, applied, unsafe_applied, witness (id of the
 -- purge at `applied`, or ""), believed (the server that the node believes to talk to), vouch ("", "together", or the time
--- until which "unbroken" holds), prune_ms; then name and text of each member to be put back.
+-- until which "unbroken" holds), prune_ms, by how much places on a server that is vouched for begin ahead of its time;
+-- then name and text of each member to be put back.
 -- Gives: this server, the time, what became of it, and of the record: epoch, base, last, unsafe_last, what comes before the
 -- first entry of each stream, server, since, doubt; then name and text of each member.
 --
 -- A member: instance, beat, acknowledged, applied, time, "stays" or "left", policy, server. A doubt: server, since, the
 -- newest heartbeat before, "spoiled" or "whole".
 local record = KEYS[1]
-local name, instance, policy, beat, acknowledged, epoch, applied, unsafe_applied, witness, believed, vouch, prune_ms = unpack(ARGV)
+local name, instance, policy, beat, acknowledged, epoch, applied, unsafe_applied, witness, believed, vouch = unpack(ARGV)
+local prune_ms, ids_ahead_ms = ARGV[12], ARGV[13]
 
 local function info(section, field)
   return string.match(redis.call('INFO', section), '\n' .. field .. ':([^\r\n]*)') or ''
@@ -119,7 +121,7 @@ for node, member in pairs(members) do
     redis.call('HDEL', record, 'node:' .. node)
   end
 end
-for at = 13, #ARGV, 2 do
+for at = 14, #ARGV, 2 do
   if not members[ARGV[at]] then
     members[ARGV[at]] = ARGV[at + 1]
     redis.call('HSET', record, 'node:' .. ARGV[at], ARGV[at + 1])
@@ -131,7 +133,8 @@ if fields.server ~= server then
   local holds = vouch == 'together' and doubt[4] == 'whole' or (tonumber(vouch) and now <= tonumber(vouch))
   if holds then
     fields.server, fields.since, fields.doubt = server, now_text, nil
-    redis.call('HSET', record, 'server', server, 'since', now_text)
+    local ids_from = string.format('%.0f', now + tonumber(ids_ahead_ms))
+    redis.call('HSET', record, 'server', server, 'since', now_text, 'ids_from', ids_from)
     redis.call('HDEL', record, 'doubt')
   end
 end

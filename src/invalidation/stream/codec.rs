@@ -47,6 +47,7 @@ pub(super) fn beat(beat: &Beat) -> Vec<String> {
         beat.server.0.to_string(),
         vouch,
         beat.prune_ms.to_string(),
+        Vouch::IDS_AHEAD_MS.to_string(),
     ];
     for member in &beat.restore {
         arguments.extend([member.name.clone(), member_text(member)]);

@@ -40,6 +40,12 @@ impl Commands {
         }
     }
 
+    /// Begins anew with both connections; with Sentinel, to whom is master by now.
+    pub(super) fn reconnect(&self) {
+        self.link.reconnect();
+        self.follow.reconnect();
+    }
+
     pub(super) async fn run(&self, command: Command) -> Result<Answer, RedisError> {
         match command {
             Command::Beat(beat) => self.beat(&beat).await,

@@ -101,8 +101,10 @@ impl Stream {
         let (max_entries, trust, shared) = (own.max_entries, own.trust, Arc::clone(&stream));
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             runtime.block_on(async move {
-                let commands = Commands::new(&redis, max_entries, trust);
-                Driver { fleet, stream: shared, commands: Arc::new(commands), redis, metrics, inputs, read: None }.run(received).await;
+                let commands = Arc::new(Commands::new(&redis, max_entries, trust));
+                let (read, reconnected_at) = (None, clock::now().mono_ms);
+                let driver = Driver { fleet, stream: shared, commands, redis, metrics, inputs, read, trust_ms: ms(trust), reconnected_at };
+                driver.run(received).await;
             });
         })?;
         *stream.thread.lock() = Some(thread);
@@ -185,6 +187,9 @@ struct Driver {
     inputs: mpsc::UnboundedSender<Input>,
     /// The read that waits for news.
     read: Option<AbortHandle>,
+    trust_ms: u64,
+    /// When the connections were last given up, boot-time ms.
+    reconnected_at: u64,
 }
 
 impl Driver {
@@ -211,11 +216,24 @@ impl Driver {
             self.stream.is_nudged.store(false, Ordering::Release);
         }
         let now = clock::now();
+        if matches!(event, Event::Failed(..)) {
+            self.look_elsewhere(now);
+        }
         self.observe(&event, now);
         for action in self.fleet.on(event, now) {
             self.act(action);
         }
         self.show(now);
+    }
+
+    /// A server that answers and takes nothing may have been replaced as master: where the trust has lapsed over that, the
+    /// connections are made anew, and who is master is asked for.
+    fn look_elsewhere(&mut self, now: Now) {
+        let is_due = now.mono_ms.saturating_sub(self.reconnected_at) >= self.trust_ms;
+        if is_due && !self.stream.journal.is_trusted(now) {
+            self.reconnected_at = now.mono_ms;
+            self.commands.reconnect();
+        }
     }
 
     fn act(&mut self, action: Action) {
@@ -260,8 +278,9 @@ impl Driver {
             Event::Answered(_, Answer::Beat(answer)) => {
                 if let Some(record) = &answer.record {
                     let applied = self.fleet.applied();
-                    let lag_ms = if record.epoch == applied.epoch { record.last.ms.saturating_sub(applied.ms.max(1)) } else { 0 };
-                    metrics.lag(if applied < record.last { lag_ms } else { 0 });
+                    // Where nothing was applied yet, since the epoch began: that is its number.
+                    let since_ms = applied.ms.max(applied.epoch);
+                    metrics.lag(if applied < record.last { record.last.ms.saturating_sub(since_ms) } else { 0 });
                 }
             }
             Event::Failed(..) => metrics.event(JournalEvent::CommandFailed, 1),

@@ -23,5 +23,5 @@ for _, before in ipairs({ epoch, string.format('%.0f', tonumber(at_least) - 1) }
 end
 redis.call('HSET', record, 'epoch', made, 'base', base, 'last', '0-0', 'unsafe_last', '0-0',
   'server', info('server', 'run_id') .. '/' .. info('replication', 'master_replid'), 'since', string.format('%.0f', now))
-redis.call('HDEL', record, 'doubt')
+redis.call('HDEL', record, 'doubt', 'ids_from')
 return made

@@ -5,8 +5,9 @@ use crate::support::client::Client;
 use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
 use crate::support::origin::{Origin, PATIENCE, Script};
-use crate::support::redis::{Redis, Restart};
+use crate::support::redis::{Cluster, Redis, Restart, Sentinels};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,19 +16,24 @@ const HOST: &str = "shop.test";
 const PATH: &str = "/article";
 
 /// Nodes, their Redis, and an origin whose content has a version.
-struct Stage {
+struct Stage<R = Redis> {
     fleet: Fleet,
-    redis: Redis,
+    redis: R,
     origin: Origin,
     version: Arc<AtomicU64>,
 }
 
 impl Stage {
+    /// Each node has a link of its own to one server.
     fn new(nodes: usize, journal: &str) -> Self {
-        Self::on(Redis::start(), nodes, journal)
+        let redis = Redis::start();
+        let server = Some(redis.address());
+        Stage::on(redis, server, nodes, &format!("{journal}\nredis.url = 'redis://@REDIS@'"))
     }
+}
 
-    fn on(redis: Redis, nodes: usize, journal: &str) -> Self {
+impl<R> Stage<R> {
+    fn on(redis: R, server: Option<SocketAddr>, nodes: usize, journal: &str) -> Self {
         let version = Arc::new(AtomicU64::new(1));
         let now = Arc::clone(&version);
         let origin = Origin::start(move |request| {
@@ -40,10 +46,10 @@ impl Stage {
             nodes,
             config: format!(
                 "[server]\nname = '@NODE@'\nworkers = 1\n[upstreams.default]\nendpoints = ['@ORIGIN@']\n\
-                 [journal]\nnode = '@NODE@'\ntrust = '1s'\n{journal}\nredis.url = 'redis://@REDIS@'\n"
+                 [journal]\nnode = '@NODE@'\ntrust = '1s'\n{journal}\n"
             ),
             origin: origin.url(),
-            redis: Some(redis.address()),
+            redis: server,
             ..Plan::default()
         };
         let stage = Self { fleet: Fleet::start(&plan), redis, origin, version };
@@ -349,4 +355,66 @@ async fn a_flood_of_writes_touches_neither_other_urls_nor_purges() {
     let (status, receipt) = stage.purge(1, "10s");
     assert_eq!(status, 200, "{receipt}");
     stage.all_have(PATH, &new).await;
+}
+
+fn urls(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(|address| format!("'redis://{address}'")).collect::<Vec<_>>().join(", ")
+}
+
+#[tokio::test]
+async fn a_purge_that_a_lagging_replica_never_had_is_told_again_after_the_failover() {
+    let master = Redis::start();
+    let replica = Redis::replica_of(&master, &[]);
+    let sentinels = Sentinels::watch(&master, 1, 500);
+    let redis = format!("redis.url = [{}]\nredis.mode = 'sentinel'\nredis.sentinel_master = 'fleet'", urls(&sentinels.addresses()));
+    let mut stage = Stage::on((master, replica), None, 2, &redis);
+    stage.fill(PATH).await;
+    let (_, receipt) = stage.purge(0, "10s");
+    assert_eq!(receipt["complete"], true, "{receipt}");
+    stage.fill(PATH).await;
+    stage.redis.1.stop_following();
+    let new = stage.publish();
+    let (_, receipt) = stage.purge(0, "10s");
+    assert_eq!(receipt["complete"], true, "{receipt}");
+    let before = stage.node(0).metric("tiercel_journal_epoch", &[]).expect("it runs");
+    stage.redis.0.kill();
+    sentinels.until_master(&stage.redis.1);
+    for node in &stage.fleet.nodes {
+        until("a new epoch", || node.metric("tiercel_journal_epoch", &[]).is_some_and(|epoch| epoch > before));
+    }
+    stage.until_trusted();
+    stage.all_have(PATH, &new).await;
+    let newer = stage.publish();
+    let (_, receipt) = stage.purge(1, "10s");
+    assert_eq!(receipt["complete"], true, "{receipt}");
+    stage.all_have(PATH, &newer).await;
+}
+
+#[tokio::test]
+async fn a_journal_in_a_cluster_is_followed_like_any_other() {
+    let cluster = Cluster::start();
+    let redis = format!("redis.url = [{}]\nredis.mode = 'cluster'", urls(&cluster.addresses()));
+    let stage = Stage::on(cluster, None, 2, &redis);
+    for round in 0..3 {
+        stage.fill(PATH).await;
+        let new = stage.publish();
+        let (status, receipt) = stage.purge(round % 2, "10s");
+        assert_eq!((status, state(&receipt, &format!("node-{}", (round + 1) % 2))), (200, "applied"), "{receipt}");
+        stage.all_have(PATH, &new).await;
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_is_full_takes_purges_all_the_same() {
+    let stage = Stage::new(2, "");
+    stage.fill(PATH).await;
+    stage.redis.set("maxmemory-policy", "noeviction");
+    stage.redis.set("maxmemory", "1mb");
+    let full = stage.redis.try_ask(&["SET", "other", "x"]).expect("an answer");
+    assert!(full.is_error(), "{full:?}");
+    let new = stage.publish();
+    let (status, receipt) = stage.purge(0, "10s");
+    assert_eq!((status, &receipt["complete"]), (200, &json!(true)), "{receipt}");
+    stage.all_have(PATH, &new).await;
+    assert!(stage.fleet.nodes.iter().all(|node| node.metric("tiercel_journal_trusted", &[]) == Some(1.0)));
 }

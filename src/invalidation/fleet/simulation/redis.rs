@@ -26,6 +26,7 @@ struct Kept {
     unsafe_last: Position,
     server: Server,
     since_ms: i64,
+    ids_from_ms: i64,
     doubt: Option<Doubt>,
     members: BTreeMap<String, Member>,
 }
@@ -144,6 +145,7 @@ impl Redis {
         };
         if vouched && record.server != self.server {
             (record.server, record.since_ms, record.doubt) = (self.server.clone(), now_ms, None);
+            record.ids_from_ms = now_ms + Vouch::IDS_AHEAD_MS;
         }
         Ok(Taken { continued })
     }
@@ -182,14 +184,14 @@ impl Redis {
     }
 
     fn append(&mut self, epoch: u64, purge: &Purge, now_ms: i64) -> Option<Position> {
-        let record = self.data.record.as_mut().filter(|record| record.epoch == epoch)?;
-        record.last = self.data.purges.append(epoch, record.last, purge.clone(), now_ms);
+        let record = self.data.record.as_mut().filter(|record| record.epoch == epoch && record.server == self.server)?;
+        record.last = self.data.purges.append(epoch, record.last, purge.clone(), now_ms.max(record.ids_from_ms));
         Some(record.last)
     }
 
     fn append_unsafe(&mut self, epoch: u64, batch: &Batch, now_ms: i64) -> Option<Position> {
-        let record = self.data.record.as_mut().filter(|record| record.epoch == epoch)?;
-        record.unsafe_last = self.data.unsafe_methods.append(epoch, record.unsafe_last, batch.clone(), now_ms);
+        let record = self.data.record.as_mut().filter(|record| record.epoch == epoch && record.server == self.server)?;
+        record.unsafe_last = self.data.unsafe_methods.append(epoch, record.unsafe_last, batch.clone(), now_ms.max(record.ids_from_ms));
         Some(record.unsafe_last)
     }
 
@@ -208,6 +210,7 @@ impl Redis {
             unsafe_last: start,
             server: self.server.clone(),
             since_ms: now_ms,
+            ids_from_ms: 0,
             doubt: None,
             members,
         });
