@@ -135,13 +135,15 @@ impl Pair {
     /// `budget`: what Redis may take. Both nodes have a connection to it.
     async fn start(on_fault: &str, budget: &str) -> Self {
         let redis = Redis::start();
-        let config = format!(
-            "[rate_limit]\nrate = \"10/h\"\nby = \"X-Key\"\nshared = true\non_fault = \"{on_fault}\"\n\
+        let config = |name: &str| {
+            format!(
+                "[journal]\nnode = \"{name}\"\n[rate_limit]\nrate = \"10/h\"\nby = \"X-Key\"\nshared = true\non_fault = \"{on_fault}\"\n\
              [limits]\nrate_limit_budget = \"{budget}\"\n[cache.redis]\nurl = \"{}\"\n",
-            redis.url()
-        );
-        let node = || serve_with(&config, |_| fresh("body"));
-        let pair = Self { nodes: [node(), node()], redis };
+                redis.url()
+            )
+        };
+        let node = |name| serve_with(&config(name), |_| fresh("body"));
+        let pair = Self { nodes: [node("a"), node("b")], redis };
         for node in &pair.nodes {
             node.get_with("/warm", "X-Key: warm\r\n").await;
             node.until_metric("tiercel_redis_connections{use=\"limit\"}", 1).await;
