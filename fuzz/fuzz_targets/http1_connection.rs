@@ -260,5 +260,6 @@ fn limits() -> Limits {
         write_timeout: second,
         waiting: 1,
         rate_limit_callers: 16,
+        rate_limit_budget: std::time::Duration::from_secs(1),
     }
 }

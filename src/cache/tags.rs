@@ -112,6 +112,7 @@ mod tests {
             unsafe_methods: true,
             keys_per_response: 4,
             key_bytes: 8,
+            recovery: std::time::Duration::ZERO,
             rate_limit: None,
         }
     }

@@ -183,6 +183,7 @@ mod tests {
             unsafe_methods: true,
             keys_per_response: 1,
             key_bytes: 1,
+            recovery: std::time::Duration::ZERO,
             rate_limit: None,
         });
         let pins = Pins::new(&FillBudget::new(1 << 20));

@@ -12,6 +12,7 @@ pub mod budget;
 mod buffer;
 pub mod fill;
 pub mod flight;
+pub mod lease;
 pub mod marker;
 pub mod pinned;
 mod sync;

@@ -19,6 +19,7 @@ const FIXED: &[&str] = &[
     "purge.receipts",
     "purge.map_capacity",
     "purge.fold_slots",
+    "purge.recovery",
     "journal.redis.url",
     "journal.redis.mode",
     "journal.redis.sentinel_master",

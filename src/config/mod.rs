@@ -18,7 +18,7 @@ pub mod units;
 mod variables;
 
 pub use changes::changes;
-pub use print::effective;
+pub use print::{effective, policy_hash};
 pub use problem::{Place, Problem, Problems};
 pub use settings::Settings;
 pub use shape::schema;

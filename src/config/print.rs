@@ -40,6 +40,7 @@ pub fn effective(settings: &Settings) -> Value {
         "upstreams": s.upstreams.iter().map(|u| (u.name.clone(), upstream(u))).collect::<Map<_, _>>(),
         "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
         "purge": purge(s),
+        "shield": shield(&s.shield),
         "journal": journal(&s.journal),
         "log": log(&s.log),
         "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
@@ -58,12 +59,20 @@ pub fn secrets(settings: &Settings) -> Vec<(&'static str, Option<&Secret>)> {
     let journal = settings.journal.redis.as_ref();
     vec![
         ("admin.token", settings.admin.token.as_ref()),
+        ("shield.secret", settings.shield.secret.as_ref()),
         ("cache.redis.password", redis.and_then(|redis| redis.password.as_ref())),
         ("cache.redis.seal", settings.redis.as_ref().and_then(|tier| tier.key.as_ref())),
         ("cache.redis.sentinel_password", redis.and_then(|redis| redis.sentinel_password.as_ref())),
         ("journal.redis.password", journal.and_then(|redis| redis.password.as_ref())),
         ("journal.redis.sentinel_password", journal.and_then(|redis| redis.sentinel_password.as_ref())),
     ]
+}
+
+/// Hash of what decides which answer a request gets: sites and their routes. Nodes where it is the same may answer for
+/// each other.
+pub fn policy_hash(settings: &Settings) -> u128 {
+    let effective = effective(settings);
+    hash128(format!("{}\n{}", effective["sites"], settings.server.lenient_path).as_bytes())
 }
 
 fn ms(ms: u64) -> String {
@@ -152,6 +161,7 @@ fn limits(l: &Limits) -> Value {
         "write_timeout": print_duration(l.write_timeout),
         "waiting": l.waiting,
         "rate_limit_callers": l.rate_limit_callers,
+        "rate_limit_budget": print_duration(l.rate_limit_budget),
     })
 }
 
@@ -176,6 +186,8 @@ fn upstream(u: &Upstream) -> Value {
         "connections": u.connections,
         "queue": u.queue,
         "queue_timeout": print_duration(u.queue_timeout),
+        "purge_concurrency": u.purge_concurrency,
+        "purge_queue_timeout": print_duration(u.purge_queue_timeout),
         "idle_connections": u.idle_connections,
         "idle_timeout": print_duration(u.idle_timeout),
         "connect_timeout": print_duration(u.connect_timeout),
@@ -202,6 +214,7 @@ fn purge(settings: &Settings) -> Value {
         },
         "keys_per_response": p.keys_per_response,
         "key_bytes": print_size(p.key_bytes as u64),
+        "recovery": print_duration(p.recovery),
         "rate": p.rate_limit.as_ref().map_or_else(|| "off".to_owned(), rate),
         "burst": p.rate_limit.as_ref().map_or(PURGE_BURST, |limit| limit.burst),
     })
@@ -219,6 +232,32 @@ fn journal(j: &Journal) -> Value {
         "forget_after": print_duration(j.forget_after),
         "max_entries": j.max_entries,
     })
+}
+
+fn shield(s: &Shield) -> Value {
+    let peer = |peer: &ShieldPeer| match peer {
+        ShieldPeer::One { host, port } => format!("http://{}", peer_name(host, *port)),
+        ShieldPeer::Names { host, port } => format!("dns:{host}:{port}"),
+    };
+    let mut table = json!({
+        "listen": address(s.listen),
+        "peers": s.peers.iter().map(peer).collect::<Vec<_>>(),
+        "connect_timeout": print_duration(s.connect_timeout),
+        "first_byte_timeout": print_duration(s.first_byte_timeout),
+        "read_timeout": print_duration(s.read_timeout),
+        "keep_alive": print_duration(s.keep_alive),
+        "failures": s.failures,
+        "back_off": print_duration(s.back_off),
+        "back_off_max": print_duration(s.back_off_max),
+        "position_wait": print_duration(s.position_wait),
+    });
+    if let Some(name) = &s.advertise {
+        table["advertise"] = json!(format!("http://{name}"));
+    }
+    if s.secret.is_some() {
+        table["secret"] = json!(MASK);
+    }
+    table
 }
 
 fn log(log: &Log) -> Value {
@@ -283,7 +322,11 @@ fn rate_limit(limit: Option<&RateLimit>) -> Value {
         LimitBy::Everybody => "everybody",
         LimitBy::Field(name) => name,
     };
-    json!({"rate": rate(limit), "burst": limit.burst, "by": by, "name": limit.name})
+    let on_fault = match limit.on_fault {
+        OnFault::Allow => "allow",
+        OnFault::Deny => "deny",
+    };
+    json!({"rate": rate(limit), "burst": limit.burst, "by": by, "name": limit.name, "shared": limit.shared, "on_fault": on_fault})
 }
 
 fn rate(limit: &RateLimit) -> String {

@@ -105,6 +105,7 @@ pub struct RawConfig {
     /// Routed host spaces, by name.
     pub sites: BTreeMap<String, RawSite>,
     pub purge: RawPurge,
+    pub shield: RawShield,
     pub journal: RawJournal,
     pub log: RawLog,
     pub cache: RawCache,
@@ -238,6 +239,8 @@ pub struct RawLimits {
     pub waiting: Option<u64>,
     /// Callers of rate limits that are remembered, all limits together.
     pub rate_limit_callers: Option<u64>,
+    /// What Redis may take to count a request for a shared rate limit.
+    pub rate_limit_budget: Option<RawDuration>,
 }
 
 /// Fetches under way that are shared and stored.
@@ -274,6 +277,10 @@ pub struct RawUpstream {
     /// Requests that may wait for a connection, per endpoint.
     pub queue: Option<u64>,
     pub queue_timeout: Option<RawDuration>,
+    /// Fetches at a time that a purge of a prefix, host, site or everything caused; 0: any number.
+    pub purge_concurrency: Option<u64>,
+    /// How long others may wait for that.
+    pub purge_queue_timeout: Option<RawDuration>,
     /// Idle connections kept, per endpoint.
     pub idle_connections: Option<u64>,
     pub idle_timeout: Option<RawDuration>,
@@ -760,6 +767,19 @@ pub struct RawRateLimit {
     pub by: Option<String>,
     /// For metrics; limits of one name count together. Derived from the place where absent.
     pub name: Option<String>,
+    /// The nodes of the fleet count together, in Redis.
+    pub shared: Option<bool>,
+    /// What a shared limit does while Redis does not count.
+    pub on_fault: Option<RawOnFault>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnFault {
+    /// Each node counts for itself.
+    Allow,
+    /// Refuse.
+    Deny,
 }
 
 /// The PURGE method.
@@ -797,6 +817,8 @@ pub struct RawPurge {
     pub keys_per_response: Option<u64>,
     /// Length of one surrogate key.
     pub key_bytes: Option<RawSize>,
+    /// How long after a purge of a prefix, host, site or everything the misses of what it matches count as its doing.
+    pub recovery: Option<RawDuration>,
     /// Selectors that one caller may purge in a time (429).
     pub rate: Option<RawRate>,
     /// Selectors that it may purge at once, after a pause.
@@ -848,6 +870,36 @@ pub enum RawOnCutoff {
     Revalidate,
     /// Go past the cache.
     Bypass,
+}
+
+/// The origin shield: of all nodes of a fleet one asks the origin for a key.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawShield {
+    /// Where the other nodes reach this one: address and port, or `off`.
+    pub listen: Option<String>,
+    /// All nodes: `http://host:port`, or `dns:name:port` for as many as the name has addresses.
+    pub peers: Option<Vec<String>>,
+    /// What this node is called among the peers: `http://host:port`.
+    pub advertise: Option<String>,
+    /// What the nodes prove by that they belong together.
+    pub secret: Option<String>,
+    /// File that holds the secret; read again on reload.
+    pub secret_file: Option<String>,
+    pub connect_timeout: Option<RawDuration>,
+    /// From the request sent to the head of the answer.
+    pub first_byte_timeout: Option<RawDuration>,
+    /// Between two reads of the body.
+    pub read_timeout: Option<RawDuration>,
+    /// A connection on which nothing comes for this long is asked whether the peer is there, and closed after as long again.
+    pub keep_alive: Option<RawDuration>,
+    /// Failures in a row after which a peer is not asked.
+    pub failures: Option<u64>,
+    /// For how long, at first; it doubles while the peer does not answer.
+    pub back_off: Option<RawDuration>,
+    pub back_off_max: Option<RawDuration>,
+    /// How long the owner waits for purges that the asker knows of and it does not yet.
+    pub position_wait: Option<RawDuration>,
 }
 
 /// Logs.

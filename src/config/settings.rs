@@ -23,6 +23,7 @@ pub struct Settings {
     pub upstreams: Vec<Arc<Upstream>>,
     pub sites: Vec<Arc<Site>>,
     pub purge: Purge,
+    pub shield: Shield,
     pub journal: Journal,
     pub log: Log,
     /// `[cache.redis]`: the tier that the fleet shares, where there is one.
@@ -31,6 +32,14 @@ pub struct Settings {
     pub hash: String,
     /// Overrides that widen what RFC 9111 allows and other things worth saying once at start.
     pub warnings: Vec<String>,
+}
+
+impl Settings {
+    /// All sockets that connections of HTTP come in by.
+    pub fn sockets(&self) -> impl Iterator<Item = Listener> {
+        let peers = self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers });
+        self.listeners.iter().cloned().chain(peers)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -62,6 +71,15 @@ pub enum Runtime {
 pub struct Listener {
     pub name: String,
     pub address: SocketAddr,
+    pub kind: ListenerKind,
+}
+
+/// Who connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenerKind {
+    Clients,
+    /// Other nodes of the fleet.
+    Peers,
 }
 
 #[derive(Debug, Clone)]
@@ -134,6 +152,8 @@ pub struct Limits {
     pub waiting: usize,
     /// Callers of rate limits that are remembered, all limits together.
     pub rate_limit_callers: u64,
+    /// What Redis may take to count a request for a shared rate limit.
+    pub rate_limit_budget: Duration,
 }
 
 /// Fills in flight.
@@ -166,6 +186,10 @@ pub struct Upstream {
     /// Requests that may wait for a connection, per endpoint.
     pub queue: usize,
     pub queue_timeout: Duration,
+    /// Fetches at a time that a purge of much caused; 0: any number. The others wait, `queue` of them...
+    pub purge_concurrency: usize,
+    /// ...and so long.
+    pub purge_queue_timeout: Duration,
     pub idle_connections: usize,
     pub idle_timeout: Duration,
     pub connect_timeout: Duration,
@@ -259,6 +283,17 @@ pub struct RateLimit {
     /// At once, after a pause.
     pub burst: u32,
     pub by: LimitBy,
+    /// The nodes of the fleet count together, in Redis.
+    pub shared: bool,
+    pub on_fault: OnFault,
+}
+
+/// What a shared limit does while Redis does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFault {
+    /// Each node counts for itself.
+    Allow,
+    Deny,
 }
 
 /// So many in such a time, a whole number of seconds.
@@ -369,6 +404,8 @@ pub struct Purge {
     pub keys_per_response: usize,
     /// Bytes of one surrogate key.
     pub key_bytes: usize,
+    /// How long after a purge of a prefix, host, site or everything the misses of what it matches count as its doing.
+    pub recovery: Duration,
     /// Selectors that one caller may purge; `None`: any number.
     pub rate_limit: Option<RateLimit>,
 }
@@ -422,6 +459,59 @@ impl OnCutoff {
             Self::Bypass => "bypass",
         }
     }
+}
+
+/// The origin shield.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shield {
+    /// Where other nodes reach this one; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// None: there is no shield.
+    pub peers: Vec<ShieldPeer>,
+    /// Our own name among the peers, as [`peer_name`] writes it; there where `listen` is.
+    pub advertise: Option<String>,
+    /// There where anything of it is on.
+    pub secret: Option<Secret>,
+    pub connect_timeout: Duration,
+    /// From the request sent to the head of the answer.
+    pub first_byte_timeout: Duration,
+    /// Between two reads of the body.
+    pub read_timeout: Duration,
+    /// A connection on which nothing comes for this long is asked whether the peer is there, and closed after as long again.
+    pub keep_alive: Duration,
+    /// Failures in a row after which a peer is not asked...
+    pub failures: u32,
+    /// ...for this long at first; doubling up to the second.
+    pub back_off: Duration,
+    pub back_off_max: Duration,
+    /// How long the owner waits for purges that the asker knows of and it does not yet.
+    pub position_wait: Duration,
+}
+
+impl Shield {
+    /// Whether this node asks others, or is asked.
+    pub fn is_on(&self) -> bool {
+        self.listen.is_some() || !self.peers.is_empty()
+    }
+}
+
+/// Where other nodes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShieldPeer {
+    One {
+        host: String,
+        port: u16,
+    },
+    /// One peer for each address of the name.
+    Names {
+        host: String,
+        port: u16,
+    },
+}
+
+/// What a node is called among its peers: `host:port`, an IPv6 address in brackets.
+pub fn peer_name(host: &str, port: u16) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@ use super::fleet::protocol::Batch;
 use super::kind::{Kind, Kinds};
 use super::ledger::{Aim, Ledger, Limits, validity_of};
 use super::receipt::{Receipts, rfc3339};
+use super::wide::WidePurges;
 use super::{Mark, Mode, Position, Receipt, Selector, Stamp, Subject};
 use crate::config::settings;
 use crate::semantics::Now;
@@ -22,6 +23,7 @@ pub struct Journal {
     purges: Clockwork<Ledger>,
     unsafe_methods: Clockwork<Ledger>,
     receipts: Mutex<Receipts>,
+    wide: WidePurges,
     /// How unsafe methods are told, and whether positions are a fleet's.
     order: Order,
     /// Boot-time ms up to which this node knows that it misses nothing.
@@ -51,6 +53,7 @@ impl Journal {
             purges: Clockwork::new(Ledger::new(limits)),
             unsafe_methods: Clockwork::new(Ledger::new(limits)),
             receipts: Mutex::new(Receipts::new(settings.receipts)),
+            wide: WidePurges::new(settings.recovery.as_millis() as u64),
             order,
             remembered: AtomicBool::new(false),
             trusted_until: AtomicU64::new(if order == Order::Own { u64::MAX } else { 0 }),
@@ -145,11 +148,13 @@ impl Journal {
     /// order at once: nobody could see it provisional.
     pub fn purge(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Receipt {
         let purge = new_purge(selectors, mode, actor, now);
-        let position = self.purges.change(|ledger, moved| {
-            let position = ledger.mark().position.next(now.wall_ms);
+        let (before, position) = self.purges.change(|ledger, moved| {
+            let before = ledger.mark();
+            let position = before.position.next(now.wall_ms);
             ledger.put_in_order(position, None, purge.selectors.iter().flat_map(Aim::all_of), mode, now.mono_ms, moved);
-            position
+            (before, position)
         });
+        self.note_wide(&purge, before, now);
         let receipt = Receipt::local(purge, position);
         self.receipts.lock().keep(receipt.clone());
         receipt
@@ -159,9 +164,12 @@ impl Journal {
     /// appended: for `fleet::Event::Issued`.
     pub fn issue(&self, selectors: Vec<Selector>, mode: Mode, actor: &str, now: Now) -> Purge {
         let purge = new_purge(selectors, mode, actor, now);
-        self.purges.change(|ledger, moved| {
+        let before = self.purges.change(|ledger, moved| {
+            let before = ledger.mark();
             ledger.put_provisional(purge.id, purge.selectors.iter().flat_map(Aim::all_of), mode, now.mono_ms, moved);
+            before
         });
+        self.note_wide(&purge, before, now);
         self.receipts.lock().keep(Receipt::provisional(purge.clone()));
         purge
     }
@@ -169,11 +177,27 @@ impl Journal {
     /// Applies the next entry in order; an own purge's provisional form is dropped. `now` is when it arrived.
     pub fn apply(&self, entry: &Entry, now: Now) -> Result<(), Refused> {
         let Entry { position, purge, .. } = entry;
-        self.purges.change(|ledger, moved| {
-            entry.follows(ledger.mark().position)?;
+        let before = self.purges.change(|ledger, moved| {
+            let before = ledger.mark();
+            entry.follows(before.position)?;
             ledger.put_in_order(*position, Some(purge.id), purge.selectors.iter().flat_map(Aim::all_of), purge.mode, now.mono_ms, moved);
-            Ok(())
-        })
+            Ok(before)
+        })?;
+        self.note_wide(purge, before, now);
+        Ok(())
+    }
+
+    /// Whether a miss of this URL is likely to be the doing of a purge of late that may have hit much (`purge.recovery`);
+    /// keys and groups do not count. One load where there was none.
+    pub fn is_recovering(&self, subject: &Subject<'_>, now: Now) -> bool {
+        let Some(before) = self.wide.before_first(now.mono_ms) else { return false };
+        validity_of(self.purges.read(|ledger| ledger.find(subject, &before, Kinds::WIDE))) != Validity::Valid
+    }
+
+    fn note_wide(&self, purge: &Purge, before: Mark, now: Now) {
+        if purge.selectors.iter().any(|selector| Kinds::WIDE.contains(selector.kind())) {
+            self.wide.note(before, now.mono_ms);
+        }
     }
 
     /// Applies the next batch of its class, at `position` after `previous`; an own batch's provisional form is dropped.

@@ -36,6 +36,8 @@ pub struct Kinds(u8);
 
 impl Kinds {
     pub const ALL: Self = Self((1 << Kind::ALL.len()) - 1);
+    /// What may hit much.
+    pub const WIDE: Self = Self(1 << Kind::Prefix as u8 | 1 << Kind::Host as u8 | 1 << Kind::Site as u8 | 1 << Kind::Everything as u8);
 
     pub fn insert(&mut self, kind: Kind) {
         self.0 |= 1 << kind as u8;

@@ -7,6 +7,7 @@
 use super::kind::{Kind, Kinds};
 use super::outbox::Outbox;
 use super::{Mark, Mode, Position, PurgeId, Selector, Subject};
+#[cfg(not(test))]
 use crate::faults::{Fault, planted};
 use crate::semantics::key::{hash128, search_hash};
 use crate::semantics::reuse::Validity;
@@ -335,13 +336,11 @@ impl Ledger {
         };
         moved.insert(kind);
         #[cfg(test)]
-        let faults = self.faults;
+        let planted = self.faults.soft_overwrites_hard;
+        #[cfg(not(test))]
+        let planted = planted(Fault::SoftOverwritesHard);
         let slot = if kind == Kind::Everything { &mut self.everything } else { self.slot(slot_key(kind, hash)) };
-        #[cfg(test)]
-        if faults.soft_overwrites_hard && mode == Mode::Soft {
-            slot.hard = Mark::default();
-        }
-        if planted(Fault::SoftOverwritesHard) && mode == Mode::Soft {
+        if planted && mode == Mode::Soft {
             slot.hard = Mark::default();
         }
         slot.raise(mode, mark, mono_ms);

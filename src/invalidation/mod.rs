@@ -20,7 +20,9 @@ mod model;
 mod outbox;
 pub mod receipt;
 pub mod selector;
+#[cfg(not(simulation))]
 pub mod stream;
+mod wide;
 
 pub use clockwork::CheckedUpTo;
 pub use entry::{Entry, Purge, PurgeId, Refused};

@@ -205,6 +205,7 @@ impl World {
             unsafe_methods: true,
             keys_per_response: 256,
             key_bytes: 1024,
+            recovery: std::time::Duration::ZERO,
             rate_limit: None,
         };
         let faults = LedgerFaults { soft_overwrites_hard: fault == Fault::SoftOverwritesHard, fold_forgets: fault == Fault::FoldForgets };

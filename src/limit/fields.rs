@@ -20,14 +20,15 @@ pub fn exhausted(rejected: Rejected) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::settings::{LimitBy, Rate};
+    use crate::config::settings::{LimitBy, OnFault, Rate};
     use sfv::{BareItem, ListEntry, Parser};
     use std::time::Duration;
 
     #[test]
     fn fields_are_structured_lists() {
         let rate = Rate { count: 100, per: Duration::from_secs(60) };
-        let settings = RateLimit { name: "shop".into(), rate, burst: 20, by: LimitBy::Client };
+        let (by, shared, on_fault) = (LimitBy::Client, false, OnFault::Allow);
+        let settings = RateLimit { name: "shop".into(), rate, burst: 20, by, shared, on_fault };
         let rejected = Rejected { wait: Duration::from_millis(1200) };
         for (text, wanted) in [(policy(&settings), [("q", 100), ("w", 60)]), (exhausted(rejected), [("r", 0), ("t", 2)])] {
             let list: sfv::List = Parser::new(&text).parse().unwrap();

@@ -3,25 +3,30 @@
 //! A [`Limiter`] is one limit of the configuration, counted by crate governor (GCRA: a bucket that refills evenly). What
 //! it remembers of each client is a bucket in a store that is bounded and shared by all limits: [`Buckets`].
 //!
+//! A shared limit is counted in Redis ([`SharedCounts`]); here only while Redis does not count.
+//!
 //! Invariant: a bucket that leaves the store is a full one again. So a bound that is reached lets through too much and
 //! never too little.
 
 mod buckets;
 pub mod fields;
+mod shared;
 
 pub use buckets::Buckets;
+pub use shared::SharedCounts;
 
 use crate::clock;
-use crate::config::settings::RateLimit;
+use crate::config::settings::{OnFault, RateLimit};
+use crate::observe::metrics::LimitCounters;
 use crate::semantics::key::hash128;
 use buckets::Counting;
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::{NotUntil, Quota, RateLimiter};
-use prometheus::IntCounter;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One limit of the configuration.
@@ -30,8 +35,13 @@ pub struct Limiter {
     counting: RateLimiter<u128, Counting, BootClock, NoOpMiddleware<Nanos>>,
     /// Its buckets are its own: the state of a bucket counts from when its limiter was made.
     seed: u128,
-    rejections: IntCounter,
+    counters: LimitCounters,
+    /// Where the fleet counts, for a shared limit.
+    shared: Option<Arc<SharedCounts>>,
 }
+
+/// When to try again where Redis cannot say.
+const FAULT_WAIT: Duration = Duration::from_secs(1);
 
 /// A request that came too early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,40 +69,64 @@ pub enum Caller<'a> {
 }
 
 impl Limiter {
-    /// `rejections` counts what it refuses.
-    pub fn new(settings: RateLimit, buckets: &Buckets, rejections: IntCounter) -> Self {
+    /// With `shared` the fleet counts together.
+    pub fn new(settings: RateLimit, buckets: &Buckets, counters: LimitCounters, shared: Option<Arc<SharedCounts>>) -> Self {
         let between = settings.rate.per / settings.rate.count.max(1);
         let burst = NonZeroU32::new(settings.burst).unwrap_or(NonZeroU32::MIN);
         // A rate of more than one in a nanosecond is none.
         let quota = Quota::with_period(between).unwrap_or_else(|| Quota::per_second(NonZeroU32::MAX)).allow_burst(burst);
         let full_after = between.saturating_mul(settings.burst);
-        Self { counting: RateLimiter::new(quota, buckets.counting(full_after), BootClock), seed: rand::random(), settings, rejections }
+        let counting = RateLimiter::new(quota, buckets.counting(full_after), BootClock);
+        Self { counting, seed: rand::random(), settings, counters, shared }
     }
 
-    /// Counts one request of this caller, or refuses it.
+    /// Whether the fleet counts together: then [`Limiter::check_shared`] counts.
+    pub const fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Counts one request of this caller in the fleet's bucket, or refuses it.
+    pub async fn check_shared(&self, caller: u128) -> Result<(), Rejected> {
+        let Some(counts) = &self.shared else { return self.check_bucket(caller) };
+        match counts.take(&self.settings, caller).await {
+            Ok(None) => Ok(()),
+            Ok(Some(wait)) => self.reject(wait),
+            Err(shared::Fault) => {
+                self.counters.uncounted.inc();
+                match self.settings.on_fault {
+                    OnFault::Allow => self.check_bucket(caller),
+                    OnFault::Deny => self.reject(FAULT_WAIT),
+                }
+            }
+        }
+    }
+
+    fn reject(&self, wait: Duration) -> Result<(), Rejected> {
+        self.counters.rejections.inc();
+        Err(Rejected { wait })
+    }
+
+    /// Counts one request of this caller on this node, or refuses it.
     pub fn check(&self, caller: Caller<'_>) -> Result<(), Rejected> {
-        self.told(self.counting.check_key(&self.bucket(caller)))
+        self.check_bucket(caller.hash())
+    }
+
+    fn check_bucket(&self, caller: u128) -> Result<(), Rejected> {
+        self.told(self.counting.check_key(&(self.seed ^ caller)))
     }
 
     /// Counts several at once, or refuses them all. More than the bucket holds are let through when it is full.
     pub fn check_several(&self, caller: Caller<'_>, count: usize) -> Result<(), Rejected> {
         let count = u32::try_from(count).unwrap_or(u32::MAX).clamp(1, self.settings.burst.max(1));
         let Some(count) = NonZeroU32::new(count) else { return Ok(()) };
-        match self.counting.check_key_n(&self.bucket(caller), count) {
+        match self.counting.check_key_n(&(self.seed ^ caller.hash()), count) {
             Ok(checked) => self.told(checked),
             Err(_) => Ok(()), // never: it is at most the burst
         }
     }
 
     fn told(&self, checked: Result<(), NotUntil<Nanos>>) -> Result<(), Rejected> {
-        checked.map_err(|not_until| {
-            self.rejections.inc();
-            Rejected { wait: not_until.wait_time_from(BootClock.now()).max(Duration::from_nanos(1)) }
-        })
-    }
-
-    fn bucket(&self, caller: Caller<'_>) -> u128 {
-        self.seed ^ caller.hash()
+        checked.or_else(|not_until| self.reject(not_until.wait_time_from(BootClock.now()).max(Duration::from_nanos(1))))
     }
 }
 
@@ -124,11 +158,12 @@ impl Clock for BootClock {
 mod tests {
     use super::*;
     use crate::config::settings::{LimitBy, Rate};
-    use std::sync::Arc;
+    use crate::observe::metrics::Metrics;
 
     fn limiter(count: u32, per: Duration, burst: u32, buckets: &Buckets) -> Limiter {
-        let settings = RateLimit { name: "shop".into(), rate: Rate { count, per }, burst, by: LimitBy::Client };
-        Limiter::new(settings, buckets, IntCounter::new("rejections", "of a test").unwrap())
+        let (shared, on_fault) = (false, OnFault::Allow);
+        let settings = RateLimit { name: "shop".into(), rate: Rate { count, per }, burst, by: LimitBy::Client, shared, on_fault };
+        Limiter::new(settings, buckets, Metrics::new(1).rate_limit_counters("shop"), None)
     }
 
     fn buckets(capacity: u64) -> Buckets {

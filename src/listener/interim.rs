@@ -105,10 +105,20 @@ impl Drop for InterimReceiver {
 #[derive(Debug, Default)]
 pub struct InterimSlot {
     receiver: Option<InterimReceiver>,
+    /// Made before, and handed out in place of another.
+    made: Option<InterimSender>,
 }
 
 impl InterimSlot {
+    /// Hands out this one.
+    pub const fn of(made: Option<InterimSender>) -> Self {
+        Self { receiver: None, made }
+    }
+
     pub fn sender(&mut self) -> InterimSender {
+        if let Some(made) = &self.made {
+            return made.clone();
+        }
         let (sender, receiver) = InterimSender::queue();
         self.receiver = Some(receiver);
         sender

@@ -68,10 +68,12 @@ pub enum Bound {
     AdminConnections,
     StoreAfter,
     RateLimitCallers,
+    UpstreamPurgeQueue,
+    UpstreamPurgeQueueTimeout,
 }
 
 impl Bound {
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -109,6 +111,8 @@ impl Bound {
         Self::AdminConnections,
         Self::StoreAfter,
         Self::RateLimitCallers,
+        Self::UpstreamPurgeQueue,
+        Self::UpstreamPurgeQueueTimeout,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -149,6 +153,8 @@ impl Bound {
             Self::AdminConnections => "admin_connections",
             Self::StoreAfter => "store_after",
             Self::RateLimitCallers => "rate_limit_callers",
+            Self::UpstreamPurgeQueue => "upstream_purge_queue",
+            Self::UpstreamPurgeQueueTimeout => "upstream_purge_queue_timeout",
         }
     }
 }
@@ -183,6 +189,21 @@ impl Dropped {
 pub struct ConnectionGauges {
     pub active: IntGauge,
     pub idle: IntGauge,
+}
+
+/// The fetches of an upstream that purges caused: those in line, and all of them so far.
+#[derive(Debug, Clone)]
+pub struct RecoveryGauges {
+    pub waiting: IntGauge,
+    pub fetches: IntCounter,
+}
+
+/// What a rate limit counts.
+#[derive(Debug, Clone)]
+pub struct LimitCounters {
+    pub rejections: IntCounter,
+    /// Requests of a shared limit that Redis did not count.
+    pub uncounted: IntCounter,
 }
 
 /// How following a flight ended.
@@ -236,6 +257,42 @@ impl BlockOutcome {
             Self::Fetched => "fetched",
             Self::OtherVersion => "other_version",
             Self::Failed => "failed",
+        }
+    }
+}
+
+/// What became of a request between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ShieldOutcome {
+    /// An owner answered, and the answer was taken.
+    Answered,
+    /// What the owner answered was purged here, or cannot be compared: the upstream was asked.
+    Rejected,
+    /// The owner did not answer as it should: the next node was asked, or the upstream.
+    Failed,
+    /// The owner was not asked for its failures.
+    Bypassed,
+    /// As an owner: answered, with what the asker needs to judge the answer.
+    Served,
+    /// As an owner: answered as an upstream would, because journal or policy of the asker are others.
+    Plain,
+    /// As an owner: the hop was not good.
+    Refused,
+}
+
+impl ShieldOutcome {
+    pub const ALL: [Self; 7] = [Self::Answered, Self::Rejected, Self::Failed, Self::Bypassed, Self::Served, Self::Plain, Self::Refused];
+    /// `peer_role` and `outcome`.
+    pub const fn labels(self) -> [&'static str; 2] {
+        match self {
+            Self::Answered => ["asker", "answered"],
+            Self::Rejected => ["asker", "rejected"],
+            Self::Failed => ["asker", "failed"],
+            Self::Bypassed => ["asker", "bypassed"],
+            Self::Served => ["owner", "served"],
+            Self::Plain => ["owner", "plain"],
+            Self::Refused => ["owner", "refused"],
         }
     }
 }
@@ -355,6 +412,10 @@ pub struct Metrics {
     refreshes: Vec<IntCounter>,
     blocks: Vec<IntCounter>,
     stale_served: Vec<IntCounter>,
+    shield: Vec<IntCounter>,
+    shield_seconds: Histogram,
+    /// Fit, ejected.
+    shield_peers: [IntGauge; 2],
     early_refreshes: IntCounter,
     stores: [IntCounter; 2],
     written_bytes: IntCounter,
@@ -366,6 +427,7 @@ pub struct Metrics {
     purges: IntCounterVec,
     unsafe_invalidations: IntCounter,
     rate_limit_rejections: IntCounterVec,
+    rate_limit_uncounted: IntCounterVec,
     panics: IntCounter,
     /// By position in [`LOST_REASONS`].
     access_log_lost: Vec<IntCounter>,
@@ -394,6 +456,8 @@ impl Metrics {
         series::BUILD_INFO.gauges(&registry).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let stores = series::STORES.counters(&registry);
         let evictions = series::EVICTIONS.counters(&registry);
+        let shield = series::SHIELD_REQUESTS.counters(&registry);
+        let shield_peers = series::SHIELD_PEERS.gauges(&registry);
         Arc::new(Self {
             bounds: children(&series::BOUND_REACHED.counters(&registry), Bound::ALL.map(Bound::as_str)),
             not_stored: children(&series::NOT_STORED.counters(&registry), NotStored::ALL.map(NotStored::as_str)),
@@ -401,6 +465,9 @@ impl Metrics {
             refreshes: children(&series::REFRESHES.counters(&registry), RefreshOutcome::ALL.map(RefreshOutcome::as_str)),
             blocks: children(&series::BLOCKS.counters(&registry), BlockOutcome::ALL.map(BlockOutcome::as_str)),
             stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
+            shield: ShieldOutcome::ALL.iter().map(|outcome| shield.with_label_values(&outcome.labels())).collect(),
+            shield_seconds: series::SHIELD_SECONDS.histograms(&registry).with_label_values::<&str>(&[]),
+            shield_peers: ["fit", "ejected"].map(|state| shield_peers.with_label_values(&[state])),
             early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
@@ -412,6 +479,7 @@ impl Metrics {
             purges: grid(series::PURGES.counters(&registry), &PURGE_KINDS, &PURGE_MODES),
             unsafe_invalidations: single(&series::UNSAFE_INVALIDATIONS.counters(&registry)),
             rate_limit_rejections: series::RATE_LIMIT_REJECTIONS.counters(&registry),
+            rate_limit_uncounted: series::RATE_LIMIT_UNCOUNTED.counters(&registry),
             panics: single(&series::PANICS.counters(&registry)),
             access_log_lost: children(&series::ACCESS_LOG_LOST.counters(&registry), LOST_REASONS),
             upstreams: Upstreams::new(&registry),
@@ -494,6 +562,18 @@ impl Metrics {
     pub fn block(&self, outcome: BlockOutcome) {
         self.blocks[outcome as usize].inc();
     }
+    pub fn shield(&self, outcome: ShieldOutcome) {
+        self.shield[outcome as usize].inc();
+    }
+    /// An owner answered.
+    pub fn shield_first_byte(&self, waited: Duration) {
+        self.shield_seconds.observe(waited.as_secs_f64());
+    }
+    /// How many other nodes are asked, and how many are not for their failures.
+    pub fn shield_peers(&self, fit: usize, ejected: usize) {
+        self.shield_peers[0].set(fit as i64);
+        self.shield_peers[1].set(ejected as i64);
+    }
     pub fn early_refresh(&self) {
         self.early_refreshes.inc();
     }
@@ -533,6 +613,11 @@ impl Metrics {
         let gauge = |state| self.upstreams.connections.with_label_values(&[upstream, state]);
         ConnectionGauges { active: gauge("active"), idle: gauge("idle") }
     }
+    /// The gauges of fetches that purges caused, to be kept by who counts them.
+    pub fn recovery_gauges(&self, upstream: &str) -> RecoveryGauges {
+        let (waiting, fetches) = (&self.upstreams.purge_waiting, &self.upstreams.purge_fetches);
+        RecoveryGauges { waiting: waiting.with_label_values(&[upstream]), fetches: fetches.with_label_values(&[upstream]) }
+    }
     /// A connection was closed that might have been used again.
     pub fn upstream_dropped(&self, upstream: &str, why: Dropped) {
         self.upstreams.dropped.with_label_values(&[upstream, why.as_str()]).inc();
@@ -544,9 +629,10 @@ impl Metrics {
     pub fn unsafe_invalidation(&self) {
         self.unsafe_invalidations.inc();
     }
-    /// The counter of what a limit of the configuration rejects, to be kept by it.
-    pub fn rate_limit_rejections(&self, limit: &str) -> IntCounter {
-        self.rate_limit_rejections.with_label_values(&[limit])
+    /// The counters of a limit of the configuration, to be kept by it.
+    pub fn rate_limit_counters(&self, limit: &str) -> LimitCounters {
+        let (rejections, uncounted) = (&self.rate_limit_rejections, &self.rate_limit_uncounted);
+        LimitCounters { rejections: rejections.with_label_values(&[limit]), uncounted: uncounted.with_label_values(&[limit]) }
     }
     pub fn panicked(&self) {
         self.panics.inc();
@@ -608,6 +694,8 @@ struct Upstreams {
     retries: IntCounterVec,
     connections: IntGaugeVec,
     dropped: IntCounterVec,
+    purge_waiting: IntGaugeVec,
+    purge_fetches: IntCounterVec,
 }
 
 #[derive(Clone)]
@@ -646,6 +734,8 @@ impl Upstreams {
             retries: series::UPSTREAM_RETRIES.counters(registry),
             connections: series::UPSTREAM_CONNECTIONS.gauges(registry),
             dropped: series::UPSTREAM_DROPPED.counters(registry),
+            purge_waiting: series::UPSTREAM_PURGE_WAITING.gauges(registry),
+            purge_fetches: series::UPSTREAM_PURGE_FETCHES.counters(registry),
         }
     }
 
@@ -716,6 +806,7 @@ mod tests {
         assert!(NotStored::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
         assert!(FollowOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
         assert!(RefreshOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
+        assert!(ShieldOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
         assert!(Eviction::ALL.iter().enumerate().all(|(at, eviction)| *eviction as usize == at));
         assert!(StaleReason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
     }

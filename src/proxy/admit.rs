@@ -2,6 +2,7 @@
 
 use super::exchange::Arrival;
 use super::live::Live;
+use super::shield::FromPeer;
 use super::standing::Standing;
 use crate::config::settings::{Action, Server};
 use crate::listener::{Peer, RequestBody, RequestHead};
@@ -96,9 +97,10 @@ pub enum LocalAnswer {
     Options,
 }
 
-pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<Arrival<'a>, Refused> {
+/// `from_peer`: the request comes from another node of the fleet, whose word on its client counts.
+pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead, from_peer: Option<Arc<FromPeer>>) -> Result<Arrival<'a>, Refused> {
     let server = &live.settings.server;
-    let trusted = is_in(&server.trusted_proxies, peer.client.ip());
+    let trusted = from_peer.is_some() || is_in(&server.trusted_proxies, peer.client.ip());
     let scheme = if trusted { forwarded_scheme(&head.fields).unwrap_or(peer.scheme) } else { peer.scheme };
     let target = Target::parse(scheme, &head.target, &head.fields, server.lenient_path).map_err(|error| Refused {
         status: 400,
@@ -109,7 +111,7 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<A
         // RFC 9112 §3.2.4: the asterisk form is for OPTIONS alone.
         return Err(Refused { status: 400, reason: "target", text: "the target * is for OPTIONS only".into() });
     }
-    refuse_loops(&head.fields, &server.name)?;
+    refuse_loops(&head.fields, &server.name, from_peer.is_some())?;
     let mut fields = Cow::Borrowed(&head.fields);
     if !trusted && fields.has_any(forwarding::CLIENT) {
         forwarding::drop_untrusted(fields.to_mut());
@@ -138,7 +140,22 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead) -> Result<A
     let (method, minor_version) = (&head.method, head.minor_version);
     let routed = Arc::clone(routed);
     let (exact, content, standing) = (None, None, Standing::Trusted);
-    Ok(Arrival { peer, method, minor_version, fields, target, routed, key, exact, client, trusted, request_id, content, standing })
+    Ok(Arrival {
+        peer,
+        method,
+        minor_version,
+        fields,
+        target,
+        routed,
+        key,
+        exact,
+        client,
+        trusted,
+        request_id,
+        content,
+        from_peer,
+        standing,
+    })
 }
 
 pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
@@ -198,14 +215,17 @@ pub fn max_forwards(fields: &Fields) -> Option<u32> {
 }
 
 /// RFC 8586: our own name in CDN-Loop means that the request came around.
-fn refuse_loops(fields: &Fields, own: &str) -> Result<(), Refused> {
+///
+/// The nodes of a fleet have one name, as a rule: of a request from another node the last member, its own, does not count.
+fn refuse_loops(fields: &Fields, own: &str, from_peer: bool) -> Result<(), Refused> {
     if !fields.has(name::CDN_LOOP) {
         return Ok(());
     }
     let ours = |member: &[u8]| {
         member.split(|byte| matches!(byte, b';' | b' ' | b'\t')).next().is_some_and(|id| id.eq_ignore_ascii_case(own.as_bytes()))
     };
-    if fields.values(name::CDN_LOOP).flat_map(fields::list).any(ours) {
+    let passed: Vec<&[u8]> = fields.values(name::CDN_LOOP).flat_map(fields::list).collect();
+    if passed.iter().take(passed.len().saturating_sub(usize::from(from_peer))).any(|member| ours(member)) {
         return Err(Refused { status: 508, reason: "loop", text: format!("the request passed {own} before (CDN-Loop)") });
     }
     Ok(())
@@ -252,8 +272,10 @@ mod tests {
 
     #[test]
     fn our_own_name_in_cdn_loop_is_a_loop() {
-        assert!(refuse_loops(&fields(&[("cdn-loop", "other, Tiercel; v=1")]), "tiercel").is_err());
-        assert!(refuse_loops(&fields(&[("cdn-loop", "other, tiercel2")]), "tiercel").is_ok());
+        assert!(refuse_loops(&fields(&[("cdn-loop", "other, Tiercel; v=1")]), "tiercel", false).is_err());
+        assert!(refuse_loops(&fields(&[("cdn-loop", "other, tiercel2")]), "tiercel", false).is_ok());
+        assert!(refuse_loops(&fields(&[("cdn-loop", "other, tiercel")]), "tiercel", true).is_ok(), "the node that asks");
+        assert!(refuse_loops(&fields(&[("cdn-loop", "tiercel, other"), ("cdn-loop", "tiercel")]), "tiercel", true).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::admit::Past;
 use super::exchange::{Arrival, Exchange, PanicNote};
 use super::flight::{Candidate, Failure, FlightHead, Own, is_shareable, marker_key};
 use super::lead::{is_origin_error, pump};
+use super::shield::{self, Fetched};
 use super::store::{self, Began};
 use super::{Proxy, answer, deliver, forward, purge, remote, revalidate};
 use crate::cache::StoredHead;
@@ -91,7 +92,7 @@ pub async fn fetch(
 ) -> Response {
     let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
     for _ in 0..2 {
-        let began = Began { stamp: proxy.journal.stamp(), fetch: proxy.next_fetch(), sent: clock::now() };
+        let mut began = Began { stamp: proxy.journal.stamp(), fetch: proxy.next_fetch(), sent: clock::now() };
         // A range is for GET alone (RFC 9110 §14.2): HEAD asks for the whole head.
         let whole = exchange.method == Method::HEAD || !exchange.fields.has(name::RANGE);
         let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged && whole);
@@ -99,12 +100,27 @@ pub async fn fetch(
             Some((stored, _)) => forward::Kind::Whole(Some(stored)),
             None => forward::Kind::OnItsTerms,
         };
-        let sent = match forward::request(exchange, kind, interim.clone()) {
-            Ok(request) => upstream.send(request).await,
-            Err(error) => Err(error.into()),
+        // What others may have stored for it is asked for; what is for this request alone goes straight up.
+        let by_peer = match reason {
+            Reason::Head | Reason::Authorization if whole => shield::fetch(proxy, exchange, confirming.map(|(stored, _)| stored)).await,
+            _ => None,
+        };
+        // What nobody could share was fetched as often before the purge as after it.
+        let after_purge = by_peer.is_none() && reason == Reason::NotCollapsed && proxy.is_recovering(exchange, candidate.as_ref());
+        let place = if after_purge { upstream.place_after_purge().await.map(Some) } else { Ok(None) };
+        if by_peer.is_none() {
+            began.sent = clock::now();
+        }
+        let sent = match (by_peer, place.and_then(|place| Ok((place, forward::request(exchange, kind, interim.clone())?)))) {
+            (Some(answered), _) => answered,
+            (None, Ok((_place, request))) => upstream.send(request).await.map(Fetched::from),
+            (None, Err(error)) => Err(error.into()),
         };
         let inbound = match sent {
-            Ok(inbound) => inbound,
+            Ok(Fetched { inbound, stamp }) => {
+                began.stamp = stamp.unwrap_or(began.stamp);
+                inbound
+            }
             Err(unanswered) => return answer::failed(proxy, exchange, &Failure::from(&unanswered), why, candidate.as_ref()),
         };
         let received = clock::now();

@@ -138,6 +138,14 @@ pub fn no_upstream(exchange: &Exchange) -> Response {
     text(500, fields, "Internal Server Error\n".into(), outcome)
 }
 
+/// An answer of ours, dated (RFC 9110 §6.6.1).
+pub fn dated(mut response: Response) -> Response {
+    if let ResponseFields::Own(fields) = &mut response.fields {
+        line(fields, name::DATE, &date::format(clock::now().wall_ms));
+    }
+    response
+}
+
 /// JSON, for answers to PURGE.
 pub fn json(status: u16, value: &impl serde::Serialize, outcome: Outcome) -> Response {
     let mut fields = Fields::new();

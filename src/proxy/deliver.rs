@@ -13,6 +13,7 @@ use super::exchange::{Arrival, Exchange};
 use super::flight::{self, FlightBody, FlightHead, Own};
 use super::live::Routed;
 use super::resume::Resuming;
+use super::shield::FromPeer;
 use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
@@ -58,7 +59,14 @@ pub fn stored(
     reused: Reused,
     now: Now,
 ) -> Response {
-    let asked = Asked { proxy, request: arrival.request(), routed: &arrival.routed, key: &arrival.key, own: None };
+    let asked = Asked {
+        proxy,
+        request: arrival.request(),
+        routed: &arrival.routed,
+        key: &arrival.key,
+        own: None,
+        from_peer: arrival.from_peer.as_deref(),
+    };
     let body = Body::Stored { body, length: stored.length };
     compose(&asked, &stored.head, body, Some(reused.age_ms), reused.outcome(arrival.outcome()), now)
 }
@@ -99,6 +107,7 @@ pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead
     }
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Miss;
+    outcome.source = source_of(flight.from_peer);
     outcome.forward = Some(why);
     outcome.forward_status = Some(flight.forward_status);
     outcome.endpoint = Some(Arc::clone(&flight.endpoint));
@@ -223,16 +232,24 @@ pub fn past(exchange: &Exchange, inbound: Inbound, why: &Past) -> Response {
 
 fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Response {
     outcome.forward_status = Some(inbound.status.as_u16());
+    outcome.source = source_of(inbound.from_peer);
     outcome.endpoint = Some(Arc::clone(&inbound.endpoint));
     outcome.timing = Timing::of_fetch(inbound.connect, inbound.first_byte);
     let route = &exchange.routed.route;
     let mut fields = inbound.fields;
-    strip_consumed(&mut fields, &route.cache);
-    strip_tags(&mut fields, &route.forward_tags);
+    match &exchange.from_peer {
+        None => {
+            strip_consumed(&mut fields, &route.cache);
+            strip_tags(&mut fields, &route.forward_tags);
+        }
+        Some(from_peer) => from_peer.tell(&mut fields, None),
+    }
     if !fields.has(name::DATE) && inbound.status != 101 {
         line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
     }
-    edit(&mut fields, &route.response_edits);
+    if exchange.from_peer.is_none() {
+        edit(&mut fields, &route.response_edits);
+    }
     add_lines(&mut fields, &exchange.routed, exchange.key.shown(), None, &outcome);
     let body = match (inbound.tunnel, inbound.body) {
         (Some(tunnel), _) => ResponseBody::Tunnel(tunnel as Box<dyn Tunnel>),
@@ -243,13 +260,19 @@ fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Respo
     Response { status: inbound.status, fields: ResponseFields::Own(fields), body, close: false, outcome }
 }
 
+/// Whence the answer to a fetch came.
+const fn source_of(from_peer: bool) -> Source {
+    if from_peer { Source::Shield } else { Source::Upstream }
+}
+
 fn ttl_ms(exchange: &Exchange, head: &StoredHead, age_ms: u64) -> i64 {
     let lifetime = head.facts.lifetime(exchange.policy()).ms;
     i64::try_from(lifetime).unwrap_or(i64::MAX).saturating_sub_unsigned(age_ms)
 }
 
 fn asked<'a>(proxy: &'a Proxy, exchange: &'a Exchange) -> Asked<'a> {
-    Asked { proxy, request: exchange.request(), routed: &exchange.routed, key: &exchange.key, own: None }
+    let from_peer = exchange.from_peer.as_deref();
+    Asked { proxy, request: exchange.request(), routed: &exchange.routed, key: &exchange.key, own: None, from_peer }
 }
 
 /// Who asks, and on which route.
@@ -260,6 +283,8 @@ struct Asked<'a> {
     key: &'a CacheKey,
     /// Fields that are for this client alone.
     own: Option<&'a Fields>,
+    /// Another node of the fleet asks.
+    from_peer: Option<&'a FromPeer>,
 }
 
 /// Where the bytes are.
@@ -375,7 +400,10 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
         match precondition::evaluate(asked.request, head.as_response(), now.wall_ms) {
             Precondition::Holds => {}
             Precondition::NotModified => {
-                let fields = precondition::not_modified_fields(&for_client(asked, head, &outcome));
+                let mut fields = precondition::not_modified_fields(&for_client(asked, head, &outcome));
+                if let Some(from_peer) = asked.from_peer {
+                    from_peer.tell(&mut fields, Some(head));
+                }
                 return own(asked, StatusCode::NOT_MODIFIED, fields, ResponseBody::Empty, age_ms, outcome);
             }
             Precondition::Failed => {
@@ -428,7 +456,8 @@ fn whole(
 ) -> Response {
     let is_head = *asked.request.method == Method::HEAD;
     let fields = for_client(asked, head, &outcome);
-    if asked.routed.route.response_edits.is_empty() && matches!(fields, Cow::Borrowed(_)) {
+    let as_stored = asked.routed.route.response_edits.is_empty() && asked.from_peer.is_none();
+    if as_stored && matches!(fields, Cow::Borrowed(_)) {
         let mut extra = ExtraLines::new();
         if is_head
             && !head.fields.has(name::CONTENT_LENGTH)
@@ -442,6 +471,10 @@ fn whole(
         return Response { status: head.status, fields, body, close: false, outcome };
     }
     let mut fields = fields.into_owned();
+    if let Some(from_peer) = asked.from_peer {
+        fields = head.facts.received_fields(&fields).into_owned();
+        from_peer.tell(&mut fields, Some(head));
+    }
     if is_head
         && !fields.has(name::CONTENT_LENGTH)
         && let Some(length) = length
@@ -479,7 +512,9 @@ fn for_client<'h>(asked: &Asked<'_>, head: &'h StoredHead, outcome: &Outcome) ->
 }
 
 fn own(asked: &Asked<'_>, status: StatusCode, mut fields: Fields, body: ResponseBody, age_ms: Option<u64>, outcome: Outcome) -> Response {
-    edit(&mut fields, &asked.routed.route.response_edits);
+    if asked.from_peer.is_none() {
+        edit(&mut fields, &asked.routed.route.response_edits);
+    }
     add_lines(&mut fields, asked.routed, asked.key.shown(), age_ms, &outcome);
     Response { status, fields: ResponseFields::Own(fields), body, close: false, outcome }
 }

@@ -2,6 +2,7 @@
 
 use super::content::Content;
 use super::live::Routed;
+use super::shield::FromPeer;
 use super::standing::Standing;
 use crate::listener::{Peer, RequestBody};
 use crate::proxy::outcome::{self, Outcome};
@@ -33,6 +34,8 @@ pub struct Arrival<'a> {
     pub request_id: Option<Arc<str>>,
     /// What it carries, where that is part of the key.
     pub content: Option<Arc<Content>>,
+    /// Another node of the fleet asks.
+    pub from_peer: Option<Arc<FromPeer>>,
     pub standing: Standing,
 }
 
@@ -70,6 +73,7 @@ impl Arrival<'_> {
             trusted: self.trusted,
             request_id,
             content: self.content,
+            from_peer: self.from_peer,
             standing: self.standing,
         }
     }
@@ -92,6 +96,8 @@ pub struct Exchange {
     pub trusted: bool,
     pub request_id: Arc<str>,
     pub content: Option<Arc<Content>>,
+    /// As in [`Arrival`].
+    pub from_peer: Option<Arc<FromPeer>>,
     pub standing: Standing,
 }
 
@@ -115,6 +121,7 @@ impl Exchange {
             trusted: self.trusted,
             request_id: Some(Arc::clone(&self.request_id)),
             content: self.content.clone(),
+            from_peer: self.from_peer.clone(),
             standing: self.standing,
         }
     }

@@ -3,7 +3,7 @@
 use super::exchange::Arrival;
 use super::lookup::{self, Found};
 use super::standing::Standing;
-use super::{Proxy, admit, blocks};
+use super::{Proxy, admit, blocks, shield};
 use crate::cache::StoredResponse;
 use crate::clock;
 use crate::listener::{Peer, RequestBody, RequestHead};
@@ -35,8 +35,8 @@ impl Proxy {
         let scheme = if scheme == "https" { crate::semantics::target::Scheme::Https } else { crate::semantics::target::Scheme::Http };
         let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into() };
         let live = self.live.load();
-        let mut arrival =
-            admit::admit(&live, &peer, &head).map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
+        let mut arrival = admit::admit(&live, &peer, &head, None)
+            .map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
         let now = clock::now();
         arrival.standing = Standing::of(&self.journal, &live.settings.journal, now);
         let way = admit::way(&arrival, &RequestBody::Empty);
@@ -76,6 +76,7 @@ impl Proxy {
             "tracking_list": route.key.ignore_tracking.then_some(crate::semantics::tracking::VERSION),
             "key_parts": arrival.key.shown().lines().collect::<Vec<_>>(),
             "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| json!(vary.names())),
+            "shield": arrival.routed.shield.as_ref().map(|shield| shield::explain(shield, arrival.exact.as_deref().unwrap_or(&arrival.key))),
             "do_not_line_up": self.markers.is_set(arrival.key.hash(), now.mono_ms),
             "stored": found,
             "not_stored": self.refusals.get(&arrival.key.hash()).map(NotStored::as_str),

@@ -106,6 +106,8 @@ pub struct FlightHead {
     /// Why a confirmed response could not be kept, or one is not to be kept yet.
     pub not_stored: Option<NotStored>,
     pub endpoint: Arc<str>,
+    /// Another node of the fleet gave it.
+    pub from_peer: bool,
     /// Of the fetch: for the client that led.
     pub timing: Timing,
 }
@@ -123,6 +125,7 @@ impl FlightHead {
             had_age: inbound.fields.has(name::AGE),
             forward_status: inbound.status.as_u16(),
             endpoint: Arc::clone(&inbound.endpoint),
+            from_peer: inbound.from_peer,
             timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
         }
     }
@@ -139,6 +142,7 @@ impl FlightHead {
             had_age: inbound.fields.has(name::AGE),
             forward_status: inbound.status.as_u16(),
             endpoint: Arc::clone(&inbound.endpoint),
+            from_peer: inbound.from_peer,
             timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
         }
     }
@@ -154,6 +158,7 @@ impl FlightHead {
             sure: false,
             not_stored: None,
             endpoint: "".into(),
+            from_peer: false,
             timing: Timing::default(),
         }
     }
@@ -170,6 +175,7 @@ impl FlightHead {
             sure: not_stored.is_none(),
             not_stored,
             endpoint: Arc::clone(&inbound.endpoint),
+            from_peer: inbound.from_peer,
             timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
         };
         (flight, Own { reader: None, fields: own })

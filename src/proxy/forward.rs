@@ -8,6 +8,7 @@ use crate::listener::{InterimSender, RequestBody};
 use crate::route;
 use crate::semantics::vary::Asked;
 use crate::semantics::{Fields, Method, Name, Target, forwarding, hop, name, upgrade, validation, vary};
+use crate::shield::Question;
 use crate::upstream::{FetchError, Outbound};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -83,6 +84,17 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     Ok(Outbound { method, path_and_query, host, fields, body, upgrade: wants_upgrade, interim, worker: exchange.peer.worker })
 }
 
+/// The request as it goes to another node of the fleet, which makes of it what this one would have made: what the client
+/// asked, without its conditions and ranges, before anything that the route changes on the way to the upstream.
+pub fn to_peer(exchange: &Exchange, confirming: Option<&Arc<StoredResponse>>) -> Question {
+    let mut fields = end_to_end(exchange);
+    confirm(&mut fields, confirming);
+    describe_client(exchange, &mut fields);
+    fields.remove(name::HOST);
+    let (method, authority) = (exchange.method.clone(), exchange.target.authority().to_owned());
+    Question { method, authority, target: exchange.target.path_and_query().to_owned(), fields, worker: exchange.peer.worker }
+}
+
 /// No conditions of the client, ours where there is something to confirm.
 fn confirm(fields: &mut Fields, stored: Option<&Arc<StoredResponse>>) {
     validation::strip_conditions(fields);
@@ -124,7 +136,7 @@ fn set(fields: &mut Fields, name: Name, value: &[u8]) {
 fn end_to_end(exchange: &Exchange) -> Fields {
     let of_connection = hop::of_connection(&exchange.fields);
     exchange.fields.copy_if_with_room(DESCRIBED_BYTES, DESCRIBED_LINES, |number, name, _| match number {
-        Some(name::HOST | name::EXPECT | name::PROXY_AUTHORIZATION) => false,
+        Some(name::HOST | name::EXPECT | name::PROXY_AUTHORIZATION | name::TIERCEL_HOP) => false,
         None if !exchange.trusted && name.starts_with(b"x-forwarded-") => false,
         number => !of_connection(number, name),
     })
@@ -152,7 +164,7 @@ fn describe_client(exchange: &Exchange, fields: &mut Fields) {
     append(fields, name::VIA, &[version, &exchange.routed.node].concat());
     append(fields, name::CDN_LOOP, &exchange.routed.node);
     let targeted = &exchange.policy().targeted;
-    if targeted.has_surrogate_control() {
+    if targeted.has_surrogate_control() && exchange.from_peer.is_none() {
         append(fields, name::SURROGATE_CAPABILITY, &[targeted.device(), "=\"Surrogate/1.0\""].concat());
     }
 }

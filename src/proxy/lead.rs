@@ -5,6 +5,7 @@ use super::exchange::{Exchange, PanicNote};
 use super::flight::{
     Candidate, Departure, Failure, FlightBody, FlightHead, Led, Own, is_shareable, large_key, marker_key, secondary_known,
 };
+use super::shield::{self, Fetched};
 use super::store::{self, Began};
 use super::{Proxy, forward, remote, revalidate};
 use crate::body::Chunk;
@@ -19,7 +20,7 @@ use crate::semantics::partial::{self, Version};
 use crate::semantics::reuse::{Validity, may_serve_on_error_to};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Response, StatusCode, name, range};
+use crate::semantics::{Now, Response, StatusCode, name, range};
 use crate::upstream::{Arriving, Inbound, Unanswered};
 use parking_lot::Mutex;
 use std::future::poll_fn;
@@ -43,26 +44,27 @@ pub async fn lead(
     let confirming = usable(&candidate);
     let is_refresh = client.is_none();
     let part = blocks::first_part(&proxy, &exchange, confirming.as_deref());
-    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part };
+    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge: false };
     let candidate = match duty.look_in_tier(candidate, began.fetch).await {
         Looked::Found(status) => return Some(status),
         Looked::NotFound(candidate) => candidate,
     };
     let confirming = usable(&candidate);
-    began.sent = clock::now();
-    let mut result = duty.fetch(confirming.as_ref()).await?;
+    duty.after_purge = duty.proxy.is_recovering(&duty.exchange, candidate.as_ref());
+    let mut result = duty.fetch(confirming.as_ref(), &mut began.sent).await?;
     if let Err(unanswered) = &result
         && duty.hand_on(unanswered)
     {
-        began.sent = clock::now();
-        result = duty.fetch(confirming.as_ref()).await?;
+        result = duty.fetch(confirming.as_ref(), &mut began.sent).await?;
     }
     match result {
         Err(unanswered) => {
             duty.fail(&Failure::from(&unanswered), unanswered.error.is_shared());
             None
         }
-        Ok(inbound) => {
+        Ok(Fetched { inbound, stamp }) => {
+            // What another node gave began when its own fetch did.
+            began.stamp = stamp.unwrap_or(began.stamp);
             if planted(Fault::StampAtFetchEnd) {
                 began.stamp = duty.proxy.journal.stamp();
             }
@@ -108,6 +110,8 @@ struct Duty {
     anew: bool,
     /// Not the whole is asked for, but these bytes: a block.
     part: Option<Range<u64>>,
+    /// A purge of much is likely to have caused it: the upstream has so many places for that.
+    after_purge: bool,
 }
 
 impl Duty {
@@ -157,8 +161,9 @@ impl Duty {
         status
     }
 
-    /// Asks the upstream; `None` if everybody left before there was a head.
-    async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Inbound, Unanswered>> {
+    /// Asks who owns the key, else the upstream, when it is this fetch's turn; `None` if everybody left before there was a
+    /// head. `sent` becomes the time at which it was asked.
+    async fn fetch(&mut self, confirming: Option<&Arc<StoredResponse>>, sent: &mut Now) -> Option<Result<Fetched, Unanswered>> {
         let upstream = self.exchange.routed.upstream.clone()?;
         let (sender, mut interims) = InterimSender::queue();
         let kind = match &self.part {
@@ -169,7 +174,18 @@ impl Duty {
             Ok(request) => request,
             Err(error) => return Some(Err(error.into())),
         };
-        let mut sending = Box::pin(upstream.send(request));
+        let (proxy, exchange) = (Arc::clone(&self.proxy), Arc::clone(&self.exchange));
+        let (in_part, after_purge) = (self.part.is_some(), self.after_purge);
+        let mut sending = Box::pin(async move {
+            *sent = clock::now();
+            let by_peer = if in_part { None } else { shield::fetch(&proxy, &exchange, confirming).await };
+            if let Some(answered) = by_peer {
+                return answered;
+            }
+            let _place = if after_purge { Some(upstream.place_after_purge().await?) } else { None };
+            *sent = clock::now();
+            upstream.send(request).await.map(Fetched::from)
+        });
         let result = loop {
             tokio::select! {
                 biased;
@@ -329,12 +345,7 @@ impl Duty {
     }
 
     /// An error of the origin for which a stored response may stand in (RFC 5861 §4).
-    fn stands_in(
-        &self,
-        inbound: &Inbound,
-        candidate: Option<&(Arc<StoredResponse>, Validity)>,
-        now: crate::semantics::Now,
-    ) -> Option<Failure> {
+    fn stands_in(&self, inbound: &Inbound, candidate: Option<&(Arc<StoredResponse>, Validity)>, now: Now) -> Option<Failure> {
         let (stored, validity) = candidate?;
         let allowed = is_origin_error(inbound)
             && may_serve_on_error_to(self.exchange.request(), &stored.head.facts, self.exchange.policy(), *validity, now);
@@ -360,7 +371,7 @@ impl Duty {
         self.proxy.set_marker(marker_key(&self.exchange, known.as_ref()), now_mono_ms);
     }
 
-    fn confirmed(&mut self, inbound: &Inbound, stored: &Arc<StoredResponse>, began: &Began, received: crate::semantics::Now) {
+    fn confirmed(&mut self, inbound: &Inbound, stored: &Arc<StoredResponse>, began: &Began, received: Now) {
         match revalidate::confirm(&self.proxy, &self.exchange, stored, inbound, began, received) {
             Ok(confirmed) => {
                 let (flight, own) = FlightHead::confirmed(confirmed, inbound);

@@ -1,12 +1,13 @@
 //! The configuration as the request path uses it: routes joined with their upstreams and counters.
 
 use crate::config::{Settings, settings};
-use crate::limit::{Buckets, Limiter};
+use crate::limit::{Buckets, Limiter, SharedCounts};
 use crate::observe::metrics::{Bound, Metrics};
 use crate::proxy::outcome::{Outcome, RouteId};
 use crate::route::Router;
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::{Fields, Method, Target};
+use crate::shield::Shield;
 use crate::upstream::Upstream;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,10 +22,14 @@ pub struct Live {
     /// By site and route, as the router numbers them.
     routed: Vec<Vec<Arc<Routed>>>,
     upstreams: HashMap<String, Arc<Upstream>>,
+    /// The other nodes of the fleet, where one asks the origin for all.
+    pub shield: Option<Arc<Shield>>,
     /// `1.1 name`, for Via.
     pub via: String,
     /// What rate limits remember; the same one for the life of the process.
     pub buckets: Buckets,
+    /// Where the fleet counts, where there is Redis.
+    shared_counts: Option<Arc<SharedCounts>>,
     /// By name.
     limiters: HashMap<String, Arc<Limiter>>,
     /// Of purges, per caller.
@@ -38,6 +43,8 @@ pub struct Routed {
     pub id: RouteId,
     /// `None` for redirects and fixed answers.
     pub upstream: Option<Arc<Upstream>>,
+    /// Who may be asked before that; `None` also where nothing is cached.
+    pub shield: Option<Arc<Shield>>,
     /// Name in Cache-Status, Via, CDN-Loop.
     pub node: Arc<str>,
     pub via: Arc<str>,
@@ -67,11 +74,13 @@ impl Live {
                 (wanted.name.clone(), upstream)
             })
             .collect();
+        let shield = Shield::new(&settings, before.and_then(|live| live.shield.as_ref()), metrics);
         let buckets = before.map_or_else(|| buckets(&settings, metrics), |live| live.buckets.clone());
-        let limiters = limiters(&settings, before, &buckets, metrics);
+        let shared_counts = shared_counts(&settings, before, metrics);
+        let limiters = limiters(&settings, before, &buckets, shared_counts.as_ref(), metrics);
         let purge_limiter = settings.purge.rate_limit.as_ref().map(|wanted| {
             let kept = before.and_then(|live| live.purge_limiter.clone()).filter(|there| there.settings == *wanted);
-            kept.unwrap_or_else(|| limiter(wanted, &buckets, metrics))
+            kept.unwrap_or_else(|| limiter(wanted, &buckets, None, metrics))
         });
         let via = format!("1.1 {}", settings.server.name);
         let (node, shared_via): (Arc<str>, Arc<str>) = (settings.server.name.as_str().into(), via.as_str().into());
@@ -88,6 +97,7 @@ impl Live {
                             settings::Action::Proxy(upstream) => upstreams.get(&upstream.name).cloned(),
                             _ => None,
                         },
+                        shield: shield.clone().filter(|_| route.cache.enabled),
                         limiter: route.rate_limit.as_ref().and_then(|limit| limiters.get(&limit.name).cloned()),
                         route: Arc::clone(route),
                         node: Arc::clone(&node),
@@ -99,7 +109,7 @@ impl Live {
             })
             .collect();
         let (router, limits) = (Router::new(&settings.sites), Arc::new(settings.limits.clone()));
-        Self { router, limits, routed, upstreams, via, buckets, limiters, purge_limiter, settings }
+        Self { router, limits, routed, upstreams, shield, via, buckets, shared_counts, limiters, purge_limiter, settings }
     }
 
     /// The key rules of the routes that could answer a URL from what is stored.
@@ -119,17 +129,44 @@ fn buckets(settings: &Settings, metrics: &Arc<Metrics>) -> Buckets {
     Buckets::new(settings.limits.rate_limit_callers, move || metrics.bound(Bound::RateLimitCallers))
 }
 
+/// One connection for all shared limits, kept where Redis stays the same.
+fn shared_counts(settings: &Settings, before: Option<&Live>, metrics: &Arc<Metrics>) -> Option<Arc<SharedCounts>> {
+    let redis = &settings.redis.as_ref()?.server;
+    let budget = settings.limits.rate_limit_budget;
+    let is_same = |live: &&Live| {
+        let there = &live.settings;
+        there.limits.rate_limit_budget == budget && there.redis.as_ref().is_some_and(|there| there.server == *redis)
+    };
+    if let Some(kept) = before.filter(is_same).and_then(|live| live.shared_counts.clone()) {
+        return Some(kept);
+    }
+    match SharedCounts::new(redis, budget, metrics) {
+        Ok(counts) => Some(Arc::new(counts)),
+        Err(error) => {
+            tracing::error!(%error, "shared rate limits count on each node alone");
+            None
+        }
+    }
+}
+
 /// One for each limit by name; what it has counted stays where its settings do.
-fn limiters(settings: &Settings, before: Option<&Live>, buckets: &Buckets, metrics: &Metrics) -> HashMap<String, Arc<Limiter>> {
+fn limiters(
+    settings: &Settings,
+    before: Option<&Live>,
+    buckets: &Buckets,
+    shared: Option<&Arc<SharedCounts>>,
+    metrics: &Metrics,
+) -> HashMap<String, Arc<Limiter>> {
     let wanted = settings.sites.iter().flat_map(|site| &site.routes).filter_map(|route| route.rate_limit.as_ref());
     let mut limiters: HashMap<String, Arc<Limiter>> = HashMap::new();
     for wanted in wanted {
         let kept = || before?.limiters.get(&wanted.name).filter(|there| there.settings == *wanted).cloned();
-        limiters.entry(wanted.name.clone()).or_insert_with(|| kept().unwrap_or_else(|| limiter(wanted, buckets, metrics)));
+        limiters.entry(wanted.name.clone()).or_insert_with(|| kept().unwrap_or_else(|| limiter(wanted, buckets, shared, metrics)));
     }
     limiters
 }
 
-fn limiter(settings: &settings::RateLimit, buckets: &Buckets, metrics: &Metrics) -> Arc<Limiter> {
-    Arc::new(Limiter::new(settings.clone(), buckets, metrics.rate_limit_rejections(&settings.name)))
+fn limiter(settings: &settings::RateLimit, buckets: &Buckets, shared: Option<&Arc<SharedCounts>>, metrics: &Metrics) -> Arc<Limiter> {
+    let shared = shared.filter(|_| settings.shared).cloned();
+    Arc::new(Limiter::new(settings.clone(), buckets, metrics.rate_limit_counters(&settings.name), shared))
 }

@@ -27,13 +27,15 @@ mod refused;
 pub mod remote;
 mod resume;
 mod revalidate;
+mod shield;
 mod standing;
 mod store;
 
 pub use live::{Live, Routed};
 pub use purge::log_refusal as log_refused_purge;
+pub use shield::PeerDoor;
 
-use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Variants, VaryMemory};
+use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Tags, Variants, VaryMemory, subject};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -48,7 +50,7 @@ use crate::observe::metrics::{Bound, FleetUsage, Gauges, Metrics, StaleReason, T
 use crate::semantics::Now;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::policy::CachePolicy;
-use crate::semantics::reuse::{self, Reuse};
+use crate::semantics::reuse::{self, Reuse, Validity};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use crate::tier::redis::RedisTier;
@@ -60,6 +62,7 @@ use flight::{Departure, FlightHead};
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
 use remote::Remote;
+use shield::FromPeer;
 use standing::Standing;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -109,34 +112,7 @@ pub enum Pressure {
 
 impl Handler for Proxy {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
-        let now = clock::now();
-        let live = self.live.load();
-        let mut arrival = match admit::admit(&live, peer, head) {
-            Ok(arrival) => arrival,
-            Err(refused) => return Handled::Ready(answer::refused(&live, &refused)),
-        };
-        if let Some(limiter) = &arrival.routed.limiter
-            && let Some(response) = limit::check(limiter, &arrival)
-        {
-            return Handled::Ready(response);
-        }
-        arrival.standing = Standing::of(&self.journal, &live.settings.journal, now);
-        if let Some(policy) = arrival.standing.as_str() {
-            self.metrics.journal.cut_off_request(policy);
-        }
-        match admit::way(&arrival, &body) {
-            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
-            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
-            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
-                Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome()))
-            }
-            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
-            Way::CacheByContent => content::start(self, arrival, body, interim),
-            Way::Cache => {
-                let relays = head.minor_version > 0;
-                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
-            }
-        }
+        self.journey(&self.live.load(), peer, head, body, interim, None)
     }
 
     fn finished(&self, peer: &Peer, head: &RequestHead, outcome: &Outcome, sent: &Sent) {
@@ -159,6 +135,32 @@ impl Handler for Proxy {
 
     fn bound(&self, bound: Bound) {
         self.metrics.bound(bound);
+    }
+}
+
+impl Proxy {
+    /// The journey of a request; `from_peer`: of one that another node of the fleet sends.
+    fn journey(
+        self: &Arc<Self>,
+        live: &Live,
+        peer: &Peer,
+        head: &RequestHead,
+        body: RequestBody,
+        interim: &mut InterimSlot,
+        from_peer: Option<Arc<FromPeer>>,
+    ) -> Handled {
+        let now = clock::now();
+        let arrival = match admit::admit(live, peer, head, from_peer) {
+            Ok(arrival) => arrival,
+            Err(refused) => return Handled::Ready(answer::refused(live, &refused)),
+        };
+        // What another node lets through has been counted there.
+        let checked = if arrival.from_peer.is_some() { limit::Checked::Passed } else { limit::check(&arrival) };
+        match checked {
+            limit::Checked::Passed => self.go(arrival, body, interim, now),
+            limit::Checked::Refused(response) => Handled::Ready(*response),
+            limit::Checked::InFleet(limiter, caller) => limit::in_fleet(self, limiter, caller, arrival, body, interim),
+        }
     }
 }
 
@@ -210,6 +212,27 @@ impl Proxy {
         })
     }
 
+    /// The journey from the limits on.
+    fn go(self: &Arc<Self>, mut arrival: Arrival<'_>, body: RequestBody, interim: &mut InterimSlot, now: Now) -> Handled {
+        arrival.standing = Standing::of(&self.journal, &arrival.routed.settings.journal, now);
+        if let Some(policy) = arrival.standing.as_str() {
+            self.metrics.journal.cut_off_request(policy);
+        }
+        match admit::way(&arrival, &body) {
+            Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
+            Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
+            Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
+                Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome()))
+            }
+            Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
+            Way::CacheByContent => content::start(self, arrival, body, interim),
+            Way::Cache => {
+                let relays = arrival.minor_version > 0;
+                self.from_cache(arrival, || relays.then(|| interim.sender()), now)
+            }
+        }
+    }
+
     /// The journey from the cache on. `interim` makes a sender of interim responses, where the client takes them.
     fn from_cache(self: &Arc<Self>, mut arrival: Arrival<'_>, interim: impl FnOnce() -> Option<InterimSender>, now: Now) -> Handled {
         let mut found = lookup::find(self, arrival.request(), &arrival.key, arrival.policy(), arrival.standing, now);
@@ -224,6 +247,12 @@ impl Proxy {
                     self.metrics.early_refresh();
                 }
                 at_once(self, arrival, interim, &response, Reused { result: CacheResult::Hit, age_ms, ttl_ms }, now)
+            }
+            // Who asks for it would find it soft-purged, too: it is confirmed for the whole fleet.
+            Found::Stored { response, reuse: Reuse::StaleNow { .. }, validity }
+                if arrival.from_peer.is_some() && validity != Validity::Valid =>
+            {
+                fill::start(self, arrival, interim(), Forward::Stale, Some((response, validity)))
             }
             Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
                 if why == reuse::StaleWhy::WhileRevalidate {
@@ -254,6 +283,13 @@ impl Proxy {
     /// That tier.
     pub fn tier(&self) -> Option<&Arc<RedisTier>> {
         self.remote.get().map(|remote| &remote.tier)
+    }
+
+    /// Whether a fetch is likely to be the doing of a purge that hit much: one of late matches the URL, and nothing is
+    /// stored that came after it.
+    fn is_recovering(&self, exchange: &exchange::Exchange, candidate: Option<&(Arc<StoredResponse>, Validity)>) -> bool {
+        let is_refetched = candidate.is_some_and(|(_, validity)| *validity == Validity::Valid);
+        !is_refetched && self.journal.is_recovering(&subject(&exchange.key, &exchange.routed.site, &Tags::default()), clock::now())
     }
 
     fn next_fetch(&self) -> u64 {

@@ -110,10 +110,12 @@ pub enum Source {
     Tiercel,
     /// The tier that the fleet shares.
     Redis,
+    /// Another node of the fleet.
+    Shield,
 }
 
 impl Source {
-    pub const ALL: [Self; 5] = [Self::Memory, Self::Flight, Self::Upstream, Self::Tiercel, Self::Redis];
+    pub const ALL: [Self; 6] = [Self::Memory, Self::Flight, Self::Upstream, Self::Tiercel, Self::Redis, Self::Shield];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Memory => "memory",
@@ -121,6 +123,7 @@ impl Source {
             Self::Upstream => "upstream",
             Self::Tiercel => "tiercel",
             Self::Redis => "redis",
+            Self::Shield => "shield",
         }
     }
 }
@@ -158,14 +161,15 @@ impl Outcome {
         }
     }
 
-    /// Our reason, as a token: a bypass rule's name, why it was not stored, what the configuration widened, or the tier
-    /// of a hit.
+    /// Our reason, as a token: a bypass rule's name, why it was not stored, what the configuration widened, or where
+    /// it came from: the tier of a hit, another node.
     pub fn detail(&self) -> Option<&str> {
         match self.not_stored {
             Some(reason) if self.detail.is_none() => Some(reason.as_str()),
             _ => self.own_detail().or(match self.source {
                 Source::Memory => Some("MEMORY"),
                 Source::Redis => Some("REDIS"),
+                Source::Shield => Some("SHIELD"),
                 Source::Flight | Source::Upstream | Source::Tiercel => None,
             }),
         }

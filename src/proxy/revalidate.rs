@@ -205,6 +205,7 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
         trusted: arrival.trusted,
         request_id: super::exchange::new_request_id(),
         content: arrival.content.clone(),
+        from_peer: arrival.from_peer.clone(),
         standing: arrival.standing,
     };
     let (proxy, stored) = (Arc::clone(proxy), Arc::clone(stored));

@@ -112,6 +112,7 @@ mod tests {
             unsafe_methods: true,
             keys_per_response: 1,
             key_bytes: 1,
+            recovery: std::time::Duration::ZERO,
             rate_limit: None,
         };
         Journal::with_order(&settings, order)

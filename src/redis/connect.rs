@@ -176,7 +176,7 @@ impl Target {
         }
         let builder = ::redis::cluster::ClusterClient::builder(nodes)
             .connection_timeout(self.connect_timeout)
-            .response_timeout(self.connect_timeout)
+            .response_timeout(CLUSTER_ANSWER_MAX)
             .connection_concurrency_limit(COMMANDS_UNDER_WAY)
             .retries(CLUSTER_RETRIES)
             .min_retry_wait(CLUSTER_WAIT_MS)
@@ -196,6 +196,8 @@ impl Target {
 /// Following a slot that moved takes a second attempt, and one that is moving a third.
 const CLUSTER_RETRIES: u32 = 2;
 const CLUSTER_WAIT_MS: u64 = 10;
+/// Time is kept by who waits, which a blocking read does for long; there has to be some bound here.
+const CLUSTER_ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// Time is kept by who waits.
 fn plain() -> AsyncConnectionConfig {

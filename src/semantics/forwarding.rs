@@ -18,6 +18,7 @@ pub const CLIENT: Names = Names::of(&[
     name::FRONT_END_HTTPS,
     // What a client claims here chooses among forms of the response that the key does not tell apart.
     name::SURROGATE_CAPABILITY,
+    name::TIERCEL_HOP,
     name::TRUE_CLIENT_IP,
     name::X_CLIENT_IP,
     name::X_CLUSTER_CLIENT_IP,

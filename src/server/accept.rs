@@ -3,11 +3,11 @@
 use super::sockets;
 use super::workers::{Counted, Shared};
 use crate::clock;
-use crate::config::settings::Limits;
-use crate::listener::{ClientSocket, Peer, http1};
+use crate::config::settings::{Limits, ListenerKind};
+use crate::listener::{ClientSocket, Peer, http1, http2};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
-use crate::proxy::Proxy;
+use crate::proxy::{PeerDoor, Proxy};
 use crate::semantics::target::Scheme;
 use parking_lot::Mutex;
 use rustix::net::SocketFlags;
@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub struct Doorway {
     /// A reload may give it another name.
     pub name: Mutex<Arc<str>>,
+    pub kind: ListenerKind,
     pub proxy: Arc<Proxy>,
     /// Turns true when the process drains.
     pub drain: watch::Receiver<bool>,
@@ -191,7 +192,14 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);
         metrics.connection_opened();
-        http1::serve(ClientSocket::new(stream), peer, doorway.limits(), Arc::clone(&doorway.proxy), doorway.drain.clone()).await;
+        let (socket, limits, proxy, drain) =
+            (ClientSocket::new(stream), doorway.limits(), Arc::clone(&doorway.proxy), doorway.drain.clone());
+        match doorway.kind {
+            ListenerKind::Clients => http1::serve(socket, peer, limits, proxy, drain).await,
+            ListenerKind::Peers => {
+                Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), PeerDoor::new(proxy), drain)).await;
+            }
+        }
         metrics.connection_closed();
         drop(counted);
     });

@@ -4,7 +4,7 @@ use super::accept::Doorway;
 use super::workers::Workers;
 use super::{background, control::Controller, sockets};
 use crate::admin;
-use crate::config::settings::Listener;
+use crate::config::settings::{Listener, ListenerKind};
 use crate::config::{self, Settings, Sources};
 use crate::invalidation::journal::{Journal, Order};
 use crate::invalidation::stream::Stream;
@@ -66,7 +66,8 @@ impl Door {
     /// Whether this is what the configuration means. A name may change while the socket stays, but for port 0: there
     /// only the name tells which is which.
     fn is(&self, listener: &Listener) -> bool {
-        self.wanted == listener.address && (self.wanted.port() != 0 || self.name() == listener.name)
+        let alike = self.wanted == listener.address && self.doorway.kind == listener.kind;
+        alike && (self.wanted.port() != 0 || self.name() == listener.name)
     }
 }
 
@@ -111,7 +112,7 @@ impl Server {
         }
         fit_descriptors(&mut settings);
         reserve_pages(&settings);
-        let bound = bind_all(&settings, &settings.listeners)?;
+        let bound = bind_all(&settings, settings.sockets())?;
         let admin_socket = bind_one("admin.address", settings.admin.address)?;
         let metrics_socket = bind_one("metrics.address", settings.metrics.address)?;
         let metrics = Metrics::new(settings.server.workers);
@@ -154,7 +155,7 @@ impl Server {
             Ok(Some(admin::serve(socket, Arc::clone(&control), metrics_only, stopped)?.address()))
         };
         let (admin, metrics) = (serve(admin_socket, false)?, serve(metrics_socket, true)?);
-        state.listen(&settings.listeners, bound)?;
+        state.listen(&settings, bound)?;
         Ok(Self { state, admin, metrics, admin_stop })
     }
 
@@ -239,11 +240,15 @@ fn connections_for(descriptors: u64, settings: &Settings) -> usize {
 }
 
 /// Binds these listeners, all or none.
-fn bind_all<'a>(settings: &Settings, listeners: impl IntoIterator<Item = &'a Listener>) -> Result<Vec<Bind>> {
+fn bind_all(settings: &Settings, listeners: impl IntoIterator<Item = Listener>) -> Result<Vec<Bind>> {
     let count = Workers::sockets_per_address(settings.server.runtime, settings.server.workers);
-    let bind = |listener: &Listener| {
-        let sockets = sockets::bind(listener.address, count).with_context(|| format!("listeners.{}.address", listener.name))?;
-        Ok((listener.clone(), sockets))
+    let bind = |listener: Listener| {
+        let key = || match listener.kind {
+            ListenerKind::Clients => format!("listeners.{}.address", listener.name),
+            ListenerKind::Peers => "shield.listen".to_owned(),
+        };
+        let sockets = sockets::bind(listener.address, count).with_context(key)?;
+        Ok((listener, sockets))
     };
     listeners.into_iter().map(bind).collect()
 }
@@ -277,11 +282,12 @@ impl State {
     /// Binds what is wanted and not open; on an error everything is as it was.
     fn bind(&self, settings: &Settings) -> Result<Vec<Bind>> {
         let doors = self.doors.lock();
-        bind_all(settings, settings.listeners.iter().filter(|listener| !doors.open.iter().any(|door| door.is(listener))))
+        bind_all(settings, settings.sockets().filter(|listener| !doors.open.iter().any(|door| door.is(listener))))
     }
 
     /// Serves what was bound, renames what stays, closes what is not wanted any more.
-    fn listen(&self, wanted: &[Listener], bound: Vec<Bind>) -> Result<()> {
+    fn listen(&self, settings: &Settings, bound: Vec<Bind>) -> Result<()> {
+        let wanted: Vec<_> = settings.sockets().collect();
         let mut doors = self.doors.lock();
         let Doors { workers: Some(workers), open } = &mut *doors else { return Ok(()) }; // draining: nothing opens any more
         open.retain(|door| match wanted.iter().find(|listener| door.is(listener)) {
@@ -298,7 +304,8 @@ impl State {
             let bound = sockets[0].local_addr()?;
             let stop = watch::Sender::new(false);
             let name = Mutex::new(listener.name.as_str().into());
-            let doorway = Arc::new(Doorway { name, proxy: Arc::clone(&self.proxy), drain: self.drain.subscribe() });
+            let (kind, proxy, drain) = (listener.kind, Arc::clone(&self.proxy), self.drain.subscribe());
+            let doorway = Arc::new(Doorway { name, kind, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
             open.push(Door { wanted: listener.address, bound, stop, doorway });
         }
@@ -337,7 +344,7 @@ impl State {
         let live = Arc::new(Live::new(settings, Some(&before), &self.proxy.metrics));
         let settings = Arc::clone(&live.settings);
         self.proxy.live.store(live);
-        self.listen(&settings.listeners, bound).map_err(ReloadError::Failed)?;
+        self.listen(&settings, bound).map_err(ReloadError::Failed)?;
         Ok(settings)
     }
 }

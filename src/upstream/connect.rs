@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// The least time an address gets before the next one is tried (RFC 8305 §5 recommends 250 ms between attempts).
 const ATTEMPT_MIN: Duration = Duration::from_millis(250);
 /// A connection to the first address that answers, in this order.
-pub(super) async fn connect(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, FetchError> {
+pub(crate) async fn connect(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, FetchError> {
     let deadline = Instant::now() + limit;
     let mut last = FetchError::Dns;
     for (at, address) in addresses.iter().enumerate() {

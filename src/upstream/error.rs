@@ -90,6 +90,26 @@ impl FetchError {
         }
     }
 
+    /// The error that another node of the fleet met on its way to the upstream, by the token that it told; `None` where the
+    /// cause lies elsewhere.
+    pub fn of_token(token: &str) -> Option<Self> {
+        Some(match token {
+            "dns_error" => Self::Dns,
+            "dns_timeout" => Self::DnsTimeout,
+            "destination_ip_unroutable" => Self::Unroutable,
+            "connection_refused" => Self::Refused,
+            "connection_timeout" => Self::ConnectTimeout,
+            "destination_unavailable" => Self::Connect("told by the owner".into()),
+            "connection_limit_reached" => Self::QueueFull,
+            "http_response_timeout" => Self::ResponseTimeout,
+            "http_response_incomplete" => Self::Closed,
+            "connection_terminated" => Self::Reset,
+            "http_protocol_error" => Self::Malformed("told by the owner".into()),
+            "http_response_header_section_size" => Self::HeadTooLarge,
+            _ => return None,
+        })
+    }
+
     /// The status that the client gets where nothing stale can be served.
     pub const fn status(&self) -> u16 {
         match self {

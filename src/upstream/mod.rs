@@ -14,10 +14,14 @@ pub mod error;
 mod hyper_client;
 mod own;
 mod pool;
+mod recovery;
 mod resolve;
 mod send;
 
+pub(crate) use connect::connect;
 pub use error::{FetchError, Unanswered};
+pub use recovery::Place;
+pub(crate) use resolve::Host;
 
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::clock;
@@ -64,6 +68,8 @@ pub struct Inbound {
     pub endpoint: Arc<str>,
     pub connect: Option<Duration>,
     pub first_byte: Duration,
+    /// Another node of the fleet gave it.
+    pub from_peer: bool,
 }
 
 /// The body of a response, as it comes.
@@ -95,6 +101,7 @@ pub struct Upstream {
     endpoints: Box<[Endpoint]>,
     /// Grows by one per choice of an endpoint.
     turn: AtomicUsize,
+    recovery: recovery::Recovery,
     metrics: Arc<Metrics>,
 }
 
@@ -133,7 +140,8 @@ impl Upstream {
             ejected_until: AtomicU64::new(0),
         };
         let endpoints = settings.endpoints.iter().map(endpoint).collect();
-        Arc::new(Self { name: settings.name.as_str().into(), endpoints, turn: AtomicUsize::new(0), metrics, settings })
+        let recovery = recovery::Recovery::new(&settings, &metrics);
+        Arc::new(Self { name: settings.name.as_str().into(), endpoints, turn: AtomicUsize::new(0), recovery, metrics, settings })
     }
 
     /// Sends a request and waits for the head of the answer, by the upstream's timeouts, with a retry on a fresh
@@ -146,6 +154,11 @@ impl Upstream {
             return Err(FetchError::Dns.into());
         }
         send::send(self, request).await
+    }
+
+    /// A place for a fetch that a purge caused, to be held until the head of its response is there. Cancel-safe.
+    pub async fn place_after_purge(&self) -> Result<Place, FetchError> {
+        self.recovery.place().await
     }
 
     /// Connections and waiting requests now.

@@ -29,7 +29,7 @@ const ADDRESSES_MAX: usize = 32;
 const HOSTS_FILE: &str = "/etc/hosts";
 
 /// A host and what is known of its addresses.
-pub(super) struct Host {
+pub(crate) struct Host {
     name: String,
     /// The host is an address.
     literal: Option<Arc<[IpAddr]>>,
@@ -86,7 +86,7 @@ struct Answer {
 }
 
 impl Host {
-    pub(super) fn new(host: &str) -> Arc<Self> {
+    pub(crate) fn new(host: &str) -> Arc<Self> {
         let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let literal = name.parse().ok().map(|address: IpAddr| Arc::from([address]));
         let (answered, _) = watch::channel(0);
@@ -94,7 +94,7 @@ impl Host {
     }
 
     /// The addresses, at least one. Waits at most `limit`, and only where none are known that could be used.
-    pub(super) async fn addresses(self: &Arc<Self>, limit: Duration) -> Result<Arc<[IpAddr]>, FetchError> {
+    pub(crate) async fn addresses(self: &Arc<Self>, limit: Duration) -> Result<Arc<[IpAddr]>, FetchError> {
         if let Some(literal) = &self.literal {
             return Ok(literal.clone());
         }

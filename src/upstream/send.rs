@@ -166,7 +166,17 @@ impl Attempt<'_> {
     fn inbound(&self, answer: Answer, connect: Option<Duration>, first_byte: Duration) -> Inbound {
         let Answer { head, body, tunnel } = answer;
         let endpoint = self.endpoint.authority.clone();
-        Inbound { status: head.status, fields: head.fields, length: head.length, body, tunnel, endpoint, connect, first_byte }
+        Inbound {
+            status: head.status,
+            fields: head.fields,
+            length: head.length,
+            body,
+            tunnel,
+            endpoint,
+            connect,
+            first_byte,
+            from_peer: false,
+        }
     }
 
     /// A connection, and how long it took to make one if it is new.

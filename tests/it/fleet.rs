@@ -4,3 +4,4 @@ mod fire;
 mod journal;
 mod parts;
 mod redis_tier;
+mod shield;

@@ -358,6 +358,7 @@ fn limits() -> Limits {
         write_timeout: PATIENCE,
         waiting: 1,
         rate_limit_callers: 16,
+        rate_limit_budget: std::time::Duration::from_secs(1),
     }
 }
 

@@ -126,6 +126,7 @@ fn limits() -> Limits {
         body_rate: 0,
         write_timeout: long,
         waiting: 1000,
+        rate_limit_budget: std::time::Duration::from_secs(1),
     }
 }
 

@@ -21,6 +21,7 @@ fn journal() -> Journal {
         unsafe_methods: true,
         keys_per_response: 256,
         key_bytes: 1024,
+        recovery: std::time::Duration::ZERO,
         rate_limit: None,
     })
 }

@@ -13,6 +13,7 @@ mod http1;
 mod http1_differential;
 mod http2;
 mod journal;
+mod lease;
 mod lifecycle;
 mod observe;
 mod panics;

@@ -148,10 +148,15 @@ fn everything(metrics: &Metrics) {
     let gauges = metrics.connection_gauges("app");
     gauges.idle.add(3);
     gauges.idle.dec();
+    let recovery = metrics.recovery_gauges("app");
+    recovery.fetches.inc();
+    recovery.waiting.inc();
     metrics.upstream_dropped("app", tiercel::observe::metrics::Dropped::Surplus);
     metrics.purged("url", "hard");
     metrics.unsafe_invalidation();
-    metrics.rate_limit_rejections("shop").inc();
+    let limit = metrics.rate_limit_counters("shop");
+    limit.rejections.inc();
+    limit.uncounted.inc();
     metrics.panicked();
     metrics.access_log_unwritten(7);
     metrics.reloaded(true, "abc");

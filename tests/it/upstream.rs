@@ -45,6 +45,8 @@ fn to(addresses: &[SocketAddr]) -> settings::Upstream {
         connections: 8,
         queue: 8,
         queue_timeout: LONG,
+        purge_concurrency: 0,
+        purge_queue_timeout: LONG,
         idle_connections: 8,
         idle_timeout: LONG,
         connect_timeout: LONG,

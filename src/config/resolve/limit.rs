@@ -2,14 +2,13 @@
 
 use super::NAME_BYTES_MAX;
 use super::table::Table;
-use crate::config::raw::{RawPurge, RawRate, RawRateLimit};
+use crate::config::raw::{RawOnFault, RawPurge, RawRate, RawRateLimit};
 use crate::config::report::Report;
-use crate::config::settings::{LimitBy, Rate, RateLimit, Site};
+use crate::config::settings::{LimitBy, OnFault, Rate, RateLimit, Settings};
 use crate::config::shape::join;
 use crate::config::units;
 use crate::semantics::fields::is_token_byte;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Selectors that one caller may purge: a second, and at once.
@@ -29,7 +28,12 @@ pub fn route(at: &str, scope: &str, raw: &RawRateLimit, report: &mut Report) -> 
         None => scope.to_owned(),
     };
     let burst = Table::new(report, at).count("burst", raw.burst, u64::from(rate.count), 1..=BURST_MAX);
-    Some(RateLimit { name, rate, burst: u32::try_from(burst).unwrap_or(u32::MAX), by: by(&join(at, "by"), raw.by.as_deref(), report) })
+    let on_fault = match raw.on_fault {
+        None | Some(RawOnFault::Allow) => OnFault::Allow,
+        Some(RawOnFault::Deny) => OnFault::Deny,
+    };
+    let (by, shared) = (by(&join(at, "by"), raw.by.as_deref(), report), raw.shared.unwrap_or(false));
+    Some(RateLimit { name, rate, burst: u32::try_from(burst).unwrap_or(u32::MAX), by, shared, on_fault })
 }
 
 fn rate(table: &mut Table<'_>, raw: Option<&RawRate>) -> Option<Rate> {
@@ -68,15 +72,22 @@ pub fn purge(raw: &RawPurge, report: &mut Report) -> Option<RateLimit> {
         Some(_) => rate(&mut table, raw.rate.as_ref())?,
     };
     let burst = table.count("burst", raw.burst, u64::from(PURGE_BURST), 1..=BURST_MAX);
-    Some(RateLimit { name: "purge".into(), rate, burst: u32::try_from(burst).unwrap_or(u32::MAX), by: LimitBy::Client })
+    let burst = u32::try_from(burst).unwrap_or(u32::MAX);
+    Some(RateLimit { name: "purge".into(), rate, burst, by: LimitBy::Client, shared: false, on_fault: OnFault::Allow })
 }
 
-/// Limits of one name count together: they have to be the same.
-pub fn check_names(sites: &[Arc<Site>], report: &mut Report) {
+/// Limits of one name count together: they have to be the same. Shared ones need a place where they are counted.
+pub fn check(settings: &Settings, report: &mut Report) {
     let mut named: HashMap<&str, &RateLimit> = HashMap::new();
-    let routes = sites.iter().flat_map(|site| site.routes.iter().map(move |route| (site, route)));
+    let routes = settings.sites.iter().flat_map(|site| site.routes.iter().map(move |route| (site, route)));
     for (site, route) in routes {
         let Some(limit) = &route.rate_limit else { continue };
+        if limit.shared && settings.redis.is_none() {
+            let path = format!("{}.routes", join("sites", &site.name));
+            let (found, allowed) = (format!("limit \"{}\"", limit.name), "shared limits are counted in Redis");
+            let remedy = "write [cache.redis] with url = \"redis://127.0.0.1:6379\", or shared = false";
+            report.problem(&path, "a shared limit without Redis", found, allowed, remedy);
+        }
         if named.insert(&limit.name, limit).is_some_and(|other| other != limit) {
             let path = format!("{}.routes", join("sites", &site.name));
             let what = format!("two different limits are called \"{}\"", limit.name);

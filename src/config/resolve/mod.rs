@@ -8,6 +8,7 @@ mod limit;
 mod matching;
 mod net;
 mod redis;
+mod shield;
 mod site;
 mod table;
 
@@ -63,6 +64,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         server,
         upstreams,
         purge: purge(&raw.purge, report),
+        shield: shield::shield(&raw.shield, report),
         journal: journal::journal(raw, &listeners, report),
         log: log(&raw.log, report),
         listeners,
@@ -71,6 +73,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         warnings: Vec::new(),
     };
     check_addresses(&settings, report);
+    limit::check(&settings, report);
     journal::check_node(&raw.journal, &settings, report);
     settings
 }
@@ -115,7 +118,7 @@ fn workers(raw: Option<&RawWorkers>, table: &mut Table<'_>) -> usize {
 
 fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Listener> {
     if raw.is_empty() {
-        return vec![Listener { name: "http".into(), address: SocketAddr::from(([127, 0, 0, 1], 8080)) }];
+        return vec![Listener { name: "http".into(), address: SocketAddr::from(([127, 0, 0, 1], 8080)), kind: ListenerKind::Clients }];
     }
     let listener = |(name, raw): (&String, &RawListener)| {
         let path = join("listeners", name);
@@ -124,7 +127,8 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             report.problem(&path, "a listener without an address", "", net::ADDRESS_ALLOWED, "write address = \"127.0.0.1:8080\"");
             return None;
         };
-        Some(Listener { name: name.clone(), address: net::address(&join(&path, "address"), address, report)? })
+        let address = net::address(&join(&path, "address"), address, report)?;
+        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients })
     };
     raw.iter().filter_map(listener).collect()
 }
@@ -241,6 +245,7 @@ fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
         write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), secs(30)),
         waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
         rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, 65_536, 16..=100_000_000),
+        rate_limit_budget: t.timeout("rate_limit_budget", raw.rate_limit_budget.as_ref(), Duration::from_millis(25)),
     }
 }
 
@@ -272,6 +277,7 @@ fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
     let mut t = Table::new(report, "purge");
     Purge {
         rate_limit,
+        recovery: t.duration("recovery", raw.recovery.as_ref(), secs(60)),
         receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
         selectors_per_call: t.count("selectors_per_call", raw.selectors_per_call, 100, 1..=100_000) as usize,
         map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
@@ -342,7 +348,11 @@ fn label(path: &str, name: &str, report: &mut Report) {
 fn check_addresses(settings: &Settings, report: &mut Report) {
     let mut taken: Vec<(String, SocketAddr)> = Vec::new();
     let clients = settings.listeners.iter().map(|listener| (join(&join("listeners", &listener.name), "address"), listener.address));
-    let own = [("admin.address", settings.admin.address), ("metrics.address", settings.metrics.address)];
+    let own = [
+        ("admin.address", settings.admin.address),
+        ("metrics.address", settings.metrics.address),
+        ("shield.listen", settings.shield.listen),
+    ];
     for (path, address) in clients.chain(own.into_iter().filter_map(|(path, address)| Some((path.to_owned(), address?)))) {
         let covers = |other: &SocketAddr| {
             let wide = address.ip().is_unspecified() || other.ip().is_unspecified();

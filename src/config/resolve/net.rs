@@ -129,6 +129,8 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
         connections: t.count("connections", raw.connections, 256, 1..=1_000_000) as usize,
         queue: t.count("queue", raw.queue, 4096, 0..=10_000_000) as usize,
         queue_timeout: t.timeout("queue_timeout", raw.queue_timeout.as_ref(), secs(5)),
+        purge_concurrency: t.count("purge_concurrency", raw.purge_concurrency, 32, 0..=1_000_000) as usize,
+        purge_queue_timeout: t.timeout("purge_queue_timeout", raw.purge_queue_timeout.as_ref(), secs(30)),
         idle_connections: t.count("idle_connections", raw.idle_connections, 64, 0..=1_000_000) as usize,
         idle_timeout: t.timeout("idle_timeout", raw.idle_timeout.as_ref(), secs(30)),
         connect_timeout: t.timeout("connect_timeout", raw.connect_timeout.as_ref(), secs(3)),
@@ -154,7 +156,7 @@ fn total_timeout(raw: &RawUpstream, table: &mut Table<'_>) -> Option<Duration> {
 }
 
 /// `http://host[:port]`.
-fn endpoint(path: &str, url: &str, report: &mut Report) -> Option<Endpoint> {
+pub fn endpoint(path: &str, url: &str, report: &mut Report) -> Option<Endpoint> {
     const ALLOWED: &str = r#""http://host:port", without a path"#;
     let mut refuse = |what: &str, remedy: String| {
         report.problem(path, what, format!("\"{url}\""), ALLOWED, remedy);

@@ -172,7 +172,6 @@ pub fn sites(raw: &RawConfig, node: &str, upstreams: &[Arc<Upstream>], report: &
         raw.sites.iter().map(|(name, raw)| Arc::new(site(name, raw, &base, upstreams, report))).collect()
     };
     check_hosts(&raw.sites, report);
-    limit::check_names(&sites, report);
     sites
 }
 

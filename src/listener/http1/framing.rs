@@ -130,6 +130,7 @@ pub(super) mod tests {
             write_timeout: Duration::from_secs(10),
             waiting: 100,
             rate_limit_callers: 16,
+            rate_limit_budget: std::time::Duration::from_secs(1),
         }
     }
 

@@ -200,6 +200,16 @@ series! {
         "Bytes of the responses that wait to be written to a tier outside the process.";
     TIER_BREAKER = Gauge "tiercel_tier_breaker_open" ["tier"]
         "Whether a tier is left alone because it does not answer.";
+    SHIELD_REQUESTS = Counter "tiercel_shield_requests_total" ["peer_role", "outcome"]
+        "Requests between nodes, as asker and as owner, by outcome.";
+    SHIELD_SECONDS = Histogram "tiercel_shield_seconds" []
+        "From a request sent to another node to the head of its answer.";
+    SHIELD_PEERS = Gauge "tiercel_shield_peers" ["state"]
+        "Other nodes, by whether they are asked (fit) or not for their failures (ejected).";
+    UPSTREAM_PURGE_WAITING = Gauge "tiercel_upstream_purge_waiting" ["upstream"]
+        "Fetches that wait for one of the upstream's places for what purges caused (purge_concurrency).";
+    UPSTREAM_PURGE_FETCHES = Counter "tiercel_upstream_purge_fetches_total" ["upstream"]
+        "Fetches that were taken for the doing of a purge of a prefix, host, site or everything, and so passed the places for them.";
     REDIS_COMMANDS = Counter "tiercel_redis_commands_total" ["use", "outcome"]
         "Commands sent to Redis, by what for and how they ended: answered, refused (with an error), timeout, broken (the connection failed), or away (not sent: there was none).";
     REDIS_SECONDS = Histogram "tiercel_redis_command_seconds" ["use"]
@@ -220,6 +230,8 @@ series! {
         "Lines of the access log that were lost: the queue was full, or writing failed.";
     RATE_LIMIT_REJECTIONS = Counter "tiercel_limit_rejections_total" ["limit"]
         "Requests that a rate limit rejected (429), by the name of the limit; purges that purge.rate rejected, as purge.";
+    RATE_LIMIT_UNCOUNTED = Counter "tiercel_limit_uncounted_total" ["limit"]
+        "Requests of a shared rate limit that Redis did not count in time; what then happened says on_fault.";
     RATE_LIMIT_CALLERS = Gauge "tiercel_limit_callers" []
         "Callers that rate limits remember, all limits together; limits.rate_limit_callers at most.";
     PANICS = Counter "tiercel_panics_total" []

@@ -159,7 +159,8 @@ async fn what_was_purged_is_not_promoted() {
     get(node, "/small", "").await;
     until_written(node, 1.0).await;
     assert_eq!(heads(&redis).len(), 1);
-    let (status, receipt) = node.admin("POST", "/v1/purge", r#"{"urls": ["http://a.example/small"]}"#).expect("it answers");
+    let (status, receipt) =
+        node.admin("POST", "/v1/purge", r#"{"urls": ["http://a.example/small"], "wait": "fleet"}"#).expect("it answers");
     assert_eq!(status, 200, "{receipt}");
     let after = get(node, "/small", "").await;
     assert!(!after.says("hit"), "{}", after.head);
@@ -201,7 +202,7 @@ async fn what_the_origin_confirms_is_not_written_again_but_kept_longer() {
     for key in before.iter().chain(&heads(&redis)) {
         redis.ask(&["PEXPIRE", key, "100000"]);
     }
-    let purge = format!(r#"{{"urls": ["http://a.example{path}"], "mode": "soft"}}"#);
+    let purge = format!(r#"{{"urls": ["http://a.example{path}"], "mode": "soft", "wait": "fleet"}}"#);
     assert_eq!(node.admin("POST", "/v1/purge", &purge).expect("it answers").0, 200);
     let confirmed = get(node, path, "").await;
     assert!(confirmed.says("fwd=stale") && confirmed.body == body(path, ""), "{}", confirmed.head);
@@ -247,7 +248,7 @@ async fn a_body_with_a_lost_or_wrong_segment_is_never_whole() {
         for key in redis.ask(&["KEYS", "tiercel:c:*"]).list().iter().map(Reply::text) {
             redis.ask(&["DEL", &key]);
         }
-        fleet.nodes[0].admin("POST", "/v1/purge", r#"{"everything": true}"#);
+        fleet.nodes[0].admin("POST", "/v1/purge", r#"{"everything": true, "wait": "fleet"}"#);
     }
 }
 
@@ -269,7 +270,7 @@ async fn records_that_are_damaged_or_sealed_otherwise_are_misses() {
     assert_eq!(fleet.nodes[1].metric("tiercel_tier_unreadable_total", &["reason=\"damaged\""]), Some(1.0));
     for nonsense in ["", "TCL", "something else altogether"] {
         redis.ask(&["SET", &head, nonsense]);
-        fleet.nodes[1].admin("POST", "/v1/purge", r#"{"everything": true}"#);
+        fleet.nodes[1].admin("POST", "/v1/purge", r#"{"everything": true, "wait": "fleet"}"#);
         assert_eq!(get(&fleet.nodes[1], "/small", "").await.body, body("/small", ""));
     }
 }

@@ -17,6 +17,7 @@ fn limits() -> Purge {
         unsafe_methods: true,
         keys_per_response: 1,
         key_bytes: 1,
+        recovery: std::time::Duration::ZERO,
         rate_limit: None,
     }
 }

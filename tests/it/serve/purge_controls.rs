@@ -1,8 +1,11 @@
 //! What keeps purges in bounds: how many, and that nobody purges much by mistake.
 
 use super::*;
+use crate::support::origin::Gate;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[tokio::test]
 async fn a_caller_purges_no_more_than_its_rate() {
@@ -74,4 +77,107 @@ async fn nobody_is_asked_without_a_terminal() {
         .expect("the binary runs");
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     assert_eq!(served.metric("tiercel_purge_requests_total{kind=\"prefix\",mode=\"hard\"}").await, 1);
+}
+
+/// Asks for these paths at the same time, each on a connection of its own.
+fn ask_for(served: &Served, paths: impl IntoIterator<Item = String>) -> Vec<tokio::task::JoinHandle<Answer>> {
+    let address = served.tiercel.http;
+    let ask = |path: String| tokio::spawn(async move { Client::connect(address).await.ask(request("GET", &path, "", "")).await });
+    paths.into_iter().map(ask).collect()
+}
+
+const WAITING: &str = "tiercel_upstream_purge_waiting{upstream=\"default\"}";
+const CAUSED: &str = "tiercel_upstream_purge_fetches_total{upstream=\"default\"}";
+
+#[tokio::test]
+async fn misses_of_a_wide_purge_reach_the_origin_a_few_at_a_time() {
+    let (served, gate, is_held) = holding(&places(3));
+    let paths = || (0..12).map(|number| format!("/a/{number}"));
+    for path in paths() {
+        served.get(&path).await;
+        served.until_hit(&path, "").await;
+    }
+    assert_eq!(served.metric(CAUSED).await, 0);
+    is_held.store(true, Ordering::Release);
+    let before = served.origin.total();
+    let (status, answer) = served.admin("POST", "/v1/purge", r#"{"prefixes": ["http://shop.example/a/"]}"#).await;
+    assert_eq!(status, 200, "{answer}");
+    let answers = ask_for(&served, paths());
+    served.until_metric(WAITING, 9).await;
+    // Others do not stand in that line.
+    let others = ask_for(&served, (0..4).map(|number| format!("/b/{number}")));
+    served.origin.until("the others came", |origin| origin.total() >= before + 7).await;
+    assert_eq!(served.origin.total(), before + 7, "three of those that were purged, and four others");
+    gate.open();
+    for answer in answers.into_iter().chain(others) {
+        assert_eq!(answer.await.expect("a task").text(), "body");
+    }
+    assert_eq!((served.origin.total(), served.metric(WAITING).await, served.metric(CAUSED).await), (before + 16, 0, 12));
+}
+
+/// An origin that answers with what may be stored until it is told to hold what comes.
+fn holding(upstream: &str) -> (Served, Gate, Arc<AtomicBool>) {
+    let (gate, is_held) = (Gate::new(), Arc::new(AtomicBool::new(false)));
+    let (opens, holds) = (gate.clone(), Arc::clone(&is_held));
+    let origin = Origin::start(move |request| {
+        let script = confirm_or(request, Script::status(304, ""), fresh("body").header("ETag", "\"v1\""));
+        if holds.load(Ordering::Acquire) { script.after(&gate) } else { script }
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    // The table goes on with the endpoints.
+    let config = format!("[log.access]\ntarget = \"off\"\n[upstreams.default]\n{upstream}endpoints = [\"{}\"]\n", origin.url());
+    (Served { tiercel: Tiercel::with_config(&config, folder.path()), origin, folder }, opens, is_held)
+}
+
+fn places(count: usize) -> String {
+    format!("purge_concurrency = {count}\n")
+}
+
+#[tokio::test]
+async fn what_is_stored_again_waits_no_more_and_soft_purges_stand_in_line_too() {
+    let (served, gate, is_held) = holding(&places(1));
+    let paths = ["/a/1", "/a/2", "/a/3"];
+    for path in paths {
+        served.get(path).await;
+        served.until_hit(path, "").await;
+    }
+    let (status, _) = served.admin("POST", "/v1/purge", r#"{"hosts": ["shop.example"], "mode": "soft"}"#).await;
+    assert_eq!(status, 200);
+    is_held.store(true, Ordering::Release);
+    let answers = ask_for(&served, paths.map(str::to_owned));
+    served.until_metric(WAITING, 2).await;
+    gate.open();
+    for answer in answers {
+        assert_eq!(answer.await.expect("a task").text(), "body");
+    }
+    assert_eq!(served.metric(CAUSED).await, 3);
+    // Valid since, and stale by another cause: no purge has to do with it.
+    let (status, _) = served.admin("POST", "/v1/purge", r#"{"urls": ["http://shop.example/a/1"], "mode": "soft"}"#).await;
+    assert_eq!(status, 200);
+    served.get("/a/2").await;
+    assert_eq!(served.metric(CAUSED).await, 3);
+}
+
+#[tokio::test]
+async fn the_line_after_a_purge_has_an_end_in_number_and_in_time() {
+    let (served, gate, is_held) = holding(&format!("{}queue = 1\npurge_queue_timeout = \"300ms\"\n", places(1)));
+    is_held.store(true, Ordering::Release);
+    let (status, _) = served.admin("POST", "/v1/purge", r#"{"everything": true}"#).await;
+    assert_eq!(status, 200);
+    let first = ask_for(&served, ["/a/1".to_owned()]);
+    served.origin.until("the first came", |origin| origin.count("/a/1") == 1).await;
+    let second = ask_for(&served, ["/a/2".to_owned()]);
+    served.until_metric(WAITING, 1).await;
+    let third = served.get("/a/3").await;
+    assert_eq!((third.status, third.field("retry-after").is_some()), (503, true), "{}", third.head);
+    for answer in second {
+        assert_eq!(answer.await.expect("a task").status, 503, "its time is over");
+    }
+    assert_eq!((served.bound("upstream_purge_queue").await, served.bound("upstream_purge_queue_timeout").await), (1, 1));
+    gate.open();
+    for answer in first {
+        assert_eq!(answer.await.expect("a task").status, 200);
+    }
+    assert_eq!(served.get("/a/4").await.status, 200, "the place is free again");
+    assert_eq!(served.origin.count("/a/2") + served.origin.count("/a/3"), 0);
 }

@@ -1,6 +1,7 @@
 //! Rate limits: who makes too many requests is told so before the cache is asked.
 
 use super::*;
+use crate::support::redis::Redis;
 
 /// Answers until the first 429, which is given too.
 async fn until_refused(served: &Served, path: &str, lines: &str) -> (usize, Answer) {
@@ -120,4 +121,116 @@ async fn what_is_refused_is_logged_with_its_reason() {
     };
     let facts = ["status", "route", "result", "tier", "detail"].map(|name| line[name].clone());
     assert_eq!(Value::from(facts.to_vec()), json!([429, "default", "error", "tiercel", "RATE-LIMIT"]), "{line}");
+}
+
+/// Two nodes with one origin and one Redis, and a limit that they share.
+struct Pair {
+    nodes: [Served; 2],
+    redis: Redis,
+}
+
+const UNCOUNTED: &str = "tiercel_limit_uncounted_total{limit=\"default\"}";
+
+impl Pair {
+    /// `budget`: what Redis may take. Both nodes have a connection to it.
+    async fn start(on_fault: &str, budget: &str) -> Self {
+        let redis = Redis::start();
+        let config = |name: &str| {
+            format!(
+                "[journal]\nnode = \"{name}\"\n[rate_limit]\nrate = \"10/h\"\nby = \"X-Key\"\nshared = true\non_fault = \"{on_fault}\"\n\
+             [limits]\nrate_limit_budget = \"{budget}\"\n[cache.redis]\nurl = \"{}\"\n",
+                redis.url()
+            )
+        };
+        let node = |name| serve_with(&config(name), |_| fresh("body"));
+        let pair = Self { nodes: [node("a"), node("b")], redis };
+        for node in &pair.nodes {
+            node.get_with("/warm", "X-Key: warm\r\n").await;
+            node.until_metric("tiercel_redis_connections{use=\"limit\"}", 1).await;
+        }
+        pair
+    }
+
+    /// Asks both in turn, and counts what is let through.
+    async fn let_through(&self, requests: usize, key: &str) -> usize {
+        let mut count = 0;
+        for number in 0..requests {
+            let answer = self.nodes[number % 2].get_with("/a", &format!("X-Key: {key}\r\n")).await;
+            assert!(matches!(answer.status, 200 | 429), "{}", answer.head);
+            count += usize::from(answer.status == 200);
+        }
+        count
+    }
+}
+
+#[tokio::test]
+async fn two_nodes_let_through_what_one_may() {
+    let pair = Pair::start("deny", "10s").await;
+    assert_eq!(pair.let_through(24, "a").await, 10);
+    assert_eq!(pair.let_through(24, "b").await, 10, "another caller");
+    let keys = pair.redis.ask(&["KEYS", "*:limit:*"]);
+    assert_eq!(keys.list().len(), 3, "{keys:?}");
+    for key in keys.list() {
+        let left = pair.redis.ask(&["PTTL", &key.text()]).integer();
+        assert!(left > 0 && left <= 3_600_001, "it goes when its bucket is full: {left}");
+    }
+    let rejected = pair.nodes[0].get_with("/a", "X-Key: a\r\n").await;
+    let seconds: u64 = rejected.field("retry-after").and_then(|text| text.parse().ok()).expect("seconds");
+    assert!((300..=360).contains(&seconds), "one is free in six minutes: {seconds}");
+    let all_at_once = pair.nodes.iter().flat_map(|node| {
+        let address = node.tiercel.http;
+        (0..20).map(move |_| {
+            tokio::spawn(async move { Client::connect(address).await.ask(request("GET", "/a", "X-Key: c\r\n", "")).await.status })
+        })
+    });
+    let mut passed = 0;
+    for status in all_at_once.collect::<Vec<_>>() {
+        passed += usize::from(status.await.expect("a task") == 200);
+    }
+    assert_eq!(passed, 10, "also at the same time");
+    for node in &pair.nodes {
+        assert_eq!(node.metric(UNCOUNTED).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn without_redis_each_node_counts_for_itself_or_nobody_is_let_through() {
+    let pair = Pair::start("allow", "100ms").await;
+    pair.redis.pause();
+    assert_eq!(pair.let_through(30, "a").await, 20, "ten at each node");
+    assert!(pair.nodes[0].metric(UNCOUNTED).await >= 10);
+    pair.redis.resume();
+    let pair = Pair::start("deny", "100ms").await;
+    pair.redis.pause();
+    let began = Instant::now();
+    assert_eq!(pair.let_through(30, "a").await, 0);
+    assert!(began.elapsed() < Duration::from_secs(10), "after some faults nobody waits for Redis: {:?}", began.elapsed());
+    pair.redis.resume();
+    let deadline = Instant::now() + PATIENCE;
+    while pair.nodes[0].get_with("/a", "X-Key: b\r\n").await.status != 200 {
+        assert!(Instant::now() < deadline, "Redis is back, and nobody asks it");
+        tokio::time::sleep(Duration::from_millis(20)).await; // nobody announces it
+    }
+}
+
+#[tokio::test]
+async fn a_post_passes_a_shared_limit_with_its_body() {
+    let pair = Pair::start("deny", "10s").await;
+    let answer = pair.nodes[0].ask("POST", "/post", "X-Key: p\r\n", "the whole body").await;
+    assert_eq!(answer.status, 200, "{}", answer.head);
+    assert_eq!(pair.nodes[0].last("/post").body, b"the whole body");
+}
+
+#[tokio::test]
+async fn a_shared_limit_without_redis_is_refused_by_the_check() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("tiercel.toml");
+    std::fs::write(&file, "[upstreams.app]\nendpoints = [\"http://127.0.0.1:1\"]\n[rate_limit]\nrate = \"1/s\"\nshared = true\n")
+        .expect("a writable folder");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tiercel"))
+        .args(["check", "--config", file.to_str().expect("UTF-8")])
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && said.contains("a shared limit without Redis") && said.contains("[cache.redis]"), "{said}");
 }

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 pub struct Plan {
     pub nodes: usize,
     /// What is written before the listeners, for each node: `@NODE@` is its name, `@ORIGIN@` that of the origin, `@REDIS@` is `host:port`
-    /// (through the link of the node), `@NODES@` a list of the addresses of all listeners.
+    /// (through the link of the node), `@NODES@` a list of the addresses of all listeners,
+    /// `@PEER@` where other nodes reach it, `@PEERS@` a list of all of those as URLs.
     pub config: String,
     pub origin: String,
     /// The server that `@REDIS@` leads to.
@@ -33,6 +34,8 @@ pub struct Node {
     pub name: String,
     pub http: SocketAddr,
     pub admin: SocketAddr,
+    /// Where other nodes reach it, if the plan lets it listen there.
+    pub peer: SocketAddr,
     /// To Redis, where the plan names one.
     pub link: Option<Link>,
     fault: Option<String>,
@@ -43,16 +46,24 @@ pub struct Node {
 impl Fleet {
     /// Starts all nodes at once and waits until they are ready.
     pub fn start(plan: &Plan) -> Self {
-        let places: Vec<_> = (0..plan.nodes).map(|_| (address::free(), address::free())).collect();
-        let listeners = places.iter().map(|(http, _)| format!("\"{http}\"")).collect::<Vec<_>>().join(", ");
-        let node = |(number, (http, admin)): (usize, &(SocketAddr, SocketAddr))| {
+        let places: Vec<_> = (0..plan.nodes).map(|_| (address::free(), address::free(), address::free())).collect();
+        let listeners = places.iter().map(|(http, ..)| format!("\"{http}\"")).collect::<Vec<_>>().join(", ");
+        let peers = places.iter().map(|(.., peer)| format!("\"http://{peer}\"")).collect::<Vec<_>>().join(", ");
+        let node = |(number, (http, admin, peer)): (usize, &(SocketAddr, SocketAddr, SocketAddr))| {
             let name = format!("node-{number}");
             let link = plan.redis.map(Link::to);
             let mut text = format!(
                 "{}\n[listeners.http]\naddress = '{http}'\n[admin]\naddress = '{admin}'\n[log.access]\ntarget = 'off'\n",
                 plan.config
             );
-            for (placeholder, value) in [("@NODE@", name.as_str()), ("@ORIGIN@", plan.origin.as_str()), ("@NODES@", &listeners)] {
+            let own = peer.to_string();
+            for (placeholder, value) in [
+                ("@NODE@", name.as_str()),
+                ("@ORIGIN@", plan.origin.as_str()),
+                ("@NODES@", &listeners),
+                ("@PEERS@", &peers),
+                ("@PEER@", &own),
+            ] {
                 text = text.replace(placeholder, value);
             }
             if let Some(link) = &link {
@@ -60,7 +71,7 @@ impl Fleet {
             }
             let folder = tempfile::tempdir().expect("a temporary folder");
             write_config(folder.path(), &text);
-            let mut node = Node { name, http: *http, admin: *admin, link, fault: plan.fault.clone(), folder, process: None };
+            let mut node = Node { name, http: *http, admin: *admin, peer: *peer, link, fault: plan.fault.clone(), folder, process: None };
             node.start();
             node
         };

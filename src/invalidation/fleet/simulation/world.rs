@@ -558,6 +558,7 @@ impl World {
             unsafe_methods: true,
             keys_per_response: 256,
             key_bytes: 1024,
+            recovery: std::time::Duration::ZERO,
             rate_limit: None,
         };
         let ledger = LedgerFaults { soft_overwrites_hard: self.fault == Fault::SoftOverwritesHard, fold_forgets: false };

@@ -1,0 +1,103 @@
+//! The shield: peers, this node's own name among them, the secret that they share.
+
+use super::net;
+use super::table::Table;
+use super::{secret, secs};
+use crate::config::raw::RawShield;
+use crate::config::report::Report;
+use crate::config::settings::{Endpoint, Shield, ShieldPeer, peer_name};
+use crate::config::units;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Nodes of one fleet that are written down.
+const PEERS_MAX: usize = 1024;
+/// A shorter secret can be guessed.
+const SECRET_BYTES_MIN: usize = 16;
+
+pub fn shield(raw: &RawShield, report: &mut Report) -> Shield {
+    let listen = net::address_or_off("shield.listen", raw.listen.as_deref(), None, report);
+    let texts = raw.peers.as_deref().unwrap_or_default();
+    if texts.len() > PEERS_MAX {
+        report.problem("shield.peers", "too many peers", texts.len().to_string(), "at most 1024", "name them by DNS: \"dns:name:port\"");
+    }
+    let peers = texts.iter().enumerate().filter_map(|(index, text)| peer(&format!("shield.peers[{index}]"), text, report)).collect();
+    let advertise = advertise(raw, listen, report);
+    let secret = secret("shield.secret", raw.secret.as_deref(), raw.secret_file.as_deref(), report);
+    let mut table = Table::new(report, "shield");
+    let shield = Shield {
+        listen,
+        peers,
+        advertise,
+        secret,
+        connect_timeout: table.timeout("connect_timeout", raw.connect_timeout.as_ref(), Duration::from_millis(500)),
+        first_byte_timeout: table.timeout("first_byte_timeout", raw.first_byte_timeout.as_ref(), secs(35)),
+        read_timeout: table.timeout("read_timeout", raw.read_timeout.as_ref(), secs(60)),
+        keep_alive: table.timeout("keep_alive", raw.keep_alive.as_ref(), secs(1)),
+        failures: table.count("failures", raw.failures, 3, 1..=1000) as u32,
+        back_off: table.timeout("back_off", raw.back_off.as_ref(), secs(1)),
+        back_off_max: table.timeout("back_off_max", raw.back_off_max.as_ref(), secs(30)),
+        position_wait: table.duration("position_wait", raw.position_wait.as_ref(), Duration::from_millis(50)),
+    };
+    if shield.back_off > shield.back_off_max {
+        let found = format!("{} and {}", units::print_duration(shield.back_off), units::print_duration(shield.back_off_max));
+        table.wrong_text(
+            "back_off_max",
+            "back_off is longer than back_off_max",
+            found,
+            "back_off at most back_off_max",
+            "raise back_off_max",
+        );
+    }
+    check_secret(raw, &shield, report);
+    shield
+}
+
+fn check_secret(raw: &RawShield, shield: &Shield, report: &mut Report) {
+    const ALLOWED: &str = "16 to 4096 visible ASCII characters, the same on all nodes";
+    const REMEDY: &str = "make one, for example with: openssl rand -hex 32, and give it to every node by secret_file";
+    let is_given = raw.secret.is_some() || raw.secret_file.is_some();
+    if shield.is_on() && !is_given {
+        report.problem("shield", "a shield without a secret", "", ALLOWED, REMEDY);
+    }
+    if shield.secret.as_ref().is_some_and(|secret| secret.expose().len() < SECRET_BYTES_MIN) {
+        let path = if raw.secret_file.is_some() { "shield.secret_file" } else { "shield.secret" };
+        report.problem(path, "a secret that can be guessed", "***", ALLOWED, REMEDY);
+    }
+}
+
+/// `http://host:port` or `dns:name:port`.
+fn peer(path: &str, text: &str, report: &mut Report) -> Option<ShieldPeer> {
+    if let Some(name) = text.strip_prefix("dns:") {
+        let parsed = name.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok().filter(|port| *port != 0)?)));
+        return match parsed.filter(|(host, _)| net::is_host(host)) {
+            Some((host, port)) => Some(ShieldPeer::Names { host: host.to_ascii_lowercase(), port }),
+            None => {
+                let remedy = "write for example \"dns:tiercel.internal:9182\"";
+                report.problem(path, "not a name and a port", format!("\"{text}\""), "dns:NAME:PORT", remedy);
+                None
+            }
+        };
+    }
+    let Endpoint { host, port, .. } = net::endpoint(path, text, report)?;
+    Some(ShieldPeer::One { host, port })
+}
+
+/// Our own name: as written, or what others reach us by where that is one address.
+fn advertise(raw: &RawShield, listen: Option<SocketAddr>, report: &mut Report) -> Option<String> {
+    if let Some(text) = &raw.advertise {
+        return net::endpoint("shield.advertise", text, report).map(|Endpoint { host, port, .. }| peer_name(&host, port));
+    }
+    let listen = listen?;
+    if listen.ip().is_unspecified() || listen.port() == 0 {
+        report.problem(
+            "shield.listen",
+            "others cannot tell from this what this node is called",
+            format!("\"{listen}\""),
+            "one address and a port, or shield.advertise beside it",
+            "write advertise = \"http://HOST:PORT\", as the other nodes name this one in peers",
+        );
+        return None;
+    }
+    Some(peer_name(&listen.ip().to_string(), listen.port()))
+}

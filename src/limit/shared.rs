@@ -1,0 +1,110 @@
+//! Rate limits that a fleet shares: the same bucket as a number in Redis, counted by its clock.
+//!
+//! One round trip for each request, within a budget, but for those of a caller that is known to be refused. Redis slow,
+//! gone or full is no failure of the request: `on_fault` says what happens then, and after a few faults in a row Redis is
+//! left alone for a moment, so that not every request pays the budget.
+
+use crate::clock;
+use crate::config::settings::{self, RateLimit};
+use crate::observe::metrics::Metrics;
+use crate::redis::{Keys, Link, Redis, RedisError, Script, Use};
+use moka::sync::Cache;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Faults in a row after which Redis is left alone...
+const FAULTS_MAX: u32 = 5;
+/// ...for this long; then one request tries.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Empty buckets that are known here, about 200 bytes each, and for how long at most.
+const EMPTY_MAX: u64 = 16_384;
+const EMPTY_KNOWN: Duration = Duration::from_secs(10);
+
+/// Microseconds until it would be let through; 0: it is, and was counted. The key goes when its bucket is full.
+const TAKE: &str = "\
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local between, burst, count = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local full = tonumber(redis.call('GET', KEYS[1]) or now)
+if full < now then full = now end
+full = full + between * count
+local early = full - between * burst - now
+if early > 0 then return math.ceil(early) end
+redis.call('SET', KEYS[1], string.format('%.17g', full), 'PX', math.ceil((full - now) / 1000) + 1)
+return 0";
+
+/// The counts of a fleet.
+pub struct SharedCounts {
+    keys: Keys,
+    link: Link,
+    take: Script,
+    /// What Redis may take for one answer, connecting aside, which may take as long again.
+    budget: Duration,
+    faults: AtomicU32,
+    /// Boot-time nanoseconds until which Redis is left alone.
+    paused_until: AtomicU64,
+    /// Buckets that are empty until then, boot-time nanoseconds: whoever goes on asking costs no round trips.
+    empty_until: Cache<String, u64>,
+}
+
+/// Redis did not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault;
+
+impl SharedCounts {
+    /// Connects when it is first asked.
+    pub fn new(settings: &settings::Redis, budget: Duration, metrics: &Arc<Metrics>) -> Result<Self, RedisError> {
+        let redis = Redis::new(settings, metrics)?;
+        Ok(Self {
+            keys: redis.keys().clone(),
+            link: redis.link(Use::Limit),
+            take: Script::new(TAKE),
+            budget,
+            faults: AtomicU32::new(0),
+            paused_until: AtomicU64::new(0),
+            empty_until: Cache::builder().max_capacity(EMPTY_MAX).time_to_live(EMPTY_KNOWN).build(),
+        })
+    }
+
+    /// Takes one from the bucket of a caller, if there is one: `Some` is how long until there is.
+    pub async fn take(&self, limit: &RateLimit, caller: u128) -> Result<Option<Duration>, Fault> {
+        let (now, key) = (clock::nanos(), self.keys.limit(format_args!("{}:{caller:032x}", limit.name)));
+        if let Some(until) = self.empty_until.get(&key).filter(|until| *until > now) {
+            return Ok(Some(Duration::from_nanos(until - now)));
+        }
+        if self.paused_until.load(Ordering::Relaxed) > now {
+            return Err(Fault);
+        }
+        match self.ask(limit, &key).await {
+            Ok(0) => {
+                self.faults.store(0, Ordering::Relaxed);
+                Ok(None)
+            }
+            Ok(wait_us) => {
+                self.faults.store(0, Ordering::Relaxed);
+                let wait = Duration::from_micros(wait_us);
+                self.empty_until.insert(key, clock::nanos() + wait.as_nanos() as u64);
+                Ok(Some(wait))
+            }
+            Err(error) => {
+                if self.faults.fetch_add(1, Ordering::Relaxed) + 1 >= FAULTS_MAX {
+                    let until = clock::nanos() + PAUSE.as_nanos() as u64;
+                    if self.paused_until.swap(until, Ordering::Relaxed) < now {
+                        tracing::warn!(limit = limit.name, %error, "shared rate limits do not hold: Redis does not answer");
+                    }
+                }
+                Err(Fault)
+            }
+        }
+    }
+
+    async fn ask(&self, limit: &RateLimit, key: &str) -> Result<u64, RedisError> {
+        if self.link.connected().is_none() {
+            self.link.ready(self.budget).await?;
+        }
+        let between_us = limit.rate.per.as_secs_f64() * 1e6 / f64::from(limit.rate.count);
+        let arguments = [format!("{between_us}"), limit.burst.to_string(), "1".to_owned()];
+        self.link.script(&self.take, &[key], &arguments, self.budget).await
+    }
+}

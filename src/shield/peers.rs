@@ -1,0 +1,302 @@
+//! The nodes of a fleet as one of them knows them: who owns a key, who is fit to be asked, and the asking.
+
+use super::client::{Client, Question};
+use super::health::{Fitness, Health, Rules};
+use super::hop::{Asked, Hop, Invalid, Key, Standing, WINDOW_MS};
+use super::replay::Replays;
+use super::ring::Ring;
+use crate::clock;
+use crate::config::settings::{self, ShieldPeer};
+use crate::observe::log::RateLimit;
+use crate::observe::metrics::{Metrics, ShieldOutcome};
+use crate::semantics::{Fields, Now, name};
+use crate::upstream::{FetchError, Host, Inbound};
+use arc_swap::ArcSwap;
+use http::Method;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Between two looks at what a name of peers stands for. Answers are kept for their own time besides.
+const REFRESH_MS: u64 = 1000;
+/// How long a name may take to be looked up; the question goes on behind.
+const LOOK_UP: Duration = Duration::from_secs(5);
+/// Between two warnings of the same kind.
+const WARN_INTERVAL_MS: u64 = 10_000;
+
+/// What a process is to its peers, whatever its configuration says: kept through reloads.
+#[derive(Debug)]
+struct Identity {
+    sender: u128,
+    /// Grows by one per hop.
+    number: AtomicU64,
+    replays: Mutex<Replays>,
+}
+
+/// The fleet, by one configuration.
+pub struct Shield {
+    pub settings: settings::Shield,
+    key: Key,
+    /// Hash of what this node makes of requests.
+    policy: u128,
+    /// Our own name among the peers; `None`: nobody asks us.
+    own: Option<Arc<str>>,
+    identity: Arc<Identity>,
+    members: ArcSwap<Members>,
+    /// Names that stand for several peers.
+    names: Vec<(Arc<Host>, u16)>,
+    refresh_at_mono_ms: AtomicU64,
+    workers: usize,
+    metrics: Arc<Metrics>,
+}
+
+/// Who there is.
+#[derive(Default)]
+struct Members {
+    ring: Ring,
+    peers: HashMap<Arc<str>, Arc<Peer>>,
+}
+
+/// Another node.
+pub struct Peer {
+    /// `host:port`.
+    pub name: Arc<str>,
+    client: Client,
+    health: Mutex<Health>,
+}
+
+/// A hop that was found good.
+#[derive(Debug, Clone, Copy)]
+pub struct Admitted {
+    pub standing: Standing,
+    /// What it makes of requests is what we make of them.
+    pub same_policy: bool,
+}
+
+impl Shield {
+    /// `before`: what ran so far; it keeps its identity, and its connections to peers that are still there. `None`: there
+    /// is no shield.
+    pub fn new(settings: &settings::Settings, before: Option<&Arc<Self>>, metrics: &Arc<Metrics>) -> Option<Arc<Self>> {
+        let (workers, shield, policy) = (settings.server.workers, &settings.shield, crate::config::policy_hash(settings));
+        let Some(secret) = shield.secret.as_ref().filter(|_| shield.is_on()) else {
+            metrics.shield_peers(0, 0);
+            return None;
+        };
+        if let Some(before) = before.filter(|before| before.settings == *shield && before.policy == policy) {
+            return Some(Arc::clone(before));
+        }
+        let names = shield.peers.iter().filter_map(|peer| match peer {
+            ShieldPeer::Names { host, port } => Some((Host::new(host), *port)),
+            ShieldPeer::One { .. } => None,
+        });
+        let identity = before.map_or_else(
+            || Arc::new(Identity { sender: rand::random(), number: AtomicU64::new(1), replays: Mutex::default() }),
+            |before| Arc::clone(&before.identity),
+        );
+        let built = Self {
+            key: Key::new(secret.expose().as_bytes()),
+            policy,
+            own: shield.advertise.as_deref().map(Arc::from),
+            identity,
+            members: ArcSwap::default(),
+            names: names.collect(),
+            refresh_at_mono_ms: AtomicU64::new(0),
+            workers,
+            metrics: Arc::clone(metrics),
+            settings: shield.clone(),
+        };
+        let known = before.map(|before| before.members.load_full()).unwrap_or_default();
+        built.set_members(&known, &[]);
+        Some(Arc::new(built))
+    }
+
+    /// Our own name among the peers.
+    pub fn own(&self) -> Option<&Arc<str>> {
+        self.own.as_ref()
+    }
+
+    /// All nodes in order, the owner of the key first; for people.
+    pub fn order(&self, key: u128) -> Vec<Arc<str>> {
+        self.members.load().ring.order(key).into_iter().cloned().collect()
+    }
+
+    /// The peers that own a key before this node does, the owner first; none where this node owns it.
+    pub fn owners(self: &Arc<Self>, key: u128, now: Now) -> Vec<Arc<Peer>> {
+        self.refresh(now);
+        let members = self.members.load();
+        let before = match &self.own {
+            Some(own) => members.ring.before(key, own),
+            None => members.ring.order(key),
+        };
+        before.into_iter().filter_map(|name| members.peers.get(name).cloned()).collect()
+    }
+
+    /// Who they are, and whether they are fit; for people.
+    pub fn states(&self) -> Vec<(Arc<str>, bool)> {
+        let members = self.members.load();
+        let mut states: Vec<_> = members.peers.values().map(|peer| (Arc::clone(&peer.name), peer.health.lock().is_fit())).collect();
+        states.sort();
+        states
+    }
+
+    /// Asks a peer, if it is fit. `None`: it is not; whoever finds its probe due sends it on its way.
+    pub async fn ask(self: &Arc<Self>, peer: &Arc<Peer>, question: &Question) -> Option<Result<Inbound, FetchError>> {
+        let fitness = peer.health.lock().fitness(clock::now().mono_ms);
+        match fitness {
+            Fitness::Fit => {}
+            Fitness::Sick => return None,
+            Fitness::ProbeDue => {
+                tokio::spawn(Arc::clone(self).probe(Arc::clone(peer), question.worker));
+                return None;
+            }
+        }
+        let answer = peer.client.send(question, &self.settings, &peer.name).await.and_then(not_refused);
+        match &answer {
+            // What does not fit a request says nothing of the peer.
+            Err(FetchError::InvalidRequest(_)) => {}
+            Err(error) => self.failed(peer, false, error),
+            Ok(inbound) => {
+                self.metrics.shield_first_byte(inbound.first_byte);
+                self.answered(peer, false);
+            }
+        }
+        Some(answer)
+    }
+
+    /// Asks a peer that was ejected whether it is there again: not for anything, so that no client waits for it.
+    async fn probe(self: Arc<Self>, peer: Arc<Peer>, worker: usize) {
+        let asked = Asked { method: "OPTIONS", scheme: "http", authority: &peer.name, target: PROBE };
+        let mut fields = Fields::new();
+        let _ = fields.append(name::TIERCEL_HOP, self.hop(&asked, Standing::default())); // digits and spaces
+        let question = Question { method: Method::OPTIONS, authority: peer.name.to_string(), target: PROBE.into(), fields, worker };
+        match peer.client.send(&question, &self.settings, &peer.name).await {
+            Ok(inbound) if inbound.status == 204 => self.answered(&peer, true),
+            Ok(inbound) => self.failed(&peer, true, &FetchError::Malformed(format!("a probe was answered {}", inbound.status))),
+            Err(error) => self.failed(&peer, true, &error),
+        }
+    }
+
+    fn answered(&self, peer: &Peer, probe: bool) {
+        if peer.health.lock().answered(probe) {
+            tracing::info!(peer = &*peer.name, "a peer answers again");
+            self.count_peers();
+        }
+    }
+
+    fn failed(&self, peer: &Peer, probe: bool, error: &FetchError) {
+        let rules = Rules {
+            failures: self.settings.failures,
+            back_off_ms: self.settings.back_off.as_millis() as u64,
+            back_off_max_ms: self.settings.back_off_max.as_millis() as u64,
+        };
+        if peer.health.lock().failed(probe, &rules, clock::now().mono_ms) {
+            tracing::warn!(peer = &*peer.name, %error, "a peer is not asked for a while");
+            self.count_peers();
+        }
+    }
+
+    fn count_peers(&self) {
+        let members = self.members.load();
+        let fit = members.peers.values().filter(|peer| peer.health.lock().is_fit()).count();
+        self.metrics.shield_peers(fit, members.peers.len() - fit);
+    }
+
+    /// The hop field for a request of ours.
+    pub fn hop(&self, asked: &Asked<'_>, standing: Standing) -> String {
+        let number = self.identity.number.fetch_add(1, Ordering::Relaxed);
+        Hop { at_ms: clock::now().wall_ms, sender: self.identity.sender, number, policy: self.policy, standing }.write(&self.key, asked)
+    }
+
+    /// Whether a request comes from a node of the fleet, is meant as it stands, and is new.
+    pub fn admit(&self, fields: &Fields, asked: &Asked<'_>, now: Now) -> Result<Admitted, Invalid> {
+        let admitted = self.read(fields, asked, now);
+        if let Err(invalid) = admitted {
+            self.metrics.shield(ShieldOutcome::Refused);
+            static LIMIT: RateLimit = RateLimit::new(WARN_INTERVAL_MS);
+            if let Some(held_back) = LIMIT.pass(now.mono_ms) {
+                tracing::warn!(reason = invalid.as_str(), text = %invalid, held_back, "a request between peers is refused");
+            }
+        }
+        admitted
+    }
+
+    fn read(&self, fields: &Fields, asked: &Asked<'_>, now: Now) -> Result<Admitted, Invalid> {
+        let mut values = fields.values(name::TIERCEL_HOP);
+        let (Some(field), None) = (values.next(), values.next()) else { return Err(Invalid::Missing) };
+        let hop = Hop::read(field, &self.key, asked, now.wall_ms)?;
+        if hop.sender == self.identity.sender {
+            return Err(Invalid::Own);
+        }
+        let keep_ms = 2 * WINDOW_MS.unsigned_abs();
+        self.identity.replays.lock().take(hop.sender, hop.number, now.mono_ms, keep_ms)?;
+        Ok(Admitted { standing: hop.standing, same_policy: hop.policy == self.policy })
+    }
+
+    /// Looks, now and then, who stands behind the names of peers.
+    fn refresh(self: &Arc<Self>, now: Now) {
+        let due = self.refresh_at_mono_ms.load(Ordering::Relaxed);
+        let taken = || {
+            let next = now.mono_ms + REFRESH_MS;
+            self.refresh_at_mono_ms.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        };
+        if !self.names.is_empty() && now.mono_ms >= due && taken() {
+            tokio::spawn(Arc::clone(self).look_up());
+        }
+    }
+
+    async fn look_up(self: Arc<Self>) {
+        let mut found = Vec::new();
+        for (host, port) in &self.names {
+            // A name that does not resolve takes nobody out: the peers that it stood for are found out by asking them.
+            let Ok(addresses) = host.addresses(LOOK_UP).await else { return };
+            found.extend(addresses.iter().map(|address| (settings::peer_name(&address.to_string(), *port), address.to_string(), *port)));
+        }
+        let known = self.members.load_full();
+        self.set_members(&known, &found);
+    }
+
+    /// Takes up who there is by now: what was said of those that stay is kept.
+    fn set_members(&self, known: &Members, found: &[(String, String, u16)]) {
+        let fixed = self.settings.peers.iter().filter_map(|peer| match peer {
+            ShieldPeer::One { host, port } => Some((settings::peer_name(host, *port), host.clone(), *port)),
+            ShieldPeer::Names { .. } => None,
+        });
+        let mut peers = HashMap::new();
+        for (name, host, port) in fixed.chain(found.iter().cloned()) {
+            let name: Arc<str> = name.into();
+            if self.own.as_ref() != Some(&name) {
+                let peer = known.peers.get(&name).cloned().unwrap_or_else(|| self.peer(&name, &host, port));
+                peers.insert(name, peer);
+            }
+        }
+        let ring = Ring::new(peers.keys().cloned().chain(self.own.clone()));
+        if ring != known.ring {
+            tracing::info!(nodes = ring.names().len(), "nodes of the shield");
+        }
+        self.members.store(Arc::new(Members { ring, peers }));
+        self.count_peers();
+    }
+
+    fn peer(&self, name: &Arc<str>, host: &str, port: u16) -> Arc<Peer> {
+        let client = Client::new(Host::new(host), port, self.workers);
+        Arc::new(Peer { name: Arc::clone(name), client, health: Mutex::default() })
+    }
+}
+
+/// An answer, unless it says that the peer does not take us for one of its fleet.
+fn not_refused(inbound: Inbound) -> Result<Inbound, FetchError> {
+    match inbound.fields.text(name::TIERCEL_ERROR).filter(|token| token.starts_with("hop-")) {
+        Some(token) => Err(FetchError::Malformed(format!("the peer refuses our requests: {token}"))),
+        None => Ok(inbound),
+    }
+}
+
+/// What a probe asks for.
+const PROBE: &str = "/";
+
+/// Whether a request that was admitted is a probe: it gets 204, and goes nowhere.
+pub fn is_probe(method: &Method) -> bool {
+    *method == Method::OPTIONS
+}
