@@ -65,6 +65,10 @@ pub async fn ask(fire: &Fire, client: &mut Option<Client>, node: usize, resource
 /// Judges and counts an answer.
 pub fn judge(fire: &Fire, node: usize, resource: &Resource, demand: super::world::Demand, answer: &Answer) {
     let status = answer.field("cache-status").unwrap_or_default();
+    // A node that is killed breaks off what it was saying, and at the end all are.
+    if !answer.whole && (fire.is_over() || fire.nodes[node].resting.load(SeqCst)) {
+        return fire.unanswered.count("broken off by a node that went");
+    }
     if answer.status != 200 || !answer.whole {
         fire.failed.count(format!("status {} whole {}", answer.status, answer.whole));
         fire.tell(format!("no answer of the origin's from {}: {}", fire.nodes[node].name, answer.head));
