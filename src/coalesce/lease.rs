@@ -102,7 +102,7 @@ enum News {
 }
 
 /// Takes the lease if nobody has it: `h` and the token of who has it from now on. Else what is there, and for how many more
-/// milliseconds. An outcome that is kept (`o...`) counts as nobody where ARGV[3] says so.
+/// milliseconds. An outcome that is kept (`o...`) counts as nobody where the third argument says so.
 const ASK: &str = "\
 local there = redis.call('GET', KEYS[1])
 if there and not (ARGV[3] == 'anew' and string.sub(there, 1, 1) == 'o') then
