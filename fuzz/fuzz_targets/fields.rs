@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
             2 => drop(fields.append(name::VARY, value)),
             3 => drop(fields.set(name::CACHE_CONTROL, value)),
             _ => {
-                fields.retain(|name, _| name != field);
+                fields.retain(|_, name, _| name != field);
             }
         }
         check(&fields);
