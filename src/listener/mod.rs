@@ -84,6 +84,16 @@ pub enum Handled {
     Later(Pin<Box<dyn Future<Output = Response> + Send>>),
 }
 
+impl Handled {
+    /// The answer, when it is there.
+    pub async fn response(self) -> Response {
+        match self {
+            Self::Ready(response) => response,
+            Self::Later(response) => response.await,
+        }
+    }
+}
+
 /// What answers requests: the proxy; in tests of a connection, a scripted stand-in.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request. Whatever the future borrows it must copy from `head`.

@@ -1,10 +1,11 @@
 //! Fetches that nobody else waits for: past the cache, and cacheable ones that do not line up.
 
 use super::admit::Past;
+use super::ask::{Way, ask};
 use super::exchange::{Arrival, Exchange, PanicNote};
 use super::flight::{Candidate, Failure, FlightHead, Own, is_shareable, marker_key};
 use super::lead::{is_origin_error, pump};
-use super::shield::{self, Fetched};
+use super::shield::Fetched;
 use super::store::{self, Began};
 use super::{Proxy, answer, deliver, forward, purge, remote, revalidate};
 use crate::cache::StoredHead;
@@ -101,22 +102,12 @@ pub async fn fetch(
             None => forward::Kind::OnItsTerms,
         };
         // What others may have stored for it is asked for; what is for this request alone goes straight up.
-        let by_peer = match reason {
-            Reason::Head | Reason::Authorization if whole => shield::fetch(proxy, exchange, confirming.map(|(stored, _)| stored)).await,
-            _ => None,
-        };
+        let by_peer = whole && matches!(reason, Reason::Head | Reason::Authorization);
         // What nobody could share was fetched as often before the purge as after it.
-        let after_purge = by_peer.is_none() && reason == Reason::NotCollapsed && proxy.is_recovering(exchange, candidate.as_ref());
-        let place = if after_purge { upstream.place_after_purge().await.map(Some) } else { Ok(None) };
-        if by_peer.is_none() {
-            began.sent = clock::now();
-        }
-        let sent = match (by_peer, place.and_then(|place| Ok((place, forward::request(exchange, kind, interim.clone())?)))) {
-            (Some(answered), _) => answered,
-            (None, Ok((_place, request))) => upstream.send(request).await.map(Fetched::from),
-            (None, Err(error)) => Err(error.into()),
-        };
-        let inbound = match sent {
+        let after_purge = reason == Reason::NotCollapsed && proxy.is_recovering(exchange, candidate.as_ref());
+        let way = Way { by_peer, confirming: confirming.map(|(stored, _)| stored), after_purge };
+        let request = || forward::request(exchange, kind, interim.clone());
+        let inbound = match ask(proxy, exchange, &upstream, way, request, &mut began.sent).await {
             Ok(Fetched { inbound, stamp }) => {
                 began.stamp = stamp.unwrap_or(began.stamp);
                 inbound

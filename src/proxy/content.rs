@@ -59,10 +59,7 @@ async fn answered(proxy: Arc<Proxy>, mut exchange: Exchange, body: RequestBody, 
     };
     exchange.key = content::key(&exchange.key, &exchange.method, &exchange.fields, &content.bytes);
     exchange.content = Some(Arc::new(content));
-    match proxy.from_cache(exchange.arrival(), || interim, clock::now()) {
-        Handled::Ready(response) => response,
-        Handled::Later(response) => response.await,
-    }
+    proxy.from_cache(exchange.arrival(), || interim, clock::now()).response().await
 }
 
 enum Gathered {

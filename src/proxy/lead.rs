@@ -1,11 +1,12 @@
 //! Leading a flight: its task fetches, decides at the head, tells everybody, streams and stores.
 
+use super::ask::{Way, ask};
 use super::blocks::{self, Block};
 use super::exchange::{Exchange, PanicNote};
 use super::flight::{
     Candidate, Departure, Failure, FlightBody, FlightHead, Led, Own, is_shareable, large_key, marker_key, secondary_known,
 };
-use super::shield::{self, Fetched};
+use super::shield::Fetched;
 use super::store::{self, Began};
 use super::{Proxy, forward, remote, revalidate};
 use crate::body::Chunk;
@@ -40,10 +41,8 @@ pub async fn lead(
     let _note = PanicNote::on(Arc::clone(&exchange));
     proxy.metrics.flight_led();
     let mut began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
-    // A hard-purged response is never a source of validators; one that is valid at the stamp may be confirmed.
-    let confirming = usable(&candidate);
     let is_refresh = client.is_none();
-    let part = blocks::first_part(&proxy, &exchange, confirming.as_deref());
+    let part = blocks::first_part(&proxy, &exchange, usable(&candidate).as_deref());
     let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge: false };
     let candidate = match duty.look_in_tier(candidate, began.fetch).await {
         Looked::Found(status) => return Some(status),
@@ -75,7 +74,7 @@ pub async fn lead(
     }
 }
 
-/// What may be confirmed: what was not purged for good.
+/// What may be confirmed: a hard-purged response is never a source of validators.
 fn usable(candidate: &Candidate) -> Option<Arc<StoredResponse>> {
     candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged).map(|(stored, _)| Arc::clone(stored))
 }
@@ -170,21 +169,11 @@ impl Duty {
             None => forward::Kind::Whole(confirming),
             Some(part) => forward::Kind::Part { range: format!("bytes={}-{}", part.start, part.end - 1), stored: confirming },
         };
-        let request = match forward::request(&self.exchange, kind, Some(sender)) {
-            Ok(request) => request,
-            Err(error) => return Some(Err(error.into())),
-        };
         let (proxy, exchange) = (Arc::clone(&self.proxy), Arc::clone(&self.exchange));
-        let (in_part, after_purge) = (self.part.is_some(), self.after_purge);
+        let way = Way { by_peer: self.part.is_none(), confirming, after_purge: self.after_purge };
         let mut sending = Box::pin(async move {
-            *sent = clock::now();
-            let by_peer = if in_part { None } else { shield::fetch(&proxy, &exchange, confirming).await };
-            if let Some(answered) = by_peer {
-                return answered;
-            }
-            let _place = if after_purge { Some(upstream.place_after_purge().await?) } else { None };
-            *sent = clock::now();
-            upstream.send(request).await.map(Fetched::from)
+            let request = || forward::request(&exchange, kind, Some(sender));
+            ask(&proxy, &exchange, &upstream, way, request, sent).await
         });
         let result = loop {
             tokio::select! {

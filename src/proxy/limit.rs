@@ -64,11 +64,7 @@ pub fn in_fleet(
         if let Err(rejected) = limiter.check_shared(caller).await {
             return answer::too_many_requests(&exchange.arrival(), &limiter.settings, rejected);
         }
-        let handled = proxy.go(exchange.arrival(), body, &mut InterimSlot::of(interim), clock::now());
-        match handled {
-            Handled::Ready(response) => response,
-            Handled::Later(response) => response.await,
-        }
+        proxy.go(exchange.arrival(), body, &mut InterimSlot::of(interim), clock::now()).response().await
     }))
 }
 

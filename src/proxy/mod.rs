@@ -9,6 +9,7 @@
 mod admit;
 mod alone;
 mod answer;
+mod ask;
 mod blocks;
 mod content;
 mod deliver;

@@ -270,12 +270,13 @@ impl Handler for PeerDoor {
             return Handled::Later(Box::pin(async move {
                 let live = proxy.live.load_full();
                 catch_up(&proxy, &admitted.standing, live.settings.shield.position_wait).await;
-                with_error(finished(proxy.journey(&live, &peer, &head, RequestBody::Empty, &mut InterimSlot::default(), from_peer)).await)
+                let handled = proxy.journey(&live, &peer, &head, RequestBody::Empty, &mut InterimSlot::default(), from_peer);
+                with_error(handled.response().await)
             }));
         }
         match proxy.journey(&proxy.live.load(), peer, head, body, interim, from_peer) {
             Handled::Ready(response) => Handled::Ready(with_error(response)),
-            later @ Handled::Later(_) => Handled::Later(Box::pin(async move { with_error(finished(later).await) })),
+            later @ Handled::Later(_) => Handled::Later(Box::pin(async move { with_error(later.response().await) })),
         }
     }
 
@@ -293,13 +294,6 @@ impl Handler for PeerDoor {
 
     fn bound(&self, bound: Bound) {
         self.0.bound(bound);
-    }
-}
-
-async fn finished(handled: Handled) -> Response {
-    match handled {
-        Handled::Ready(response) => response,
-        Handled::Later(later) => later.await,
     }
 }
 

@@ -1,0 +1,40 @@
+//! Asking for what is not here: the node that owns the key, else the upstream.
+
+use super::Proxy;
+use super::exchange::Exchange;
+use super::shield::{self, Fetched};
+use crate::cache::StoredResponse;
+use crate::clock;
+use crate::semantics::Now;
+use crate::upstream::{FetchError, Outbound, Unanswered, Upstream};
+use std::sync::Arc;
+
+/// Who is asked, and when.
+pub struct Way<'a> {
+    /// Whether another node may be asked first.
+    pub by_peer: bool,
+    /// What is stored here, to be confirmed by the other node.
+    pub confirming: Option<&'a Arc<StoredResponse>>,
+    /// A purge of much is likely to be the reason: it waits for a place in that line of the upstream.
+    pub after_purge: bool,
+}
+
+/// `request` is made once the upstream is to have it; `sent` becomes the time at which whoever answers was asked.
+pub async fn ask(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    upstream: &Arc<Upstream>,
+    way: Way<'_>,
+    request: impl FnOnce() -> Result<Outbound, FetchError>,
+    sent: &mut Now,
+) -> Result<Fetched, Unanswered> {
+    *sent = clock::now();
+    if way.by_peer
+        && let Some(answered) = shield::fetch(proxy, exchange, way.confirming).await
+    {
+        return answered;
+    }
+    let _place = if way.after_purge { Some(upstream.place_after_purge().await?) } else { None };
+    *sent = clock::now();
+    upstream.send(request()?).await.map(Fetched::from)
+}
