@@ -28,8 +28,7 @@ pub enum Standing {
 impl Standing {
     /// Of a request that comes now.
     pub fn of(journal: &Journal, settings: &settings::Journal, now: Now) -> Self {
-        let is_trusted = journal.is_trusted(now) || planted(Fault::ResumedUntrusted);
-        if is_trusted { Self::Trusted } else { Self::cut_off(journal, settings, now) }
+        if journal.is_trusted(now) { Self::Trusted } else { Self::cut_off(journal, settings, now) }
     }
 
     #[cold]
