@@ -127,6 +127,7 @@ fn limits() -> Limits {
         write_timeout: long,
         waiting: 1000,
         rate_limit_budget: std::time::Duration::from_secs(1),
+        compression_threads: 1,
     }
 }
 
