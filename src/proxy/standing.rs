@@ -103,18 +103,8 @@ mod tests {
     }
 
     fn journal(order: Order) -> Journal {
-        let settings = settings::Purge {
-            receipts: 1,
-            selectors_per_call: 1,
-            map_capacity: 1,
-            fold_slots: 1,
-            unsafe_methods: true,
-            keys_per_response: 1,
-            key_bytes: 1,
-            recovery: std::time::Duration::ZERO,
-            rate_limit: None,
-        };
-        Journal::with_order(&settings, order)
+        let bounds = settings::PurgeBounds { receipts: 1, map_capacity: 1, fold_slots: 1, recovery: std::time::Duration::ZERO };
+        Journal::with_order(&bounds, order)
     }
 
     fn at(mono_ms: u64) -> Now {

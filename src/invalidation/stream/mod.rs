@@ -83,7 +83,7 @@ impl Stream {
                 trust_ms: ms(own.trust),
                 repair_ms: ms(own.repair),
                 forget_after_ms: ms(own.forget_after),
-                receipts: settings.purge.receipts,
+                receipts: settings.purge.bounds.receipts,
             },
             Instance(rand::random()),
             Arc::clone(&journal),
