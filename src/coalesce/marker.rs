@@ -137,6 +137,7 @@ impl Shard {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn markers(count: usize) -> Markers {
         Markers::new(&Fill {

@@ -1,10 +1,9 @@
 //! Writing behind: what is stored waits in a bounded queue for a thread of its own, and nobody waits for that.
 
-use super::Breaker;
 use crate::clock;
 use crate::config::settings;
 use crate::observe::metrics::{Metrics, TierWrite};
-use crate::redis::{Link, Redis, RedisError, Script, Use, cmd, pipe};
+use crate::redis::{Breaker, Link, Redis, RedisError, Script, Use, cmd, pipe};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
