@@ -10,4 +10,5 @@ pub mod origin;
 pub mod process;
 pub mod redis;
 pub mod resource;
+pub mod scripted;
 pub mod server;
