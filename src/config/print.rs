@@ -31,7 +31,7 @@ pub fn effective(settings: &Settings) -> Value {
             "trusted_proxies": networks(&s.server.trusted_proxies),
             "lenient_path": s.server.lenient_path,
         },
-        "listeners": s.listeners.iter().map(|l| (l.name.clone(), json!({"address": l.address.to_string()}))).collect::<Map<_, _>>(),
+        "listeners": s.listeners.iter().map(|l| (l.name.clone(), json!({"address": l.address.to_string(), "h2c": l.h2c}))).collect::<Map<_, _>>(),
         "admin": admin(&s.admin),
         "metrics": {"address": address(s.metrics.address)},
         "memory": memory(&s.memory),

@@ -168,6 +168,8 @@ pub enum RawRuntime {
 pub struct RawListener {
     /// Address and port; port 0 takes a free one.
     pub address: Option<String>,
+    /// Serve HTTP/2 in plain text, too, to clients that begin with its preface (prior knowledge).
+    pub h2c: Option<bool>,
 }
 
 /// The admin listener: API, metrics, probes.

@@ -37,7 +37,7 @@ pub struct Settings {
 impl Settings {
     /// All sockets that connections of HTTP come in by.
     pub fn sockets(&self) -> impl Iterator<Item = Listener> {
-        let peers = self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers });
+        let peers = self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers, h2c: true });
         self.listeners.iter().cloned().chain(peers)
     }
 }
@@ -72,6 +72,8 @@ pub struct Listener {
     pub name: String,
     pub address: SocketAddr,
     pub kind: ListenerKind,
+    /// HTTP/2 in plain text is served to clients that begin with its preface.
+    pub h2c: bool,
 }
 
 /// Who connects.

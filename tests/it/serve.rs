@@ -9,6 +9,7 @@ mod content;
 mod equivalent;
 mod forwarding;
 mod freshness;
+mod http2;
 mod methods;
 mod policy;
 mod purge;

@@ -119,7 +119,8 @@ fn threads(key: &str, raw: Option<&RawWorkers>, auto: usize, table: &mut Table<'
 
 fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Listener> {
     if raw.is_empty() {
-        return vec![Listener { name: "http".into(), address: SocketAddr::from(([127, 0, 0, 1], 8080)), kind: ListenerKind::Clients }];
+        let address = SocketAddr::from(([127, 0, 0, 1], 8080));
+        return vec![Listener { name: "http".into(), address, kind: ListenerKind::Clients, h2c: false }];
     }
     let listener = |(name, raw): (&String, &RawListener)| {
         let path = join("listeners", name);
@@ -129,7 +130,7 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             return None;
         };
         let address = net::address(&join(&path, "address"), address, report)?;
-        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients })
+        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, h2c: raw.h2c.unwrap_or(false) })
     };
     raw.iter().filter_map(listener).collect()
 }
