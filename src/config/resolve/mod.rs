@@ -11,6 +11,7 @@ mod redis;
 mod shield;
 mod site;
 mod table;
+mod tls;
 
 pub use limit::PURGE_BURST;
 
@@ -24,6 +25,7 @@ use super::units;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 
@@ -90,6 +92,7 @@ fn server(raw: &RawServer, report: &mut Report) -> Server {
         );
     }
     let mut table = Table::new(report, "server");
+    let certificate_poll = table.timeout_or_off("certificate_poll", raw.certificate_poll.as_ref(), Some(secs(5)));
     Server {
         workers: workers(raw.workers.as_ref(), &mut table),
         drain_delay: table.duration("drain_delay", raw.drain_delay.as_ref(), Duration::ZERO),
@@ -100,6 +103,7 @@ fn server(raw: &RawServer, report: &mut Report) -> Server {
         },
         trusted_proxies: net::networks("server.trusted_proxies", raw.trusted_proxies.as_deref().unwrap_or_default(), report),
         lenient_path: raw.lenient_path.unwrap_or(false),
+        certificate_poll,
         name,
     }
 }
@@ -118,7 +122,12 @@ fn workers(raw: Option<&RawWorkers>, table: &mut Table<'_>) -> usize {
 
 fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Listener> {
     if raw.is_empty() {
-        return vec![Listener { name: "http".into(), address: SocketAddr::from(([127, 0, 0, 1], 8080)), kind: ListenerKind::Clients }];
+        return vec![Listener {
+            name: "http".into(),
+            address: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            kind: ListenerKind::Clients,
+            tls: None,
+        }];
     }
     let listener = |(name, raw): (&String, &RawListener)| {
         let path = join("listeners", name);
@@ -128,7 +137,8 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             return None;
         };
         let address = net::address(&join(&path, "address"), address, report)?;
-        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients })
+        let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
+        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, tls })
     };
     raw.iter().filter_map(listener).collect()
 }

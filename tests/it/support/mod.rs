@@ -7,6 +7,7 @@ pub mod fleet;
 pub mod hit;
 pub mod link;
 pub mod origin;
+pub mod pki;
 pub mod process;
 pub mod redis;
 pub mod resource;
