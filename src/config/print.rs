@@ -229,18 +229,18 @@ fn upstream(u: &Upstream) -> Value {
 fn purge(settings: &Settings) -> Value {
     let p = &settings.purge;
     json!({
-        "receipts": p.receipts,
+        "receipts": p.bounds.receipts,
         "selectors_per_call": p.selectors_per_call,
-        "map_capacity": p.map_capacity,
-        "fold_slots": p.fold_slots,
+        "map_capacity": p.bounds.map_capacity,
+        "fold_slots": p.bounds.fold_slots,
         "unsafe_methods": match (p.unsafe_methods, settings.journal.tell_unsafe) {
             (false, _) => "off",
             (true, false) => "local",
             (true, true) => "fleet",
         },
-        "keys_per_response": p.keys_per_response,
-        "key_bytes": print_size(p.key_bytes as u64),
-        "recovery": print_duration(p.recovery),
+        "keys_per_response": p.keys.keys_per_response,
+        "key_bytes": print_size(p.keys.key_bytes as u64),
+        "recovery": print_duration(p.bounds.recovery),
         "rate": p.rate_limit.as_ref().map_or_else(|| "off".to_owned(), rate),
         "burst": p.rate_limit.as_ref().map_or(PURGE_BURST, |limit| limit.burst),
     })

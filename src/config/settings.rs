@@ -437,23 +437,35 @@ pub enum UpstreamHost {
 
 #[derive(Debug, Clone)]
 pub struct Purge {
-    /// Provisional and remembered receipts.
-    pub receipts: usize,
+    pub bounds: PurgeBounds,
+    pub keys: KeyBounds,
     /// Selectors in one call.
     pub selectors_per_call: usize,
+    /// Unsafe methods invalidate.
+    pub unsafe_methods: bool,
+    /// Selectors that one caller may purge; `None`: any number.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// How much of what was purged is remembered, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PurgeBounds {
+    /// Provisional and remembered receipts.
+    pub receipts: usize,
     /// Selectors kept exactly before they fold.
     pub map_capacity: usize,
     pub fold_slots: usize,
-    /// Unsafe methods invalidate.
-    pub unsafe_methods: bool,
-    /// Surrogate keys of one response; more: not stored.
-    pub keys_per_response: usize,
-    /// Bytes of one surrogate key.
-    pub key_bytes: usize,
     /// How long after a purge of a prefix, host, site or everything the misses of what it matches count as its doing.
     pub recovery: Duration,
-    /// Selectors that one caller may purge; `None`: any number.
-    pub rate_limit: Option<RateLimit>,
+}
+
+/// The surrogate keys of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyBounds {
+    /// In one response; more: not stored.
+    pub keys_per_response: usize,
+    /// Bytes of one.
+    pub key_bytes: usize,
 }
 
 /// The fleet's journal of invalidations, as far as this node is concerned.

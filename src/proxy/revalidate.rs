@@ -154,7 +154,7 @@ fn still_usable(proxy: &Proxy, exchange: &Exchange, old: &StoredHead, inbound: &
         return Err(Gone);
     }
     let tags = if super::deliver::has_tags(&inbound.fields) {
-        Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge).map_err(|_| Gone)?
+        Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge.keys).map_err(|_| Gone)?
     } else {
         old.tags.clone()
     };

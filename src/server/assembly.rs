@@ -153,7 +153,7 @@ impl Server {
             Some(_) => Order::Fleet { tell_unsafe: settings.journal.tell_unsafe },
             None => Order::Own,
         };
-        let journal = Arc::new(Journal::with_order(&settings.purge, order));
+        let journal = Arc::new(Journal::with_order(&settings.purge.bounds, order));
         let live = Live::new(settings.clone(), None, &metrics);
         let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log));
         if let Some(tier) = &settings.redis {

@@ -286,15 +286,19 @@ fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
     let rate_limit = limit::purge(raw, report);
     let mut t = Table::new(report, "purge");
     Purge {
-        rate_limit,
-        recovery: t.duration("recovery", raw.recovery.as_ref(), secs(60)),
-        receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
+        bounds: PurgeBounds {
+            receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
+            map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
+            fold_slots: t.count("fold_slots", raw.fold_slots, 16_384, 16..=100_000_000) as usize,
+            recovery: t.duration("recovery", raw.recovery.as_ref(), secs(60)),
+        },
+        keys: KeyBounds {
+            keys_per_response: t.count("keys_per_response", raw.keys_per_response, 256, 1..=65_536) as usize,
+            key_bytes: t.size("key_bytes", raw.key_bytes.as_ref(), KIB, 1..=64 * KIB) as usize,
+        },
         selectors_per_call: t.count("selectors_per_call", raw.selectors_per_call, 100, 1..=100_000) as usize,
-        map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
-        fold_slots: t.count("fold_slots", raw.fold_slots, 16_384, 16..=100_000_000) as usize,
         unsafe_methods: !is_off,
-        keys_per_response: t.count("keys_per_response", raw.keys_per_response, 256, 1..=65_536) as usize,
-        key_bytes: t.size("key_bytes", raw.key_bytes.as_ref(), KIB, 1..=64 * KIB) as usize,
+        rate_limit,
     }
 }
 

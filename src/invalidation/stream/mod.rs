@@ -80,10 +80,10 @@ impl Stream {
             Settings {
                 name: own.node.clone(),
                 policy: policy(own),
-                trust_ms: ms(own.trust),
-                repair_ms: ms(own.repair),
-                forget_after_ms: ms(own.forget_after),
-                receipts: settings.purge.receipts,
+                trust_ms: clock::ms(own.trust),
+                repair_ms: clock::ms(own.repair),
+                forget_after_ms: clock::ms(own.forget_after),
+                receipts: settings.purge.bounds.receipts,
             },
             Instance(rand::random()),
             Arc::clone(&journal),
@@ -103,7 +103,8 @@ impl Stream {
             runtime.block_on(async move {
                 let commands = Arc::new(Commands::new(&redis, max_entries, trust));
                 let (read, reconnected_at) = (None, clock::now().mono_ms);
-                let driver = Driver { fleet, stream: shared, commands, redis, metrics, inputs, read, trust_ms: ms(trust), reconnected_at };
+                let driver =
+                    Driver { fleet, stream: shared, commands, redis, metrics, inputs, read, trust_ms: clock::ms(trust), reconnected_at };
                 driver.run(received).await;
             });
         })?;
@@ -168,14 +169,10 @@ impl Stream {
 
 fn policy(own: &settings::Journal) -> Policy {
     match own.on_cutoff {
-        OnCutoff::Serve => Policy::Serve { at_most_ms: own.serve_at_most.map(ms) },
+        OnCutoff::Serve => Policy::Serve { at_most_ms: own.serve_at_most.map(clock::ms) },
         OnCutoff::Revalidate => Policy::Revalidate,
         OnCutoff::Bypass => Policy::Bypass,
     }
-}
-
-fn ms(length: Duration) -> u64 {
-    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 struct Driver {

@@ -11,4 +11,5 @@ pub mod pki;
 pub mod process;
 pub mod redis;
 pub mod resource;
+pub mod scripted;
 pub mod server;
