@@ -9,11 +9,13 @@ mod redis;
 mod scrape;
 pub mod series;
 mod tiers;
+mod tls;
 
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 pub use tiers::{TierLookup, TierSeries, TierWrite};
+pub use tls::{Handshake, TlsSeries};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
@@ -469,6 +471,7 @@ pub struct Metrics {
     /// The tier in Redis.
     pub tiers: TierSeries,
     pub journal: JournalSeries,
+    pub tls: TlsSeries,
     reload: Reload,
 }
 
@@ -520,6 +523,7 @@ impl Metrics {
             redis: RedisSeries::new(&registry),
             tiers: TierSeries::new(&registry),
             journal: JournalSeries::new(&registry),
+            tls: TlsSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,
