@@ -5,12 +5,14 @@
 
 mod hot;
 mod journal;
+mod lease;
 mod redis;
 mod scrape;
 pub mod series;
 mod tiers;
 
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
+pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 pub use tiers::{TierLookup, TierSeries, TierWrite};
@@ -436,6 +438,7 @@ pub struct Metrics {
     pub redis: RedisSeries,
     /// The tier in Redis.
     pub tiers: TierSeries,
+    pub lease: LeaseSeries,
     pub journal: JournalSeries,
     reload: Reload,
 }
@@ -485,6 +488,7 @@ impl Metrics {
             upstreams: Upstreams::new(&registry),
             redis: RedisSeries::new(&registry),
             tiers: TierSeries::new(&registry),
+            lease: LeaseSeries::new(&registry),
             journal: JournalSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,

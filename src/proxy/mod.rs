@@ -19,6 +19,7 @@ mod fill;
 mod flight;
 mod forward;
 mod lead;
+mod lease;
 mod limit;
 mod live;
 mod lookup;
