@@ -42,6 +42,7 @@ pub fn effective(settings: &Settings) -> Value {
         "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
         "purge": purge(s),
         "shield": shield(&s.shield),
+        "lease": lease(&s.lease),
         "journal": journal(&s.journal),
         "log": log(&s.log),
         "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
@@ -258,6 +259,15 @@ fn journal(j: &Journal) -> Value {
         "revalidate_every": print_duration(j.revalidate_every),
         "forget_after": print_duration(j.forget_after),
         "max_entries": j.max_entries,
+    })
+}
+
+fn lease(lease: &Lease) -> Value {
+    json!({
+        "enabled": lease.enabled,
+        "wait": print_duration(lease.wait),
+        "ttl": print_duration(lease.ttl),
+        "kept": print_duration(lease.kept),
     })
 }
 

@@ -109,6 +109,7 @@ pub struct RawConfig {
     pub sites: BTreeMap<String, RawSite>,
     pub purge: RawPurge,
     pub shield: RawShield,
+    pub lease: RawLease,
     pub journal: RawJournal,
     pub log: RawLog,
     pub cache: RawCache,
@@ -1028,6 +1029,20 @@ pub struct RawShield {
     pub back_off_max: Option<RawDuration>,
     /// How long the owner waits for purges that the asker knows of and it does not yet.
     pub position_wait: Option<RawDuration>,
+}
+
+/// One fetch per fleet without a shield: who fetches has a lease in the Redis of `cache.redis`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawLease {
+    /// Where `cache.redis` is, too.
+    pub enabled: Option<bool>,
+    /// Longest wait for another node's fetch.
+    pub wait: Option<RawDuration>,
+    /// So long after its holder died another gets it.
+    pub ttl: Option<RawDuration>,
+    /// So long what came of a fetch is known to nodes that ask later.
+    pub kept: Option<RawDuration>,
 }
 
 /// Logs.

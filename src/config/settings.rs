@@ -26,6 +26,7 @@ pub struct Settings {
     pub shield: Shield,
     pub journal: Journal,
     pub log: Log,
+    pub lease: Lease,
     /// `[cache.redis]`: the tier that the fleet shares, where there is one.
     pub redis: Option<RedisTier>,
     /// Hash of the resolved configuration, for metrics and `explain`.
@@ -522,6 +523,18 @@ impl OnCutoff {
             Self::Bypass => "bypass",
         }
     }
+}
+
+/// How leases for fetches are held and waited for, where there is a tier that the fleet shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    pub enabled: bool,
+    /// Longest wait for another node's fetch.
+    pub wait: Duration,
+    /// So long after its holder died another gets it.
+    pub ttl: Duration,
+    /// So long what came of a fetch is known to nodes that ask later.
+    pub kept: Duration,
 }
 
 /// The origin shield.

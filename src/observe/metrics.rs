@@ -5,6 +5,7 @@
 
 mod hot;
 mod journal;
+mod lease;
 mod redis;
 mod scrape;
 pub mod series;
@@ -12,6 +13,7 @@ mod tiers;
 mod tls;
 
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
+pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 pub use tiers::{TierLookup, TierSeries, TierWrite};
@@ -470,6 +472,7 @@ pub struct Metrics {
     pub redis: RedisSeries,
     /// The tier in Redis.
     pub tiers: TierSeries,
+    pub lease: LeaseSeries,
     pub journal: JournalSeries,
     pub tls: TlsSeries,
     reload: Reload,
@@ -522,6 +525,7 @@ impl Metrics {
             upstreams: Upstreams::new(&registry),
             redis: RedisSeries::new(&registry),
             tiers: TierSeries::new(&registry),
+            lease: LeaseSeries::new(&registry),
             journal: JournalSeries::new(&registry),
             tls: TlsSeries::new(&registry),
             reload: Reload::new(&registry),

@@ -20,6 +20,7 @@ mod flight;
 mod forms;
 mod forward;
 mod lead;
+mod lease;
 mod limit;
 mod live;
 mod lookup;

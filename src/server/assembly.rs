@@ -4,6 +4,7 @@ use super::accept::Doorway;
 use super::workers::Workers;
 use super::{background, certificates, control::Controller, sockets};
 use crate::admin;
+use crate::coalesce::lease::Leases;
 use crate::config::settings::{Listener, ListenerKind};
 use crate::config::{self, Settings, Sources};
 use crate::invalidation::journal::{Journal, Order};
@@ -158,8 +159,9 @@ impl Server {
         let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log));
         if let Some(tier) = &settings.redis {
             let redis = Redis::new(&tier.server, &metrics).context("cache.redis")?;
+            let leases = settings.lease.enabled.then(|| Arc::new(Leases::new(&redis, settings.lease, tier.lookup_budget, &metrics)));
             let tier = RedisTier::start(redis, tier.clone(), settings.server.workers, &metrics).context("cache.redis")?;
-            proxy.share(Remote::new(tier));
+            proxy.share(Remote::new(tier, leases));
         }
         metrics.observe_gauges(Arc::clone(&proxy) as _);
         metrics.reloaded(true, &settings.hash);

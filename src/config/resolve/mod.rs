@@ -68,6 +68,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         upstreams,
         purge: purge(&raw.purge, report),
         shield: shield::shield(&raw.shield, report),
+        lease: redis::lease(&raw.lease, report),
         journal: journal::journal(raw, &listeners, report),
         log: log(&raw.log, report),
         listeners,

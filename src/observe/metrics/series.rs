@@ -202,6 +202,14 @@ series! {
         "Bytes of the responses that wait to be written to a tier outside the process.";
     TIER_BREAKER = Gauge "tiercel_tier_breaker_open" ["tier"]
         "Whether a tier is left alone because it does not answer.";
+    LEASE_ASKED = Counter "tiercel_lease_asked_total" ["result"]
+        "Fetches for which the fleet's lease was asked, by what came of it: led (this node fetched for the fleet), given (what another node stored meanwhile answered), alone (another's response is not in Redis), timed_out (it was waited for in vain), unknown (Redis did not say).";
+    LEASE_ENDED = Counter "tiercel_lease_ended_total" ["outcome"]
+        "Leases of this node, by what the fleet was told: stored, uncacheable, too_large, not_taken (by Redis), failed; lapsed: nobody could be told.";
+    LEASE_WAIT_SECONDS = Histogram "tiercel_lease_wait_seconds" []
+        "How long fetches waited for another node's.";
+    LEASE_WAITING = Gauge "tiercel_lease_waiting" []
+        "Fetches that wait for another node's.";
     SHIELD_REQUESTS = Counter "tiercel_shield_requests_total" ["peer_role", "outcome"]
         "Requests between nodes, as asker and as owner, by outcome.";
     SHIELD_SECONDS = Histogram "tiercel_shield_seconds" []

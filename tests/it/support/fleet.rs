@@ -79,6 +79,11 @@ impl Fleet {
         fleet.nodes.iter().for_each(Node::until_ready);
         fleet
     }
+
+    /// [`Node::metric`] of all nodes that answer, added up.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        self.nodes.iter().filter_map(|node| node.metric(name, labels)).sum()
+    }
 }
 
 impl Node {
