@@ -79,7 +79,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "faults", "sync"],
     ),
     ("invalidation::fleet", &["invalidation", "semantics::Now", "faults"]),
-    ("invalidation::stream", &["invalidation", "redis", "semantics::Now", "observe::metrics", "config::settings", "clock", "sync"]),
+    (
+        "invalidation::stream",
+        &["invalidation", "redis", "semantics::Now", "observe::metrics", "observe::log::RateLimit", "config::settings", "clock", "sync"],
+    ),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("tier::redis", &["redis", "observe", "config::settings", "clock"]),
     ("limit", &["semantics::key::hash128", "redis", "observe", "config::settings", "clock"]),
