@@ -93,7 +93,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["semantics::Now", "semantics::key", "semantics::reuse::Validity", "observe", "config::settings", "clock", "faults", "sync"],
     ),
     ("invalidation::fleet", &["invalidation", "semantics::Now", "faults"]),
-    ("invalidation::stream", &["invalidation", "redis", "semantics::Now", "observe::metrics", "config::settings", "clock", "sync"]),
+    (
+        "invalidation::stream",
+        &["invalidation", "redis", "semantics::Now", "observe::metrics", "observe::log::RateLimit", "config::settings", "clock", "sync"],
+    ),
     ("invalidation::selector", &["semantics::key", "invalidation::Kind"]),
     ("transform", &["semantics", "observe::metrics", "body"]),
     ("tier::redis", &["coalesce::lease", "redis", "observe", "config::settings", "clock"]),
