@@ -125,7 +125,14 @@ fn threads(key: &str, raw: Option<&RawWorkers>, auto: usize, table: &mut Table<'
 fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Listener> {
     if raw.is_empty() {
         let address = SocketAddr::from(([127, 0, 0, 1], 8080));
-        return vec![Listener { name: "http".into(), address, kind: ListenerKind::Clients, h2c: false, tls: None }];
+        return vec![Listener {
+            name: "http".into(),
+            address,
+            kind: ListenerKind::Clients,
+            h2c: false,
+            proxy_protocol: Vec::new(),
+            tls: None,
+        }];
     }
     let listener = |(name, raw): (&String, &RawListener)| {
         let path = join("listeners", name);
@@ -136,7 +143,9 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
         };
         let address = net::address(&join(&path, "address"), address, report)?;
         let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
-        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, h2c: raw.h2c.unwrap_or(false), tls })
+        let announcing = raw.proxy_protocol.as_deref().unwrap_or_default();
+        let proxy_protocol = net::networks(&join(&path, "proxy_protocol"), announcing, report);
+        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, h2c: raw.h2c.unwrap_or(false), proxy_protocol, tls })
     };
     raw.iter().filter_map(listener).collect()
 }
