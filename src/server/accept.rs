@@ -67,6 +67,7 @@ impl Doorway {
             (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
             (ListenerKind::Clients, Some(tls)) => Box::pin(serve_secure(socket, peer, limits, proxy, drain, tls)).await,
             (ListenerKind::Peers, _) => {
+                let limits = Arc::new(PeerDoor::limits(&limits));
                 Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), PeerDoor::new(proxy), drain)).await;
             }
         }

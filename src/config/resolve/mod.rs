@@ -78,6 +78,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
     };
     check_addresses(&settings, report);
     limit::check(&settings, report);
+    shield::check_patience(&settings, report);
     journal::check_node(&raw.journal, &settings, report);
     settings
 }
@@ -205,6 +206,19 @@ fn secret(path: &str, literal: Option<&str>, file: Option<&str>, report: &mut Re
         return None;
     }
     Some(Secret::new(text))
+}
+
+/// A shorter secret can be guessed.
+const FLEET_SECRET_BYTES_MIN: usize = 16;
+const FLEET_SECRET: &str = "16 to 4096 visible ASCII characters, the same on all nodes";
+const FLEET_SECRET_REMEDY: &str = "make one, for example with: openssl rand -hex 32, and give it to every node by a file";
+
+/// One by which nodes know each other's word.
+fn check_fleet_secret(path: &str, in_file: bool, secret: Option<&Secret>, report: &mut Report) {
+    if secret.is_some_and(|secret| secret.expose().len() < FLEET_SECRET_BYTES_MIN) {
+        let path = if in_file { format!("{path}_file") } else { path.to_owned() };
+        report.problem(&path, "a secret that can be guessed", "***", FLEET_SECRET, FLEET_SECRET_REMEDY);
+    }
 }
 
 fn memory(raw: &RawMemory, report: &mut Report) -> Memory {
