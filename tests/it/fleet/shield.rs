@@ -542,7 +542,7 @@ async fn an_owner_that_is_configured_otherwise_shapes_nothing_that_is_stored() {
     let past_the_cache = CONFIG.replace("[cache]\n", "[cache]\nenabled = false\n");
     let stage = Stage::with_config(&past_the_cache, |request| {
         let said = ["x-original-url", "x_forwarded_host", "accept-language"].map(|name| request.field(name));
-        fresh(format!("{} {said:?}", request.path))
+        fresh(format!("{} {said:?}", request.target))
     });
     let folder = tempfile::tempdir().unwrap();
     let config = edge_config(&stage, &format!("'http://{}'", stage.node(0).peer));

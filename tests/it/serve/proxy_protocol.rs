@@ -13,7 +13,7 @@ async fn the_client_is_whom_the_balancer_names() {
     let served = serve_with(FROM_THE_BALANCER, |_| fresh("stored"));
     let mut client = served.client().await;
     let named = client.ask(format!("{ANNOUNCED}{}", request("GET", "/named", "", ""))).await;
-    assert_eq!((named.status, &*named.text()), (200, "stored"));
+    assert_eq!((named.status, named.text()), (200, "stored"));
     assert_eq!(served.last("/named").field("x-forwarded-for"), Some("203.0.113.7"));
     assert_eq!(client.ask(request("GET", "/again", "", "")).await.status, 200, "one header for all requests of a connection");
     assert_eq!(served.last("/again").field("x-forwarded-for"), Some("203.0.113.7"));
