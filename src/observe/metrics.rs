@@ -5,15 +5,19 @@
 
 mod hot;
 mod journal;
+mod lease;
 mod redis;
 mod scrape;
 pub mod series;
 mod tiers;
+mod tls;
 
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
+pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 pub use tiers::{TierLookup, TierSeries, TierWrite};
+pub use tls::{Handshake, TlsSeries};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
@@ -475,7 +479,9 @@ pub struct Metrics {
     pub redis: RedisSeries,
     /// The tier in Redis.
     pub tiers: TierSeries,
+    pub lease: LeaseSeries,
     pub journal: JournalSeries,
+    pub tls: TlsSeries,
     reload: Reload,
 }
 
@@ -527,7 +533,9 @@ impl Metrics {
             upstreams: Upstreams::new(&registry),
             redis: RedisSeries::new(&registry),
             tiers: TierSeries::new(&registry),
+            lease: LeaseSeries::new(&registry),
             journal: JournalSeries::new(&registry),
+            tls: TlsSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,

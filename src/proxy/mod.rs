@@ -21,6 +21,7 @@ mod forms;
 mod forward;
 mod hot_forms;
 mod lead;
+mod lease;
 mod limit;
 mod live;
 mod lookup;
