@@ -116,6 +116,8 @@ series! {
         "Blocks of large responses that answers were made of, by where they came from.";
     CODED = Counter "tiercel_compress_total" ["coding", "source"]
         "Answers in a coding of ours, by where the form came from.";
+    REMADE = Counter "tiercel_compress_remade_total" ["coding"]
+        "Forms that were sent often and made smaller in the background.";
     EARLY_REFRESHES = Counter "tiercel_cache_early_refreshes_total" []
         "Revalidations in the background that were begun before the end of freshness (cache.early_refresh).";
     LEADERS = Counter "tiercel_coalesce_leaders_total" []
