@@ -128,7 +128,7 @@ fn accept(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, asked: &Stan
         return FetchError::of_token(token).map_or(Verdict::Failed, |error| Verdict::UpstreamFailed(Unanswered { error, endpoint }));
     }
     let told = inbound.fields.text(name::TIERCEL_STAMP).and_then(read_stamp);
-    let stamp = told.filter(|stamp| is_of(stamp, asked)).map_or_else(Stamp::default, |stamp| proxy.journal.of_shared(&stamp));
+    let stamp = told.filter(|stamp| is_of(stamp, asked)).map_or_else(Stamp::default, |stamp| proxy.journal.of_shared(&stamp, None));
     inbound.fields.remove(name::TIERCEL_STAMP);
     let Ok(tags) = Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge.keys) else {
         return Verdict::Rejected; // a purge could miss it
