@@ -992,7 +992,7 @@ pub struct RawJournal {
     /// How long purges of this node are kept to be appended again where the journal lost them.
     pub repair: Option<RawDuration>,
     pub on_cutoff: Option<RawOnCutoff>,
-    /// How long a node that is cut off serves what it has stored; then it revalidates.
+    /// How long a node that is cut off serves what it has stored, at most until others forget it; then it revalidates.
     pub serve_at_most: Option<RawDurationOrOff>,
     /// How old a confirmation of the origin may be that counts while cut off.
     pub revalidate_every: Option<RawDuration>,

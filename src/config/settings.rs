@@ -496,7 +496,7 @@ pub struct Journal {
     /// How long purges of this node are kept to be appended again where the journal lost them.
     pub repair: Duration,
     pub on_cutoff: OnCutoff,
-    /// How long a node that is cut off serves; then it revalidates. `None`: no bound.
+    /// How long a node that is cut off serves, if it is less than [`Journal::serves_for`] would be without; then it revalidates.
     pub serve_at_most: Option<Duration>,
     /// How old a confirmation may be that counts while cut off.
     pub revalidate_every: Duration,
@@ -504,6 +504,17 @@ pub struct Journal {
     pub forget_after: Duration,
     /// Entries of each stream in Redis.
     pub max_entries: u64,
+}
+
+impl Journal {
+    /// How much longer than `trust` others wait before they take a node as cut off.
+    pub const MARGIN: Duration = Duration::from_secs(1);
+
+    /// How long a node that is cut off serves under `on_cutoff = "serve"`: it has ended when others forget the node.
+    pub fn serves_for(&self) -> Duration {
+        let known = self.forget_after.saturating_sub(self.trust + Self::MARGIN);
+        self.serve_at_most.map_or(known, |most| most.min(known))
+    }
 }
 
 impl Settings {

@@ -233,7 +233,8 @@ async fn judge(
     let selected = head.facts.vary.matches(&exchange.fields, &head.secondary, policy) && exchange.key_of(&head.fields) == exchange.key;
     let is_below = floor.is_some_and(|floor| began_ms < floor);
     // What was trimmed before this node could see it is an entry of its own in the journal: it invalidates everything older.
-    head.stamp = proxy.journal.of_shared(&head.stamp);
+    let age_ms = remote.tier.redis().time_ms(now.wall_ms).saturating_sub(began_ms).max(0).unsigned_abs();
+    head.stamp = proxy.journal.of_shared(&head.stamp, Some(now.mono_ms.saturating_sub(age_ms)));
     let validity = proxy.journal.validity(&head.subject(), &head.stamp);
     let (is_below, validity) = if faults::planted(Fault::PromotedUnchecked) { (false, Validity::Valid) } else { (is_below, validity) };
     if !selected || is_below {

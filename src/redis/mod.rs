@@ -2,7 +2,7 @@
 //!
 //! A [`Link`] is one connection with a purpose of its own, so that no command waits behind another purpose's answers. It
 //! is made on the runtime that first uses it, carries many commands at a time, and is renewed when it breaks; meanwhile
-//! commands fail at once. Nothing here retries a command, and nothing here knows what the keys mean.
+//! commands fail at once. Nothing here retries a command (but the client of a Cluster, which follows redirections), and nothing here knows what the keys mean.
 
 mod breaker;
 mod connect;

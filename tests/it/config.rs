@@ -603,6 +603,7 @@ fn the_journal_has_bounds_and_a_node_of_a_fleet_a_name() {
         ("trust = '2m'", "journal.trust"),
         ("repair = '1s'", "journal.repair"),
         ("forget_after = '1s'", "journal.forget_after"),
+        ("trust = '60s'\nforget_after = '61s'", "journal.forget_after"),
         ("serve_at_most = '0s'", "journal.serve_at_most"),
         ("max_entries = 10", "journal.max_entries"),
         ("node = 'a b'", "journal.node"),

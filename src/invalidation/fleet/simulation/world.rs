@@ -51,17 +51,18 @@ pub(super) enum Fault {
 struct Facts {
     resource: usize,
     began: u64,
+    began_ms: u64,
     keys: Vec<usize>,
     groups: Vec<usize>,
     hashes: [Rc<[u128]>; 2],
 }
 
 impl Facts {
-    fn new(resource: usize, began: u64, keys: Vec<usize>, groups: Vec<usize>) -> Self {
+    fn new(resource: usize, (began, began_ms): (u64, u64), keys: Vec<usize>, groups: Vec<usize>) -> Self {
         let origin = format!("http://{}", RESOURCES[resource].1);
         let key_hashes = keys.iter().map(|&key| key_hash(NAMES[key])).collect();
         let group_hashes = groups.iter().map(|&group| group_hash(&origin, NAMES[group])).collect();
-        Self { resource, began, keys, groups, hashes: [key_hashes, group_hashes] }
+        Self { resource, began, began_ms, keys, groups, hashes: [key_hashes, group_hashes] }
     }
 
     fn matches(&self, selector: &Selector) -> bool {
@@ -200,6 +201,8 @@ pub(super) struct World {
     redis_down_until: u64,
     /// Answers nothing until then.
     redis_paused_until: u64,
+    /// Fails over when it has answered the next append, to a server that has not got that.
+    loses_next_append: bool,
     replica: (u64, Data),
     snapshot: Data,
     parked: Vec<(usize, u64, Ticket, Read)>,
@@ -263,10 +266,10 @@ impl World {
         let nodes = (0..processes)
             .map(|number| {
                 let policy = match (serve, chance.below(3)) {
-                    (true, 0) => Policy::Serve { at_most_ms: Some(2000) },
-                    (true, _) => Policy::Serve { at_most_ms: None },
+                    (true, 0) => Policy::Serve { at_most_ms: Some(2000), every_ms: chance.of([0, 3000]) },
+                    (true, _) => Policy::Serve { at_most_ms: None, every_ms: 0 },
                     (false, 0) => Policy::Bypass,
-                    (false, _) => Policy::Revalidate,
+                    (false, _) => Policy::Revalidate { every_ms: chance.of([0, 3000]) },
                 };
                 let clock_ms = 1000 + chance.below(1_000_000);
                 Node {
@@ -295,6 +298,7 @@ impl World {
             servers: 0,
             redis_down_until: 0,
             redis_paused_until: 0,
+            loses_next_append: false,
             replica: (0, Data::default()),
             snapshot: Data::default(),
             parked: Vec::new(),
@@ -339,7 +343,7 @@ impl World {
     }
 
     fn disturb(&mut self, node: usize) -> Outcome {
-        let kind = self.chance.below(26);
+        let kind = self.chance.below(27);
         if self.temper.kinds & (1 << kind) == 0 {
             return Ok(());
         }
@@ -383,6 +387,7 @@ impl World {
                 self.redis.delete_entry(stream, from_last);
             }
             24 => self.put_something_foreign(),
+            26 => self.loses_next_append = true,
             _ if self.nodes.len() > TWIN => {
                 self.crash(TWIN);
                 let of = self.index(NODES);
@@ -662,6 +667,7 @@ impl World {
             match action {
                 Action::Send(ticket, command) => self.send(node, life, ticket, command),
                 Action::Told(id) => self.told(node, id),
+                Action::Forgotten(_) => {}
                 Action::Note(note) => self.note(note),
             }
         }
@@ -688,7 +694,7 @@ impl World {
             Note::Hole => self.seen.holes += 1,
             Note::Foreign { entries } => self.seen.foreign += entries as u64,
             Note::NameTaken => self.seen.names_taken += 1,
-            Note::Loss(_) | Note::Repaired { .. } => {}
+            Note::Loss(_) | Note::Repaired { .. } | Note::GivenUp { .. } | Note::StoodIn => {}
         }
     }
 
@@ -731,6 +737,14 @@ impl World {
             self.later(left, What::ToRedis { node, life, ticket, command: command.clone() });
             return;
         }
+        let is_append = matches!(command, Command::Append { .. } | Command::AppendUnsafe { .. });
+        if is_append && std::mem::take(&mut self.loses_next_append) {
+            let before = self.redis.data.clone();
+            if let Some(answer) = self.redis.run(command, self.now_ms) {
+                self.answer(node, life, ticket, answer);
+            }
+            return self.restart_redis(before);
+        }
         match self.redis.run(command, self.now_ms) {
             Some(answer) => self.answer(node, life, ticket, answer),
             None => {
@@ -739,7 +753,7 @@ impl World {
                 self.later(read.wait_ms, What::ReadEnds { node, life, ticket });
             }
         }
-        if matches!(command, Command::Append { .. } | Command::AppendUnsafe { .. }) {
+        if is_append {
             self.answer_parked();
         }
     }
@@ -805,11 +819,21 @@ impl World {
         let trusted = process.journal.is_trusted(now);
         let cut_off_ms = now.mono_ms.saturating_sub(process.journal.trusted_until());
         let serves = match policy {
-            Policy::Serve { at_most_ms } => process.fleet.is_remembered() && at_most_ms.is_none_or(|most| cut_off_ms <= most),
-            Policy::Revalidate | Policy::Bypass => false,
+            Policy::Serve { at_most_ms, .. } => process.fleet.is_remembered() && at_most_ms.is_none_or(|most| cut_off_ms < most),
+            Policy::Revalidate { .. } | Policy::Bypass => false,
         };
         if !trusted && !serves && !careless {
-            return self.fetch(node, request, None);
+            let every_ms = match policy {
+                Policy::Serve { every_ms, .. } | Policy::Revalidate { every_ms } if process.fleet.is_remembered() => every_ms,
+                _ => 0,
+            };
+            let recent = process.memory[request.resource].clone().filter(|stored| self.now_ms < stored.facts.began_ms + every_ms);
+            return match recent {
+                Some(stored) if process.journal.check(&Self::subject(&stored.facts), &stored.stamp, &stored.checked) == Validity::Valid => {
+                    self.serve(node, request, &stored.facts, "memory, confirmed of late", false)
+                }
+                _ => self.fetch(node, request, None),
+            };
         }
         if let Some(stored) = process.memory[request.resource].clone() {
             match process.journal.check(&Self::subject(&stored.facts), &stored.stamp, &stored.checked) {
@@ -852,7 +876,7 @@ impl World {
         let Some(process) = self.nodes[node].process.as_mut() else { return Ok(()) };
         let trusted = process.journal.is_trusted(now);
         if let Some(TierEntry { facts, stamp }) = entry.filter(|_| trusted) {
-            let stored = Rc::new(Stored { stamp: process.journal.of_shared(&stamp), facts, checked: CheckedUpTo::default() });
+            let stored = Rc::new(Stored { stamp: process.journal.of_shared(&stamp, None), facts, checked: CheckedUpTo::default() });
             let validity = match self.fault {
                 Fault::PromotedUnchecked => Validity::Valid,
                 _ => process.journal.check(&Self::subject(&stored.facts), &stored.stamp, &stored.checked),
@@ -876,7 +900,7 @@ impl World {
         let long = self.chance.below(if slow { 3000 } else { 100 });
         let life = self.nodes[node].life;
         let Some(process) = self.nodes[node].process.as_mut() else { return Ok(()) };
-        let facts = Facts::new(request.resource, began, vec![], vec![]);
+        let facts = Facts::new(request.resource, (began, self.now_ms), vec![], vec![]);
         let refreshed =
             stale.and_then(|old| process.journal.stamp_of_refresh(&Self::subject(&old.facts), &old.stamp).map(|stamp| (old, stamp)));
         if let Some((old, _)) = &refreshed {
@@ -901,7 +925,7 @@ impl World {
         let Some(process) = self.nodes[node].process.as_mut() else { return Ok(()) };
         let Some(index) = process.flights.iter().position(|flight| flight.number == number) else { return Ok(()) };
         let Flight { facts, stamp, refreshes, waiters, .. } = process.flights.swap_remove(index);
-        let mut facts = Facts::new(facts.resource, facts.began, keys, groups);
+        let mut facts = Facts::new(facts.resource, (facts.began, facts.began_ms), keys, groups);
         if let Some(old) = &refreshes {
             // A 304: what was stored, with the keys of both.
             for (new, old) in facts.hashes.iter_mut().zip(&old.facts.hashes) {
