@@ -157,6 +157,8 @@ pub struct Limits {
     pub rate_limit_callers: u64,
     /// What Redis may take to count a request for a shared rate limit.
     pub rate_limit_budget: Duration,
+    /// Pieces of bodies that are coded at a time, beside the cores that serve.
+    pub compression_threads: usize,
 }
 
 /// Fills in flight.
