@@ -30,8 +30,9 @@ pub fn effective(settings: &Settings) -> Value {
             "drain_timeout": print_duration(s.server.drain_timeout),
             "trusted_proxies": networks(&s.server.trusted_proxies),
             "lenient_path": s.server.lenient_path,
+            "certificate_poll": s.server.certificate_poll.map_or_else(|| "off".to_owned(), print_duration),
         },
-        "listeners": s.listeners.iter().map(|l| (l.name.clone(), json!({"address": l.address.to_string(), "h2c": l.h2c}))).collect::<Map<_, _>>(),
+        "listeners": s.listeners.iter().map(|l| (l.name.clone(), listener(l))).collect::<Map<_, _>>(),
         "admin": admin(&s.admin),
         "metrics": {"address": address(s.metrics.address)},
         "memory": memory(&s.memory),
@@ -46,6 +47,32 @@ pub fn effective(settings: &Settings) -> Value {
         "log": log(&s.log),
         "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
     })
+}
+
+fn listener(listener: &Listener) -> Value {
+    let mut table = json!({"address": listener.address.to_string(), "h2c": listener.h2c});
+    if let Some(tls) = &listener.tls {
+        let pair = |files: &CertificateFiles| json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
+        table["tls"] = json!({
+            "certificates": tls.certificates.iter().map(pair).collect::<Vec<_>>(),
+            "min_version": tls.min_version.as_str(),
+            "http2": tls.http2,
+            "handshake_timeout": print_duration(tls.handshake_timeout),
+            "handshakes": tls.handshakes,
+        });
+        if !tls.suites.is_empty() {
+            table["tls"]["suites"] = json!(tls.suites);
+        }
+        if let Some(file) = &tls.ticket_key {
+            table["tls"]["ticket_key_file"] = json!(absolute(file));
+        }
+    }
+    table
+}
+
+/// The name of a file, wherever it is read from.
+fn absolute(file: &PemFile) -> String {
+    dollars(&std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()).display().to_string())
 }
 
 /// 32 hex digits over everything in effect, secrets included.
@@ -110,7 +137,6 @@ fn redis_tier(tier: &RedisTier) -> Value {
 
 /// A connection to Redis.
 fn redis(redis: &Redis) -> Value {
-    let absolute = |file: &PemFile| dollars(&std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()).display().to_string());
     let mut table = json!({
         "url": redis.addresses.iter().map(|address| dollars(&address.to_string())).collect::<Vec<_>>(),
         "mode": match redis.mode { RedisMode::Standalone => "standalone", RedisMode::Sentinel { .. } => "sentinel", RedisMode::Cluster => "cluster" },

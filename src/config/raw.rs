@@ -154,6 +154,8 @@ pub struct RawServer {
     pub trusted_proxies: Option<Vec<String>>,
     /// Keep encoded slashes and the like in paths instead of refusing them.
     pub lenient_path: Option<bool>,
+    /// How often the files of certificates are looked at; `off`: at a reload only.
+    pub certificate_poll: Option<RawDurationOrOff>,
 }
 
 /// How workers run.
@@ -171,6 +173,45 @@ pub struct RawListener {
     pub address: Option<String>,
     /// Serve HTTP/2 in plain text, too, to clients that begin with its preface (prior knowledge).
     pub h2c: Option<bool>,
+    /// Makes it a listener for https.
+    pub tls: Option<RawListenerTls>,
+}
+
+/// TLS of a listener.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawListenerTls {
+    /// Certificates with their keys; each is shown to clients that ask for a name of it, the first to all others.
+    pub certificates: Vec<RawCertificate>,
+    /// The oldest version of TLS that is offered.
+    pub min_version: Option<RawTlsVersion>,
+    /// Suites by their IANA names, preferred first; all where none is named.
+    pub suites: Option<Vec<String>>,
+    /// Offer HTTP/2 (ALPN).
+    pub http2: Option<bool>,
+    /// From the connection to the end of the handshake.
+    pub handshake_timeout: Option<RawDuration>,
+    /// Handshakes at a time; more wait.
+    pub handshakes: Option<u64>,
+    /// File with a secret that nodes share, so that each resumes sessions of the others; read again on reload.
+    pub ticket_key_file: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawCertificate {
+    /// PEM: the certificate, then its chain.
+    pub cert_file: Option<String>,
+    /// PEM: the private key, without a passphrase.
+    pub key_file: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum RawTlsVersion {
+    #[serde(rename = "1.2")]
+    Tls12,
+    #[serde(rename = "1.3")]
+    Tls13,
 }
 
 /// The admin listener: API, metrics, probes.

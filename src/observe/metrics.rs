@@ -10,12 +10,14 @@ mod redis;
 mod scrape;
 pub mod series;
 mod tiers;
+mod tls;
 
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
 pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 pub use tiers::{TierLookup, TierSeries, TierWrite};
+pub use tls::{Handshake, TlsSeries};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
@@ -472,6 +474,7 @@ pub struct Metrics {
     pub tiers: TierSeries,
     pub lease: LeaseSeries,
     pub journal: JournalSeries,
+    pub tls: TlsSeries,
     reload: Reload,
 }
 
@@ -524,6 +527,7 @@ impl Metrics {
             tiers: TierSeries::new(&registry),
             lease: LeaseSeries::new(&registry),
             journal: JournalSeries::new(&registry),
+            tls: TlsSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,

@@ -423,8 +423,8 @@ impl Duty {
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
         let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
         let ticket = fill.ticket();
-        let (body, from_peer) = (inbound.body.take(), inbound.from_peer);
         let _settling = Settling::of(&self.proxy, &head);
+        let (body, from_peer) = (inbound.body.take(), inbound.from_peer);
         let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound, too_early));
         let shareable = is_shareable(&self.exchange, &head, clock::now());
         // Memory that ran out meanwhile is no reason of the response: who waits goes alone, nobody is told not to wait.

@@ -12,6 +12,7 @@ mod redis;
 mod shield;
 mod site;
 mod table;
+mod tls;
 
 pub use limit::PURGE_BURST;
 
@@ -25,6 +26,7 @@ use super::units;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 
@@ -92,6 +94,7 @@ fn server(raw: &RawServer, report: &mut Report) -> Server {
         );
     }
     let mut table = Table::new(report, "server");
+    let certificate_poll = table.timeout_or_off("certificate_poll", raw.certificate_poll.as_ref(), Some(secs(5)));
     Server {
         workers: threads("workers", raw.workers.as_ref(), machine::cores(), &mut table),
         drain_delay: table.duration("drain_delay", raw.drain_delay.as_ref(), Duration::ZERO),
@@ -102,6 +105,7 @@ fn server(raw: &RawServer, report: &mut Report) -> Server {
         },
         trusted_proxies: net::networks("server.trusted_proxies", raw.trusted_proxies.as_deref().unwrap_or_default(), report),
         lenient_path: raw.lenient_path.unwrap_or(false),
+        certificate_poll,
         name,
     }
 }
@@ -121,7 +125,7 @@ fn threads(key: &str, raw: Option<&RawWorkers>, auto: usize, table: &mut Table<'
 fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Listener> {
     if raw.is_empty() {
         let address = SocketAddr::from(([127, 0, 0, 1], 8080));
-        return vec![Listener { name: "http".into(), address, kind: ListenerKind::Clients, h2c: false }];
+        return vec![Listener { name: "http".into(), address, kind: ListenerKind::Clients, h2c: false, tls: None }];
     }
     let listener = |(name, raw): (&String, &RawListener)| {
         let path = join("listeners", name);
@@ -131,7 +135,8 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             return None;
         };
         let address = net::address(&join(&path, "address"), address, report)?;
-        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, h2c: raw.h2c.unwrap_or(false) })
+        let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
+        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, h2c: raw.h2c.unwrap_or(false), tls })
     };
     raw.iter().filter_map(listener).collect()
 }

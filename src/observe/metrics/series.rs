@@ -232,6 +232,12 @@ series! {
         "By how much the clock of Redis is ahead of this host's; stored responses in Redis carry its time.";
     CONNECTIONS = Gauge "tiercel_connections" []
         "Connections of clients.";
+    TLS_HANDSHAKES = Counter "tiercel_tls_handshakes_total" ["version", "outcome"]
+        "TLS handshakes with clients, by version of TLS and by what came of them.";
+    TLS_CERTIFICATE_EXPIRY = Gauge "tiercel_tls_certificate_expiry_seconds" ["listener", "certificate"]
+        "How long the certificate in use is still valid, by listener and file; divided by 86400: days.";
+    TLS_CERTIFICATE_CHANGES = Counter "tiercel_tls_certificate_changes_total" ["outcome"]
+        "Changes of certificate files: replaced, or refused (the old certificate stays).";
     REFUSED = Counter "tiercel_refused_total" ["reason", "code"]
         "Requests refused before they were handled, by reason and class of status.";
     BOUND_REACHED = Counter "tiercel_bound_reached_total" ["bound"]
