@@ -39,8 +39,9 @@ impl Control for Hands {
     fn stored_here(&self, _: &str) -> bool {
         false
     }
-    fn explain(&self, request: ExplainRequest) -> Result<Value, String> {
-        self.0.explain(&request.url, &request.method, &request.headers, &request.content)
+    fn explain(&self, request: ExplainRequest) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+        let proxy = Arc::clone(&self.0);
+        Box::pin(async move { proxy.explain(&request.url, &request.method, &request.headers, &request.content).await })
     }
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, ReloadRefused>> + Send>> {
         Box::pin(async { Ok(json!({})) })

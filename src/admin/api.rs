@@ -196,7 +196,7 @@ async fn receipt(State(control): Shared, Path(id): Path<String>) -> Result<Json<
 async fn explain(State(control): Shared, body: Body) -> Result<Json<Value>, Problem> {
     let request: ExplainRequest = parse_json(body).await?;
     let remedy = "give an absolute URL, a method, and headers as pairs";
-    control.explain(request).map(Json).map_err(|error| Problem::bad(error, remedy))
+    control.explain(request).await.map(Json).map_err(|error| Problem::bad(error, remedy))
 }
 
 async fn redis(State(control): Shared) -> Result<Json<Value>, Problem> {

@@ -193,6 +193,7 @@ fn found(
     let mut outcome = exchange.outcome();
     outcome.result = if ttl_ms > 0 { CacheResult::Hit } else { CacheResult::Stale };
     outcome.source = tier;
+    outcome.detail = flight.is_given.then(|| "LEASE".into());
     outcome.upstream = None;
     outcome.age_ms = Some(age_ms);
     outcome.ttl_ms = Some(ttl_ms);

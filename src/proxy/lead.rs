@@ -126,7 +126,7 @@ impl Duty {
             return Some(Looked::NotFound(candidate));
         }
         let (proxy, exchange) = (Arc::clone(&self.proxy), Arc::clone(&self.exchange));
-        let (answer, lease) = tokio::select! {
+        let lease::Sought { answer, lease, is_given } = tokio::select! {
             biased;
             looked = lease::look(&proxy, &exchange, &candidate, self.is_refresh, fetch) => looked,
             () = deserted(&mut self.client, &self.leader), if !self.is_refresh => return None,
@@ -135,8 +135,8 @@ impl Duty {
         Some(match answer {
             remote::Answer::Nothing => Looked::NotFound(candidate),
             remote::Answer::Candidate(stored, validity) => Looked::NotFound(Some((stored, validity))),
-            remote::Answer::Whole(response) => Looked::Found(self.promote(response)),
-            remote::Answer::Long(long) => Looked::Found(self.assemble(long).await),
+            remote::Answer::Whole(response) => Looked::Found(self.promote(response, is_given)),
+            remote::Answer::Long(long) => Looked::Found(self.assemble(long, is_given).await),
         })
     }
 
@@ -148,7 +148,7 @@ impl Duty {
     }
 
     /// A response of the tier becomes one of this node's.
-    fn promote(&mut self, response: Arc<StoredResponse>) -> u16 {
+    fn promote(&mut self, response: Arc<StoredResponse>, is_given: bool) -> u16 {
         let (head, now) = (Arc::clone(&response.head), clock::now());
         if self.proxy.no_room_for(Some(response.length)).is_none() {
             self.proxy.learn_search_rule(&self.exchange, &head.fields, None);
@@ -156,20 +156,20 @@ impl Duty {
         }
         let status = head.status.as_u16();
         let shareable = is_shareable(&self.exchange, &head, now);
-        let flight = Arc::new(FlightHead::found(head, FlightBody::Confirmed(response)));
+        let flight = Arc::new(FlightHead::found(head, FlightBody::Confirmed(response), is_given));
         self.publish(flight, Sharing { shareable, kept: true }, now.mono_ms, Own::default());
         status
     }
 
     /// The same where its body comes in segments: it is passed on as they do.
-    async fn assemble(&mut self, long: remote::Long) -> u16 {
+    async fn assemble(&mut self, long: remote::Long, is_given: bool) -> u16 {
         let remote::Long { head, length, body } = long;
         let settings = &Arc::clone(&self.exchange.routed.settings).fill;
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, Some(length), self.exchange.policy().max_object_bytes);
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
         let (ticket, now, status) = (fill.ticket(), clock::now(), head.status.as_u16());
         let _settling = Settling::of(&self.proxy, &head);
-        let flight = Arc::new(FlightHead::found(Arc::clone(&head), FlightBody::Filling(fill.clone())));
+        let flight = Arc::new(FlightHead::found(Arc::clone(&head), FlightBody::Filling(fill.clone()), is_given));
         let sharing = Sharing { shareable: is_shareable(&self.exchange, &head, now), kept: fill.unstored().is_none() };
         self.publish(flight, sharing, now.mono_ms, Own { reader, fields: None });
         let whole = pump_while_wanted(&self.leader, ticket, Some(Arriving::Stream(body)), writer, &fill, self.is_refresh, || {}).await;

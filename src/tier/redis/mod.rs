@@ -18,7 +18,7 @@ use crate::clock;
 use crate::coalesce::lease::{Asking, Claim, Leases, Outcome};
 use crate::config::settings;
 use crate::observe::metrics::{Metrics, TierLookup};
-use crate::redis::{Breaker, FromRedisValue, Link, Redis, RedisError, Use, cmd};
+use crate::redis::{Breaker, FromRedisValue, Link, Redis, RedisError, Use, cmd, pipe};
 use bytes::Bytes;
 use moka::sync::Cache;
 use queue::Queue;
@@ -30,6 +30,8 @@ use std::time::Duration;
 pub const SEGMENT: u64 = 256 * 1024;
 /// For one segment of a body that is being delivered.
 const SEGMENT_WITHIN: Duration = Duration::from_secs(2);
+/// For what people ask.
+const PEEK_WITHIN: Duration = Duration::from_secs(1);
 /// Look-ups in vain that are remembered; about 100 bytes each.
 const MISSES_MAX: u64 = 65_536;
 /// Failures in a row after which the tier is left alone.
@@ -61,6 +63,16 @@ pub struct Found {
     pub primary: Option<Bytes>,
     pub head: Option<Bytes>,
     pub claim: Claim,
+}
+
+/// What a look-up would find, for people.
+pub struct Peeked {
+    pub floor: Option<Bytes>,
+    pub primary: Option<Bytes>,
+    pub head: Option<Bytes>,
+    /// How long the head record is there yet; negative where it is not.
+    pub left_ms: i64,
+    pub lease: Option<Bytes>,
 }
 
 pub struct RedisTier {
@@ -142,6 +154,23 @@ impl RedisTier {
             }
         };
         Some(found)
+    }
+
+    /// Looks without taking or counting anything, on a connection of its own.
+    pub async fn peek(&self, place: Place, variant: u128) -> Result<Peeked, RedisError> {
+        let (link, keys) = (self.redis.link(Use::Admin), self.redis.keys().url(place.epoch, place.url));
+        link.ready(PEEK_WITHIN).await?;
+        let head = keys.head(variant);
+        let mut asked = pipe();
+        asked.cmd("MGET").arg(&[head.as_str(), &keys.primary(place.key), &keys.floor(), &keys.lease(variant)]).cmd("PTTL").arg(&head);
+        let (records, left_ms): ((Record, Record, Record, Record), i64) = link.pipeline(&asked, PEEK_WITHIN).await?;
+        let (Record(head), Record(primary), Record(floor), Record(lease)) = records;
+        Ok(Peeked { floor, primary, head, left_ms, lease })
+    }
+
+    /// Whether look-ups leave Redis alone because it does not answer.
+    pub fn is_left_alone(&self) -> bool {
+        !self.reading.is_closed()
     }
 
     /// One segment of a body, if it is there. `is_begun`: the body is being delivered, which is worth waiting for; else the
