@@ -418,6 +418,7 @@ impl World {
     /// a purge gets complete.
     pub(super) fn calm_down(&mut self) -> Outcome {
         self.calm = true;
+        self.loses_next_append = false;
         if self.nodes.len() > TWIN {
             self.crash(TWIN);
         }
