@@ -70,10 +70,13 @@ pub enum Bound {
     RateLimitCallers,
     UpstreamPurgeQueue,
     UpstreamPurgeQueueTimeout,
+    Http2Resets,
+    Http2IdleFrames,
+    Http2Errors,
 }
 
 impl Bound {
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 42] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -113,6 +116,9 @@ impl Bound {
         Self::RateLimitCallers,
         Self::UpstreamPurgeQueue,
         Self::UpstreamPurgeQueueTimeout,
+        Self::Http2Resets,
+        Self::Http2IdleFrames,
+        Self::Http2Errors,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -155,6 +161,9 @@ impl Bound {
             Self::RateLimitCallers => "rate_limit_callers",
             Self::UpstreamPurgeQueue => "upstream_purge_queue",
             Self::UpstreamPurgeQueueTimeout => "upstream_purge_queue_timeout",
+            Self::Http2Resets => "http2_resets",
+            Self::Http2IdleFrames => "http2_idle_frames",
+            Self::Http2Errors => "http2_errors",
         }
     }
 }

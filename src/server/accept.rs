@@ -202,12 +202,13 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
                 let handed_over =
                     http1::serve_unless_http2(socket, peer.clone(), Arc::clone(&limits), Arc::clone(&proxy), drain.clone()).await;
                 if let Some(socket) = handed_over {
-                    Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), proxy, drain)).await;
+                    let bounds = limits.http2;
+                    Box::pin(http2::serve(socket, peer, limits, bounds, proxy, drain)).await;
                 }
             }
             ListenerKind::Clients => http1::serve(socket, peer, limits, proxy, drain).await,
             ListenerKind::Peers => {
-                Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), PeerDoor::new(proxy), drain)).await;
+                Box::pin(http2::serve(socket, peer, limits, http2::Bounds::of_peers(), PeerDoor::new(proxy), drain)).await;
             }
         }
         metrics.connection_closed();

@@ -17,6 +17,7 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 /// The client reset the stream before there was an answer. No such status goes out; it names the case in log and metrics.
@@ -82,6 +83,7 @@ fn begin<H: Handler>(mut report: Report<H>, response: Response) -> http::Respons
         Some(_) => {}
     }
     report.answer = Some((status, outcome));
+    report.waits_for_us(false);
     let left = length;
     let mut outgoing = Outgoing { source, left, report };
     if matches!(outgoing.source, Source::Done) {
@@ -95,6 +97,7 @@ fn begin<H: Handler>(mut report: Report<H>, response: Response) -> http::Respons
 /// The answer to a request that the connection itself refuses.
 fn refuse<H: Handler>(mut report: Report<H>, refusal: Refusal) -> http::Response<Outgoing<H>> {
     report.refuse(refusal);
+    report.waits_for_us(false);
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
     let text = format!("{} {}: {}\n", status.as_str(), status.canonical_reason().unwrap_or("Refused"), refusal.reason);
     let member = proxy_status::member(&report.shared.handler.name(), refusal.error(), Some(refusal.reason));
@@ -192,7 +195,9 @@ impl<H: Handler> Body for Outgoing<H> {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         loop {
-            return match ready!(this.source.poll(context)) {
+            let polled = this.source.poll(context);
+            this.report.waits_for_us(polled.is_pending());
+            return match ready!(polled) {
                 Some(Ok(Chunk::Data(data))) if data.is_empty() => continue,
                 Some(Ok(Chunk::Data(data))) => {
                     let length = data.len() as u64;
@@ -246,12 +251,24 @@ struct Report<H: Handler> {
     /// Boot-time nanoseconds.
     began: u64,
     told: bool,
+    /// It waits for us, not for its client.
+    ours: bool,
 }
 
 impl<H: Handler> Report<H> {
     fn new(shared: Arc<Shared<H>>) -> Self {
         shared.began();
-        Self { shared, head: None, answer: None, body_bytes: 0, began: clock::nanos(), told: false }
+        let mut report = Self { shared, head: None, answer: None, body_bytes: 0, began: clock::nanos(), told: false, ours: false };
+        report.waits_for_us(true);
+        report
+    }
+
+    fn waits_for_us(&mut self, ours: bool) {
+        match (std::mem::replace(&mut self.ours, ours), ours) {
+            (false, true) => _ = self.shared.ours.fetch_add(1, Ordering::Relaxed),
+            (true, false) => _ = self.shared.ours.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
     }
 
     fn refuse(&mut self, refusal: Refusal) {
@@ -270,6 +287,7 @@ impl<H: Handler> Report<H> {
 
 impl<H: Handler> Drop for Report<H> {
     fn drop(&mut self) {
+        self.waits_for_us(false);
         match self.answer {
             Some(_) => self.finish(Some(BodyError::ClientLeft)),
             None => self.refuse(CLIENT_LEFT),

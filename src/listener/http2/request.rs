@@ -19,9 +19,13 @@ pub(super) fn head(parts: &Parts, limits: &Limits) -> Result<RequestHead, Refusa
     if parts.method == http::Method::CONNECT {
         return Err(Refusal { status: 501, reason: "method" });
     }
-    let mut fields = http2::fields(&parts.headers).map_err(|_| bad("header"))?;
-    if fields.len() > limits.header_count {
+    // Crumbs of a cookie are counted before they are put together.
+    if parts.headers.len() > limits.header_count {
         return Err(Refusal { status: 431, reason: "header-count" });
+    }
+    let mut fields = http2::fields(&parts.headers).map_err(|_| bad("header"))?;
+    if fields.wire().len() > limits.header_bytes {
+        return Err(Refusal { status: 431, reason: "header-bytes" });
     }
     // :authority is what HTTP/1.1 has Host for; where both are there they say the same (RFC 9113 §8.3.1).
     if let Some(authority) = parts.uri.authority() {
