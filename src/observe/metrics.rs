@@ -5,18 +5,23 @@
 
 mod hot;
 mod journal;
+mod lease;
 mod redis;
 mod scrape;
 pub mod series;
 mod tiers;
+mod tls;
 
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
+pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 pub use tiers::{TierLookup, TierSeries, TierWrite};
+pub use tls::{Handshake, TlsSeries};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
+use crate::semantics::coding::Coding;
 use crate::semantics::storage::NotStored;
 use arc_swap::ArcSwap;
 use hot::{CLASSES, Finished, Hot, class};
@@ -70,13 +75,14 @@ pub enum Bound {
     RateLimitCallers,
     UpstreamPurgeQueue,
     UpstreamPurgeQueueTimeout,
+    CompressionThreads,
     Http2Resets,
     Http2IdleFrames,
     Http2Errors,
 }
 
 impl Bound {
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 43] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -116,6 +122,7 @@ impl Bound {
         Self::RateLimitCallers,
         Self::UpstreamPurgeQueue,
         Self::UpstreamPurgeQueueTimeout,
+        Self::CompressionThreads,
         Self::Http2Resets,
         Self::Http2IdleFrames,
         Self::Http2Errors,
@@ -161,6 +168,7 @@ impl Bound {
             Self::RateLimitCallers => "rate_limit_callers",
             Self::UpstreamPurgeQueue => "upstream_purge_queue",
             Self::UpstreamPurgeQueueTimeout => "upstream_purge_queue_timeout",
+            Self::CompressionThreads => "compression_threads",
             Self::Http2Resets => "http2_resets",
             Self::Http2IdleFrames => "http2_idle_frames",
             Self::Http2Errors => "http2_errors",
@@ -346,6 +354,32 @@ impl StaleReason {
     }
 }
 
+/// Where a coded answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum CodedFrom {
+    /// The store: no encoder was touched.
+    Store,
+    /// It was made for this answer, and is kept.
+    Making,
+    /// It was being made for another answer.
+    Following,
+    /// It was made for this answer alone.
+    Alone,
+}
+
+impl CodedFrom {
+    pub const ALL: [Self; 4] = [Self::Store, Self::Making, Self::Following, Self::Alone];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Making => "making",
+            Self::Following => "following",
+            Self::Alone => "alone",
+        }
+    }
+}
+
 /// Why a value left a tier for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -426,6 +460,8 @@ pub struct Metrics {
     /// Fit, ejected.
     shield_peers: [IntGauge; 2],
     early_refreshes: IntCounter,
+    /// By coding, then by [`CodedFrom`].
+    coded: [Vec<IntCounter>; 3],
     stores: [IntCounter; 2],
     written_bytes: IntCounter,
     evictions: Vec<IntCounter>,
@@ -445,7 +481,9 @@ pub struct Metrics {
     pub redis: RedisSeries,
     /// The tier in Redis.
     pub tiers: TierSeries,
+    pub lease: LeaseSeries,
     pub journal: JournalSeries,
+    pub tls: TlsSeries,
     reload: Reload,
 }
 
@@ -465,6 +503,7 @@ impl Metrics {
         series::BUILD_INFO.gauges(&registry).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let stores = series::STORES.counters(&registry);
         let evictions = series::EVICTIONS.counters(&registry);
+        let coded = series::CODED.counters(&registry);
         let shield = series::SHIELD_REQUESTS.counters(&registry);
         let shield_peers = series::SHIELD_PEERS.gauges(&registry);
         Arc::new(Self {
@@ -477,6 +516,7 @@ impl Metrics {
             shield: ShieldOutcome::ALL.iter().map(|outcome| shield.with_label_values(&outcome.labels())).collect(),
             shield_seconds: series::SHIELD_SECONDS.histograms(&registry).with_label_values::<&str>(&[]),
             shield_peers: ["fit", "ejected"].map(|state| shield_peers.with_label_values(&[state])),
+            coded: Coding::ALL.map(|coding| CodedFrom::ALL.map(|from| coded.with_label_values(&[coding.as_str(), from.as_str()])).into()),
             early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
@@ -494,7 +534,9 @@ impl Metrics {
             upstreams: Upstreams::new(&registry),
             redis: RedisSeries::new(&registry),
             tiers: TierSeries::new(&registry),
+            lease: LeaseSeries::new(&registry),
             journal: JournalSeries::new(&registry),
+            tls: TlsSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,
@@ -534,6 +576,9 @@ impl Metrics {
     }
     pub fn bound(&self, bound: Bound) {
         self.bounds[bound as usize].inc();
+    }
+    pub fn coded(&self, coding: Coding, from: CodedFrom) {
+        self.coded[coding as usize][from as usize].inc();
     }
     pub fn refused(&self, reason: &'static str, status: u16) {
         self.refused.with_label_values(&[reason, CLASSES[class(status)]]).inc();

@@ -96,6 +96,7 @@ impl Proxy {
             "status": head.status.as_u16(),
             "bytes": response.length,
             "blocks": blocks::count(self, response).map(|(here, of)| json!({"size": response.blocks().map(|blocks| blocks.size), "here": here, "of": of})),
+            "forms": response.forms.iter().flat_map(|forms| forms.iter()).map(|form| (form.coding.as_str().to_owned(), json!(form.length))).collect::<serde_json::Map<_, _>>(),
             "age_seconds": age_ms as f64 / 1000.0,
             "freshness_lifetime_seconds": lifetime.ms as f64 / 1000.0,
             "freshness_from": lifetime.source.as_str(),

@@ -89,6 +89,12 @@ pub async fn fetch(proxy: &Proxy, exchange: &Exchange, confirming: Option<&Arc<S
     None
 }
 
+/// Whether another node owns the key, and is asked for it before the upstream.
+pub fn is_anothers(exchange: &Exchange) -> bool {
+    let shield = exchange.routed.shield.as_ref().filter(|_| may_ask(exchange));
+    shield.is_some_and(|shield| !shield.owners(exchange.exact_key().hash(), clock::now()).is_empty())
+}
+
 /// Whether another node could answer it from store.
 fn may_ask(exchange: &Exchange) -> bool {
     exchange.from_peer.is_none()

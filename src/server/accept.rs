@@ -4,11 +4,13 @@ use super::sockets;
 use super::workers::{Counted, Shared};
 use crate::clock;
 use crate::config::settings::{Limits, ListenerKind};
-use crate::listener::{ClientSocket, Peer, Protocol, http1, http2};
+use crate::listener::{self, ClientSocket, Peer, Protocol, http1, http2};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::{PeerDoor, Proxy};
 use crate::semantics::target::Scheme;
+use crate::tls;
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use rustix::net::SocketFlags;
 use std::io;
@@ -28,6 +30,8 @@ pub struct Doorway {
     pub kind: ListenerKind,
     /// A reload may change it; connections keep what they began as.
     pub h2c: AtomicBool,
+    /// A reload may change it; connections keep what they have.
+    pub tls: ArcSwapOption<tls::Server>,
     pub proxy: Arc<Proxy>,
     /// Turns true when the process drains.
     pub drain: watch::Receiver<bool>,
@@ -190,15 +194,17 @@ pub struct Arrived {
 pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
     let Arrived { stream, client, local, counted } = arrived;
     let Ok(local) = local.map_or_else(|| stream.local_addr(), Ok) else { return };
-    let peer = Peer { client, local, worker: counted.worker(), scheme: Scheme::Http, listener: doorway.name(), protocol: Protocol::Http1 };
+    let tls = doorway.tls.load_full();
+    let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
+    let peer = Peer { client, local, worker: counted.worker(), scheme, listener: doorway.name(), protocol: Protocol::Http1 };
     let doorway = Arc::clone(doorway);
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);
         metrics.connection_opened();
         let (socket, limits, proxy, drain) =
             (ClientSocket::new(stream), doorway.limits(), Arc::clone(&doorway.proxy), doorway.drain.clone());
-        match doorway.kind {
-            ListenerKind::Clients if doorway.h2c.load(Ordering::Relaxed) => {
+        match (doorway.kind, tls) {
+            (ListenerKind::Clients, None) if doorway.h2c.load(Ordering::Relaxed) => {
                 let handed_over =
                     http1::serve_unless_http2(socket, peer.clone(), Arc::clone(&limits), Arc::clone(&proxy), drain.clone()).await;
                 if let Some(socket) = handed_over {
@@ -206,8 +212,9 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
                     Box::pin(http2::serve(socket, peer, limits, bounds, proxy, drain)).await;
                 }
             }
-            ListenerKind::Clients => http1::serve(socket, peer, limits, proxy, drain).await,
-            ListenerKind::Peers => {
+            (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
+            (ListenerKind::Clients, Some(tls)) => Box::pin(serve_secure(socket, peer, limits, proxy, drain, tls)).await,
+            (ListenerKind::Peers, _) => {
                 Box::pin(http2::serve(socket, peer, limits, http2::Bounds::of_peers(), PeerDoor::new(proxy), drain)).await;
             }
         }
@@ -216,9 +223,30 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
     });
 }
 
+async fn serve_secure(
+    socket: ClientSocket,
+    peer: Peer,
+    limits: Arc<Limits>,
+    proxy: Arc<Proxy>,
+    drain: watch::Receiver<bool>,
+    tls: Arc<tls::Server>,
+) {
+    let Some(socket) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
+    drop(tls);
+    if socket.is_http2() {
+        let bounds = limits.http2;
+        http2::serve(socket, peer, limits, bounds, proxy, drain).await;
+    } else {
+        http1::serve(socket, peer, limits, proxy, drain).await;
+    }
+}
+
 /// 503 for a connection above the limit, if the client asks within a moment; where even these are many, nothing.
 fn turn_away(stream: TcpStream, doorway: &Doorway, shared: &Shared) {
     doorway.proxy.metrics.bound(Bound::Connections);
+    if doorway.tls.load().is_some() {
+        return; // a handshake would cost more than it tells
+    }
     let Some(turned_away) = shared.turn_away() else { return };
     tokio::spawn(async move {
         let _ = timeout(TURN_AWAY_TIME, say_full(stream)).await; // whatever came of it, the connection ends

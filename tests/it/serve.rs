@@ -4,6 +4,7 @@ mod answers;
 mod bad_input;
 mod blocks;
 mod commands;
+mod compression;
 mod content;
 mod equivalent;
 mod forwarding;

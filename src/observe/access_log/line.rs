@@ -149,6 +149,9 @@ impl Line<'_> {
         if let Some(ttl) = outcome.ttl_ms {
             line.number(member!("ttl_ms"), ttl);
         }
+        if let Some(coding) = outcome.coding {
+            line.token(member!("coding"), coding.as_str());
+        }
     }
 
     fn json_upstream(&self, line: &mut Object<'_>) {
@@ -209,6 +212,9 @@ impl Line<'_> {
         if outcome.forward.is_some() {
             line.boolean(member!("tiercel.stored"), outcome.stored);
             line.boolean(member!("tiercel.collapsed"), outcome.collapsed);
+        }
+        if let Some(coding) = outcome.coding {
+            line.token(member!("tiercel.coding"), coding.as_str());
         }
         line.text(member!("tiercel.site"), self.site.as_bytes(), TEXT_MAX);
         line.text(member!("tiercel.route"), self.route.as_bytes(), TEXT_MAX);
@@ -292,6 +298,7 @@ const fn aborted(error: BodyError) -> &'static str {
         BodyError::ClientLeft => "client_left",
         BodyError::TooLarge => "body_too_large",
         BodyError::OtherVersion => "other_version",
+        BodyError::NotCoded => "not_coded",
     }
 }
 

@@ -114,6 +114,8 @@ series! {
         "Revalidations in the background, by outcome.";
     BLOCKS = Counter "tiercel_cache_blocks_total" ["outcome"]
         "Blocks of large responses that answers were made of, by where they came from.";
+    CODED = Counter "tiercel_compress_total" ["coding", "source"]
+        "Answers in a coding of ours, by where the form came from.";
     EARLY_REFRESHES = Counter "tiercel_cache_early_refreshes_total" []
         "Revalidations in the background that were begun before the end of freshness (cache.early_refresh).";
     LEADERS = Counter "tiercel_coalesce_leaders_total" []
@@ -200,6 +202,14 @@ series! {
         "Bytes of the responses that wait to be written to a tier outside the process.";
     TIER_BREAKER = Gauge "tiercel_tier_breaker_open" ["tier"]
         "Whether a tier is left alone because it does not answer.";
+    LEASE_ASKED = Counter "tiercel_lease_asked_total" ["result"]
+        "Fetches for which the fleet's lease was asked, by what came of it: led (this node fetched for the fleet), given (what another node stored meanwhile answered), alone (another's response is not in Redis), timed_out (it was waited for in vain), unknown (Redis did not say).";
+    LEASE_ENDED = Counter "tiercel_lease_ended_total" ["outcome"]
+        "Leases of this node, by what the fleet was told: stored, uncacheable, too_large, not_taken (by Redis), failed; lapsed: nobody could be told.";
+    LEASE_WAIT_SECONDS = Histogram "tiercel_lease_wait_seconds" []
+        "How long fetches waited for another node's.";
+    LEASE_WAITING = Gauge "tiercel_lease_waiting" []
+        "Fetches that wait for another node's.";
     SHIELD_REQUESTS = Counter "tiercel_shield_requests_total" ["peer_role", "outcome"]
         "Requests between nodes, as asker and as owner, by outcome.";
     SHIELD_SECONDS = Histogram "tiercel_shield_seconds" []
@@ -222,6 +232,12 @@ series! {
         "By how much the clock of Redis is ahead of this host's; stored responses in Redis carry its time.";
     CONNECTIONS = Gauge "tiercel_connections" []
         "Connections of clients.";
+    TLS_HANDSHAKES = Counter "tiercel_tls_handshakes_total" ["version", "outcome"]
+        "TLS handshakes with clients, by version of TLS and by what came of them.";
+    TLS_CERTIFICATE_EXPIRY = Gauge "tiercel_tls_certificate_expiry_seconds" ["listener", "certificate"]
+        "How long the certificate in use is still valid, by listener and file; divided by 86400: days.";
+    TLS_CERTIFICATE_CHANGES = Counter "tiercel_tls_certificate_changes_total" ["outcome"]
+        "Changes of certificate files: replaced, or refused (the old certificate stays).";
     REFUSED = Counter "tiercel_refused_total" ["reason", "code"]
         "Requests refused before they were handled, by reason and class of status.";
     BOUND_REACHED = Counter "tiercel_bound_reached_total" ["bound"]

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 /// For one command with up to a segment of bytes.
 const WITHIN: Duration = Duration::from_secs(2);
@@ -28,6 +28,8 @@ pub enum Write {
         /// What it holds in memory while it waits.
         bytes: u64,
         records: Box<dyn FnOnce() -> Option<Records> + Send>,
+        /// Who wants to know what came of it; dropped unused where the queue is full.
+        told: Option<oneshot::Sender<TierWrite>>,
     },
     Remove {
         name: String,
@@ -99,6 +101,15 @@ impl Queue {
     }
 
     pub fn push(&self, write: Write) {
+        self.put(write, VecDeque::push_back);
+    }
+
+    /// Ahead of all that waits.
+    pub fn push_first(&self, write: Write) {
+        self.put(write, VecDeque::push_front);
+    }
+
+    fn put(&self, write: Write, put: impl FnOnce(&mut VecDeque<Write>, Write)) {
         let mut waiting = self.waiting.lock();
         let bytes = write.bytes();
         if waiting.writes.len() >= self.entries_max || waiting.bytes.saturating_add(bytes) > self.bytes_max {
@@ -107,7 +118,7 @@ impl Queue {
             return;
         }
         waiting.bytes += bytes;
-        waiting.writes.push_back(write);
+        put(&mut waiting.writes, write);
         self.metrics.tiers.queue(waiting.writes.len(), waiting.bytes);
         drop(waiting);
         self.wake.notify_one();
@@ -155,7 +166,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 impl Writer {
     async fn run(&self, queue: &Weak<Queue>) {
-        let _ = self.link.connected(); // it begins to connect
+        let _ = self.link.ready(WITHIN).await; // what is written first need not find nobody there
         while let Some(queue) = queue.upgrade() {
             if let Ok(write) = tokio::time::timeout(IDLE, queue.next()).await {
                 self.write(&queue.metrics, write).await;
@@ -163,10 +174,20 @@ impl Writer {
         }
     }
 
-    async fn write(&self, metrics: &Metrics, write: Write) {
+    async fn write(&self, metrics: &Metrics, mut write: Write) {
+        let told = if let Write::Store { told, .. } = &mut write { told.take() } else { None };
+        let (outcome, bytes) = self.carry_out(write).await;
+        metrics.tiers.write(outcome, bytes);
+        if let Some(told) = told {
+            let _ = told.send(outcome); // who asked may have gone
+        }
+    }
+
+    /// With the bytes that were written.
+    async fn carry_out(&self, write: Write) -> (TierWrite, u64) {
         let now_ms = clock::now().mono_ms;
         if !self.breaker.is_closed() && !self.breaker.is_probe_due(now_ms) {
-            return metrics.tiers.write(TierWrite::Skipped, 0);
+            return (TierWrite::Skipped, 0);
         }
         let result = match write {
             Write::Remove { name } => self.link.query::<i64>(cmd("UNLINK").arg(name), WITHIN).await.map(|_| (TierWrite::Removed, 0)),
@@ -175,20 +196,20 @@ impl Writer {
                 self.link.query::<String>(&set, WITHIN).await.map(|_| (TierWrite::Floor, 0))
             }
             Write::Store { records, .. } => match records() {
-                None => return metrics.tiers.write(TierWrite::Outdated, 0),
+                None => return (TierWrite::Outdated, 0),
                 Some(records) => self.store(records).await,
             },
         };
         match result {
-            Ok((outcome, bytes)) => {
+            Ok(written) => {
                 self.breaker.succeeded();
-                metrics.tiers.write(outcome, bytes);
+                written
             }
             Err(error) => {
-                metrics.tiers.write(TierWrite::Failed, 0);
                 if self.breaker.failed(clock::now().mono_ms) {
                     tracing::warn!(%error, "Redis takes no writes: what is stored here is not shared until it does");
                 }
+                (TierWrite::Failed, 0)
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::h2::{Raw, SETTINGS, ask, connect, get};
+use http_body_util::{BodyExt, Full};
 use std::process::{Command, Stdio};
 
 const H2C: &str = "[listeners.http]\nh2c = true\n";
@@ -60,4 +61,36 @@ async fn without_the_option_the_preface_is_refused_and_a_reload_allows_it() {
     served.reload(H2C).await;
     let mut client = connect(served.tiercel.http).await;
     assert_eq!(ask(&mut client, get("/")).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_hundred_streams_on_each_of_sixteen_connections_are_served_without_an_error() {
+    let served = serve_with(H2C, |_| fresh("stored"));
+    served.until_hit("/", "").await;
+    let url = format!("http://{}/", served.tiercel.http);
+    let load = ["-n", "8000", "-c", "16", "-m", "100", "-H", ":authority: shop.example", &url];
+    let output = Command::new("h2load").args(load).stdin(Stdio::null()).output().expect("h2load runs");
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(report.contains("8000 succeeded, 0 failed, 0 errored, 0 timeout"), "{report}");
+    assert!(report.contains("8000 2xx, 0 3xx, 0 4xx, 0 5xx"), "{report}");
+}
+
+#[tokio::test]
+async fn trailers_of_an_upstream_arrive_and_its_interim_responses_are_dropped_and_counted() {
+    let served = serve_with(H2C, |_| {
+        Script::raw(
+            "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\n\
+             Transfer-Encoding: chunked\r\nTrailer: grpc-status\r\n\r\n3\r\nabc\r\n0\r\ngrpc-status: 0\r\n\r\n",
+        )
+    });
+    let mut client = connect(served.tiercel.http).await;
+    let mut request = get("/Service/Method");
+    *request.method_mut() = http::Method::POST;
+    *request.body_mut() = Full::from("question");
+    request.headers_mut().insert("te", "trailers".parse().unwrap());
+    let answer = client.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(answer.trailers().expect("they came")["grpc-status"], "0");
+    assert_eq!(answer.to_bytes(), "abc");
+    assert_eq!(served.last("/Service/Method").body, b"question");
+    assert_eq!(served.bound("interim_dropped").await, 1);
 }
