@@ -123,6 +123,9 @@ where
         tokio::select! {
             biased;
             served = &mut serving => {
+                if seen.is_given_up() && !given {
+                    tell_excess(&shared, &seen);
+                }
                 if let Err(error) = served {
                     ended(&shared, &error);
                 }
@@ -131,11 +134,7 @@ where
             () = given_up(&seen), if !given => {
                 given = true;
                 ending = Some(Some(Instant::now() + GOODBYE));
-                match seen.excess() {
-                    Some(Excess::Resets) => shared.handler.bound(Bound::Http2Resets),
-                    Some(Excess::Frames) => shared.handler.bound(Bound::Http2IdleFrames),
-                    None => shared.handler.bound(Bound::WriteTimeout),
-                }
+                tell_excess(&shared, &seen);
             }
             _ = drain.wait_for(|drain| *drain), if ending.is_none() => {
                 serving.as_mut().graceful_shutdown();
@@ -163,6 +162,15 @@ where
 const LOOKS_PER_WRITE_TIMEOUT: u32 = 4;
 /// How long a connection that is given up listens, so that its last frame is not lost to a reset.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Counts the bound for which the connection is given up.
+fn tell_excess<H: Handler>(shared: &Shared<H>, seen: &Seen) {
+    shared.handler.bound(match seen.excess() {
+        Some(Excess::Resets) => Bound::Http2Resets,
+        Some(Excess::Frames) => Bound::Http2IdleFrames,
+        None => Bound::WriteTimeout,
+    });
+}
 
 /// Ready once the connection is given up, which it finds out itself while it is served.
 async fn given_up(seen: &Seen) {
