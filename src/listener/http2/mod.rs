@@ -217,6 +217,7 @@ fn builder(limits: &Limits, bounds: &Bounds) -> Builder<TokioExecutor> {
     builder
         .timer(TokioTimer::new())
         .auto_date_header(false)
+        .enable_connect_protocol()
         .max_concurrent_streams(bounds.streams)
         .initial_stream_window_size(bounds.stream_window)
         .initial_connection_window_size(bounds.connection_window)

@@ -4,7 +4,7 @@
 use super::*;
 use crate::support::h2::{
     CONTINUATION, DATA, END, END_HEADERS, Frame, GET, GOAWAY, HEADERS, PING, PRIORITY, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, ask,
-    connect, frame, get,
+    connect, frame, get, line,
 };
 use crate::support::origin::Gate;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,11 +64,6 @@ impl Served {
     async fn raw(&self) -> Raw {
         Raw::connect(self.tiercel.http, &[]).await
     }
-}
-
-/// A literal line, not indexed; name and value of less than 127 bytes.
-fn line(name: &str, value: &str) -> Vec<u8> {
-    [&[0, name.len() as u8], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat()
 }
 
 fn reset(stream: u32) -> Vec<u8> {
