@@ -191,6 +191,22 @@ fn limits(l: &Limits) -> Value {
         "rate_limit_callers": l.rate_limit_callers,
         "rate_limit_budget": print_duration(l.rate_limit_budget),
         "compression_threads": l.compression_threads,
+        "http2": http2(&l.http2),
+    })
+}
+
+fn http2(h: &Http2) -> Value {
+    json!({
+        "streams": h.streams,
+        "stream_window": print_size(h.stream_window.into()),
+        "connection_window": print_size(h.connection_window.into()),
+        "send_buffer": print_size(h.send_buffer as u64),
+        "resets": h.resets,
+        "resets_pending": h.resets_pending,
+        "errors": h.errors,
+        "idle_frames": h.idle_frames,
+        "keep_alive": print_duration(h.keep_alive),
+        "keep_alive_timeout": print_duration(h.keep_alive_timeout),
     })
 }
 

@@ -293,6 +293,33 @@ pub struct RawLimits {
     pub rate_limit_budget: Option<RawDuration>,
     /// Pieces of bodies that are coded at a time, beside the cores that serve; `auto`: one fewer than there are cores.
     pub compression_threads: Option<RawWorkers>,
+    pub http2: RawHttp2,
+}
+
+/// Bounds on connections of HTTP/2; what passes those on frames closes the connection.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawHttp2 {
+    /// Requests at a time on one connection; more are refused.
+    pub streams: Option<u64>,
+    /// Bytes of a request body that may come before they are read.
+    pub stream_window: Option<RawSize>,
+    /// The same for all of a connection.
+    pub connection_window: Option<RawSize>,
+    /// Bytes of an answer that are taken over before the client takes them, per stream.
+    pub send_buffer: Option<RawSize>,
+    /// Streams that a client may reset in ten seconds.
+    pub resets: Option<u64>,
+    /// Streams that a client reset before they were looked at.
+    pub resets_pending: Option<u64>,
+    /// Streams that had to be reset for a client's errors, in the life of a connection.
+    pub errors: Option<u64>,
+    /// Frames a second that bring nothing.
+    pub idle_frames: Option<u64>,
+    /// A connection on which nothing comes for this long is asked whether it is there...
+    pub keep_alive: Option<RawDuration>,
+    /// ...and closed if it does not answer within this.
+    pub keep_alive_timeout: Option<RawDuration>,
 }
 
 /// Fetches under way that are shared and stored.

@@ -214,6 +214,56 @@ pub struct Limits {
     pub rate_limit_budget: Duration,
     /// Pieces of bodies that are coded at a time, beside the cores that serve.
     pub compression_threads: usize,
+    pub http2: Http2,
+}
+
+/// What a connection of HTTP/2 may make us hold or do, besides [`Limits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2 {
+    /// Requests at a time on one connection.
+    pub streams: u32,
+    /// Bytes of a request body that may come before they are read.
+    pub stream_window: u32,
+    /// The same for all of a connection.
+    pub connection_window: u32,
+    /// Bytes of an answer that are taken over before the client takes them, per stream.
+    pub send_buffer: usize,
+    /// Streams that the client may reset in ten seconds.
+    pub resets: u64,
+    /// Streams that the client reset before they were looked at.
+    pub resets_pending: usize,
+    /// Streams that we had to reset for its errors, in the life of a connection.
+    pub errors: usize,
+    /// Frames a second that bring nothing.
+    pub idle_frames: u64,
+    /// A connection on which nothing comes for this long is asked whether it is there...
+    pub keep_alive: Duration,
+    /// ...and closed if it does not answer within this.
+    pub keep_alive_timeout: Duration,
+}
+
+impl Http2 {
+    /// Those of connections from other nodes of the fleet, on which the requests of many clients come, and go as they leave.
+    pub fn of_peers() -> Self {
+        Self { streams: 256, resets: 1_000_000, idle_frames: 1_000_000, send_buffer: 256 << 10, ..Self::default() }
+    }
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            streams: 128,
+            stream_window: 64 << 10,
+            connection_window: 1 << 20,
+            send_buffer: 64 << 10,
+            resets: 500,
+            resets_pending: 20,
+            errors: 256,
+            idle_frames: 10_000,
+            keep_alive: Duration::from_secs(20),
+            keep_alive_timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 /// Fills in flight.

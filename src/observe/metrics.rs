@@ -78,10 +78,13 @@ pub enum Bound {
     CompressionThreads,
     HotForms,
     DecodedBytes,
+    Http2Resets,
+    Http2IdleFrames,
+    Http2Errors,
 }
 
 impl Bound {
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 45] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -124,6 +127,9 @@ impl Bound {
         Self::CompressionThreads,
         Self::HotForms,
         Self::DecodedBytes,
+        Self::Http2Resets,
+        Self::Http2IdleFrames,
+        Self::Http2Errors,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -169,6 +175,9 @@ impl Bound {
             Self::CompressionThreads => "compression_threads",
             Self::HotForms => "hot_forms",
             Self::DecodedBytes => "decoded_bytes",
+            Self::Http2Resets => "http2_resets",
+            Self::Http2IdleFrames => "http2_idle_frames",
+            Self::Http2Errors => "http2_errors",
         }
     }
 }
