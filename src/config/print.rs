@@ -50,7 +50,8 @@ pub fn effective(settings: &Settings) -> Value {
 }
 
 fn listener(listener: &Listener) -> Value {
-    let mut table = json!({"address": listener.address.to_string(), "h2c": listener.h2c});
+    let mut table =
+        json!({"address": listener.address.to_string(), "h2c": listener.h2c, "proxy_protocol": networks(&listener.proxy_protocol)});
     if let Some(tls) = &listener.tls {
         let pair = |files: &CertificateFiles| json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
         table["tls"] = json!({

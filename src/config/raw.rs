@@ -173,6 +173,8 @@ pub struct RawListener {
     pub address: Option<String>,
     /// Serve HTTP/2 in plain text, too, to clients that begin with its preface (prior knowledge).
     pub h2c: Option<bool>,
+    /// Balancers that begin each connection with the PROXY protocol, version 1 or 2: networks or addresses.
+    pub proxy_protocol: Option<Vec<String>>,
     /// Makes it a listener for https.
     pub tls: Option<RawListenerTls>,
 }

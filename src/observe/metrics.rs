@@ -456,6 +456,7 @@ pub struct Metrics {
     shield_seconds: Histogram,
     /// Fit, ejected.
     shield_peers: [IntGauge; 2],
+    shield_names_failed: IntCounter,
     early_refreshes: IntCounter,
     /// By coding, then by [`CodedFrom`].
     coded: [Vec<IntCounter>; 3],
@@ -513,6 +514,7 @@ impl Metrics {
             stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
             shield: ShieldOutcome::ALL.iter().map(|outcome| shield.with_label_values(&outcome.labels())).collect(),
             shield_seconds: series::SHIELD_SECONDS.histograms(&registry).with_label_values::<&str>(&[]),
+            shield_names_failed: series::SHIELD_NAMES_FAILED.counters(&registry).with_label_values::<&str>(&[]),
             shield_peers: ["fit", "ejected"].map(|state| shield_peers.with_label_values(&[state])),
             coded: Coding::ALL.map(|coding| CodedFrom::ALL.map(|from| coded.with_label_values(&[coding.as_str(), from.as_str()])).into()),
             remade: children(&series::REMADE.counters(&registry), Coding::ALL.map(Coding::as_str)),
@@ -629,6 +631,10 @@ impl Metrics {
     pub fn shield_peers(&self, fit: usize, ejected: usize) {
         self.shield_peers[0].set(fit as i64);
         self.shield_peers[1].set(ejected as i64);
+    }
+    /// A name of peers was not resolved.
+    pub fn shield_name_failed(&self) {
+        self.shield_names_failed.inc();
     }
     pub fn early_refresh(&self) {
         self.early_refreshes.inc();

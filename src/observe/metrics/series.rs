@@ -218,6 +218,8 @@ series! {
         "From a request sent to another node to the head of its answer.";
     SHIELD_PEERS = Gauge "tiercel_shield_peers" ["state"]
         "Other nodes, by whether they are asked (fit) or not for their failures (ejected).";
+    SHIELD_NAMES_FAILED = Counter "tiercel_shield_names_failed_total" []
+        "Look-ups of names of peers that failed: the peers that they stood for stay.";
     UPSTREAM_PURGE_WAITING = Gauge "tiercel_upstream_purge_waiting" ["upstream"]
         "Fetches that wait for one of the upstream's places for what purges caused (purge_concurrency).";
     UPSTREAM_PURGE_FETCHES = Counter "tiercel_upstream_purge_fetches_total" ["upstream"]
