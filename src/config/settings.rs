@@ -38,8 +38,14 @@ pub struct Settings {
 impl Settings {
     /// All sockets that connections of HTTP come in by.
     pub fn sockets(&self) -> impl Iterator<Item = Listener> {
-        let peers =
-            self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers, h2c: true, tls: None });
+        let peers = self.shield.listen.map(|address| Listener {
+            name: "shield".into(),
+            address,
+            kind: ListenerKind::Peers,
+            h2c: true,
+            proxy_protocol: Vec::new(),
+            tls: None,
+        });
         self.listeners.iter().cloned().chain(peers)
     }
 }
@@ -78,6 +84,8 @@ pub struct Listener {
     pub kind: ListenerKind,
     /// HTTP/2 in plain text is served to clients that begin with its preface.
     pub h2c: bool,
+    /// Who begins each connection with the PROXY protocol.
+    pub proxy_protocol: Vec<IpNet>,
     /// `None`: plain text.
     pub tls: Option<Arc<ListenerTls>>,
 }

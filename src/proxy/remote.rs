@@ -538,6 +538,9 @@ pub fn raise_floors(proxy: &Proxy, urls: &[u128], now: Now) {
     }
 }
 
+/// Segments of one response that are looked after when it is replaced: those of the longest that routes may admit (1 GiB).
+const SEGMENTS_MAX: u32 = 4096;
+
 /// What two nodes may take Redis' clock for at the same time.
 const FLOOR_MARGIN_MS: i64 = 100;
 
@@ -581,6 +584,17 @@ impl Remote {
             primary: (primary_name.clone(), primary.encode(&self.seal, primary_name.as_bytes())),
             segments,
             began_at: codec::BEGAN_AT,
+            body_at: codec::BODY_AT,
+            replaced: {
+                let redis = redis.clone();
+                Box::new(move |id, segments| match codec::body_of(id) {
+                    Some(body) if body != plan.id => {
+                        let keys = redis.keys().url(place.epoch, place.url);
+                        (0..segments.min(SEGMENTS_MAX)).map(|number| keys.segment(body, number)).collect()
+                    }
+                    _ => Vec::new(),
+                })
+            },
             keep,
             written: Box::new(move || {
                 if written.plan.segments > 0 {

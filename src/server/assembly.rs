@@ -19,7 +19,7 @@ use crate::semantics::target::Scheme;
 use crate::tier::redis::RedisTier;
 use crate::tls;
 use anyhow::{Context, Result};
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -335,6 +335,7 @@ impl State {
             Some(listener) => {
                 *door.doorway.name.lock() = listener.name.as_str().into();
                 door.doorway.h2c.store(listener.h2c, Ordering::Relaxed);
+                door.doorway.announcing.store(Arc::new(listener.proxy_protocol.clone()));
                 door.doorway.tls.store(secured.get(&listener.name).cloned());
                 true
             }
@@ -349,8 +350,9 @@ impl State {
             let name = Mutex::new(listener.name.as_str().into());
             let (kind, h2c) = (listener.kind, AtomicBool::new(listener.h2c));
             let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.subscribe());
+            let announcing = ArcSwap::from_pointee(listener.proxy_protocol.clone());
             let tls = ArcSwapOption::new(secured.get(&listener.name).cloned());
-            let doorway = Arc::new(Doorway { name, kind, h2c, tls, proxy, drain });
+            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
             open.push(Door { wanted: listener.address, bound, stop, doorway });
         }

@@ -1,7 +1,7 @@
 //! Where Redis is, and how to connect.
 
 use super::table::Table;
-use super::{SECRET_FILE_BYTES_MAX, secret, secs};
+use super::{SECRET_FILE_BYTES_MAX, check_fleet_secret, secret, secs};
 use crate::config::files::read_bytes;
 use crate::config::raw::{RawAddresses, RawCacheRedis, RawLease, RawRedisMode, RawRedisTls, RedisKeys};
 use crate::config::report::{Report, shown};
@@ -23,6 +23,7 @@ const DATABASE_MAX: u64 = 65_535;
 pub fn tier(raw: &RawCacheRedis, report: &mut Report) -> Option<RedisTier> {
     let at = "cache.redis";
     let key = secret("cache.redis.seal", raw.seal.as_deref(), raw.seal_file.as_deref(), report);
+    check_fleet_secret("cache.redis.seal", raw.seal_file.is_some(), key.as_ref(), report);
     let server = server(at, raw.server_keys(), report);
     if let (None, None, Some(given)) = (&server, raw.url.as_ref(), of_tier(raw).first()) {
         let remedy = "write url = \"redis://127.0.0.1:6379\" in [cache.redis]";

@@ -116,6 +116,8 @@ series! {
         "Blocks of large responses that answers were made of, by where they came from.";
     CODED = Counter "tiercel_compress_total" ["coding", "source"]
         "Answers in a coding of ours, by where the form came from.";
+    REMADE = Counter "tiercel_compress_remade_total" ["coding"]
+        "Forms that were sent often and made smaller in the background.";
     EARLY_REFRESHES = Counter "tiercel_cache_early_refreshes_total" []
         "Revalidations in the background that were begun before the end of freshness (cache.early_refresh).";
     LEADERS = Counter "tiercel_coalesce_leaders_total" []
@@ -216,6 +218,8 @@ series! {
         "From a request sent to another node to the head of its answer.";
     SHIELD_PEERS = Gauge "tiercel_shield_peers" ["state"]
         "Other nodes, by whether they are asked (fit) or not for their failures (ejected).";
+    SHIELD_NAMES_FAILED = Counter "tiercel_shield_names_failed_total" []
+        "Look-ups of names of peers that failed: the peers that they stood for stay.";
     UPSTREAM_PURGE_WAITING = Gauge "tiercel_upstream_purge_waiting" ["upstream"]
         "Fetches that wait for one of the upstream's places for what purges caused (purge_concurrency).";
     UPSTREAM_PURGE_FETCHES = Counter "tiercel_upstream_purge_fetches_total" ["upstream"]

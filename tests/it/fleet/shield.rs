@@ -52,8 +52,12 @@ struct Stage {
 
 impl Stage {
     fn new(respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
+        Self::with_config(CONFIG, respond)
+    }
+
+    fn with_config(config: &str, respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
         let origin = Origin::start(respond);
-        let plan = Plan { nodes: NODES, config: CONFIG.into(), origin: origin.url(), ..Plan::default() };
+        let plan = Plan { nodes: NODES, config: config.into(), origin: origin.url(), ..Plan::default() };
         Self { fleet: Fleet::start(&plan), origin, redis: None }
     }
 
@@ -522,6 +526,74 @@ async fn peers_are_found_by_name_and_a_reload_takes_the_shield_out_and_in() {
     std::fs::write(&file, edge_config(&stage, &format!("'http://{}'", stage.node(1).peer))).unwrap();
     edge.signal(1);
     until_passed(&stage, edge.http, 2, &mut number).await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_resolved_takes_nobody_out() {
+    let stage = Stage::new(|request| fresh(request.path.clone()));
+    let (folder, mut number) = (tempfile::tempdir().unwrap(), 0);
+    let names = format!("'dns:nowhere.invalid:9182', 'dns:{}'", stage.node(0).peer);
+    let edge = edge(&stage, &names, folder.path());
+    until_passed(&stage, edge.http, 2, &mut number).await;
+}
+
+#[tokio::test]
+async fn an_owner_that_is_configured_otherwise_shapes_nothing_that_is_stored() {
+    let past_the_cache = CONFIG.replace("[cache]\n", "[cache]\nenabled = false\n");
+    let stage = Stage::with_config(&past_the_cache, |request| {
+        let said = ["x-original-url", "x_forwarded_host", "accept-language"].map(|name| request.field(name));
+        fresh(format!("{} {said:?}", request.target))
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let config = edge_config(&stage, &format!("'http://{}'", stage.node(0).peer));
+    let edge =
+        Tiercel::with_config(&format!("{config}[cache]\nkey.query_ignore = ['utm_*']\nvary.languages = ['de', 'en']\n"), folder.path());
+    let mut client = Client::connect(edge.http).await;
+    let lines = "X-Original-URL: /evil\r\nX_Forwarded_Host: evil.example\r\nAccept-Language: xx, de-AT\r\n";
+    let poisoned = client.ask(format!("GET /a?utm_source=evil&b=1 HTTP/1.1\r\nHost: {HOST}\r\n{lines}\r\n")).await;
+    assert!(poisoned.all("cache-status").contains("detail=SHIELD"), "{}", poisoned.head);
+    let expected = r#"/a?b=1 [None, None, Some("de")]"#;
+    assert_eq!(poisoned.text(), expected);
+    let other = client.ask(format!("GET /a?b=1 HTTP/1.1\r\nHost: {HOST}\r\nAccept-Language: de\r\n\r\n")).await;
+    assert!(other.says("hit") && other.text() == expected, "{}", other.head);
+}
+
+/// Speaks HTTP/2 and refuses everything, as a connection does that does not let a request through to a node.
+async fn refuses_everything() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let refuse = hyper::service::service_fn(async |_| {
+                let answer = http::Response::builder().status(431).header("cache-control", "max-age=600");
+                Ok::<_, std::convert::Infallible>(answer.body(Empty::<Bytes>::new()).unwrap())
+            });
+            tokio::spawn(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), refuse));
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn what_the_connection_of_an_owner_refuses_is_no_answer_of_the_origin() {
+    let stage = Stage::new(|request| fresh(request.path.clone()));
+    let folder = tempfile::tempdir().unwrap();
+    let edge = edge(&stage, &format!("'http://{}'", refuses_everything().await), folder.path());
+    assert_eq!(passed(&stage, edge.http, &mut 0).await, 1, "the origin answered, asked by this node");
+}
+
+#[tokio::test]
+async fn a_head_that_a_client_may_send_reaches_the_origin_through_an_owner() {
+    let stage = Stage::new(|request| fresh(request.fields.len().to_string()));
+    let path = stage.path_of(1);
+    // 128 lines are allowed, and 32 KiB.
+    let lines: String = (0..126).map(|number| format!("X-{number}: {}\r\n", "v".repeat(220))).collect();
+    let mut client = Client::connect(stage.node(0).http).await;
+    let answer = client.ask(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{lines}\r\n")).await;
+    assert_eq!(answer.status, 200, "{}", answer.head);
+    let asked = &stage.origin.requests(&path)[0];
+    assert_eq!(asked.field("cdn-loop"), Some("tiercel, tiercel"), "it passed two nodes");
+    assert_eq!(asked.field("x-125").map(str::len), Some(220));
 }
 
 // ---- the door of a node ----
