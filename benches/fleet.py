@@ -373,7 +373,6 @@ def lease(bench):
         medians = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in rounds.items()}
         for name, (p50, p99, own, of_redis) in medians.items():
             print(f"  {name:<10} p50 {p50:7.3f} ms  p99 {p99:7.3f} ms  {own:6.1f} us of CPU (and {of_redis:.1f} of Redis')")
-        bench.check("p50 with leases over that without", medians["with"][0] / medians["without"][0], 1.15, timed=True)
 
 
 CELLS = {"propagation": propagation, "stopped": stopped, "paused": paused, "slow": slow, "garbage": garbage, "read-only": read_only, "full": full,
