@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 const NODES: usize = 3;
 
-/// Nobody's patience ends before the crowd is there, and a busy machine keeps the budget.
+/// Nobody's patience ends before the crowd is there, and a busy machine keeps the budget, and renews leases in time.
 const CONFIG: &str = "
 [server]
 name = '@NODE@'
@@ -29,6 +29,7 @@ node = '@NODE@'
 trust = '1s'
 [lease]
 wait = '@WAIT@'
+ttl = '5s'
 [cache.redis]
 url = 'redis://@REDIS@'
 lookup_budget = '5s'
