@@ -24,4 +24,5 @@ pub mod shield;
 pub mod sync;
 pub mod tier;
 pub mod tls;
+pub mod transform;
 pub mod upstream;

@@ -8,7 +8,7 @@ use super::units::{print_duration, print_rate, print_share, print_size};
 use crate::semantics::class::ClientClass;
 use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::{KeyPolicy, hash128};
-use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
+use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, Compression, SetCookie, Statuses, TtlRule};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
@@ -49,7 +49,7 @@ pub fn effective(settings: &Settings) -> Value {
 }
 
 fn listener(listener: &Listener) -> Value {
-    let mut table = json!({"address": listener.address.to_string()});
+    let mut table = json!({"address": listener.address.to_string(), "h2c": listener.h2c});
     if let Some(tls) = &listener.tls {
         let pair = |files: &CertificateFiles| json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
         table["tls"] = json!({
@@ -188,6 +188,7 @@ fn limits(l: &Limits) -> Value {
         "waiting": l.waiting,
         "rate_limit_callers": l.rate_limit_callers,
         "rate_limit_budget": print_duration(l.rate_limit_budget),
+        "compression_threads": l.compression_threads,
     })
 }
 
@@ -329,6 +330,7 @@ fn print_route(route: &Route) -> Value {
             AcceptEncoding::Identity => "identity",
             AcceptEncoding::Forward => "forward",
         },
+        "compression": route.cache.compression.as_ref().map_or(json!(false), |how| compression(how)),
         "purge": {"allow": networks(&route.purge_from)},
         "tags": {"forward": route.forward_tags},
         "cache_status": route.cache_status,
@@ -339,6 +341,17 @@ fn print_route(route: &Route) -> Value {
     });
     table.extend(more.as_object().cloned().unwrap_or_default());
     Value::Object(table)
+}
+
+fn compression(how: &Compression) -> Value {
+    json!({
+        "enabled": true,
+        "codings": how.codings.iter().map(|coding| coding.as_str()).collect::<Vec<_>>(),
+        "types": how.types,
+        "min_size": print_size(how.min_bytes),
+        "sensitive": how.sensitive,
+        "level": {"gzip": how.level.gzip, "br": how.level.brotli, "zstd": how.level.zstd},
+    })
 }
 
 fn rate_limit(limit: Option<&RateLimit>) -> Value {

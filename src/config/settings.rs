@@ -37,7 +37,8 @@ pub struct Settings {
 impl Settings {
     /// All sockets that connections of HTTP come in by.
     pub fn sockets(&self) -> impl Iterator<Item = Listener> {
-        let peers = self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers, tls: None });
+        let peers =
+            self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers, h2c: true, tls: None });
         self.listeners.iter().cloned().chain(peers)
     }
 }
@@ -74,6 +75,8 @@ pub struct Listener {
     pub name: String,
     pub address: SocketAddr,
     pub kind: ListenerKind,
+    /// HTTP/2 in plain text is served to clients that begin with its preface.
+    pub h2c: bool,
     /// `None`: plain text.
     pub tls: Option<Arc<ListenerTls>>,
 }
@@ -200,6 +203,8 @@ pub struct Limits {
     pub rate_limit_callers: u64,
     /// What Redis may take to count a request for a shared rate limit.
     pub rate_limit_budget: Duration,
+    /// Pieces of bodies that are coded at a time, beside the cores that serve.
+    pub compression_threads: usize,
 }
 
 /// Fills in flight.

@@ -332,6 +332,7 @@ impl State {
         open.retain(|door| match wanted.iter().find(|listener| door.is(listener)) {
             Some(listener) => {
                 *door.doorway.name.lock() = listener.name.as_str().into();
+                door.doorway.h2c.store(listener.h2c, Ordering::Relaxed);
                 door.doorway.tls.store(secured.get(&listener.name).cloned());
                 true
             }
@@ -344,9 +345,10 @@ impl State {
             let bound = sockets[0].local_addr()?;
             let stop = watch::Sender::new(false);
             let name = Mutex::new(listener.name.as_str().into());
-            let (kind, proxy, drain) = (listener.kind, Arc::clone(&self.proxy), self.drain.subscribe());
+            let (kind, h2c) = (listener.kind, AtomicBool::new(listener.h2c));
             let tls = ArcSwapOption::new(secured.get(&listener.name).cloned());
-            let doorway = Arc::new(Doorway { name, kind, tls, proxy, drain });
+            let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.subscribe());
+            let doorway = Arc::new(Doorway { name, kind, h2c, tls, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
             open.push(Door { wanted: listener.address, bound, stop, doorway });
         }

@@ -1,10 +1,10 @@
 //! End-to-end tests of the HTTP/2 connection: hyper's client or raw frames in front, a scripted handler behind.
 
+use crate::support::h2::{self, GET, PREFACE, frame, get};
 use crate::support::scripted::{Fed, Server, data, limits, pieces, response, text};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,14 +25,7 @@ async fn start(limits: Limits, script: impl Fn(&RequestHead, RequestBody, &mut I
 }
 
 async fn client(server: &Server) -> SendRequest<Full<Bytes>> {
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    sender
-}
-
-fn get(path: &str) -> http::Request<Full<Bytes>> {
-    http::Request::get(format!("http://shop.example{path}")).body(Full::default()).unwrap()
+    h2::connect(server.address).await
 }
 
 async fn body_of(mut body: RequestBody) -> Result<Vec<u8>, BodyError> {
@@ -264,19 +257,6 @@ async fn a_connection_has_as_many_requests_as_it_may() {
     server.told(|told| told.ended == 1).await;
     assert!(client.ready().await.is_err() || client.send_request(get("/")).await.is_err());
 }
-
-/// A frame: type, flags, stream and payload.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// `GET http://a/` in HPACK.
-const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
 
 /// Sends bytes and waits until the server has closed the connection.
 async fn abuse(address: SocketAddr, bytes: &[u8]) {

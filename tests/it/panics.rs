@@ -95,7 +95,14 @@ async fn served(origin: &Origin) -> Served {
     let draining = drain.subscribe();
     tokio::spawn(async move {
         while let Ok((stream, client)) = listener.accept().await {
-            let peer = Peer { client, local: address, worker: 0, scheme: Scheme::Http, listener: "test".into() };
+            let peer = Peer {
+                client,
+                local: address,
+                worker: 0,
+                scheme: Scheme::Http,
+                listener: "test".into(),
+                protocol: tiercel::listener::Protocol::Http1,
+            };
             let stream = ClientSocket::new(stream.into_std().expect("a socket of ours"));
             tokio::spawn(serve(stream, peer, Arc::clone(&limits), Arc::clone(&handler), draining.clone()));
         }

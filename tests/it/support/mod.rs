@@ -4,6 +4,7 @@
 pub mod address;
 pub mod client;
 pub mod fleet;
+pub mod h2;
 pub mod hit;
 pub mod link;
 pub mod origin;

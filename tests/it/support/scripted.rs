@@ -10,7 +10,7 @@ use std::time::Duration;
 use tiercel::body::{BodyError, BodyStream, Chunk, ResponseBody};
 use tiercel::config::settings::Limits;
 use tiercel::listener::{
-    ClientSocket, Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
+    ClientSocket, Handled, Handler, InterimSlot, Peer, Protocol, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
 };
 use tiercel::observe::metrics::Bound;
 use tiercel::proxy::outcome::Outcome;
@@ -121,7 +121,7 @@ impl Server {
 }
 
 pub fn peer(client: SocketAddr, local: SocketAddr) -> Peer {
-    Peer { client, local, worker: 0, scheme: Scheme::Http, listener: "test".into() }
+    Peer { client, local, worker: 0, scheme: Scheme::Http, listener: "test".into(), protocol: Protocol::Http1 }
 }
 
 pub fn limits() -> Limits {
@@ -141,6 +141,7 @@ pub fn limits() -> Limits {
         waiting: 1000,
         rate_limit_callers: 16,
         rate_limit_budget: Duration::from_secs(1),
+        compression_threads: 1,
     }
 }
 
