@@ -190,7 +190,12 @@ impl Attempt<'_> {
         let opened = async {
             let addresses = endpoint.host.addresses(settings.connect_timeout).await?;
             let turn = endpoint.turn.fetch_add(1, Ordering::Relaxed);
-            Link::open(&connect::order(&addresses, turn, endpoint.port), settings, self.want.worker).await
+            let secure = match (&endpoint.secure, &self.upstream.tls) {
+                (None, _) => None,
+                (Some(host), Some(client)) => Some((client, &**host)),
+                (Some(_), None) => return Err(FetchError::TlsProtocol("TLS to this upstream could not be set up".into())),
+            };
+            Link::open(&connect::order(&addresses, turn, endpoint.port), secure, settings, self.want.worker).await
         };
         let opened = opened.await;
         let took = began.elapsed();
