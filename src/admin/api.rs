@@ -109,9 +109,14 @@ async fn healthz() -> &'static str {
 
 async fn readyz(State(control): Shared) -> Result<String, Problem> {
     match control.ready() {
-        Ok(()) => Ok(control
-            .cut_off()
-            .map_or_else(|| "ready\n".into(), |policy| format!("ready, but cut off from the fleet's journal: on_cutoff = \"{policy}\"\n"))),
+        Ok(()) => Ok(control.cut_off().map_or_else(
+            || "ready\n".into(),
+            |policy| {
+                let is_name_taken = control.fleet().is_some_and(|fleet| fleet.is_name_taken());
+                let why = if is_name_taken { " by another node that runs under its name (journal.node)" } else { "" };
+                format!("ready, but cut off from the fleet's journal{why}: on_cutoff = \"{policy}\"\n")
+            },
+        )),
         Err(reason) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason, "send requests to another node meanwhile")),
     }
 }
@@ -134,11 +139,12 @@ async fn purge(
 async fn nodes(State(control): Shared) -> Result<Json<Value>, Problem> {
     let View { node, applied, unappended, nodes } = fleet(&*control)?.view();
     let other = |other: &OtherNode| json!({"node": other.name, "on_cutoff": other.policy, "applied": other.applied, "unheard_ms": other.unheard_ms});
-    let cut_off = control.cut_off().is_some();
+    let (cut_off, is_name_taken) = (control.cut_off().is_some(), control.fleet().is_some_and(|fleet| fleet.is_name_taken()));
     Ok(Json(json!({
         "node": node,
         "applied": applied,
         "cut_off": cut_off,
+        "name_taken": is_name_taken,
         "unappended": unappended,
         "nodes": nodes.iter().map(other).collect::<Vec<_>>(),
     })))

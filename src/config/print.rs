@@ -8,7 +8,7 @@ use super::units::{print_duration, print_rate, print_share, print_size};
 use crate::semantics::class::ClientClass;
 use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::{KeyPolicy, hash128};
-use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, Compression, SetCookie, Statuses, TtlRule};
+use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, Compression, Levels, SetCookie, Statuses, TtlRule};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
@@ -42,6 +42,7 @@ pub fn effective(settings: &Settings) -> Value {
         "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
         "purge": purge(s),
         "shield": shield(&s.shield),
+        "lease": lease(&s.lease),
         "journal": journal(&s.journal),
         "log": log(&s.log),
         "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
@@ -49,7 +50,8 @@ pub fn effective(settings: &Settings) -> Value {
 }
 
 fn listener(listener: &Listener) -> Value {
-    let mut table = json!({"address": listener.address.to_string(), "h2c": listener.h2c});
+    let mut table =
+        json!({"address": listener.address.to_string(), "h2c": listener.h2c, "proxy_protocol": networks(&listener.proxy_protocol)});
     if let Some(tls) = &listener.tls {
         let pair = |files: &CertificateFiles| json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
         table["tls"] = json!({
@@ -283,6 +285,15 @@ fn journal(j: &Journal) -> Value {
     })
 }
 
+fn lease(lease: &Lease) -> Value {
+    json!({
+        "enabled": lease.enabled,
+        "wait": print_duration(lease.wait),
+        "ttl": print_duration(lease.ttl),
+        "kept": print_duration(lease.kept),
+    })
+}
+
 fn shield(s: &Shield) -> Value {
     let peer = |peer: &ShieldPeer| match peer {
         ShieldPeer::One { host, port } => format!("http://{}", peer_name(host, *port)),
@@ -372,8 +383,17 @@ fn compression(how: &Compression) -> Value {
         "types": how.types,
         "min_size": print_size(how.min_bytes),
         "sensitive": how.sensitive,
-        "level": {"gzip": how.level.gzip, "br": how.level.brotli, "zstd": how.level.zstd},
+        "level": levels(&how.level),
+        "hot_hits": how.hot_hits,
+        "hot_level": levels(&how.hot_level),
+        "hot_max_size": print_size(how.hot_max_bytes),
+        "decode_max_size": print_size(how.decode.bytes),
+        "decode_max_ratio": how.decode.ratio,
     })
+}
+
+fn levels(levels: &Levels) -> Value {
+    json!({"gzip": levels.gzip, "br": levels.brotli, "zstd": levels.zstd})
 }
 
 fn rate_limit(limit: Option<&RateLimit>) -> Value {

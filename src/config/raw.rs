@@ -109,6 +109,7 @@ pub struct RawConfig {
     pub sites: BTreeMap<String, RawSite>,
     pub purge: RawPurge,
     pub shield: RawShield,
+    pub lease: RawLease,
     pub journal: RawJournal,
     pub log: RawLog,
     pub cache: RawCache,
@@ -172,6 +173,8 @@ pub struct RawListener {
     pub address: Option<String>,
     /// Serve HTTP/2 in plain text, too, to clients that begin with its preface (prior knowledge).
     pub h2c: Option<bool>,
+    /// Balancers that begin each connection with the PROXY protocol, version 1 or 2: networks or addresses.
+    pub proxy_protocol: Option<Vec<String>>,
     /// Makes it a listener for https.
     pub tls: Option<RawListenerTls>,
 }
@@ -836,10 +839,21 @@ pub struct RawCompressionTable {
     pub min_size: Option<RawSize>,
     /// Responses may show secrets beside what a request said: only what is stored for everybody is coded.
     pub sensitive: Option<bool>,
+    /// How much work goes into what a client waits for.
     pub level: RawLevels,
+    /// Answers after which a form is made anew in the background, with more work; 0: never.
+    pub hot_hits: Option<u64>,
+    /// How much work that is.
+    pub hot_level: RawLevels,
+    /// Longer responses are not made anew.
+    pub hot_max_size: Option<RawSize>,
+    /// What a coded response of the upstream may stand for, where its coding has to be taken off for a client.
+    pub decode_max_size: Option<RawSize>,
+    /// Bytes that each of its bytes may stand for, beyond the first MiB.
+    pub decode_max_ratio: Option<u64>,
 }
 
-/// How much work goes into what a client waits for.
+/// How much work goes into a form.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawLevels {
@@ -1047,6 +1061,20 @@ pub struct RawShield {
     pub back_off_max: Option<RawDuration>,
     /// How long the owner waits for purges that the asker knows of and it does not yet.
     pub position_wait: Option<RawDuration>,
+}
+
+/// One fetch per fleet without a shield: who fetches has a lease in the Redis of `cache.redis`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawLease {
+    /// Where `cache.redis` is, too.
+    pub enabled: Option<bool>,
+    /// Longest wait for another node's fetch.
+    pub wait: Option<RawDuration>,
+    /// So long after its holder died another gets it.
+    pub ttl: Option<RawDuration>,
+    /// So long what came of a fetch is known to nodes that ask later.
+    pub kept: Option<RawDuration>,
 }
 
 /// Logs.

@@ -26,6 +26,7 @@ pub struct Settings {
     pub shield: Shield,
     pub journal: Journal,
     pub log: Log,
+    pub lease: Lease,
     /// `[cache.redis]`: the tier that the fleet shares, where there is one.
     pub redis: Option<RedisTier>,
     /// Hash of the resolved configuration, for metrics and `explain`.
@@ -37,8 +38,14 @@ pub struct Settings {
 impl Settings {
     /// All sockets that connections of HTTP come in by.
     pub fn sockets(&self) -> impl Iterator<Item = Listener> {
-        let peers =
-            self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers, h2c: true, tls: None });
+        let peers = self.shield.listen.map(|address| Listener {
+            name: "shield".into(),
+            address,
+            kind: ListenerKind::Peers,
+            h2c: true,
+            proxy_protocol: Vec::new(),
+            tls: None,
+        });
         self.listeners.iter().cloned().chain(peers)
     }
 }
@@ -77,6 +84,8 @@ pub struct Listener {
     pub kind: ListenerKind,
     /// HTTP/2 in plain text is served to clients that begin with its preface.
     pub h2c: bool,
+    /// Who begins each connection with the PROXY protocol.
+    pub proxy_protocol: Vec<IpNet>,
     /// `None`: plain text.
     pub tls: Option<Arc<ListenerTls>>,
 }
@@ -547,6 +556,18 @@ impl OnCutoff {
             Self::Bypass => "bypass",
         }
     }
+}
+
+/// How leases for fetches are held and waited for, where there is a tier that the fleet shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    pub enabled: bool,
+    /// Longest wait for another node's fetch.
+    pub wait: Duration,
+    /// So long after its holder died another gets it.
+    pub ttl: Duration,
+    /// So long what came of a fetch is known to nodes that ask later.
+    pub kept: Duration,
 }
 
 /// The origin shield.

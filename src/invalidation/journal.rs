@@ -83,9 +83,9 @@ impl Journal {
         self.remembered.load(Ordering::Acquire)
     }
 
-    /// From now on [`Journal::is_remembered`].
-    pub fn remember(&self) {
-        self.remembered.store(true, Ordering::Release);
+    /// What [`Journal::is_remembered`] says from now on.
+    pub fn set_remembered(&self, is_remembered: bool) {
+        self.remembered.store(is_remembered, Ordering::Release);
     }
 
     /// The epoch that this node is in; 0 without a fleet, and before it was first heard of.

@@ -7,6 +7,7 @@ mod extra;
 pub mod http1;
 pub mod http2;
 mod interim;
+pub mod proxy_protocol;
 mod secure;
 mod socket;
 

@@ -128,7 +128,7 @@ mod tests {
         journal.trust_until(1000);
         let revalidates = |at_ms| Standing::Revalidates { after_mono_ms: at_ms };
         assert_eq!(Standing::of(&journal, &settings, at(1001)), revalidates(1001));
-        journal.remember();
+        journal.set_remembered(true);
         assert_eq!(Standing::of(&journal, &settings, at(1_000_000)), Standing::Serves);
         settings.serve_at_most = Some(Duration::from_secs(5));
         assert_eq!(Standing::of(&journal, &settings, at(5999)), Standing::Serves);

@@ -4,6 +4,7 @@ use super::accept::Doorway;
 use super::workers::Workers;
 use super::{background, certificates, control::Controller, sockets};
 use crate::admin;
+use crate::coalesce::lease::Leases;
 use crate::config::settings::{Listener, ListenerKind};
 use crate::config::{self, Settings, Sources};
 use crate::invalidation::journal::{Journal, Order};
@@ -18,7 +19,7 @@ use crate::semantics::target::Scheme;
 use crate::tier::redis::RedisTier;
 use crate::tls;
 use anyhow::{Context, Result};
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -158,8 +159,9 @@ impl Server {
         let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log));
         if let Some(tier) = &settings.redis {
             let redis = Redis::new(&tier.server, &metrics).context("cache.redis")?;
+            let leases = settings.lease.enabled.then(|| Arc::new(Leases::new(&redis, settings.lease, tier.lookup_budget, &metrics)));
             let tier = RedisTier::start(redis, tier.clone(), settings.server.workers, &metrics).context("cache.redis")?;
-            proxy.share(Remote::new(tier));
+            proxy.share(Remote::new(tier, leases));
         }
         metrics.observe_gauges(Arc::clone(&proxy) as _);
         metrics.reloaded(true, &settings.hash);
@@ -333,6 +335,7 @@ impl State {
             Some(listener) => {
                 *door.doorway.name.lock() = listener.name.as_str().into();
                 door.doorway.h2c.store(listener.h2c, Ordering::Relaxed);
+                door.doorway.announcing.store(Arc::new(listener.proxy_protocol.clone()));
                 door.doorway.tls.store(secured.get(&listener.name).cloned());
                 true
             }
@@ -346,9 +349,10 @@ impl State {
             let stop = watch::Sender::new(false);
             let name = Mutex::new(listener.name.as_str().into());
             let (kind, h2c) = (listener.kind, AtomicBool::new(listener.h2c));
-            let tls = ArcSwapOption::new(secured.get(&listener.name).cloned());
             let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.subscribe());
-            let doorway = Arc::new(Doorway { name, kind, h2c, tls, proxy, drain });
+            let announcing = ArcSwap::from_pointee(listener.proxy_protocol.clone());
+            let tls = ArcSwapOption::new(secured.get(&listener.name).cloned());
+            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
             open.push(Door { wanted: listener.address, bound, stop, doorway });
         }

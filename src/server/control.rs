@@ -99,10 +99,15 @@ impl Control for Controller {
         if self.state.draining.load(Ordering::Acquire) {
             return Err("draining".into());
         }
+        let Some(fleet) = self.fleet().filter(|fleet| !fleet.has_started()) else { return Ok(()) };
+        let live = self.state.proxy.live.load();
+        let own = &live.settings.journal;
+        if fleet.is_name_taken() {
+            let name = &own.node;
+            return Err(format!("another node runs under the name of this one, \"{name}\", or did so until a moment ago (journal.node)"));
+        }
         // Without Redis it starts all the same, cut off.
-        let trust = self.state.proxy.live.load().settings.journal.trust;
-        let is_starting = self.fleet().is_some_and(|fleet| !fleet.has_started()) && self.state.started.elapsed() < trust;
-        if is_starting { Err("reading the fleet's journal".into()) } else { Ok(()) }
+        if self.state.started.elapsed() < own.trust { Err("reading the fleet's journal".into()) } else { Ok(()) }
     }
 
     fn cut_off(&self) -> Option<&'static str> {

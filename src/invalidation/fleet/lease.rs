@@ -57,6 +57,11 @@ impl Lease {
         (self.beat_sent, self.read_sent) = (None, None);
     }
 
+    /// The fleet no longer waits for this node.
+    pub(super) fn forget(&mut self) {
+        self.remembered = false;
+    }
+
     /// The new end, where it moved.
     pub(super) fn extend(&mut self, applied: (Position, Position), trust_ms: u64, lapse_ms: u64) -> Option<u64> {
         let sent = self.beat_sent?.min(self.read_sent?);

@@ -5,10 +5,12 @@
 //!
 //! What must hold (P2): a purge that is told as complete is in force on every node that may serve what it has stored.
 //! Why it does, sentence by sentence: `docs/decisions/0010-fleet-journal.md`. Where each part lives:
+//! - `codec`: how all of that is written in Redis;
 //! - `lease`: until when this node may believe that it misses nothing;
 //! - `members`: the other nodes, and which of them a purge waits for;
 //! - `own`: this node's purges until they have a place in the order, and for a while after, to be appended again.
 
+pub(super) mod codec;
 mod lease;
 mod members;
 mod own;
@@ -24,7 +26,8 @@ use lease::Lease;
 use members::{Members, Question};
 use own::Own;
 use protocol::{
-    Answer, Batch, Beat, BeatAnswer, Command, Doubt, Instance, Policy, Proposal, Read, Record, Refusal, Server, Ticket, UnsafeEntry, Vouch,
+    Answer, Batch, Beat, BeatAnswer, Command, Doubt, Found, Instance, Policy, Proposal, Read, Record, Refusal, Server, Ticket, UnsafeEntry,
+    Vouch,
 };
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -119,6 +122,10 @@ pub enum Note {
     BehindTrim,
     /// An entry does not follow the last one applied.
     Gap,
+    /// An entry is missing in the stream and nothing else is wrong: this node dropped what it had stored.
+    Hole,
+    /// Entries of the stream that are none of the journal's were passed over.
+    Foreign { entries: usize },
     /// Own purges appended again to a new epoch.
     Repaired { purges: usize },
     /// This node's name is used by another that runs.
@@ -173,12 +180,27 @@ struct Beats {
     reported: Position,
     vouch: Option<Vouch>,
     proposing: bool,
+    /// Another life of this name that keeps this one from being registered, its last heartbeat, and whether it went on.
+    namesake: Option<(Instance, u64, bool)>,
 }
 
 #[derive(Debug, Default)]
 struct Reads {
     under_way: Option<Ticket>,
     next_at: u64,
+    /// How far the streams were read; beyond what was applied only where others have put something there.
+    read_to: (Position, Position),
+    /// The last entries of both streams by a heartbeat, where they were not applied yet, and when its answer came.
+    owed: Option<((Position, Position), u64)>,
+    missing: Option<Missing>,
+}
+
+/// Entries that a read did not find where they should be. What is wrong a heartbeat tells; if it knows of nothing, they are lost.
+#[derive(Debug)]
+struct Missing {
+    /// Where both streams go on.
+    after: (Position, Position),
+    seen_at: u64,
 }
 
 #[derive(Debug, Default)]
@@ -221,6 +243,12 @@ impl Faults {
             previous_ignored: planted(Fault::PreviousIgnored),
         }
     }
+}
+
+/// Where a stream goes on with an entry that does not follow what was applied: where that entry says that it follows, or
+/// behind it, where that is no later place.
+fn goes_on(applied: Position, previous: Position, position: Position) -> Position {
+    if previous > applied { previous } else { position }
 }
 
 impl Fleet {
@@ -301,6 +329,12 @@ impl Fleet {
         self.members.iter()
     }
 
+    /// Another life of this node's name is registered, so that this one cannot be: a node that runs, or one that was killed
+    /// so shortly ago that nobody can tell.
+    pub const fn is_name_taken(&self) -> bool {
+        self.beat.namesake.is_some()
+    }
+
     /// Own purges that have no place in the order yet.
     pub fn unappended(&self) -> usize {
         self.own.unappended()
@@ -312,12 +346,12 @@ impl Fleet {
                 self.beat.under_way = false;
                 self.beat_answered(sent, applied, *answer, now, actions);
             }
-            (Some(UnderWay::Read { sent, epoch }), Answer::Read { purges, unsafe_methods }) => {
+            (Some(UnderWay::Read { sent, epoch }), Answer::Read(found)) => {
                 if self.read.under_way == Some(ticket) {
                     self.read.under_way = None;
                 }
                 if epoch == self.applied.epoch {
-                    self.read_answered(sent, purges, &unsafe_methods, now, actions);
+                    self.read_answered(sent, found, now, actions);
                 }
             }
             (Some(UnderWay::Append { epoch, id }), Answer::Appended(position)) => {
@@ -359,7 +393,7 @@ impl Fleet {
             }
             Some(UnderWay::Read { .. }) => {
                 if self.read.under_way == Some(ticket) {
-                    self.read = Reads { under_way: None, next_at: retry_at };
+                    (self.read.under_way, self.read.next_at) = (None, retry_at);
                 }
             }
             Some(UnderWay::Append { id, .. }) => {
@@ -397,6 +431,7 @@ impl Fleet {
             (Ok(taken), Some(record)) if record.epoch == self.applied.epoch => {
                 self.beat.acknowledged = self.beat.number;
                 self.beat.reported = reported;
+                self.beat.namesake = None;
                 if record.server == answer.server {
                     self.registered(sent, taken.continued, &answer, record, now, actions);
                 } else {
@@ -411,6 +446,7 @@ impl Fleet {
             (Err(Refusal::OtherEpoch), Some(record)) if record.epoch < self.applied.epoch => {
                 self.lost(Refusal::OtherEpoch, Some(record.epoch), now, actions);
             }
+            (Err(Refusal::NameTaken), Some(record)) => self.refused_its_name(record, answer.now_ms, now, actions),
             (Err(Refusal::NoRecord), _) | (_, None) => self.lost(Refusal::NoRecord, None, now, actions),
             // Another server, or this node has moved on meanwhile.
             _ => self.beat.next_at = now.mono_ms,
@@ -420,6 +456,10 @@ impl Fleet {
     /// The heartbeat was taken by a server that is vouched for.
     fn registered(&mut self, sent: u64, continued: bool, answer: &BeatAnswer, record: &Record, now: Now, actions: &mut Vec<Action>) {
         self.beat.vouch = None;
+        if self.read.missing.as_ref().is_some_and(|missing| missing.seen_at + self.settings.beat_ms() <= sent) {
+            return self.leap_over_hole(now, actions);
+        }
+        self.look_back(record, now);
         let unbroken = continued && self.lease.holds(now.mono_ms);
         if !unbroken {
             self.members.joined();
@@ -440,6 +480,38 @@ impl Fleet {
         let told =
             self.own.ask(&question, &self.members, settled || self.faults.acknowledged_before_apply, self.faults, &self.journal, now);
         actions.extend(told.into_iter().map(Action::Told));
+    }
+
+    /// Another life of this name is registered. This node begins when that one's lease has surely ended, which it never does
+    /// where that one goes on.
+    fn refused_its_name(&mut self, record: &Record, redis_ms: i64, now: Now, actions: &mut Vec<Action>) {
+        self.lease.doubt();
+        // Purges no longer wait for this one.
+        self.lease.forget();
+        let Some(other) = record.members.iter().find(|member| member.name == self.settings.name) else { return };
+        let before = self.beat.namesake.filter(|(instance, ..)| *instance == other.instance);
+        let went_on = before.is_some_and(|(_, beat, went_on)| went_on || beat != other.beat);
+        if went_on && before.is_some_and(|(.., known)| !known) {
+            actions.push(Action::Note(Note::NameTaken));
+        }
+        self.beat.namesake = Some((other.instance, other.beat, went_on));
+        let left_ms = self.settings.lapse_ms().saturating_sub(redis_ms.abs_diff(other.at_ms));
+        self.beat.next_at = now.mono_ms + left_ms.clamp(POLL_MS, self.settings.beat_ms());
+    }
+
+    /// What the record says is there, and was not read yet, may lie before something that others have put into the streams.
+    fn look_back(&mut self, record: &Record, now: Now) {
+        let last = (record.last, record.unsafe_last);
+        let is_behind = |last: (Position, Position)| last.0 > self.applied || last.1 > self.unsafe_applied;
+        // The first that is owed stays until it is there: a read was sent after each heartbeat some time.
+        let owed = self.read.owed.filter(|(last, _)| is_behind(*last));
+        self.read.owed = owed.or_else(|| is_behind(last).then_some((last, now.mono_ms)));
+        if last.0 > self.applied && last.0 <= self.read.read_to.0 {
+            self.read.read_to.0 = self.applied;
+        }
+        if last.1 > self.unsafe_applied && last.1 <= self.read.read_to.1 {
+            self.read.read_to.1 = self.unsafe_applied;
+        }
     }
 
     /// The server that took the heartbeat is not the one that the record vouches for: it may have lost something.
@@ -496,6 +568,15 @@ impl Fleet {
         actions.push(Action::Note(Note::BehindTrim));
     }
 
+    /// Entries are missing, and a heartbeat that was sent later found nothing wrong: somebody took them out of the stream. What
+    /// they purged is not known; so this node drops all that it holds, and goes on behind them.
+    fn leap_over_hole(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let Some(Missing { after, .. }) = self.read.missing.take() else { return };
+        self.go_to(after.0.max(self.applied), after.1.max(self.unsafe_applied), true, now);
+        self.beat.next_at = now.mono_ms;
+        actions.push(Action::Note(Note::Hole));
+    }
+
     fn go_to(&mut self, purges: Position, unsafe_methods: Position, drop_held: bool, now: Now) {
         self.journal.jump(purges, unsafe_methods, drop_held, now);
         if purges != self.applied {
@@ -503,7 +584,7 @@ impl Fleet {
         }
         (self.applied, self.unsafe_applied) = (purges, unsafe_methods);
         // What is under way reads from elsewhere.
-        self.read = Reads { under_way: None, next_at: now.mono_ms };
+        self.read = Reads { next_at: now.mono_ms, ..Reads::default() };
     }
 
     fn lost(&mut self, refusal: Refusal, expected: Option<u64>, now: Now, actions: &mut Vec<Action>) {
@@ -523,55 +604,76 @@ impl Fleet {
         }
     }
 
-    fn read_answered(&mut self, sent: u64, purges: Vec<super::Entry>, unsafe_methods: &[UnsafeEntry], now: Now, actions: &mut Vec<Action>) {
-        let followed = purges.into_iter().all(|entry| self.apply(entry, now, actions)) && self.apply_unsafe(unsafe_methods, now);
+    fn read_answered(&mut self, sent: u64, found: Found, now: Now, actions: &mut Vec<Action>) {
+        if found.foreign > 0 {
+            actions.push(Action::Note(Note::Foreign { entries: found.foreign }));
+        }
+        let (purges, unsafe_methods) = (self.apply(found.purges, now, actions), self.apply_unsafe(&found.unsafe_methods, now));
+        if purges.is_ok() {
+            self.read.read_to.0 = self.read.read_to.0.max(found.read_to.0);
+        }
+        if unsafe_methods.is_ok() {
+            self.read.read_to.1 = self.read.read_to.1.max(found.read_to.1);
+        }
+        let followed = purges.is_ok() && unsafe_methods.is_ok();
+        let owed = self.read.owed.filter(|(_, since)| !found.is_full && *since <= sent).map(|(last, _)| last);
+        let owed = owed.filter(|last| last.0 > self.applied || last.1 > self.unsafe_applied);
         if followed {
             self.lease.read(sent);
             self.extend();
             self.read.next_at = now.mono_ms;
         } else {
-            // The heartbeat finds out whether this is a loss or behind the trim.
             actions.push(Action::Note(Note::Gap));
             self.read.next_at = now.mono_ms + RETRY_MS;
-            self.beat.next_at = now.mono_ms;
         }
-        if self.applied != self.beat.reported {
+        self.read.missing = match (followed, owed) {
+            (true, None) => None,
+            // Behind a gap there may be another: each is looked at in its turn.
+            (false, _) => Some((purges.err(), unsafe_methods.err())),
+            (true, Some((purge, unsafe_method))) => Some((Some(purge), Some(unsafe_method))),
+        }
+        .map(|(purge, unsafe_method)| Missing {
+            after: (purge.unwrap_or(self.applied), unsafe_method.unwrap_or(self.unsafe_applied)),
+            seen_at: self.read.missing.as_ref().map_or(now.mono_ms, |missing| missing.seen_at),
+        });
+        if self.read.missing.is_some() || self.applied != self.beat.reported {
+            // The heartbeat finds out whether this is a loss, or behind the trim, or neither.
             self.beat.next_at = now.mono_ms;
         }
     }
 
-    /// False where the entry does not follow what was applied.
-    fn apply(&mut self, mut entry: super::Entry, now: Now, actions: &mut Vec<Action>) -> bool {
-        if self.faults.previous_ignored {
-            entry.previous = self.applied;
-        }
-        match self.journal.apply(&entry, now) {
-            Ok(()) => {
-                (self.applied, self.witness) = (entry.position, Some(entry.purge.id));
-                if self.own.placed(entry.purge.id, entry.position, now.mono_ms, &self.journal) {
-                    actions.push(Action::Told(entry.purge.id));
-                }
-                true
+    /// Fails with where the stream goes on, if that is not after what was applied.
+    fn apply(&mut self, entries: Vec<super::Entry>, now: Now, actions: &mut Vec<Action>) -> Result<(), Position> {
+        for mut entry in entries {
+            if self.faults.previous_ignored {
+                entry.previous = self.applied;
             }
-            Err(Refused::Duplicate { .. }) => true,
-            Err(Refused::Gap { .. } | Refused::OlderEpoch { .. }) => false,
+            match self.journal.apply(&entry, now) {
+                Ok(()) => {
+                    (self.applied, self.witness) = (entry.position, Some(entry.purge.id));
+                    if self.own.placed(entry.purge.id, entry.position, now.mono_ms, &self.journal) {
+                        actions.push(Action::Told(entry.purge.id));
+                    }
+                }
+                Err(Refused::Duplicate { .. }) => {}
+                Err(Refused::Gap { .. } | Refused::OlderEpoch { .. }) => return Err(goes_on(self.applied, entry.previous, entry.position)),
+            }
         }
+        Ok(())
     }
 
-    fn apply_unsafe(&mut self, entries: &[UnsafeEntry], now: Now) -> bool {
-        entries.iter().all(|entry| {
+    fn apply_unsafe(&mut self, entries: &[UnsafeEntry], now: Now) -> Result<(), Position> {
+        for entry in entries {
             // What this node has beyond `previous` was lost by a failover. Writes come so fast that each failover loses some,
             // so this is no new epoch: nothing is missed here, and what others missed is told again (`Batches::repeat`).
             let previous = entry.previous.max(self.unsafe_applied);
             match self.journal.apply_unsafe(entry.position, previous, &entry.batch, now) {
-                Ok(()) => {
-                    self.unsafe_applied = entry.position;
-                    true
-                }
-                Err(Refused::Duplicate { .. }) => true,
-                Err(Refused::Gap { .. } | Refused::OlderEpoch { .. }) => false,
+                Ok(()) => self.unsafe_applied = entry.position,
+                Err(Refused::Duplicate { .. }) => {}
+                Err(Refused::Gap { .. } | Refused::OlderEpoch { .. }) => return Err(previous),
             }
-        })
+        }
+        Ok(())
     }
 
     /// Renews the lease as far as what was answered goes.
@@ -606,7 +708,7 @@ impl Fleet {
             return;
         }
         if self.read.under_way.is_none() && now_ms >= self.read.next_at {
-            let (purges_after, unsafe_after) = (self.applied, self.unsafe_applied);
+            let (purges_after, unsafe_after) = (self.applied.max(self.read.read_to.0), self.unsafe_applied.max(self.read.read_to.1));
             let read = Read { epoch, purges_after, unsafe_after, wait_ms: self.settings.beat_ms(), count: READ_COUNT };
             self.read.under_way = Some(self.send(UnderWay::Read { sent: now_ms, epoch }, Command::Read(read), actions));
         }
@@ -643,6 +745,7 @@ impl Fleet {
             vouch: self.beat.vouch.take(),
             restore: self.members.lost().collect(),
             prune_ms: 2 * self.settings.forget_after_ms,
+            lapse_ms: self.settings.lapse_ms(),
         };
         self.send(UnderWay::Beat { sent: now_ms, applied: self.applied }, Command::Beat(Box::new(beat)), actions);
     }

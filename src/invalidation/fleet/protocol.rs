@@ -4,8 +4,9 @@
 //! slot. Each command but [`Command::Read`] is one script, so that it happens at once and only on a master; a script
 //! compares and reports, it decides nothing that is not written here. `simulation` has them as a model to compare with.
 //!
-//! Positions inside a stream are `ms-sequence`, the epoch is known from the stream's key. What cannot be read in a stream
-//! (damaged, or of a later version) is never skipped: whoever reads makes it a hard purge of everything.
+//! Positions inside a stream are `ms-sequence`, the epoch is known from the stream's key. What cannot be read of an entry
+//! (damaged, or of a later version) is never skipped: whoever reads makes it a hard purge of everything. What does not say
+//! which entry it follows was put there by somebody else: it has no place in the order, and is passed over.
 
 use super::super::{Entry, Kind, Position, Purge, PurgeId};
 use std::fmt;
@@ -89,9 +90,9 @@ pub enum Command {
     /// A blocking read of both streams, on a connection of its own. [`Answer::Read`].
     Read(Read),
     /// Script: adds the purge to the stream of `epoch`, with `prev` (the record's `last`), and sets the record's `last`.
-    /// The id is the latest of Redis' time, the record's `ids_from` (see [`Vouch`]), and the next after `last` (so that a
-    /// stream that was evicted looks like one that was trimmed). Refused where the record has another epoch, vouches for
-    /// another server, or is gone. [`Answer::Appended`].
+    /// The id is the latest of Redis' time, the record's `ids_from` (see [`Vouch`]), the next after `last` (so that a
+    /// stream that was evicted looks like one that was trimmed), and the next after whatever else is in the stream. Refused
+    /// where the record has another epoch, vouches for another server, or is gone. [`Answer::Appended`].
     Append { epoch: u64, purge: Purge },
     /// The same for the stream of unsafe methods, with the record's `unsafe_last`. [`Answer::Appended`].
     AppendUnsafe { epoch: u64, batch: Batch },
@@ -111,8 +112,10 @@ pub enum Command {
 ///    newest `at_ms` of all members.)
 /// 3. the record's epoch is not that of `applied`: [`Refusal::OtherEpoch`];
 /// 4. `applied` is before the `prev` of the first purge in the stream: [`Refusal::BehindTrim`]. (The same for the other stream.)
-/// 5. `applied` is after `last`, or `witness` is given, the stream reaches back to `applied`, and the entry there is not
-///    the purge of that id: [`Refusal::EntryLost`].
+/// 5. `applied` is after `last`, or others have used up the places of a stream, or `witness` is given, the stream reaches back to `applied`, and the entry there is not
+///    the purge of that id: [`Refusal::EntryLost`];
+/// 6. a member of this name that has not left is of another instance, and its `at_ms` and the time differ by less than
+///    `lapse_ms`: [`Refusal::NameTaken`].
 ///
 /// Else it writes the member. `continued` is whether one of this name and instance was there, had not left, and had a
 /// `beat` of at least `acknowledged`. If it was not, and `acknowledged` is not 0 or another instance was there that had
@@ -136,6 +139,7 @@ pub struct Beat {
     pub vouch: Option<Vouch>,
     pub restore: Vec<Member>,
     pub prune_ms: u64,
+    pub lapse_ms: u64,
 }
 
 /// That nothing of what counted as complete is missing on a server that began or was promoted under the journal.
@@ -180,6 +184,8 @@ pub enum Refusal {
     OtherEpoch,
     BehindTrim,
     EntryLost,
+    /// Another life of this name is registered, and may still believe that it is.
+    NameTaken,
 }
 
 /// The journal's own key.
@@ -239,10 +245,7 @@ pub struct Proposal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     Beat(Box<BeatAnswer>),
-    Read {
-        purges: Vec<Entry>,
-        unsafe_methods: Vec<UnsafeEntry>,
-    },
+    Read(Found),
     /// `None`: another epoch, or no record.
     Appended(Option<Position>),
     /// Whoever made it, the epoch that the record has now.
@@ -250,4 +253,17 @@ pub enum Answer {
         epoch: u64,
     },
     Left,
+}
+
+/// What a read came to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    pub purges: Vec<Entry>,
+    pub unsafe_methods: Vec<UnsafeEntry>,
+    /// The last of what was found in each stream, whoever put it there; where it was read from, if there was nothing.
+    pub read_to: (Position, Position),
+    /// Entries that are none of the journal's.
+    pub foreign: usize,
+    /// As many entries as were asked for: there may be more.
+    pub is_full: bool,
 }

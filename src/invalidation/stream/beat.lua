@@ -3,8 +3,8 @@
 --
 -- KEYS: the record. ARGV: name, instance, policy, beat, acknowledged, epoch, applied, unsafe_applied, witness (id of the
 -- purge at `applied`, or ""), believed (the server that the node believes to talk to), vouch ("", "together", or the time
--- until which "unbroken" holds), prune_ms, by how much places on a server that is vouched for begin ahead of its time;
--- then name and text of each member to be put back.
+-- until which "unbroken" holds), prune_ms, by how much places on a server that is vouched for begin ahead of its time,
+-- lapse_ms; then name and text of each member to be put back.
 -- Gives: this server, the time, what became of it, and of the record: epoch, base, last, unsafe_last, what comes before the
 -- first entry of each stream, server, since, doubt; then name and text of each member.
 --
@@ -12,7 +12,7 @@
 -- newest heartbeat before, "spoiled" or "whole".
 local record = KEYS[1]
 local name, instance, policy, beat, acknowledged, epoch, applied, unsafe_applied, witness, believed, vouch = unpack(ARGV)
-local prune_ms, ids_ahead_ms = ARGV[12], ARGV[13]
+local prune_ms, ids_ahead_ms, lapse_ms = ARGV[12], ARGV[13], ARGV[14]
 
 local function info(section, field)
   return string.match(redis.call('INFO', section), '\n' .. field .. ':([^\r\n]*)') or ''
@@ -62,10 +62,34 @@ if not fields.epoch then
 end
 
 local purges, unsafe = record .. ':purges:' .. fields.epoch, record .. ':unsafe:' .. fields.epoch
-local first = redis.call('XRANGE', purges, '-', '+', 'COUNT', 1)[1]
-local unsafe_first = redis.call('XRANGE', unsafe, '-', '+', 'COUNT', 1)[1]
-local first_previous = first and field_of(first, 'prev') or fields.last
-local unsafe_first_previous = unsafe_first and field_of(unsafe_first, 'prev') or fields.unsafe_last
+-- What comes before the first entry of a stream that says so: others are not the journal's.
+local function previous_of_first(stream, last)
+  local from = '-'
+  repeat
+    local some = redis.call('XRANGE', stream, from, '+', 'COUNT', from == '-' and 1 or 100)
+    for _, entry in ipairs(some) do
+      local previous = field_of(entry, 'prev')
+      if previous and string.match(previous, '^%d+%-%d+$') then
+        return previous
+      end
+      from = '(' .. entry[1]
+    end
+  until #some == 0
+  return last
+end
+
+-- Whether others have put something so far into the future that no place is left behind it: numbers here are exact up to 2^53.
+local function is_used_up(stream)
+  local about = redis.pcall('XINFO', 'STREAM', stream)
+  for at = 1, #about, 2 do
+    if about[at] == 'last-generated-id' then
+      return tonumber(string.match(about[at + 1], '%d+')) >= 2 ^ 52
+    end
+  end
+end
+
+local first_previous = previous_of_first(purges, fields.last)
+local unsafe_first_previous = previous_of_first(unsafe, fields.unsafe_last)
 
 local function answer(status)
   local all = { server, now_text, status, fields.epoch, fields.base, fields.last, fields.unsafe_last, first_previous,
@@ -96,7 +120,7 @@ end
 if is_before(applied, first_previous) or is_before(unsafe_applied, unsafe_first_previous) then
   return answer('behind_trim')
 end
-if is_before(fields.last, applied) then
+if is_before(fields.last, applied) or is_used_up(purges) or is_used_up(unsafe) then
   return answer('entry_lost')
 end
 if witness ~= '' and is_before(first_previous, applied) then
@@ -108,6 +132,9 @@ end
 
 local there = members[name] and words(members[name])
 local stayed = there and there[6] == 'stays'
+if stayed and there[1] ~= instance and math.abs(now - tonumber(there[5])) < tonumber(lapse_ms) then
+  return answer('name_taken')
+end
 local continued = stayed and there[1] == instance and tonumber(there[2]) >= tonumber(acknowledged)
 local replaces = stayed and there[1] ~= instance
 if doubt and not continued and (acknowledged ~= '0' or replaces) then
@@ -121,7 +148,7 @@ for node, member in pairs(members) do
     redis.call('HDEL', record, 'node:' .. node)
   end
 end
-for at = 14, #ARGV, 2 do
+for at = 15, #ARGV, 2 do
   if not members[ARGV[at]] then
     members[ARGV[at]] = ARGV[at + 1]
     redis.call('HSET', record, 'node:' .. ARGV[at], ARGV[at + 1])

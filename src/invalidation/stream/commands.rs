@@ -1,9 +1,8 @@
 //! The commands of the fleet's protocol, carried out by Redis.
 
-use super::codec::{self, Raw, VERSION};
-use crate::invalidation::fleet::protocol::{Answer, Beat, Command, Proposal, Read};
-use crate::redis::{Keys, Link, Redis, RedisError, Script, StreamReadReply, Use, cmd};
-use std::collections::HashMap;
+use crate::invalidation::fleet::codec::{self, Fields, STREAMS};
+use crate::invalidation::fleet::protocol::{Answer, Command, Read};
+use crate::redis::{FromRedisValue, Keys, Link, Redis, RedisError, Script, StreamReadReply, ToRedisArgs, Use, Value, cmd};
 use std::time::Duration;
 
 /// A command that was not answered in this time counts as failed.
@@ -47,74 +46,58 @@ impl Commands {
     }
 
     pub(super) async fn run(&self, command: Command) -> Result<Answer, RedisError> {
-        match command {
-            Command::Beat(beat) => self.beat(&beat).await,
-            Command::Read(read) => self.read(read).await,
-            Command::Append { epoch, purge } => self.append(epoch, "purges", "last", purge.id.to_string(), codec::purge_data(&purge)).await,
-            Command::AppendUnsafe { epoch, batch } => {
-                self.append(epoch, "unsafe", "unsafe_last", batch.id.to_string(), codec::hashes_data(&batch.hashes)).await
+        let read = match command {
+            Command::Beat(beat) => {
+                let words: Vec<String> = self.call(&self.beat, &codec::beat(&beat)).await?;
+                codec::read_beat(&words).map(|answer| Answer::Beat(Box::new(answer)))
             }
-            Command::Propose(proposal) => self.propose(proposal).await,
+            Command::Read(read) => codec::read_found(&read, &self.read(&read).await?).map(Answer::Read),
+            Command::Append { epoch, purge } => {
+                let place: Option<String> = self.call(&self.append, &codec::append_purge(epoch, &purge, self.max_entries)).await?;
+                codec::read_appended(epoch, place.as_deref())
+            }
+            Command::AppendUnsafe { epoch, batch } => {
+                let place: Option<String> = self.call(&self.append, &codec::append_batch(epoch, &batch, self.max_entries)).await?;
+                codec::read_appended(epoch, place.as_deref())
+            }
+            Command::Propose(proposal) => {
+                let epoch: String = self.call(&self.propose, &codec::propose(&proposal)).await?;
+                codec::read_proposed(&epoch)
+            }
             Command::Leave { name, instance } => {
-                let instance = instance.map_or_else(String::new, |instance| instance.to_string());
-                let _: String = self.link.script(&self.leave, &[&self.record], &[name, instance], self.within).await?;
+                let _: String = self.call(&self.leave, &codec::leave(&name, instance)).await?;
                 Ok(Answer::Left)
             }
-        }
+        };
+        read.map_err(|damaged| RedisError::Unexpected(damaged.to_string()))
     }
 
-    async fn beat(&self, beat: &Beat) -> Result<Answer, RedisError> {
-        let words: Vec<String> = self.link.script(&self.beat, &[&self.record], &codec::beat(beat), self.within).await?;
-        codec::read_beat(&words).map(|answer| Answer::Beat(Box::new(answer))).map_err(|error| RedisError::Unexpected(error.to_string()))
+    async fn call<T: FromRedisValue>(&self, script: &Script, arguments: &[impl ToRedisArgs]) -> Result<T, RedisError> {
+        self.link.script(script, &[&self.record], arguments, self.within).await
     }
 
-    async fn append(&self, epoch: u64, stream: &str, last: &str, id: String, data: Vec<u8>) -> Result<Answer, RedisError> {
-        let most = self.max_entries.to_string();
-        let texts = [epoch.to_string(), stream.to_owned(), last.to_owned(), most, id, VERSION.to_owned()];
-        let arguments: Vec<Vec<u8>> = texts.into_iter().map(String::into_bytes).chain([data]).collect();
-        let place: Option<String> = self.link.script(&self.append, &[&self.record], &arguments, self.within).await?;
-        match place {
-            None => Ok(Answer::Appended(None)),
-            Some(place) => match codec::position(epoch, &place) {
-                Some(position) => Ok(Answer::Appended(Some(position))),
-                None => Err(RedisError::Unexpected(format!("\"{place}\" is no place in a stream"))),
-            },
-        }
-    }
-
-    async fn propose(&self, Proposal { expected, at_least, base }: Proposal) -> Result<Answer, RedisError> {
-        let arguments = [expected.map_or_else(String::new, |epoch| epoch.to_string()), at_least.to_string(), base.to_string()];
-        let epoch: String = self.link.script(&self.propose, &[&self.record], &arguments, self.within).await?;
-        epoch.parse().map(|epoch| Answer::Proposed { epoch }).map_err(|_| RedisError::Unexpected(format!("\"{epoch}\" is no epoch")))
-    }
-
-    async fn read(&self, Read { epoch, purges_after, unsafe_after, wait_ms, count }: Read) -> Result<Answer, RedisError> {
-        let streams = ["purges", "unsafe"].map(|stream| self.keys.journal_stream(stream, epoch));
-        let mut read = cmd("XREAD");
-        read.arg("COUNT").arg(count).arg("BLOCK").arg(wait_ms).arg("STREAMS").arg(&streams);
-        read.arg(&[codec::place(purges_after), codec::place(unsafe_after)]);
-        let reply: Option<StreamReadReply> = self.follow.query(&read, Duration::from_millis(wait_ms) + self.within).await?;
-        let (mut purges, mut unsafe_methods) = (Vec::new(), Vec::new());
-        let damaged = |error: codec::Damaged| RedisError::Unexpected(error.to_string());
+    async fn read(&self, read: &Read) -> Result<[Vec<(String, Fields)>; 2], RedisError> {
+        let streams = STREAMS.map(|stream| self.keys.journal_stream(stream, read.epoch));
+        let mut command = cmd("XREAD");
+        command.arg("COUNT").arg(read.count).arg("BLOCK").arg(read.wait_ms).arg("STREAMS").arg(&streams);
+        command.arg(&[codec::place(read.purges_after), codec::place(read.unsafe_after)]);
+        let within = Duration::from_millis(read.wait_ms) + self.within;
+        let reply: Option<StreamReadReply> = self.follow.query(&command, within).await?;
+        let mut found = [Vec::new(), Vec::new()];
         for stream in reply.into_iter().flat_map(|reply| reply.keys) {
-            for entry in &stream.ids {
-                let fields: HashMap<String, Vec<u8>> =
-                    entry.map.iter().filter_map(|(name, value)| Some((name.clone(), bytes(value)?))).collect();
-                let raw = Raw { epoch, place: &entry.id, fields: &fields };
-                if stream.key == streams[0] {
-                    purges.push(raw.purge().map_err(damaged)?);
-                } else {
-                    unsafe_methods.push(raw.batch().map_err(damaged)?);
-                }
-            }
+            let entries = stream.ids.into_iter().map(|entry| {
+                let fields = entry.map.into_iter().filter_map(|(name, value)| Some((name, bytes(value)?))).collect();
+                (entry.id, fields)
+            });
+            found[usize::from(stream.key != streams[0])].extend(entries);
         }
-        Ok(Answer::Read { purges, unsafe_methods })
+        Ok(found)
     }
 }
 
-fn bytes(value: &crate::redis::Value) -> Option<Vec<u8>> {
+fn bytes(value: Value) -> Option<Vec<u8>> {
     match value {
-        crate::redis::Value::BulkString(bytes) => Some(bytes.clone()),
+        Value::BulkString(bytes) => Some(bytes),
         _ => None,
     }
 }

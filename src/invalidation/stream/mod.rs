@@ -1,16 +1,16 @@
 //! The fleet's journal over a real Redis: drives [`Fleet`], on a thread of its own.
 //!
 //! What is decided is decided there; here commands are sent, answers are read, and time passes. Start reading at `run`.
-//! `codec` is how things are written in Redis, and the scripts beside it do what has to happen there at once.
+//! How things are written in Redis is `fleet::codec`; the scripts here do what has to happen there at once.
 
-mod codec;
 mod commands;
 
-use super::fleet::protocol::{Answer, Command, Instance, Policy};
+use super::fleet::protocol::{Answer, Command, Found, Instance, Policy};
 use super::fleet::{Action, Event, Fleet, Note, Settings};
 use super::{Journal, Mode, Position, Receipt, Selector};
 use crate::clock;
 use crate::config::settings::{self, OnCutoff};
+use crate::observe::log::RateLimit;
 use crate::observe::metrics::{JournalClass, JournalEvent, Metrics};
 use crate::redis::Redis;
 use crate::semantics::Now;
@@ -28,6 +28,8 @@ use tokio::time::timeout;
 
 /// How long a node that ends waits until Redis has noted that it left.
 const LEAVE_WAIT: Duration = Duration::from_secs(1);
+/// What may happen with each read is logged no more often.
+const LOGGED_EVERY_MS: u64 = 60_000;
 
 /// This node's end of the fleet's journal.
 pub struct Stream {
@@ -38,6 +40,7 @@ pub struct Stream {
     told: watch::Sender<u64>,
     view: Mutex<View>,
     has_started: AtomicBool,
+    is_name_taken: AtomicBool,
     /// A tick is on its way already.
     is_nudged: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -94,6 +97,7 @@ impl Stream {
             told: watch::Sender::new(0),
             view: Mutex::new(View { node: own.node.clone(), ..View::default() }),
             has_started: AtomicBool::new(false),
+            is_name_taken: AtomicBool::new(false),
             is_nudged: AtomicBool::new(false),
             thread: Mutex::new(None),
         });
@@ -103,8 +107,19 @@ impl Stream {
             runtime.block_on(async move {
                 let commands = Arc::new(Commands::new(&redis, max_entries, trust));
                 let (read, reconnected_at) = (None, clock::now().mono_ms);
-                let driver =
-                    Driver { fleet, stream: shared, commands, redis, metrics, inputs, read, trust_ms: clock::ms(trust), reconnected_at };
+                let foreign_logged = RateLimit::new(LOGGED_EVERY_MS);
+                let driver = Driver {
+                    fleet,
+                    stream: shared,
+                    commands,
+                    redis,
+                    metrics,
+                    inputs,
+                    read,
+                    trust_ms: clock::ms(trust),
+                    reconnected_at,
+                    foreign_logged,
+                };
                 driver.run(received).await;
             });
         })?;
@@ -139,6 +154,11 @@ impl Stream {
     /// Whether everything was read that was there when this node came.
     pub fn has_started(&self) -> bool {
         self.has_started.load(Ordering::Acquire)
+    }
+
+    /// Another life of this node's name keeps it from being registered: a node that runs, or one that was killed just now.
+    pub fn is_name_taken(&self) -> bool {
+        self.is_name_taken.load(Ordering::Acquire)
     }
 
     /// No purge waits any longer for the node of this name. False where none is known.
@@ -187,6 +207,7 @@ struct Driver {
     trust_ms: u64,
     /// When the connections were last given up, boot-time ms.
     reconnected_at: u64,
+    foreign_logged: RateLimit,
 }
 
 impl Driver {
@@ -218,7 +239,7 @@ impl Driver {
         }
         self.observe(&event, now);
         for action in self.fleet.on(event, now) {
-            self.act(action);
+            self.act(action, now);
         }
         self.show(now);
     }
@@ -233,7 +254,7 @@ impl Driver {
         }
     }
 
-    fn act(&mut self, action: Action) {
+    fn act(&mut self, action: Action, now: Now) {
         match action {
             Action::Send(ticket, command) => {
                 let (is_read, class) = (matches!(command, Command::Read(_)), class(&command));
@@ -254,7 +275,7 @@ impl Driver {
                 }
             }
             Action::Told(_) => self.stream.told.send_modify(|changes| *changes += 1),
-            Action::Note(note) => self.note(note),
+            Action::Note(note) => self.note(note, now),
         }
     }
 
@@ -262,7 +283,7 @@ impl Driver {
     fn observe(&self, event: &Event, now: Now) {
         let metrics = &self.metrics.journal;
         match event {
-            Event::Answered(_, Answer::Read { purges, unsafe_methods }) => {
+            Event::Answered(_, Answer::Read(Found { purges, unsafe_methods, .. })) => {
                 let now_there = self.redis.time_ms(now.wall_ms);
                 for entry in purges.iter().filter(|entry| entry.position > self.fleet.applied()) {
                     let appended_ms = i64::try_from(entry.position.ms).unwrap_or(i64::MAX);
@@ -285,7 +306,7 @@ impl Driver {
         }
     }
 
-    fn note(&self, note: Note) {
+    fn note(&self, note: Note, now: Now) {
         let applied = self.fleet.applied();
         let (event, count) = match note {
             Note::Loss(refusal) => {
@@ -312,6 +333,17 @@ impl Driver {
                 tracing::warn!(%applied, "an entry of the journal does not follow the last one applied");
                 (JournalEvent::Gap, 1)
             }
+            Note::Hole => {
+                tracing::error!(%applied, "entries of the journal were taken out of its stream in Redis: what is stored is dropped");
+                (JournalEvent::Hole, 1)
+            }
+            Note::Foreign { entries } => {
+                let held_back = self.foreign_logged.pass(now.mono_ms);
+                if let Some(held_back) = held_back {
+                    tracing::warn!(entries, held_back, "the journal's stream in Redis has entries that are not the journal's: passed over");
+                }
+                (JournalEvent::Foreign, entries)
+            }
             Note::Repaired { purges } => {
                 tracing::info!(purges, "purges of this node are appended to the new epoch");
                 (JournalEvent::Repaired, purges)
@@ -319,7 +351,8 @@ impl Driver {
             Note::NameTaken => {
                 tracing::error!(
                     node = self.stream.view.lock().node,
-                    "another running node has the name of this one: give each its own (journal.node)"
+                    "another running node has the name of this one, which stays cut off from the fleet's journal until it has one of its \
+                     own: set journal.node"
                 );
                 (JournalEvent::NameTaken, 1)
             }
@@ -332,9 +365,8 @@ impl Driver {
         if self.fleet.has_started() && !self.stream.has_started.swap(true, Ordering::AcqRel) {
             tracing::info!(applied = %self.fleet.applied(), "the journal is followed");
         }
-        if self.fleet.is_remembered() {
-            self.stream.journal.remember();
-        }
+        self.stream.journal.set_remembered(self.fleet.is_remembered());
+        self.stream.is_name_taken.store(self.fleet.is_name_taken(), Ordering::Release);
         let mut view = self.stream.view.lock();
         view.applied = self.fleet.applied();
         view.unappended = self.fleet.unappended();
@@ -357,7 +389,7 @@ impl Driver {
             if let Action::Send(ticket, _) = &action {
                 awaited = Some(*ticket);
             }
-            self.act(action);
+            self.act(action, now);
         }
         let answered = async {
             while let Some(input) = inputs.recv().await {

@@ -2,7 +2,8 @@
 -- Makes a new epoch of the journal, if the record still has the one that is expected.
 --
 -- KEYS: the record. ARGV: the epoch expected ("" where there is no record), the least epoch to make, the last position
--- that its maker applied. Gives the epoch of the record afterwards, whoever made it.
+-- that its maker applied. Gives the epoch of the record afterwards, whoever made it; 0 where there is no
+-- record.
 local record = KEYS[1]
 local expected, at_least, base = unpack(ARGV)
 
@@ -12,7 +13,7 @@ end
 
 local epoch = redis.call('HGET', record, 'epoch') or ''
 if epoch ~= expected then
-  return epoch
+  return epoch ~= '' and epoch or '0'
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -35,20 +35,27 @@ pub enum JournalEvent {
     BehindTrim,
     /// An entry did not follow the last one applied.
     Gap,
+    /// Entries were taken out of the stream: what is stored was dropped.
+    Hole,
+    /// An entry of the stream that is none of the journal's was passed over.
+    Foreign,
     /// A purge of this node was appended once more.
     Repaired,
+    /// Another running node has the name of this one.
     NameTaken,
     CommandFailed,
 }
 
 impl JournalEvent {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Loss,
         Self::ServerChanged,
         Self::Unvouched,
         Self::Epoch,
         Self::BehindTrim,
         Self::Gap,
+        Self::Hole,
+        Self::Foreign,
         Self::Repaired,
         Self::NameTaken,
         Self::CommandFailed,
@@ -61,6 +68,8 @@ impl JournalEvent {
             Self::Epoch => "epoch",
             Self::BehindTrim => "behind_trim",
             Self::Gap => "gap",
+            Self::Hole => "hole",
+            Self::Foreign => "foreign",
             Self::Repaired => "repaired",
             Self::NameTaken => "name_taken",
             Self::CommandFailed => "command_failed",

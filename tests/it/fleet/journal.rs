@@ -357,6 +357,130 @@ async fn a_flood_of_writes_touches_neither_other_urls_nor_purges() {
     stage.all_have(PATH, &new).await;
 }
 
+#[tokio::test]
+async fn a_node_under_the_name_of_another_is_not_ready_and_harms_nobody() {
+    let mut stage = Stage::new(2, "on_cutoff = 'revalidate'");
+    stage.fill(PATH).await;
+    let events = |node: &Node| node.metric("tiercel_journal_events_total", &["name_taken"]);
+    let plan = Plan {
+        nodes: 1,
+        config: "[upstreams.default]\nendpoints = ['@ORIGIN@']\n[journal]\nnode = 'node-1'\ntrust = '1s'\nredis.url = 'redis://@REDIS@'\n"
+            .into(),
+        origin: stage.origin.url(),
+        redis: Some(stage.redis.address()),
+        ..Plan::default()
+    };
+    let twins = Fleet::launch(&plan);
+    let twin = &twins.nodes[0];
+    until("the twin knows", || events(twin).is_some_and(|events| events > 0.0));
+    let (status, why) = twin.readiness().expect("an answer");
+    assert!(status == 503 && why.contains("under the name of this one, \\\"node-1\\\""), "{status}: {why}");
+    assert!(twin.log().contains("another running node has the name of this one"), "{}", twin.log());
+    for round in 0..3 {
+        let new = stage.publish();
+        let (status, receipt) = stage.purge(round % 2, "10s");
+        assert_eq!((status, &receipt["complete"]), (200, &json!(true)), "{receipt}");
+        stage.all_have(PATH, &new).await;
+        assert_eq!(twin.get(HOST, PATH).await.text(), new);
+    }
+    for node in &stage.fleet.nodes {
+        assert_eq!((events(node), node.metric("tiercel_journal_trusted", &[])), (Some(0.0), Some(1.0)), "{}", node.name);
+    }
+    // The name gets free without a word.
+    stage.fleet.nodes[1].kill();
+    twin.until_ready();
+    let (status, receipt) = stage.purge(0, "10s");
+    assert_eq!((status, state(&receipt, "node-1")), (200, "applied"), "{receipt}");
+    assert_eq!(events(twin), Some(1.0), "told once");
+}
+
+impl Stage {
+    /// The stream of purges of the epoch that it is in, and that of unsafe methods.
+    fn streams(&self) -> [String; 2] {
+        let epoch = self.node(0).metric("tiercel_journal_epoch", &[]).expect("it runs");
+        ["purges", "unsafe"].map(|class| format!("tiercel:{{journal}}:{class}:{epoch}"))
+    }
+}
+
+#[tokio::test]
+async fn what_others_put_into_the_streams_is_passed_over() {
+    let stage = Stage::new(2, "");
+    let before = stage.node(0).metric("tiercel_journal_epoch", &[]);
+    let in_an_hour = format!("{}-7", std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() + 3_600_000);
+    for (round, place) in ["*", &in_an_hour].into_iter().enumerate() {
+        stage.fill(PATH).await;
+        for stream in stage.streams() {
+            stage.redis.ask(&["XADD", &stream, place, "message", "hello"]);
+            stage.redis.ask(&["XADD", &stream, "*", "prev", "soon", "id", "7"]);
+        }
+        for node in &stage.fleet.nodes {
+            let foreign = || node.metric("tiercel_journal_events_total", &["foreign"]);
+            until("they are seen", || foreign().is_some_and(|foreign| foreign >= 4.0 * (round + 1) as f64));
+        }
+        let new = stage.publish();
+        let (status, receipt) = stage.purge(round, "10s");
+        assert_eq!((status, &receipt["complete"]), (200, &json!(true)), "{receipt}");
+        stage.all_have(PATH, &new).await;
+    }
+    for node in &stage.fleet.nodes {
+        let of = |name: &str, label: &[&str]| node.metric(name, label);
+        assert_eq!((of("tiercel_journal_trusted", &[]), of("tiercel_journal_epoch", &[])), (Some(1.0), before), "{}", node.name);
+        assert_eq!(of("tiercel_journal_events_total", &["gap"]), Some(0.0), "{}", node.name);
+        assert!(node.log().contains("entries that are not the journal's"), "{}", node.log());
+    }
+    // Behind the last place that there is nothing can be added: as if all were lost.
+    stage.redis.ask(&["XADD", &stage.streams()[0], "18446744073709551615-18446744073709551615", "message", "hello"]);
+    for node in &stage.fleet.nodes {
+        until("a new epoch", || node.metric("tiercel_journal_epoch", &[]) > before);
+    }
+    stage.until_trusted();
+    stage.fill(PATH).await;
+    let new = stage.publish();
+    let (status, receipt) = stage.purge(1, "10s");
+    assert_eq!((status, &receipt["complete"]), (200, &json!(true)), "{receipt}");
+    stage.all_have(PATH, &new).await;
+}
+
+#[tokio::test]
+async fn an_entry_that_is_taken_out_of_the_stream_is_not_missed_in_silence() {
+    let stage = Stage::new(2, "on_cutoff = 'serve'");
+    let before = stage.node(0).metric("tiercel_journal_epoch", &[]);
+    let holes = || stage.node(1).metric("tiercel_journal_events_total", &["hole"]);
+    // Else what is taken out is the first of all, and looks like one that was trimmed.
+    assert_eq!(stage.purge(0, "10s").0, 200);
+    // Between two others, and then the last.
+    for is_last in [false, true] {
+        stage.fill(PATH).await;
+        let link = stage.node(1).link.as_ref().expect("a link");
+        link.make(Trouble::Cut);
+        let new = stage.publish();
+        let (_, receipt) = stage.purge(0, "10ms");
+        let receipt = until_placed(stage.node(0), &receipt);
+        let place = receipt["position"].as_str().and_then(|position| position.split_once('-')).expect("a position").1.to_owned();
+        if !is_last {
+            let body = json!({"tags": ["other"]}).to_string();
+            let (_, other) = stage.node(0).admin("POST", "/v1/purge", &body).expect("an answer");
+            until_placed(stage.node(0), &other);
+        }
+        assert_eq!(stage.redis.ask(&["XDEL", &stage.streams()[0], &place]).integer(), 1);
+        link.mend();
+        let receipt = until_complete(stage.node(0), &receipt);
+        assert_eq!(state(&receipt, "node-1"), "applied", "{receipt}");
+        stage.all_have(PATH, &new).await;
+        assert_eq!(holes(), Some(1.0));
+        // Who has applied the last one misses it: as if the journal had lost its tail.
+        let is_another = stage.node(1).metric("tiercel_journal_epoch", &[]) != before;
+        assert_eq!(is_another, is_last);
+    }
+}
+
+fn until_placed(node: &Node, receipt: &Value) -> Value {
+    let path = format!("/v1/purge/{}", receipt["id"].as_str().expect("an id"));
+    let now = || node.admin("GET", &path, "").expect("an answer").1;
+    until("it has its place", || now()["acknowledged"] == "fleet");
+    now()
+}
+
 fn urls(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(|address| format!("'redis://{address}'")).collect::<Vec<_>>().join(", ")
 }

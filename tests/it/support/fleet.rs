@@ -46,6 +46,13 @@ pub struct Node {
 impl Fleet {
     /// Starts all nodes at once and waits until they are ready.
     pub fn start(plan: &Plan) -> Self {
+        let fleet = Self::launch(plan);
+        fleet.nodes.iter().for_each(Node::until_ready);
+        fleet
+    }
+
+    /// Starts all nodes at once.
+    pub fn launch(plan: &Plan) -> Self {
         let places: Vec<_> = (0..plan.nodes).map(|_| (address::free(), address::free(), address::free())).collect();
         let listeners = places.iter().map(|(http, ..)| format!("\"{http}\"")).collect::<Vec<_>>().join(", ");
         let peers = places.iter().map(|(.., peer)| format!("\"http://{peer}\"")).collect::<Vec<_>>().join(", ");
@@ -75,9 +82,12 @@ impl Fleet {
             node.start();
             node
         };
-        let fleet = Self { nodes: places.iter().enumerate().map(node).collect() };
-        fleet.nodes.iter().for_each(Node::until_ready);
-        fleet
+        Self { nodes: places.iter().enumerate().map(node).collect() }
+    }
+
+    /// [`Node::metric`] of all nodes that answer, added up.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        self.nodes.iter().filter_map(|node| node.metric(name, labels)).sum()
     }
 }
 
@@ -96,10 +106,15 @@ impl Node {
     /// Waits until its probe says that it is ready.
     pub fn until_ready(&self) {
         let deadline = Instant::now() + PATIENCE;
-        while self.ask("GET", "/readyz", "").is_none_or(|(status, _)| status != 200) {
+        while self.readiness().is_none_or(|(status, _)| status != 200) {
             assert!(Instant::now() < deadline, "{} is not ready; it wrote:\n{}", self.name, self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// What its probe says.
+    pub fn readiness(&self) -> Option<(u16, String)> {
+        self.ask("GET", "/readyz", "")
     }
 
     /// Ends it with SIGKILL.

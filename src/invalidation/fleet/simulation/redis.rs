@@ -1,20 +1,22 @@
 //! A model of the Redis that keeps the journal: the record, the streams, the scripts of [`super::super::protocol`] word by
-//! word, and a shared tier beside them.
+//! word, and a shared tier beside them. It is spoken to as Redis is: in the texts and bytes of [`codec`].
 
-use super::super::protocol::UnsafeEntry;
-use super::super::protocol::{
-    Answer, Batch, Beat, BeatAnswer, Command, Doubt, Member, Proposal, Read, Record, Refusal, Server, Taken, Vouch,
-};
+use super::super::codec::{self, Fields};
+use super::super::protocol::{Answer, Command, Doubt, Member, Read, Server, Vouch};
 use super::world::TierEntry;
-use crate::invalidation::{Entry, Position, Purge, PurgeId};
+use crate::invalidation::Position;
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+/// Entries of each stream that are kept at most.
+const ENTRIES_MAX: u64 = 1000;
 
 /// What a snapshot holds and a replica copies.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Data {
     record: Option<Kept>,
-    purges: Stream<Purge>,
-    unsafe_methods: Stream<Batch>,
+    /// Purges, and unsafe methods.
+    streams: [Stream; 2],
     pub(super) tier: BTreeMap<(u64, usize), TierEntry>,
 }
 
@@ -22,8 +24,8 @@ pub(super) struct Data {
 struct Kept {
     epoch: u64,
     base: Position,
-    last: Position,
-    unsafe_last: Position,
+    /// Of both streams.
+    last: [Position; 2],
     server: Server,
     since_ms: i64,
     ids_from_ms: i64,
@@ -31,16 +33,12 @@ struct Kept {
     members: BTreeMap<String, Member>,
 }
 
-#[derive(Debug, Clone)]
-struct Stream<T> {
+#[derive(Debug, Clone, Default)]
+struct Stream {
     epoch: u64,
-    entries: VecDeque<(Position, Position, T)>,
-}
-
-impl<T> Default for Stream<T> {
-    fn default() -> Self {
-        Self { epoch: 0, entries: VecDeque::new() }
-    }
+    entries: VecDeque<(Position, Rc<Fields>)>,
+    /// Also of entries that are gone.
+    last_generated: Position,
 }
 
 #[derive(Debug)]
@@ -68,155 +66,176 @@ impl Redis {
     /// Does a command; `None` where a read has nothing to answer yet.
     pub(super) fn run(&mut self, command: &Command, world_ms: u64) -> Option<Answer> {
         let now_ms = self.now_ms(world_ms);
-        Some(match command {
-            Command::Beat(beat) => Answer::Beat(Box::new(self.beat(beat, now_ms))),
-            Command::Read(read) => return self.read(read),
-            Command::Append { epoch, purge } => Answer::Appended(self.append(*epoch, purge, now_ms)),
-            Command::AppendUnsafe { epoch, batch } => Answer::Appended(self.append_unsafe(*epoch, batch, now_ms)),
-            Command::Propose(proposal) => Answer::Proposed { epoch: self.propose(proposal, now_ms) },
-            Command::Leave { name, instance } => {
-                let member = self.data.record.as_mut().and_then(|record| record.members.get_mut(name));
-                if let Some(member) = member.filter(|member| instance.is_none_or(|instance| instance == member.instance)) {
-                    member.left = true;
-                    member.at_ms = now_ms;
-                }
-                Answer::Left
+        let answer = match command {
+            Command::Beat(beat) => {
+                let mut words = vec![self.server.0.to_string(), now_ms.to_string()];
+                words.extend(self.beat(&codec::beat(beat), now_ms));
+                codec::read_beat(&words).map(|answer| Answer::Beat(Box::new(answer)))
             }
-        })
+            Command::Read(read) => codec::read_found(read, &self.read(read)?).map(Answer::Read),
+            Command::Append { epoch, purge } => {
+                codec::read_appended(*epoch, self.append(0, &codec::append_purge(*epoch, purge, ENTRIES_MAX), now_ms).as_deref())
+            }
+            Command::AppendUnsafe { epoch, batch } => {
+                codec::read_appended(*epoch, self.append(1, &codec::append_batch(*epoch, batch, ENTRIES_MAX), now_ms).as_deref())
+            }
+            Command::Propose(proposal) => codec::read_proposed(&self.propose(&codec::propose(proposal), now_ms)),
+            Command::Leave { name, instance } => {
+                self.leave(&codec::leave(name, *instance));
+                Ok(Answer::Left)
+            }
+        };
+        Some(answer.expect("what the model writes can be read"))
     }
 
-    fn beat(&mut self, beat: &Beat, now_ms: i64) -> BeatAnswer {
-        let taken = self.take_beat(beat, now_ms);
-        BeatAnswer { server: self.server.clone(), now_ms, taken, record: self.record() }
+    /// `beat.lua`. From the status on; what stands before it is the same in each answer.
+    fn beat(&mut self, arguments: &[String], now_ms: i64) -> Vec<String> {
+        let status = self.take_beat(arguments, now_ms);
+        let mut words = vec![status.to_owned()];
+        let [purges, unsafe_methods] = &self.data.streams;
+        if let Some(record) = &self.data.record {
+            let doubt = record.doubt.as_ref().map_or_else(String::new, |doubt| {
+                let state = if doubt.spoiled { "spoiled" } else { "whole" };
+                format!("{} {} {} {state}", doubt.server.0, doubt.since_ms, doubt.newest_ms)
+            });
+            words.extend([
+                record.epoch.to_string(),
+                record.base.to_string(),
+                codec::place(record.last[0]),
+                codec::place(record.last[1]),
+                codec::place(purges.first_previous(record.last[0])),
+                codec::place(unsafe_methods.first_previous(record.last[1])),
+                record.server.0.to_string(),
+                record.since_ms.to_string(),
+                doubt,
+            ]);
+            for member in record.members.values() {
+                words.extend([member.name.clone(), codec::member_text(member)]);
+            }
+        }
+        words
     }
 
-    fn take_beat(&mut self, beat: &Beat, now_ms: i64) -> Result<Taken, Refusal> {
-        let record = self.data.record.as_mut().ok_or(Refusal::NoRecord)?;
+    fn take_beat(&mut self, arguments: &[String], now_ms: i64) -> &'static str {
+        let Some(record) = self.data.record.as_mut() else { return "no_record" };
+        let [name, instance, policy, beat, acknowledged, epoch, applied, unsafe_applied, witness, rest @ ..] = arguments else {
+            panic!("{arguments:?}")
+        };
+        let [believed, vouch, prune_ms, ids_ahead_ms, lapse_ms, restore @ ..] = rest else { panic!("{arguments:?}") };
+        let number = |text: &String| text.parse::<i64>().expect("a number");
+        let [purges, unsafe_methods] = &self.data.streams;
         if record.server != self.server && record.doubt.as_ref().is_none_or(|doubt| doubt.server != self.server) {
             let newest_ms = record.members.values().map(|member| member.at_ms).max().unwrap_or(0);
             record.doubt = Some(Doubt { server: self.server.clone(), since_ms: now_ms, newest_ms, spoiled: false });
         }
-        if beat.server != self.server {
-            return Err(Refusal::OtherServer);
+        if *believed != *self.server.0 {
+            return "other_server";
         }
-        if record.epoch != beat.applied.epoch {
-            return Err(Refusal::OtherEpoch);
+        if *epoch != record.epoch.to_string() {
+            return "other_epoch";
         }
-        let first_previous = self.data.purges.first_previous(record.last);
-        if beat.applied < first_previous || beat.unsafe_applied < self.data.unsafe_methods.first_previous(record.unsafe_last) {
-            return Err(Refusal::BehindTrim);
+        let at = |place: &str| codec::position(record.epoch, place).expect("a place");
+        let (applied, unsafe_applied) = (at(applied), at(unsafe_applied));
+        let first_previous = purges.first_previous(record.last[0]);
+        if applied < first_previous || unsafe_applied < unsafe_methods.first_previous(record.last[1]) {
+            return "behind_trim";
         }
-        let there = beat.applied > first_previous && beat.witness.is_some();
-        if beat.applied > record.last || there && self.data.purges.id_at(beat.applied) != beat.witness {
-            return Err(Refusal::EntryLost);
+        if applied > record.last[0] || purges.is_used_up() || unsafe_methods.is_used_up() {
+            return "entry_lost";
         }
-        let before = record.members.get(&beat.name).filter(|member| !member.left);
-        let continued = before.is_some_and(|member| member.instance == beat.instance && member.beat >= beat.acknowledged);
-        let replaced = before.is_some_and(|member| member.instance != beat.instance);
+        if !witness.is_empty() && applied > first_previous && purges.id_at(applied) != Some(witness.as_bytes()) {
+            return "entry_lost";
+        }
+        let before = record.members.get(name).filter(|member| !member.left);
+        let is_same = before.is_some_and(|member| member.instance.to_string() == *instance);
+        if before.is_some_and(|member| !is_same && (now_ms - member.at_ms).abs() < number(lapse_ms)) {
+            return "name_taken";
+        }
+        let continued = is_same && before.is_some_and(|member| member.beat >= number(acknowledged).unsigned_abs());
+        let replaced = before.is_some() && !is_same;
         if let Some(doubt) = record.doubt.as_mut()
             && !continued
-            && (beat.acknowledged != 0 || replaced)
+            && (acknowledged != "0" || replaced)
         {
             doubt.spoiled = true;
         }
-        let prune_ms = i64::try_from(beat.prune_ms).unwrap();
-        record.members.retain(|_, member| now_ms - member.at_ms < prune_ms);
-        for member in &beat.restore {
-            record.members.entry(member.name.clone()).or_insert_with(|| member.clone());
+        record.members.retain(|_, member| now_ms - member.at_ms < number(prune_ms));
+        for [name, text] in restore.as_chunks::<2>().0 {
+            let member = codec::read_member(name, text).expect("the text of a member");
+            record.members.entry(name.clone()).or_insert(member);
         }
-        record.members.insert(
-            beat.name.clone(),
-            Member {
-                name: beat.name.clone(),
-                instance: beat.instance,
-                policy: beat.policy,
-                beat: beat.beat,
-                acknowledged: beat.acknowledged,
-                applied: beat.applied,
-                at_ms: now_ms,
-                server: self.server.clone(),
-                left: false,
-            },
-        );
-        let vouched = match beat.vouch {
-            Some(Vouch::Unbroken { until_ms }) => now_ms <= until_ms,
-            Some(Vouch::Together) => record.doubt.as_ref().is_some_and(|doubt| !doubt.spoiled),
-            None => false,
+        let text = format!("{instance} {beat} {acknowledged} {applied} {now_ms} stays {policy} {}", self.server.0);
+        record.members.insert(name.clone(), codec::read_member(name, &text).expect("the text of a member"));
+        let vouched = match vouch.as_str() {
+            "" => false,
+            "together" => record.doubt.as_ref().is_some_and(|doubt| !doubt.spoiled),
+            until_ms => now_ms <= number(&until_ms.to_owned()),
         };
         if vouched && record.server != self.server {
             (record.server, record.since_ms, record.doubt) = (self.server.clone(), now_ms, None);
-            record.ids_from_ms = now_ms + Vouch::IDS_AHEAD_MS;
+            assert_eq!(number(ids_ahead_ms), Vouch::IDS_AHEAD_MS);
+            record.ids_from_ms = now_ms + number(ids_ahead_ms);
         }
-        Ok(Taken { continued })
+        if continued { "continued" } else { "begun" }
     }
 
-    fn record(&self) -> Option<Record> {
-        self.data.record.as_ref().map(|kept| Record {
-            epoch: kept.epoch,
-            base: kept.base,
-            last: kept.last,
-            unsafe_last: kept.unsafe_last,
-            first_previous: self.data.purges.first_previous(kept.last),
-            unsafe_first_previous: self.data.unsafe_methods.first_previous(kept.unsafe_last),
-            server: kept.server.clone(),
-            since_ms: kept.since_ms,
-            doubt: kept.doubt.clone(),
-            members: kept.members.values().cloned().collect(),
-        })
+    /// What `XREAD` gives, where that is anything.
+    fn read(&self, read: &Read) -> Option<[Vec<(String, Fields)>; 2]> {
+        let [purges, unsafe_methods] = &self.data.streams;
+        let after = |stream: &Stream, position: Position| -> Vec<(String, Fields)> {
+            let entries = stream.entries.iter().filter(|(at, _)| stream.epoch == read.epoch && *at > position);
+            entries.take(read.count).map(|(at, fields)| (codec::place(*at), Fields::clone(fields))).collect()
+        };
+        let found = [after(purges, read.purges_after), after(unsafe_methods, read.unsafe_after)];
+        found.iter().any(|stream| !stream.is_empty()).then_some(found)
     }
 
-    fn read(&self, read: &Read) -> Option<Answer> {
-        let purges: Vec<Entry> = self
-            .data
-            .purges
-            .after(read.epoch, read.purges_after)
-            .take(read.count)
-            .map(|(position, previous, purge)| Entry { position: *position, previous: *previous, purge: purge.clone() })
-            .collect();
-        let unsafe_methods: Vec<UnsafeEntry> = self
-            .data
-            .unsafe_methods
-            .after(read.epoch, read.unsafe_after)
-            .take(read.count)
-            .map(|(position, previous, batch)| UnsafeEntry { position: *position, previous: *previous, batch: batch.clone() })
-            .collect();
-        (!purges.is_empty() || !unsafe_methods.is_empty()).then_some(Answer::Read { purges, unsafe_methods })
+    /// `append.lua`.
+    fn append(&mut self, stream: usize, arguments: &[Vec<u8>], now_ms: i64) -> Option<String> {
+        let [epoch, name, last_field, most, id, version, data] = arguments else { panic!("{arguments:?}") };
+        assert_eq!((name.as_slice(), last_field.as_slice()), [(&b"purges"[..], &b"last"[..]), (b"unsafe", b"unsafe_last")][stream]);
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+        let record = self.data.record.as_mut().filter(|record| text(epoch) == record.epoch.to_string() && record.server == self.server)?;
+        let previous = record.last[stream];
+        let fields = [("prev", codec::place(previous).into_bytes()), ("id", id.clone()), ("v", version.clone()), ("data", data.clone())];
+        let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let (of, from_ms) = (&mut self.data.streams[stream], now_ms.max(record.ids_from_ms));
+        record.last[stream] = of.add(record.epoch, previous, fields, from_ms);
+        of.trim(text(most).parse().expect("a number"));
+        Some(codec::place(record.last[stream]))
     }
 
-    fn append(&mut self, epoch: u64, purge: &Purge, now_ms: i64) -> Option<Position> {
-        let record = self.data.record.as_mut().filter(|record| record.epoch == epoch && record.server == self.server)?;
-        record.last = self.data.purges.append(epoch, record.last, purge.clone(), now_ms.max(record.ids_from_ms));
-        Some(record.last)
-    }
-
-    fn append_unsafe(&mut self, epoch: u64, batch: &Batch, now_ms: i64) -> Option<Position> {
-        let record = self.data.record.as_mut().filter(|record| record.epoch == epoch && record.server == self.server)?;
-        record.unsafe_last = self.data.unsafe_methods.append(epoch, record.unsafe_last, batch.clone(), now_ms.max(record.ids_from_ms));
-        Some(record.unsafe_last)
-    }
-
-    fn propose(&mut self, proposal: &Proposal, now_ms: i64) -> u64 {
+    /// `propose.lua`.
+    fn propose(&mut self, [expected, at_least, base]: &[String; 3], now_ms: i64) -> String {
         let epoch = self.data.record.as_ref().map(|record| record.epoch);
-        if epoch != proposal.expected {
-            return epoch.unwrap_or(0);
+        let text = epoch.map_or_else(String::new, |epoch| epoch.to_string());
+        if text != *expected {
+            return if text.is_empty() { "0".into() } else { text };
         }
-        let epoch = proposal.at_least.max(epoch.unwrap_or(0) + 1).max(now_ms.unsigned_abs());
+        let at_least: u64 = at_least.parse().expect("a number");
+        let epoch = at_least.max(epoch.unwrap_or(0) + 1).max(now_ms.unsigned_abs());
         let start = Position::start_of(epoch);
         let members = self.data.record.take().map(|record| record.members).unwrap_or_default();
         self.data.record = Some(Kept {
             epoch,
-            base: proposal.base,
-            last: start,
-            unsafe_last: start,
+            base: base.parse().expect("a position"),
+            last: [start, start],
             server: self.server.clone(),
             since_ms: now_ms,
             ids_from_ms: 0,
             doubt: None,
             members,
         });
-        self.data.purges = Stream { epoch, entries: VecDeque::new() };
-        self.data.unsafe_methods = Stream { epoch, entries: VecDeque::new() };
-        epoch
+        self.data.streams = Default::default();
+        epoch.to_string()
+    }
+
+    /// `leave.lua`.
+    fn leave(&mut self, [name, instance]: &[String; 2]) {
+        let member = self.data.record.as_mut().and_then(|record| record.members.get_mut(name));
+        if let Some(member) = member.filter(|member| instance.is_empty() || *instance == member.instance.to_string()) {
+            member.left = true;
+        }
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -231,36 +250,52 @@ impl Redis {
         self.data.record = None;
     }
 
-    pub(super) fn evict_stream(&mut self, unsafe_methods: bool) {
-        if unsafe_methods {
-            self.data.unsafe_methods.entries.clear();
-        } else {
-            self.data.purges.entries.clear();
-        }
+    pub(super) fn evict_stream(&mut self, stream: usize) {
+        let epoch = self.data.streams[stream].epoch;
+        self.data.streams[stream] = Stream { epoch, ..Stream::default() };
     }
 
     pub(super) fn trim(&mut self, keep: usize) {
-        self.data.purges.trim(keep);
-        self.data.unsafe_methods.trim(keep);
+        self.data.streams.iter_mut().for_each(|stream| stream.trim(keep));
+    }
+
+    /// Somebody takes one of the last entries out.
+    pub(super) fn delete_entry(&mut self, stream: usize, from_last: usize) {
+        let entries = &mut self.data.streams[stream].entries;
+        if let Some(at) = entries.len().checked_sub(1 + from_last) {
+            entries.remove(at);
+        }
+    }
+
+    /// Somebody puts something in that is none of the journal's; where `ahead_ms` is given, so far in the future.
+    pub(super) fn add_foreign(&mut self, stream: usize, fields: Fields, ahead_ms: u64, world_ms: u64) {
+        let Some(record) = &self.data.record else { return };
+        let from_ms = self.now_ms(world_ms).saturating_add_unsigned(ahead_ms);
+        let stream = &mut self.data.streams[stream];
+        let last = stream.last_generated.max(Position::start_of(record.epoch));
+        stream.add(record.epoch, last, fields, from_ms);
     }
 }
 
-impl<T> Stream<T> {
-    fn append(&mut self, epoch: u64, previous: Position, value: T, now_ms: i64) -> Position {
-        let position = previous.next(now_ms);
+impl Stream {
+    fn add(&mut self, epoch: u64, previous: Position, fields: Fields, from_ms: i64) -> Position {
         if self.epoch != epoch {
-            *self = Self { epoch, entries: VecDeque::new() };
+            *self = Self { epoch, ..Self::default() };
         }
-        self.entries.push_back((position, previous, value));
+        let position = previous.max(self.last_generated).next(from_ms);
+        self.entries.push_back((position, fields.into()));
+        self.last_generated = position;
         position
     }
 
-    fn after(&self, epoch: u64, position: Position) -> impl Iterator<Item = &(Position, Position, T)> {
-        self.entries.iter().filter(move |(at, ..)| self.epoch == epoch && *at > position)
+    fn first_previous(&self, last: Position) -> Position {
+        let entries = self.entries.iter().filter(|(at, _)| at.epoch == last.epoch);
+        let mut previous = entries.filter_map(|(at, fields)| codec::position(at.epoch, std::str::from_utf8(fields.get("prev")?).ok()?));
+        previous.next().unwrap_or(last)
     }
 
-    fn first_previous(&self, last: Position) -> Position {
-        self.entries.front().filter(|(at, ..)| at.epoch == last.epoch).map_or(last, |(_, previous, _)| *previous)
+    fn is_used_up(&self) -> bool {
+        self.last_generated.ms >= 1 << 52
     }
 
     fn trim(&mut self, keep: usize) {
@@ -268,11 +303,10 @@ impl<T> Stream<T> {
             self.entries.pop_front();
         }
     }
-}
 
-impl Stream<Purge> {
-    fn id_at(&self, position: Position) -> Option<PurgeId> {
-        self.entries.iter().find(|(at, ..)| *at == position).map(|(.., purge)| purge.id)
+    fn id_at(&self, position: Position) -> Option<&[u8]> {
+        let (_, fields) = self.entries.iter().find(|(at, _)| *at == position)?;
+        fields.get("id").map(Vec::as_slice)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The world of the simulation: nodes with memory caches and flights, a Redis that fails in every way that we know, and
 //! the network between them. One thread, virtual time, everything drawn from one seed.
 
-use super::super::protocol::{Answer, Command, Instance, Policy, Read, Ticket};
+use super::super::codec::Fields;
+use super::super::protocol::{Answer, Command, Found, Instance, Policy, Read, Ticket};
 use super::super::{Action, Event, Faults, Fleet, Note, Settings};
 use super::chance::Chance;
 use super::redis::{Data, Redis};
@@ -19,6 +20,8 @@ use std::sync::Arc;
 
 const TRUST_MS: u64 = 3000;
 const NODES: usize = 3;
+/// In some worlds somebody starts one more under the name of another: its place.
+const TWIN: usize = NODES;
 
 /// Site, authority, path and query.
 const RESOURCES: [(&str, &str, &str); 5] = [
@@ -145,6 +148,7 @@ struct Process {
 }
 
 struct Node {
+    name: String,
     policy: Policy,
     /// Its boot-time clock against the world's.
     clock_ms: u64,
@@ -224,11 +228,14 @@ pub(super) struct Tally {
     pub(super) gaps: u64,
     pub(super) servers: u64,
     pub(super) unvouched: u64,
+    pub(super) holes: u64,
+    pub(super) foreign: u64,
+    pub(super) names_taken: u64,
 }
 
 impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
-        let Self { served, promoted, complete, purges, epochs, kept, trims, gaps, servers, unvouched } = other;
+        let Self { served, promoted, complete, purges, epochs, kept, trims, gaps, servers, unvouched, holes, foreign, names_taken } = other;
         self.served += served;
         self.promoted += promoted;
         self.complete += complete;
@@ -239,6 +246,9 @@ impl Tally {
         self.gaps += gaps;
         self.servers += servers;
         self.unvouched += unvouched;
+        self.holes += holes;
+        self.foreign += foreign;
+        self.names_taken += names_taken;
     }
 }
 
@@ -248,8 +258,10 @@ impl World {
     pub(super) fn new(seed: u64, fault: Fault) -> Self {
         let mut chance = Chance::new(seed);
         let serve = chance.one_in(2);
-        let nodes = (0..NODES)
-            .map(|_| {
+        // Who serves while cut off cannot be told that its name was given away.
+        let processes = if !serve && chance.one_in(3) { NODES + 1 } else { NODES };
+        let nodes = (0..processes)
+            .map(|number| {
                 let policy = match (serve, chance.below(3)) {
                     (true, 0) => Policy::Serve { at_most_ms: Some(2000) },
                     (true, _) => Policy::Serve { at_most_ms: None },
@@ -258,6 +270,7 @@ impl World {
                 };
                 let clock_ms = 1000 + chance.below(1_000_000);
                 Node {
+                    name: format!("node-{}", number % NODES),
                     policy,
                     clock_ms,
                     life: 0,
@@ -309,11 +322,11 @@ impl World {
             _ => self.chance.below(1500),
         };
         self.pass(pass)?;
-        let node = self.index(NODES);
+        let node = self.index(self.nodes.len());
         match self.chance.below(100) {
             0..64 => {
                 for _ in 0..4 {
-                    let (node, resource) = (self.index(NODES), self.resource());
+                    let (node, resource) = (self.index(self.nodes.len()), self.resource());
                     self.request(node, resource)?;
                 }
                 Ok(())
@@ -326,7 +339,7 @@ impl World {
     }
 
     fn disturb(&mut self, node: usize) -> Outcome {
-        let kind = self.chance.below(22);
+        let kind = self.chance.below(26);
         if self.temper.kinds & (1 << kind) == 0 {
             return Ok(());
         }
@@ -358,27 +371,59 @@ impl World {
             18 if self.chance.one_in(3) => self.redis.flush(),
             19 if self.chance.one_in(3) => self.redis.evict_record(),
             20 => {
-                let unsafe_methods = self.chance.one_in(2);
-                self.redis.evict_stream(unsafe_methods);
+                let stream = self.index(2);
+                self.redis.evict_stream(stream);
             }
-            _ => {
+            21 => {
                 let keep = self.index(3);
                 self.redis.trim(keep);
             }
+            22..24 => {
+                let (stream, from_last) = (self.index(2), self.index(3));
+                self.redis.delete_entry(stream, from_last);
+            }
+            24 => self.put_something_foreign(),
+            _ if self.nodes.len() > TWIN => {
+                self.crash(TWIN);
+                let of = self.index(NODES);
+                self.nodes[TWIN].name = self.nodes[of].name.clone();
+                self.start(TWIN);
+            }
+            _ => {}
         }
         Ok(())
+    }
+
+    /// Into one of the journal's streams, by somebody who has nothing to do with it.
+    fn put_something_foreign(&mut self) {
+        let field = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+        let fields = match self.chance.below(4) {
+            0 => Fields::new(),
+            1 => Fields::from([field("prev", "soon"), field("id", "7")]),
+            2 => Fields::from([field("prev", "1-1"), field("data", "{}")]),
+            _ => Fields::from([field("message", "hello")]),
+        };
+        let ahead_ms = self.chance.of([0, 0, 0, 60_000, 1 << 52]);
+        let stream = self.index(2);
+        self.redis.add_foreign(stream, fields, ahead_ms, self.now_ms);
+        self.answer_parked();
     }
 
     /// Everything works again, and after a while everything has to be as it should: every node trusts, in one epoch, and
     /// a purge gets complete.
     pub(super) fn calm_down(&mut self) -> Outcome {
         self.calm = true;
+        if self.nodes.len() > TWIN {
+            self.crash(TWIN);
+        }
         (self.redis_down_until, self.redis_paused_until) = (self.now_ms, self.now_ms);
         for node in 0..NODES {
             (self.nodes[node].cut_until, self.nodes[node].paused_until) = (self.now_ms, self.now_ms);
             if self.nodes[node].process.is_none() {
                 self.start(node);
             }
+            let life = self.nodes[node].life;
+            self.later(0, What::Wake { node, life });
         }
         self.pass(4 * TRUST_MS)?;
         self.purge(0)?;
@@ -391,15 +436,13 @@ impl World {
             let now = self.now(node);
             let Some(process) = &self.nodes[node].process else { return Err(format!("node {node} is gone")) };
             if !process.journal.is_trusted(now) || process.journal.epoch() != epoch {
-                return Err(format!(
-                    "node {node} does not trust the journal, or is in another epoch than {epoch}: {:?} {:?} {:?}",
-                    process.fleet.lease, process.fleet.beat, process.fleet.read
-                ));
+                return Err(format!("node {node} does not trust the journal, or is in another epoch than {epoch}: {}", self.state(node)));
             }
         }
         if self.purges.iter().any(|purge| purge.id == id && purge.complete.is_none()) {
             let receipt = self.nodes[0].process.as_ref().and_then(|process| process.journal.receipt(&id.to_string()));
-            return Err(format!("a purge in a healthy fleet does not get complete: {receipt:?}"));
+            let states = (0..NODES).map(|node| self.state(node)).collect::<Vec<_>>().join("\n");
+            return Err(format!("a purge in a healthy fleet does not get complete: {receipt:?}\n{states}"));
         }
         // What was written on one node has been told to all.
         let told = self.moment;
@@ -410,6 +453,12 @@ impl World {
             }
         }
         self.pass(1000)
+    }
+
+    fn state(&self, node: usize) -> String {
+        let Some(Process { fleet, .. }) = &self.nodes[node].process else { return "none".into() };
+        let now = self.now(node).mono_ms;
+        format!("at {now}: {} {} {:?} {:?} {:?}", fleet.applied, fleet.unsafe_applied, fleet.lease, fleet.beat, fleet.read)
     }
 
     fn redis_epoch(&self) -> u64 {
@@ -491,10 +540,15 @@ impl World {
                 Ok(())
             }
             What::ReadEnds { node, life, ticket } => {
-                let before = self.parked.len();
-                self.parked.retain(|(parked, of, number, _)| (*parked, *of, *number) != (node, life, ticket));
-                if self.parked.len() < before {
-                    self.answer(node, life, ticket, Answer::Read { purges: vec![], unsafe_methods: vec![] });
+                let is_it = |(parked, of, number, _): &(usize, u64, Ticket, Read)| (*parked, *of, *number) == (node, life, ticket);
+                if let Some(at) = self.parked.iter().position(is_it) {
+                    let (.., read) = self.parked.remove(at);
+                    self.answer(
+                        node,
+                        life,
+                        ticket,
+                        Answer::Read(Found { read_to: (read.purges_after, read.unsafe_after), ..Found::default() }),
+                    );
                 }
                 Ok(())
             }
@@ -560,7 +614,7 @@ impl World {
         let journal = Arc::new(Journal::with_faults(&bounds, Order::Fleet { tell_unsafe: true }, ledger));
         let instance = Instance(u128::from(self.chance.next()));
         let settings = Settings {
-            name: format!("node-{node}"),
+            name: self.nodes[node].name.clone(),
             policy: self.nodes[node].policy,
             trust_ms: TRUST_MS,
             repair_ms: 600_000,
@@ -631,7 +685,10 @@ impl World {
             Note::Gap => self.seen.gaps += 1,
             Note::ServerChanged => self.seen.servers += 1,
             Note::Unvouched => self.seen.unvouched += 1,
-            Note::Loss(_) | Note::Repaired { .. } | Note::NameTaken => {}
+            Note::Hole => self.seen.holes += 1,
+            Note::Foreign { entries } => self.seen.foreign += entries as u64,
+            Note::NameTaken => self.seen.names_taken += 1,
+            Note::Loss(_) | Note::Repaired { .. } => {}
         }
     }
 
@@ -683,11 +740,16 @@ impl World {
             }
         }
         if matches!(command, Command::Append { .. } | Command::AppendUnsafe { .. }) {
-            for (node, life, ticket, read) in std::mem::take(&mut self.parked) {
-                match self.redis.run(&Command::Read(read), self.now_ms) {
-                    Some(answer) => self.answer(node, life, ticket, answer),
-                    None => self.parked.push((node, life, ticket, read)),
-                }
+            self.answer_parked();
+        }
+    }
+
+    /// There is something new in the streams.
+    fn answer_parked(&mut self) {
+        for (node, life, ticket, read) in std::mem::take(&mut self.parked) {
+            match self.redis.run(&Command::Read(read), self.now_ms) {
+                Some(answer) => self.answer(node, life, ticket, answer),
+                None => self.parked.push((node, life, ticket, read)),
             }
         }
     }

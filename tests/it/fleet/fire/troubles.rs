@@ -2,6 +2,7 @@
 
 use super::load::{ask, judge};
 use super::purges::purge;
+use super::world::Resource;
 use super::{Fire, Setup};
 use crate::support::client::Client;
 use crate::support::fleet::Fleet;
@@ -34,6 +35,10 @@ pub enum Trouble {
     RedisFromOldSnapshotBehindANode,
     RedisFlushed,
     StreamsTrimmed,
+    /// An entry is taken out of the journal's stream before a node has read it, and others come behind it.
+    EntryTakenOut,
+    /// Somebody puts entries of their own into the journal's streams.
+    ForeignEntries,
     MemoryFull,
     MemoryEvicting,
     FailoverToLaggingReplica,
@@ -52,6 +57,8 @@ impl Trouble {
             RedisFromOldSnapshotBehindANode,
             RedisFlushed,
             StreamsTrimmed,
+            EntryTakenOut,
+            ForeignEntries,
             MemoryFull,
             MemoryEvicting,
         ];
@@ -147,6 +154,13 @@ impl Stage {
             }
             RedisFlushed => self.master().flush_all(),
             StreamsTrimmed => self.trim(node, beyond_trust),
+            EntryTakenOut => self.take_entry_out(node),
+            ForeignEntries => {
+                for stream in streams(self.master()) {
+                    self.master().ask(&["XADD", &stream, "*", "message", "hello"]);
+                }
+                self.fire.wait(beyond_trust);
+            }
             MemoryFull => self.limit("noeviction", beyond_trust),
             MemoryEvicting => self.limit("allkeys-random", beyond_trust),
             FailoverToLaggingReplica => self.fail_over(),
@@ -235,19 +249,45 @@ impl Stage {
         let link = self.fleet.nodes[node].link.as_ref();
         link.inspect(|link| link.make(link::Trouble::Cut));
         self.fire.wait(how_long);
-        let Ok(mut connection) = self.master().connect() else { return };
-        let mut cursor = "0".to_owned();
-        loop {
-            let reply = connection.ask(&["SCAN", &cursor, "COUNT", "1000", "TYPE", "stream"]).expect("Redis answers");
-            for key in reply.list()[1].list() {
-                connection.ask(&["XTRIM", &key.text(), "MAXLEN", "=", "1"]).expect("Redis answers");
-                self.fire.troubles.count("streams trimmed");
+        for stream in streams(self.master()) {
+            self.master().ask(&["XTRIM", &stream, "MAXLEN", "=", "1"]);
+            self.fire.troubles.count("streams trimmed");
+        }
+    }
+
+    /// A node that holds something does not hear that it is purged, for somebody takes that out of the stream before the node is
+    /// connected again; later purges it does hear of.
+    fn take_entry_out(&self, node: usize) {
+        let fire = &self.fire;
+        let (issuer, first) = ((node + 1) % self.fleet.nodes.len(), self.fleet.nodes.len() * 7);
+        let held: Vec<_> = fire.world.resources.iter().skip(first).take(6).collect();
+        let link = self.fleet.nodes[node].link.as_ref().expect("a link");
+        self.clients.block_on(async {
+            for resource in &held {
+                ask(fire, &mut None, node, resource, true).await;
             }
-            cursor = reply.list()[0].text();
-            if cursor == "0" {
-                break;
+        });
+        link.make(link::Trouble::Cut);
+        // Their answers wait for the node that is cut off.
+        for resource in &held {
+            let (fire, prepared) = (fire.clone(), fire.world.prepare_url(resource.number, true));
+            self.clients.spawn(async move { purge(&fire, issuer, prepared).await });
+        }
+        fire.wait(fire.plan.trust / 4);
+        let later = &fire.world.resources[first + held.len()];
+        let (own, prepared) = (fire.clone(), fire.world.prepare_url(later.number, true));
+        self.clients.spawn(async move { purge(&own, issuer, prepared).await });
+        fire.wait(fire.plan.trust / 4);
+        let entries = |stream: &str| self.master().ask(&["XREVRANGE", stream, "+", "-", "COUNT", "20"]).list().to_vec();
+        for stream in streams(self.master()).iter().filter(|stream| stream.contains(":purges:")) {
+            // Not the last: those who have read it would miss it.
+            for entry in entries(stream).iter().skip(1).filter(|entry| entry.list()[1].list().iter().any(|word| names(word, &held))) {
+                self.master().ask(&["XDEL", stream, &entry.list()[0].text()]);
+                fire.troubles.count("entries taken out");
             }
         }
+        link.mend();
+        fire.wait(fire.plan.trust);
     }
 
     /// Less memory than is used, for a while.
@@ -262,31 +302,41 @@ impl Stage {
 
     /// The replica misses what comes, and is made the master.
     fn fail_over(&mut self) {
-        let sentinels = self.sentinels.as_ref().expect("sentinels");
+        // A pause before may have been one too many for the Sentinels.
+        self.until_replicated();
         self.redis[1].stop_following();
         self.fire.wait(Duration::from_millis(500));
         self.redis[0].kill();
-        sentinels.until_master(&self.redis[1]);
+        self.sentinels.as_ref().expect("sentinels").until_master(&self.redis[1]);
         self.redis[1].follow_again();
         self.redis.swap(0, 1);
         self.redis[1].start_again(Restart::Empty);
         // It may have been the one that lagged before, and its file says so.
         self.redis[1].follow_again();
+        self.until_replicated();
+    }
+
+    /// Waits until the first server is the master, as the Sentinels see it, and the other one follows it.
+    fn until_replicated(&mut self) {
+        let sentinels = self.sentinels.as_ref().expect("sentinels");
         let deadline = Instant::now() + RECOVERY;
-        while self.redis[1].info("replication", "master_link_status").as_deref() != Some("up") {
-            assert!(Instant::now() < deadline, "nobody follows:\n{}\n{}", self.redis[0].log(), self.redis[1].log());
-            // On a busy machine they may have changed their minds meanwhile.
+        loop {
+            // On a busy machine they may change their minds meanwhile.
             let master = sentinels.master();
             self.redis.sort_by_key(|redis| master != Some(redis.address()));
+            let role = |redis: &Redis| redis.info("replication", "role");
+            let roles = [role(&self.redis[0]), role(&self.redis[1])];
+            let follows = self.redis[1].info("replication", "master_link_status").as_deref() == Some("up");
+            if roles[0].as_deref() == Some("master") && follows || self.fire.is_over() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "nobody follows:\n{}\n{}", self.redis[0].log(), self.redis[1].log());
             // Sentinel would do that in its own time, some ten seconds later.
-            if self.redis[1].info("replication", "role").as_deref() == Some("master") {
+            if roles.iter().all(|role| role.as_deref() == Some("master")) {
                 let address = self.redis[0].address();
                 let _ = self.redis[1].try_ask(&["REPLICAOF", &address.ip().to_string(), &address.port().to_string()]);
             }
             self.fire.wait(Duration::from_millis(300));
-            if self.fire.is_over() {
-                return;
-            }
         }
     }
 
@@ -332,6 +382,25 @@ impl Stage {
     }
 }
 
+/// Whether the data of an entry is of a purge of one of these.
+fn names(data: &Reply, resources: &[&Resource]) -> bool {
+    let text = data.text();
+    resources.iter().any(|resource| text.contains(&format!("\"{}{}\"", resource.host, resource.path)))
+}
+
+/// Keys of all streams of a Redis.
+fn streams(redis: &Redis) -> Vec<String> {
+    let (mut keys, mut cursor) = (Vec::new(), "0".to_owned());
+    loop {
+        let Ok(reply) = redis.try_ask(&["SCAN", &cursor, "COUNT", "1000", "TYPE", "stream"]) else { return keys };
+        keys.extend(reply.list()[1].list().iter().map(Reply::text));
+        cursor = reply.list()[0].text();
+        if cursor == "0" {
+            return keys;
+        }
+    }
+}
+
 fn last_lines(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(30)..].join("\n")
@@ -349,7 +418,7 @@ pub fn random(seed: u64) -> StdRng {
 
 #[test]
 fn no_setup_meets_a_trouble_that_it_has_nothing_for() {
-    let needs_links = [LinkCut, LinkHeld, LinkSlow, LinkGarbled, AllLinksCut, RedisFromOldSnapshotBehindANode];
+    let needs_links = [LinkCut, LinkHeld, LinkSlow, LinkGarbled, AllLinksCut, RedisFromOldSnapshotBehindANode, EntryTakenOut];
     let (alone, standalone, sentinel) = (Trouble::of(Setup::Alone), Trouble::of(Setup::Standalone), Trouble::of(Setup::Sentinel));
     assert!(needs_links.iter().all(|trouble| standalone.contains(trouble) && !sentinel.contains(trouble) && !alone.contains(trouble)));
     assert!(alone.iter().all(|trouble| matches!(trouble, NodeStoppedShortly | NodeStoppedBeyondTrust | NodeKilled)));

@@ -2,33 +2,39 @@
 //!
 //! What is specified in `docs/formats.md` ("Journal"). Whatever comes from Redis may be anything.
 
-use crate::invalidation::fleet::protocol::{
-    Batch, Beat, BeatAnswer, Doubt, Instance, Member, Policy, Record, Refusal, Server, Taken, UnsafeEntry, Vouch,
+use super::protocol::{
+    Answer, Batch, Beat, BeatAnswer, Doubt, Found, Instance, Member, Policy, Proposal, Read, Record, Refusal, Server, Taken, UnsafeEntry,
+    Vouch,
 };
 use crate::invalidation::{Entry, Kind, Mode, Position, Purge, PurgeId, Selector};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// Of the data of entries. A later one may mean what this program does not know.
-pub(super) const VERSION: &str = "1";
+const VERSION: &str = "1";
+/// The two streams, as they are named in keys.
+pub(in crate::invalidation) const STREAMS: [&str; 2] = ["purges", "unsafe"];
+
+/// Fields of an entry.
+pub(in crate::invalidation) type Fields = HashMap<String, Vec<u8>>;
 
 /// What came from Redis is not what was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the journal's record in Redis is damaged: {0}")]
-pub(super) struct Damaged(&'static str);
+pub(in crate::invalidation) struct Damaged(&'static str);
 
 /// A place in a stream of an epoch, as Redis has it.
-pub(super) fn place(position: Position) -> String {
+pub(in crate::invalidation) fn place(position: Position) -> String {
     format!("{}-{}", position.ms, position.sequence)
 }
 
-pub(super) fn position(epoch: u64, place: &str) -> Option<Position> {
+pub(in crate::invalidation) fn position(epoch: u64, place: &str) -> Option<Position> {
     let (ms, sequence) = place.split_once('-')?;
     Some(Position { epoch, ms: ms.parse().ok()?, sequence: sequence.parse().ok()? })
 }
 
 /// Arguments of the script `beat`.
-pub(super) fn beat(beat: &Beat) -> Vec<String> {
+pub(in crate::invalidation) fn beat(beat: &Beat) -> Vec<String> {
     let vouch = match beat.vouch {
         None => String::new(),
         Some(Vouch::Unbroken { until_ms }) => until_ms.to_string(),
@@ -48,6 +54,7 @@ pub(super) fn beat(beat: &Beat) -> Vec<String> {
         vouch,
         beat.prune_ms.to_string(),
         Vouch::IDS_AHEAD_MS.to_string(),
+        beat.lapse_ms.to_string(),
     ];
     for member in &beat.restore {
         arguments.extend([member.name.clone(), member_text(member)]);
@@ -56,7 +63,7 @@ pub(super) fn beat(beat: &Beat) -> Vec<String> {
 }
 
 /// What the script `beat` gives.
-pub(super) fn read_beat(words: &[String]) -> Result<BeatAnswer, Damaged> {
+pub(in crate::invalidation) fn read_beat(words: &[String]) -> Result<BeatAnswer, Damaged> {
     let [server, now_ms, status, rest @ ..] = words else { return Err(Damaged("the answer is too short")) };
     let taken = match status.as_str() {
         "continued" => Ok(Taken { continued: true }),
@@ -66,6 +73,7 @@ pub(super) fn read_beat(words: &[String]) -> Result<BeatAnswer, Damaged> {
         "other_epoch" => Err(Refusal::OtherEpoch),
         "behind_trim" => Err(Refusal::BehindTrim),
         "entry_lost" => Err(Refusal::EntryLost),
+        "name_taken" => Err(Refusal::NameTaken),
         _ => return Err(Damaged("an unknown status")),
     };
     let record = if rest.is_empty() { None } else { Some(record(rest)?) };
@@ -99,13 +107,13 @@ fn read_doubt(text: &str) -> Result<Doubt, Damaged> {
 }
 
 /// As the script `beat` writes it.
-fn member_text(member: &Member) -> String {
+pub(super) fn member_text(member: &Member) -> String {
     let Member { instance, policy, beat, acknowledged, applied, at_ms, server, left, name: _ } = member;
     let (state, policy) = (if *left { "left" } else { "stays" }, policy_text(*policy));
     format!("{instance} {beat} {acknowledged} {applied} {at_ms} {state} {policy} {}", server.0)
 }
 
-fn read_member(name: &str, text: &str) -> Result<Member, Damaged> {
+pub(super) fn read_member(name: &str, text: &str) -> Result<Member, Damaged> {
     let words: Vec<&str> = text.split(' ').collect();
     let [instance, beat, acknowledged, applied, at_ms, state, policy, server] = words[..] else {
         return Err(Damaged("a member"));
@@ -160,47 +168,99 @@ struct PurgeData {
     actor: String,
 }
 
-pub(super) fn purge_data(purge: &Purge) -> Vec<u8> {
+/// Arguments of the script `append`; the stream keeps about `most` entries.
+pub(in crate::invalidation) fn append_purge(epoch: u64, purge: &Purge, most: u64) -> Vec<Vec<u8>> {
+    append(epoch, STREAMS[0], "last", most, purge.id, purge_data(purge))
+}
+
+/// The same for the stream of unsafe methods.
+pub(in crate::invalidation) fn append_batch(epoch: u64, batch: &Batch, most: u64) -> Vec<Vec<u8>> {
+    append(epoch, STREAMS[1], "unsafe_last", most, batch.id, hashes_data(&batch.hashes))
+}
+
+fn append(epoch: u64, stream: &str, last: &str, most: u64, id: PurgeId, data: Vec<u8>) -> Vec<Vec<u8>> {
+    let texts = [epoch.to_string(), stream.to_owned(), last.to_owned(), most.to_string(), id.to_string(), VERSION.to_owned()];
+    texts.into_iter().map(String::into_bytes).chain([data]).collect()
+}
+
+/// What the script `append` gives.
+pub(in crate::invalidation) fn read_appended(epoch: u64, place: Option<&str>) -> Result<Answer, Damaged> {
+    let position = place.map(|place| position(epoch, place).ok_or(Damaged("the place of an entry"))).transpose()?;
+    Ok(Answer::Appended(position))
+}
+
+/// Arguments of the script `propose`.
+pub(in crate::invalidation) fn propose(proposal: &Proposal) -> [String; 3] {
+    let Proposal { expected, at_least, base } = proposal;
+    [expected.map_or_else(String::new, |epoch| epoch.to_string()), at_least.to_string(), base.to_string()]
+}
+
+/// What the script `propose` gives.
+pub(in crate::invalidation) fn read_proposed(epoch: &str) -> Result<Answer, Damaged> {
+    Ok(Answer::Proposed { epoch: number(epoch)? })
+}
+
+/// Arguments of the script `leave`.
+pub(in crate::invalidation) fn leave(name: &str, instance: Option<Instance>) -> [String; 2] {
+    [name.to_owned(), instance.map_or_else(String::new, |instance| instance.to_string())]
+}
+
+/// What a read of both streams gave: of each entry its place, and its fields.
+pub(in crate::invalidation) fn read_found(read: &Read, streams: &[Vec<(String, Fields)>; 2]) -> Result<Found, Damaged> {
+    let raw = |(place, fields)| Raw { epoch: read.epoch, place, fields };
+    let raw = |stream: usize| streams[stream].iter().map(move |(place, fields)| raw((place, fields)));
+    let purges: Vec<Entry> = raw(0).filter_map(|raw| raw.purge().transpose()).collect::<Result<_, _>>()?;
+    let unsafe_methods: Vec<UnsafeEntry> = raw(1).filter_map(|raw| raw.batch().transpose()).collect::<Result<_, _>>()?;
+    let last = |stream: usize| raw(stream).next_back().map(|raw| raw.position()).transpose();
+    let found = streams[0].len() + streams[1].len();
+    Ok(Found {
+        foreign: found - purges.len() - unsafe_methods.len(),
+        purges,
+        unsafe_methods,
+        read_to: (last(0)?.unwrap_or(read.purges_after), last(1)?.unwrap_or(read.unsafe_after)),
+        is_full: streams.iter().any(|stream| stream.len() >= read.count),
+    })
+}
+
+fn purge_data(purge: &Purge) -> Vec<u8> {
     let Purge { id: _, selectors, mode, issued_at, actor } = purge.clone();
     // Texts, lists and enums always serialise.
     serde_json::to_vec(&PurgeData { selectors, mode, issued_at, actor }).unwrap_or_default()
 }
 
 /// An entry of either stream as Redis gives it: its place, and fields with values.
-pub(super) struct Raw<'a> {
-    pub(super) epoch: u64,
-    pub(super) place: &'a str,
-    pub(super) fields: &'a HashMap<String, Vec<u8>>,
+#[derive(Clone, Copy)]
+struct Raw<'a> {
+    epoch: u64,
+    place: &'a str,
+    fields: &'a Fields,
 }
 
 impl Raw<'_> {
-    /// What cannot be read is taken as a purge of everything: it was meant to make something unusable.
-    pub(super) fn purge(&self) -> Result<Entry, Damaged> {
-        let data = self.data().and_then(|data| serde_json::from_slice(data).ok());
-        let read = self.id().zip(data);
+    /// What cannot be read is taken as a purge of everything: it was meant to make something unusable. `None` where it is no
+    /// entry of the journal: each of those says what it follows, and has an id, in whatever version.
+    fn purge(&self) -> Result<Option<Entry>, Damaged> {
+        let Some((previous, id)) = self.previous().zip(self.id()) else { return Ok(None) };
         let everything =
             || PurgeData { selectors: vec![Selector::Everything], mode: Mode::Hard, issued_at: String::new(), actor: "unreadable".into() };
-        let (id, data) = read.unwrap_or_else(|| (PurgeId::random(), everything()));
+        let data = self.data().and_then(|data| serde_json::from_slice(data).ok()).unwrap_or_else(everything);
         let PurgeData { selectors, mode, issued_at, actor } = data;
-        let purge = Purge { id, selectors, mode, issued_at, actor };
-        Ok(Entry { position: self.position()?, previous: self.previous(), purge })
+        Ok(Some(Entry { position: self.position()?, previous, purge: Purge { id, selectors, mode, issued_at, actor } }))
     }
 
     /// As [`Raw::purge`], of its class.
-    pub(super) fn batch(&self) -> Result<UnsafeEntry, Damaged> {
-        let read = self.id().zip(self.data().and_then(read_hashes));
-        let (id, hashes) = read.unwrap_or_else(|| (PurgeId::random(), vec![(Kind::Everything, 0)]));
-        Ok(UnsafeEntry { position: self.position()?, previous: self.previous(), batch: Batch { id, hashes } })
+    fn batch(&self) -> Result<Option<UnsafeEntry>, Damaged> {
+        let Some((previous, id)) = self.previous().zip(self.id()) else { return Ok(None) };
+        let hashes = self.data().and_then(read_hashes).unwrap_or_else(|| vec![(Kind::Everything, 0)]);
+        Ok(Some(UnsafeEntry { position: self.position()?, previous, batch: Batch { id, hashes } }))
     }
 
     fn position(&self) -> Result<Position, Damaged> {
         position(self.epoch, self.place).ok_or(Damaged("a place"))
     }
 
-    /// Where that cannot be read the entry follows nothing, and a heartbeat finds out what is wrong.
-    fn previous(&self) -> Position {
-        let text = self.text("prev").and_then(|text| position(self.epoch, text));
-        text.unwrap_or(Position { epoch: self.epoch, ms: u64::MAX, sequence: u64::MAX })
+    fn previous(&self) -> Option<Position> {
+        position(self.epoch, self.text("prev")?)
     }
 
     fn id(&self) -> Option<PurgeId> {
@@ -220,7 +280,7 @@ impl Raw<'_> {
 const KINDS: [(u8, Kind); 3] = [(b'u', Kind::Url), (b'g', Kind::Group), (b'h', Kind::Host)];
 
 /// Of each hash the kind, one byte, and 16 bytes, the highest first.
-pub(super) fn hashes_data(hashes: &[(Kind, u128)]) -> Vec<u8> {
+fn hashes_data(hashes: &[(Kind, u128)]) -> Vec<u8> {
     let byte_of = |kind: Kind| KINDS.iter().find(|(_, known)| *known == kind).map_or(0, |(byte, _)| *byte);
     hashes.iter().flat_map(|&(kind, hash)| std::iter::once(byte_of(kind)).chain(hash.to_be_bytes())).collect()
 }
@@ -273,7 +333,7 @@ mod tests {
         assert_eq!(read_policy("serve:x"), None);
     }
 
-    fn fields(pairs: &[(&str, &[u8])]) -> HashMap<String, Vec<u8>> {
+    fn fields(pairs: &[(&str, &[u8])]) -> Fields {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect()
     }
 
@@ -289,17 +349,24 @@ mod tests {
         let (id, data) = (purge.id.to_string(), purge_data(&purge));
         let whole = [("prev", b"5-0".as_slice()), ("id", id.as_bytes()), ("v", b"1"), ("data", &data)];
         let read = |pairs: &[(&str, &[u8])]| Raw { epoch: 9, place: "6-1", fields: &fields(pairs) }.purge().expect("a place");
-        assert_eq!(read(&whole), Entry { position: at("9-6-1"), previous: at("9-5-0"), purge });
-        for broken in [("v", b"2".as_slice()), ("data", b"{}"), ("data", b"\xff"), ("id", b"7")] {
+        assert_eq!(read(&whole), Some(Entry { position: at("9-6-1"), previous: at("9-5-0"), purge }));
+        let with = |broken: (&'static str, &'static [u8])| {
             let mut pairs = whole;
             let at = pairs.iter().position(|(name, _)| *name == broken.0).expect("there");
             pairs[at] = broken;
-            let entry = read(&pairs);
+            read(&pairs)
+        };
+        for broken in [("v", b"2".as_slice()), ("data", b"{}"), ("data", b"\xff")] {
+            let entry = with(broken).expect("an entry of the journal");
             assert_eq!((entry.purge.selectors, entry.purge.mode), (vec![Selector::Everything], Mode::Hard), "{broken:?}");
             assert_eq!(entry.previous, self::at("9-5-0"));
         }
-        assert_eq!(read(&[]).previous.ms, u64::MAX, "it follows nothing");
-        assert!(Raw { epoch: 9, place: "x", fields: &fields(&[]) }.purge().is_err());
+        for foreign in [("id", b"7".as_slice()), ("prev", b"first"), ("prev", b"")] {
+            assert_eq!(with(foreign), None, "{foreign:?}");
+        }
+        assert_eq!(read(&[]), None);
+        let nowhere = fields(&whole);
+        assert!(Raw { epoch: 9, place: "x", fields: &nowhere }.purge().is_err());
     }
 
     #[test]
@@ -307,9 +374,21 @@ mod tests {
         let id = PurgeId::random().to_string();
         for data in [b"u".as_slice(), b"x0123456789abcdef", b"u0123456789abcdefg"] {
             let fields = fields(&[("prev", b"5-0"), ("id", id.as_bytes()), ("v", b"1"), ("data", data)]);
-            let entry = Raw { epoch: 9, place: "6-1", fields: &fields }.batch().expect("a place");
+            let entry = Raw { epoch: 9, place: "6-1", fields: &fields }.batch().expect("a place").expect("an entry of the journal");
             assert_eq!(entry.batch.hashes, [(Kind::Everything, 0)], "{data:?}");
         }
+    }
+
+    #[test]
+    fn a_read_passes_over_what_others_put_into_a_stream() {
+        let read = Read { epoch: 9, purges_after: at("9-5-0"), unsafe_after: at("9-4-0"), wait_ms: 0, count: 3 };
+        let id = PurgeId::random().to_string();
+        let own = fields(&[("prev", b"5-0"), ("id", id.as_bytes()), ("v", b"1"), ("data", b"")]);
+        let purges = vec![("5-1".to_owned(), fields(&[("a", b"b")])), ("6-0".to_owned(), own), ("7-0".to_owned(), fields(&[]))];
+        let found = read_found(&read, &[purges, vec![]]).expect("places");
+        assert_eq!((found.purges.len(), found.unsafe_methods.len(), found.foreign, found.is_full), (1, 0, 2, true));
+        assert_eq!(found.read_to, (at("9-7-0"), at("9-4-0")));
+        assert!(read_found(&read, &[vec![("x".to_owned(), fields(&[]))], vec![]]).is_err());
     }
 
     proptest! {
