@@ -184,7 +184,9 @@ fn told(error: &CertificateError, name: &str) -> String {
         }
         CertificateError::NotValidForName => format!("the certificate is not for {name}: set tls.server_name to a name that it is for"),
         CertificateError::NotValidForNameContext { presented, .. } => {
-            let names = presented.join(", ");
+            // `DnsName("shop.example")`, as the verifier tells it.
+            let names: Vec<_> = presented.iter().map(|name| name.split('"').nth(1).unwrap_or(name)).collect();
+            let names = names.join(", ");
             format!("the certificate is for {names}, not for {name}: set tls.server_name to a name that it is for")
         }
         CertificateError::UnknownIssuer => {

@@ -9,8 +9,10 @@ use super::codec::{Answer, Broken, Link, Message, Order, Reach};
 use super::connect;
 use super::pool::{Connection, Slot, Want};
 use super::{Endpoint, FetchError, Inbound, Outbound, Unanswered, Upstream};
+use crate::clock;
 use crate::http1::response::Asked;
 use crate::listener::RequestBody;
+use crate::observe::log::RateLimit;
 use crate::semantics::{invalidation, name};
 use crate::upstream::error::Retry;
 use http::Method;
@@ -202,7 +204,25 @@ impl Attempt<'_> {
         endpoint.note_connect(opened.is_ok());
         match opened {
             Ok(link) => Ok((permit.connected(link), Some(took))),
-            Err(error) => Err(Failed { connect: Some(took), ..Failed::before(error) }),
+            Err(error) => {
+                self.tell(&error);
+                Err(Failed { connect: Some(took), ..Failed::before(error) })
+            }
+        }
+    }
+}
+
+/// Between two warnings, milliseconds.
+const WARN_INTERVAL_MS: u64 = 10_000;
+
+impl Attempt<'_> {
+    /// What only the operator can mend is told, with what helps.
+    fn tell(&self, error: &FetchError) {
+        static LIMIT: RateLimit = RateLimit::new(WARN_INTERVAL_MS);
+        let is_tls = matches!(error, FetchError::TlsCertificate(_) | FetchError::TlsAlert(_) | FetchError::TlsProtocol(_));
+        if is_tls && let Some(held_back) = LIMIT.pass(clock::now().mono_ms) {
+            let (upstream, endpoint) = (&*self.upstream.name, &*self.endpoint.authority);
+            tracing::warn!(upstream, endpoint, %error, held_back, "TLS to an upstream failed");
         }
     }
 }

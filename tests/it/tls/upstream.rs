@@ -135,7 +135,7 @@ async fn an_upstream_is_believed_only_with_a_certificate_for_its_name() {
     for (url, tls, want, told) in [
         (good.url(), trusted.clone(), 200, ""),
         (good.url(), String::new(), 502, "tls.ca_file"),
-        (other.url(), trusted.clone(), 502, "the certificate is for \\\"other.example\\\", \\\"more.example\\\", not for localhost"),
+        (other.url(), trusted.clone(), 502, "the certificate is for other.example, more.example, not for localhost"),
         (other.url(), format!("{trusted}\nserver_name = 'more.example'"), 200, ""),
         (old.url(), trusted.clone(), 502, "has expired"),
         (old.url(), "insecure_skip_verify = true".to_owned(), 200, ""),
@@ -146,7 +146,7 @@ async fn an_upstream_is_believed_only_with_a_certificate_for_its_name() {
         if want == 502 {
             assert!(answer.field("proxy-status").unwrap().contains("error=tls_certificate_error"), "{}", answer.head);
             assert_eq!(metric(&process, "tiercel_upstream_errors_total{error=\"tls_certificate_error\",upstream=\"default\"}").await, 1.0);
-            process.err.wait(told, |line| line.replace('"', "\\\"").contains(told) || line.contains(told));
+            process.err.wait(told, |line| line.contains(told));
         }
         if tls.contains("insecure") {
             process.err.wait("a warning", |line| line.contains("insecure_skip_verify"));
