@@ -143,9 +143,9 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             return None;
         };
         let address = net::address(&join(&path, "address"), address, report)?;
-        if raw.tls.is_some() && raw.h2c == Some(true) {
-            let remedy = "remove h2c: behind TLS HTTP/2 is offered by ALPN (tls.http2)";
-            report.problem(&join(&path, "h2c"), "HTTP/2 in plain text on a listener with TLS", "true", "false", remedy);
+        if raw.h2c.unwrap_or(false) && raw.tls.is_some() {
+            let remedy = "remove h2c; tls.http2 offers HTTP/2 there";
+            report.problem(&join(&path, "h2c"), "HTTP/2 in plain text on a listener with TLS", "true", "h2c without tls", remedy);
         }
         let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
         let announcing = raw.proxy_protocol.as_deref().unwrap_or_default();
