@@ -7,9 +7,9 @@ use super::protocol::{
     Vouch,
 };
 use crate::invalidation::{Entry, Kind, Mode, Position, Purge, PurgeId, Selector};
-use crate::semantics::key::hash128;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Of the data of entries. A later one may mean what this program does not know.
 const VERSION: &str = "1";
@@ -122,13 +122,20 @@ pub(super) fn read_member(name: &str, text: &str) -> Member {
         name: name.to_owned(),
         instance: Instance(0),
         policy: UNKNOWN_POLICY,
-        beat: hash128(text.as_bytes()) as u64,
+        beat: mark_of(text),
         acknowledged: 0,
         applied: Position::default(),
         at_ms: words.get(4).and_then(|at_ms| at_ms.parse().ok()).unwrap_or(0),
         server: Server::default(),
         left: words.get(5) == Some(&"left"),
     })
+}
+
+/// Another for another text, on one node.
+fn mark_of(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn known_member(name: &str, words: &[&str]) -> Option<Member> {
