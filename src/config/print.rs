@@ -226,7 +226,29 @@ fn upstream(u: &Upstream) -> Value {
         "retries": u.retries,
         "header_bytes": print_size(u.header_bytes as u64),
         "header_count": u.header_count,
+        "tls": upstream_tls(u),
     })
+}
+
+fn upstream_tls(upstream: &Upstream) -> Value {
+    if !upstream.endpoints.iter().any(|endpoint| endpoint.is_secure) {
+        return json!({});
+    }
+    let tls = &upstream.tls;
+    let mut table = json!({"min_version": tls.min_version.as_str(), "insecure_skip_verify": !tls.verify});
+    let certificate = tls.certificate.as_ref();
+    let files = [
+        ("ca_file", tls.roots.as_ref()),
+        ("cert_file", certificate.map(|files| &files.certificate)),
+        ("key_file", certificate.map(|files| &files.key)),
+    ];
+    for (key, file) in files.into_iter().filter_map(|(key, file)| Some((key, file?))) {
+        table[key] = json!(absolute(file));
+    }
+    if let Some(name) = &tls.server_name {
+        table["server_name"] = json!(name);
+    }
+    table
 }
 
 fn purge(settings: &Settings) -> Value {

@@ -319,7 +319,7 @@ pub struct RawFill {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawUpstream {
-    /// `http://host:port`, one or more.
+    /// `http://host:port` or `https://host:port`, one or more.
     pub endpoints: Option<Vec<String>>,
     pub balance: Option<RawBalance>,
     /// What speaks HTTP/1.1 to the endpoints.
@@ -349,6 +349,25 @@ pub struct RawUpstream {
     pub header_bytes: Option<RawSize>,
     /// Field lines of a response head.
     pub header_count: Option<u64>,
+    pub tls: RawUpstreamTls,
+}
+
+/// TLS towards endpoints with https.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawUpstreamTls {
+    /// PEM: who may certify the upstream, instead of whom the system trusts.
+    pub ca_file: Option<String>,
+    /// PEM: the certificate that is shown to an upstream that asks for one, then its chain.
+    pub cert_file: Option<String>,
+    /// PEM: its key.
+    pub key_file: Option<String>,
+    /// The name to ask for (SNI) and to verify, instead of the endpoint's host.
+    pub server_name: Option<String>,
+    /// The oldest version of TLS that is taken.
+    pub min_version: Option<RawTlsVersion>,
+    /// Take any certificate from anybody.
+    pub insecure_skip_verify: Option<bool>,
 }
 
 /// How endpoints take turns.

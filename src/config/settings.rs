@@ -264,15 +264,40 @@ pub struct Upstream {
     /// Bounds on the response head.
     pub header_bytes: usize,
     pub header_count: usize,
+    /// For endpoints with https.
+    pub tls: UpstreamTls,
+}
+
+/// TLS towards an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Certificates are verified.
+    pub verify: bool,
+    /// Who may certify it; `None`: whom the system trusts.
+    pub roots: Option<PemFile>,
+    /// Shown where the upstream asks for one.
+    pub certificate: Option<CertificateFiles>,
+    /// Asked for (SNI) and verified; `None`: the endpoint's host.
+    pub server_name: Option<String>,
+    /// The oldest that is taken.
+    pub min_version: TlsVersion,
+}
+
+impl Default for UpstreamTls {
+    fn default() -> Self {
+        Self { verify: true, roots: None, certificate: None, server_name: None, min_version: TlsVersion::Tls12 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// `http://host:port` as written.
+    /// `http://host:port` or `https://host:port` as written.
     pub url: String,
     /// Host name or address.
     pub host: String,
     pub port: u16,
+    /// https.
+    pub is_secure: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

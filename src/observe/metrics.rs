@@ -769,7 +769,7 @@ struct UpstreamChildren {
 }
 
 /// Tokens of the errors that upstreams can cause (RFC 9209 §2.3), shown as zero from the start.
-pub const UPSTREAM_ERRORS: [&str; 13] = [
+pub const UPSTREAM_ERRORS: [&str; 16] = [
     "connection_limit_reached",
     "connection_refused",
     "connection_terminated",
@@ -783,6 +783,9 @@ pub const UPSTREAM_ERRORS: [&str; 13] = [
     "http_response_header_section_size",
     "http_response_incomplete",
     "http_response_timeout",
+    "tls_alert_received",
+    "tls_certificate_error",
+    "tls_protocol_error",
 ];
 
 impl Upstreams {

@@ -5,21 +5,16 @@ use super::names::Names;
 use super::provider;
 use super::tickets::Tickets;
 use crate::clock;
-use crate::config::settings::{CertificateFiles, ListenerTls, PemFile, TlsVersion};
+use crate::config::settings::{CertificateFiles, ListenerTls, PemFile};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::version::{TLS12, TLS13};
-use rustls::{ServerConfig, SupportedProtocolVersion};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-
-/// Versions by the oldest one that is offered.
-const FROM_12: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
-const FROM_13: &[&SupportedProtocolVersion] = &[&TLS13];
 
 /// What a listener shows to its clients.
 pub struct Server {
@@ -152,12 +147,8 @@ fn read_again(files: &CertificateFiles) -> Result<CertificateFiles, (PathBuf, St
 }
 
 fn config(settings: &ListenerTls, shown: Arc<Shown>) -> Result<ServerConfig, BuildError> {
-    let versions = match settings.min_version {
-        TlsVersion::Tls12 => FROM_12,
-        TlsVersion::Tls13 => FROM_13,
-    };
     let builder = ServerConfig::builder_with_provider(provider(&settings.suites));
-    let builder = builder.with_protocol_versions(versions).map_err(BuildError::Suites)?;
+    let builder = builder.with_protocol_versions(settings.min_version.and_later()).map_err(BuildError::Suites)?;
     let mut config = builder.with_no_client_auth().with_cert_resolver(shown);
     config.ignore_client_order = !settings.suites.is_empty();
     config.alpn_protocols = if settings.http2 { vec![ALPN_HTTP2.into(), ALPN_HTTP1.into()] } else { vec![ALPN_HTTP1.into()] };

@@ -178,7 +178,6 @@ fn upstreams_are_checked() {
         super::config::refused(&format!("[upstreams.app]\nendpoints = [\"{url}\"]\n"), 2, 14, "upstreams.app.endpoints[0]", what, remedy);
     };
     refused("app:3000", "needs a scheme", "\"http://app:3000\"");
-    refused("https://app", "TLS to upstreams is not supported yet", "http://app");
     refused("ftp://app", "not a scheme", "");
     refused("http://app/base", "no path", "add_prefix");
     refused("http://app:0", "not a port", "");

@@ -143,6 +143,10 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             return None;
         };
         let address = net::address(&join(&path, "address"), address, report)?;
+        if raw.h2c.unwrap_or(false) && raw.tls.is_some() {
+            let remedy = "remove h2c; tls.http2 offers HTTP/2 there";
+            report.problem(&join(&path, "h2c"), "HTTP/2 in plain text on a listener with TLS", "true", "h2c without tls", remedy);
+        }
         let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
         let announcing = raw.proxy_protocol.as_deref().unwrap_or_default();
         let proxy_protocol = net::networks(&join(&path, "proxy_protocol"), announcing, report);
