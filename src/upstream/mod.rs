@@ -30,7 +30,7 @@ use crate::config::settings;
 use crate::listener::{InterimSender, RequestBody};
 use crate::observe::metrics::Metrics;
 use crate::semantics::{Fields, StatusCode};
-use crate::tls;
+use crate::tls::client::Client;
 use bytes::Bytes;
 use http::Method;
 use smallvec::SmallVec;
@@ -113,7 +113,7 @@ pub struct Upstream {
     turn: AtomicUsize,
     recovery: recovery::Recovery,
     /// Where some endpoint has TLS.
-    tls: Option<tls::client::Client>,
+    tls: Option<Client>,
     metrics: Arc<Metrics>,
 }
 
@@ -209,9 +209,9 @@ impl Endpoint {
 }
 
 /// What was tried when the configuration was read; it would have to have changed since.
-fn tls(settings: &settings::Upstream) -> Option<tls::client::Client> {
+fn tls(settings: &settings::Upstream) -> Option<Client> {
     settings.endpoints.iter().find(|endpoint| endpoint.is_secure)?;
-    let client = tls::client::Client::new(&settings.tls);
+    let client = Client::new(&settings.tls);
     client.inspect_err(|error| tracing::error!(upstream = settings.name, %error, "no TLS to this upstream")).ok()
 }
 

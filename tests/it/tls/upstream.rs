@@ -173,8 +173,17 @@ async fn a_client_certificate_is_shown_where_it_is_wanted() {
 
 #[tokio::test]
 async fn an_upstream_that_speaks_no_tls_is_told_apart() {
-    let (pki, origin) = (pki(), hello());
-    let process = proxy(&pki, &format!("https://localhost:{}", origin.addr().port()), &trusting(&pki));
+    let pki = pki();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if stream.readable().await.is_ok() {
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await; // it may have left
+            }
+        }
+    });
+    let process = proxy(&pki, &format!("https://localhost:{}", address.port()), &trusting(&pki));
     let answer = ask(&process, "/").await;
     assert_eq!(answer.status, 502);
     assert!(answer.field("proxy-status").unwrap().contains("error=tls_protocol_error"), "{}", answer.head);
