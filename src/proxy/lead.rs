@@ -45,7 +45,7 @@ pub async fn lead(
     let mut began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
     let is_refresh = client.is_none();
     let part = blocks::first_part(&proxy, &exchange, usable(&candidate).as_deref());
-    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge: false, lease: None };
+    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge: false, stand_in: None, lease: None };
     let candidate = match duty.look_in_tier(candidate, began.fetch).await? {
         Looked::Found(status) => return Some(status),
         Looked::NotFound(candidate) => candidate,
@@ -113,6 +113,8 @@ struct Duty {
     part: Option<Range<u64>>,
     /// A purge of much is likely to have caused it: the upstream has so many places for that.
     after_purge: bool,
+    /// Stale, and found in the tier that the fleet shares: for everybody who waits, if the origin fails.
+    stand_in: Option<Arc<StoredResponse>>,
     /// It fetches for the fleet: whoever waits on other nodes is to be told, too. That it failed, if nothing else.
     lease: Option<Lease>,
 }
@@ -134,7 +136,10 @@ impl Duty {
         self.lease = lease;
         Some(match answer {
             remote::Answer::Nothing => Looked::NotFound(candidate),
-            remote::Answer::Candidate(stored, validity) => Looked::NotFound(Some((stored, validity))),
+            remote::Answer::Candidate(stored, validity) => {
+                self.stand_in = Some(Arc::clone(&stored));
+                Looked::NotFound(Some((stored, validity)))
+            }
             remote::Answer::Whole(response) => Looked::Found(self.promote(response, is_given)),
             remote::Answer::Long(long) => Looked::Found(self.assemble(long, is_given).await),
         })
@@ -223,13 +228,24 @@ impl Duty {
             return false;
         }
         let Some(successor) = self.leader.stamp().successor() else { return false };
+        self.keep_stand_in();
         self.tell(Led::Failed(Failure::from(unanswered)));
         self.proxy.metrics.flight_led();
         (self.exchange, self.is_refresh, self.anew) = (successor, false, true);
         true
     }
 
+    /// Into memory with what may stand in, before anybody is told that the fetch failed: they look there again.
+    fn keep_stand_in(&mut self) {
+        if let Some(stored) = self.stand_in.take()
+            && self.proxy.no_room_for(Some(stored.length)).is_none()
+        {
+            store::insert(&self.proxy, &self.exchange, &stored, self.leader.followers(), clock::now());
+        }
+    }
+
     fn fail(&mut self, failure: &Failure, shared: bool) {
+        self.keep_stand_in();
         let published = if shared || self.anew { Published::Failed(Arc::new(failure.clone())) } else { Published::LeadAnew };
         self.leader.publish(published);
         self.tell(Led::Failed(failure.clone()));

@@ -35,6 +35,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The tier with what makes its bytes responses.
@@ -175,7 +176,10 @@ pub async fn look(
         proxy.metrics.tiers.lookup(TierLookup::Skipped);
         return Looked::NOTHING;
     };
-    let Some((at, found)) = find(proxy, remote, exchange, place, candidate.as_ref(), leases).await else { return Looked::NOTHING };
+    let deadline = remote.tier.deadline();
+    let Some((at, found)) = find(proxy, remote, exchange, place, candidate.as_ref(), leases, deadline).await else {
+        return Looked::NOTHING;
+    };
     let Found { head, floor, claim, .. } = found;
     let now = clock::now();
     // Between asking and now the node may have lost its trust, or the fleet its journal.
@@ -188,7 +192,7 @@ pub async fn look(
         return Looked { answer: Answer::Nothing, claim };
     };
     let Some(record) = remote.read(exchange, place, at, &head, fetch, now) else { return Looked { answer: Answer::Nothing, claim } };
-    let answer = judge(proxy, remote, exchange, place, (record, floor.as_ref().map(floor_ms)), now).await;
+    let answer = judge(proxy, remote, exchange, place, (record, floor.as_ref().map(floor_ms)), now, deadline).await;
     let answer = match answer {
         Answer::Whole(_) | Answer::Long(_) if is_refresh && !is_newer(&answer, candidate) => Answer::Nothing,
         Answer::Candidate(..) if candidate.is_some() => Answer::Nothing,
@@ -210,12 +214,13 @@ async fn find(
     place: Place,
     candidate: Option<&(Arc<StoredResponse>, Validity)>,
     leases: Option<(&Leases, Option<&Outcome>)>,
+    deadline: Instant,
 ) -> Option<(u128, Found)> {
     let worker = exchange.peer.worker;
     let known = secondary_known(proxy, exchange, candidate);
     let wanted = |is_vary_known| leases.map(|(leases, useless)| Wanted { leases, is_vary_known, useless });
     let at = variant(&exchange.key, known.as_ref().unwrap_or(&SecondaryKey::default()));
-    let found = remote.tier.look(worker, place, at, wanted(known.is_some())).await?;
+    let found = remote.tier.look(worker, place, at, wanted(known.is_some()), deadline).await?;
     let Some(vary) = found.primary.as_ref().and_then(|record| remote.vary(place, record)) else { return Some((at, found)) };
     proxy.vary_memory.remember(exchange.key.hash(), &vary);
     let there = variant(&exchange.key, &vary.secondary_key(&exchange.fields, exchange.policy()));
@@ -224,7 +229,7 @@ async fn find(
     }
     // The lease of another variant, if it was taken, is given back.
     drop(found);
-    Some((there, remote.tier.look(worker, place, there, wanted(true)).await?))
+    Some((there, remote.tier.look(worker, place, there, wanted(true), deadline).await?))
 }
 
 /// A floor that cannot be read is above everything: whoever wrote it meant some time.
@@ -262,6 +267,7 @@ async fn judge(
     place: Place,
     (mut record, floor): (HeadRecord, Option<i64>),
     now: Now,
+    deadline: Instant,
 ) -> Answer {
     let Assessed::By(decision, validity) = assess(proxy, remote, exchange, &mut record, floor, now) else { return Answer::Nothing };
     let HeadRecord { head, plan, first, .. } = record;
@@ -275,7 +281,7 @@ async fn judge(
         Reuse::Fresh { .. } => {
             let at = variant(&exchange.key, &head.secondary);
             let body = Assembly { remote: remote.clone(), worker: exchange.peer.worker, place, variant: at, plan };
-            let body = body.begin(first).await;
+            let body = body.begin(first, deadline).await;
             body.map_or(Answer::Nothing, |body| Answer::Long(Long { head, length: plan.length, body }))
         }
         // What may be used stale as well: who waits for a look-up waits for the origin's word too, and nobody is told that it is fresh.
@@ -323,8 +329,8 @@ enum Broken {
 
 impl Assembly {
     /// The body, once its second part is here too: where Redis fails already, the origin can still be asked.
-    async fn begin(self, first: Bytes) -> Option<Pin<Box<dyn BodyStream>>> {
-        let second = match self.segment(0, false).await {
+    async fn begin(self, first: Bytes, deadline: Instant) -> Option<Pin<Box<dyn BodyStream>>> {
+        let second = match self.segment(0, Some(deadline)).await {
             Ok(second) => second,
             Err(broken) => {
                 self.gave_up(broken);
@@ -351,7 +357,7 @@ impl Assembly {
         for number in 0..self.plan.segments {
             let segment = match next.take() {
                 Some(second) => second,
-                None => self.segment(number, true).await?,
+                None => self.segment(number, None).await?,
             };
             hash.update(&held);
             length += held.len() as u64;
@@ -368,9 +374,9 @@ impl Assembly {
         Ok(())
     }
 
-    async fn segment(&self, number: u32, is_begun: bool) -> Result<Bytes, Broken> {
+    async fn segment(&self, number: u32, deadline: Option<Instant>) -> Result<Bytes, Broken> {
         let Self { remote, worker, place, plan, .. } = self;
-        let record = remote.tier.segment(*worker, *place, plan.id, number, is_begun).await.map_err(|_| Broken::Away)?;
+        let record = remote.tier.segment(*worker, *place, plan.id, number, deadline).await.map_err(|_| Broken::Away)?;
         let name = remote.tier.redis().keys().url(place.epoch, place.url).segment(plan.id, number);
         codec::decode_segment(&remote.seal, name.as_bytes(), &record.ok_or(Broken::Wrong)?).map_err(|_| Broken::Wrong)
     }
@@ -524,6 +530,14 @@ fn write(
     let put = if told.is_some() { RedisTier::write_next } else { RedisTier::write };
     put(&tier, at, Write::Store { bytes, records: Box::new(records), told });
     Ok(())
+}
+
+/// Takes what may not be kept here any more out of the tier, too: other nodes would go on finding it there.
+pub fn withdraw(proxy: &Proxy, stored: &StoredHead) {
+    let Some(remote) = proxy.remote.get() else { return };
+    if let Some(place) = Remote::place(&proxy.journal, &stored.key, clock::now()) {
+        remote.tier.remove(place, variant(&stored.key, &stored.secondary));
+    }
 }
 
 /// Tells the tier that an unsafe method has invalidated these URLs: other nodes learn of it by the journal, which is behind
