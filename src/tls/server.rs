@@ -39,6 +39,8 @@ pub enum BuildError {
 struct Watched {
     files: CertificateFiles,
     certificate: Arc<Certificate>,
+    /// A file could not be read when it was last looked at.
+    is_unreadable: bool,
 }
 
 /// What came of looking at the files of a certificate again.
@@ -110,22 +112,21 @@ impl Watched {
     fn new(files: &CertificateFiles, now: i64) -> Result<Self, BuildError> {
         let certificate =
             Certificate::read(files, now).map_err(|error| BuildError::Certificate { path: shown_path(&error.file(files).path), error })?;
-        Ok(Self { files: files.clone(), certificate: Arc::new(certificate) })
+        Ok(Self { files: files.clone(), certificate: Arc::new(certificate), is_unreadable: false })
     }
 
     fn refresh(&mut self, now: i64) -> Option<Refreshed> {
         let files = match read_again(&self.files) {
-            Ok(files) if files == self.files => return None,
+            Ok(files) if files == self.files && !self.is_unreadable => return None,
             Ok(files) => files,
             Err((path, error)) => {
-                // As if they were empty: what comes next is new in any case, and this is told once.
-                let known = self.files.certificate.pem.is_empty();
-                self.files.certificate.pem.clear();
+                // What comes next is new in any case, and this is told once.
+                let known = std::mem::replace(&mut self.is_unreadable, true);
                 let remedy = "put the file back, readable to the user of this process".into();
                 return (!known).then(|| Refreshed::Refused { file: shown_path(&path), error: format!("cannot be read: {error}"), remedy });
             }
         };
-        self.files = files;
+        (self.files, self.is_unreadable) = (files, false);
         match Certificate::read(&self.files, now) {
             Ok(certificate) => {
                 let days_left = (certificate.not_after - now) / DAY_MS;
