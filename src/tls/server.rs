@@ -31,15 +31,17 @@ pub struct Server {
     ways: Vec<Way>,
     /// By the number of a site; none: the listener's own.
     of_sites: Vec<Option<usize>>,
-    site_of: Box<dyn Fn(&str) -> Option<usize> + Send + Sync>,
+    site_of: SiteOf,
 }
+
+/// The number of the site of a host.
+pub type SiteOf = Box<dyn Fn(&str) -> Option<usize> + Send + Sync>;
 
 /// What sites want of clients for themselves.
 pub struct Sites<'a> {
     /// By the number of a site.
     pub policies: Vec<Option<&'a Arc<ClientCertificates>>>,
-    /// The number of the site of a host.
-    pub site_of: Box<dyn Fn(&str) -> Option<usize> + Send + Sync>,
+    pub site_of: SiteOf,
 }
 
 /// How handshakes go that ask clients for certificates alike.
@@ -183,8 +185,8 @@ impl Server {
         let mut files = self.files.lock();
         let now = clock::now().wall_ms;
         let mut told = Vec::new();
-        let is_changed = files.iter_mut().fold(false, |changed, watched| watched.refresh(now, &mut told) || changed);
-        if is_changed {
+        let changed = files.iter_mut().filter_map(|watched| watched.refresh(now, &mut told).then_some(())).count();
+        if changed > 0 {
             self.shown.0.store(Arc::new(Names::new(&certificates(&files))));
         }
         told.extend(self.ways.iter().filter_map(|way| way.refresh(&self.settings, &self.shown, now)));
