@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tiercel::clock;
-use tiercel::config::settings::Purge;
+use tiercel::config::settings::PurgeBounds;
 use tiercel::invalidation::{Journal, Mode, Selector};
 use tiercel::tier::memory::{Change, Held, MemoryTier, Setup};
 
@@ -66,17 +66,7 @@ struct Bench {
 impl Bench {
     fn with(count: u64) -> Self {
         let setup = Setup { capacity: 2 * count + 10 * BATCH, lru: false, on_eviction: Box::new(|_, _| {}) };
-        let purge = Purge {
-            receipts: 4096,
-            selectors_per_call: 100,
-            map_capacity: 65_536,
-            fold_slots: 16_384,
-            unsafe_methods: true,
-            keys_per_response: 256,
-            key_bytes: 1024,
-            recovery: Duration::ZERO,
-            rate_limit: None,
-        };
+        let purge = PurgeBounds { receipts: 4096, map_capacity: 65_536, fold_slots: 16_384, recovery: Duration::ZERO };
         let mut bench = Self { tier: MemoryTier::new(setup), journal: Journal::new(&purge), next: 0 };
         bench.store(count);
         bench.tier.tend();

@@ -151,6 +151,8 @@ pub enum BodyError {
     TooLarge,
     #[error("the origin has another version by now")]
     OtherVersion,
+    #[error("a coding of it could not be made")]
+    NotCoded,
 }
 
 /// A source of body bytes. After `None` or an error it is not polled again. Dropping it says that nobody wants the rest.

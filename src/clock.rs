@@ -4,6 +4,7 @@ use crate::semantics::Now;
 use rustix::time::{ClockId, clock_gettime};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Reads both clocks.
@@ -15,6 +16,11 @@ pub fn now() -> Now {
 pub fn nanos() -> u64 {
     let time = clock_gettime(ClockId::Boottime);
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
+/// A length in milliseconds, and the most that can be said where it is longer.
+pub fn ms(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn read(clock: ClockId) -> i64 {

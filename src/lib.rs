@@ -23,4 +23,5 @@ pub mod server;
 pub mod shield;
 pub mod sync;
 pub mod tier;
+pub mod transform;
 pub mod upstream;

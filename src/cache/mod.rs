@@ -1,6 +1,7 @@
 //! Joins rules and tiers: stored responses and their variants.
 
 pub mod codec;
+mod form;
 mod request_counts;
 mod search_rules;
 mod stored_response;
@@ -8,6 +9,7 @@ mod tags;
 mod variants;
 mod vary_memory;
 
+pub use form::{Form, Forms};
 pub use request_counts::{Counted, RequestCounts};
 pub use search_rules::SearchRules;
 pub use stored_response::{Blocks, Content, StoredHead, StoredResponse, subject};

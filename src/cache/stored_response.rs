@@ -1,6 +1,6 @@
 //! A response as the cache holds it.
 
-use super::Tags;
+use super::{Forms, Tags};
 use crate::body::StoredBody;
 use crate::coalesce::pinned::Kept;
 use crate::invalidation::{CheckedUpTo, Journal, Stamp, Subject};
@@ -11,7 +11,7 @@ use crate::semantics::policy::CachePolicy;
 use crate::semantics::reuse::{Validity, keep_ms};
 use crate::semantics::storage::stored_fields;
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{CacheKey, Fields, Now, Response, StatusCode};
+use crate::semantics::{CacheKey, Fields, Now, Response, StatusCode, validation};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,10 +59,15 @@ impl StoredHead {
         let facts = self.facts.reread(&self.fields, &policy.targeted);
         let received = self.facts.received_fields(&self.fields);
         let fields = stored_fields(Response { status: self.status, fields: &received }, &facts, policy);
+        Self { facts, ..self.with_fields(fields) }
+    }
+
+    /// The same but for its fields.
+    pub fn with_fields(&self, fields: Fields) -> Self {
         Self {
             status: self.status,
             fields,
-            facts,
+            facts: self.facts.clone(),
             key: self.key.clone(),
             secondary: self.secondary.clone(),
             stamp: self.stamp,
@@ -74,7 +79,7 @@ impl StoredHead {
         }
     }
 
-    fn memory(&self) -> usize {
+    pub(super) fn memory(&self) -> usize {
         // The key's text is shared with the set of variants, which weighs it.
         size_of::<Self>() + self.fields.memory() + self.facts.memory() + self.tags.memory() + self.secondary.0.len()
     }
@@ -96,6 +101,8 @@ pub struct StoredResponse {
     pub length: u64,
     /// When it is worth nothing any more, boot-time milliseconds.
     pub drop_at_mono_ms: u64,
+    /// What was made of it.
+    pub forms: Option<Arc<Forms>>,
 }
 
 /// Where the bytes of a stored response are.
@@ -119,19 +126,24 @@ impl StoredResponse {
     /// Around a whole body. Its trailers are not kept (RFC 9110 §6.5.1 lets them go): a hit would not send them.
     pub fn new(head: Arc<StoredHead>, kept: Kept, length: u64, policy: &CachePolicy, now: Now) -> Self {
         let keep = keep_ms(&head.facts, policy, now);
-        Self { head, content: Content::Whole(kept), length, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
+        Self { head, content: Content::Whole(kept), length, drop_at_mono_ms: now.mono_ms.saturating_add(keep), forms: None }
     }
 
     /// Around no bytes: they are in blocks.
     pub fn in_blocks(head: Arc<StoredHead>, blocks: Blocks, policy: &CachePolicy, now: Now) -> Self {
         let (length, keep) = (blocks.version.length(), keep_ms(&head.facts, policy, now));
-        Self { head, content: Content::Blocks(Box::new(blocks)), length, drop_at_mono_ms: now.mono_ms.saturating_add(keep) }
+        let content = Content::Blocks(Box::new(blocks));
+        Self { head, content, length, drop_at_mono_ms: now.mono_ms.saturating_add(keep), forms: None }
     }
 
     /// The same bytes under an updated head; `None` where that does not name the version of blocks any more.
     pub fn with_head(&self, head: Arc<StoredHead>, policy: &CachePolicy, now: Now) -> Option<Self> {
         match &self.content {
-            Content::Whole(kept) => Some(Self::new(head, kept.clone(), self.length, policy, now)),
+            Content::Whole(kept) => {
+                let is_same = !validation::changes_representation(&self.head.fields, &head.fields);
+                let forms = self.forms.as_ref().filter(|_| is_same).map(|forms| Arc::new(forms.under(&head)));
+                Some(Self { forms, ..Self::new(head, kept.clone(), self.length, policy, now) })
+            }
             Content::Blocks(blocks) => {
                 let version = Version::of(&head.fields, self.length)?;
                 Some(Self::in_blocks(head, Blocks { size: blocks.size, version }, policy, now))
@@ -142,7 +154,14 @@ impl StoredResponse {
     /// The same, to be dropped at another time.
     #[must_use]
     pub fn until(&self, drop_at_mono_ms: u64) -> Self {
-        Self { head: Arc::clone(&self.head), content: self.content.clone(), length: self.length, drop_at_mono_ms }
+        Self { drop_at_mono_ms, ..self.with_forms(self.forms.clone()) }
+    }
+
+    /// The same with these forms.
+    #[must_use]
+    pub fn with_forms(&self, forms: Option<Arc<Forms>>) -> Self {
+        let (content, drop_at_mono_ms) = (self.content.clone(), self.drop_at_mono_ms);
+        Self { head: Arc::clone(&self.head), content, length: self.length, drop_at_mono_ms, forms }
     }
 
     /// The bytes, if they are here.
@@ -165,7 +184,8 @@ impl StoredResponse {
     pub fn reread(&self, policy: &CachePolicy, now: Now) -> Self {
         let head = Arc::new(self.head.reread(policy));
         let drop_at_mono_ms = now.mono_ms.saturating_add(keep_ms(&head.facts, policy, now));
-        Self { head, content: self.content.clone(), length: self.length, drop_at_mono_ms }
+        let forms = self.forms.as_ref().map(|forms| Arc::new(forms.under(&head)));
+        Self { head, content: self.content.clone(), length: self.length, drop_at_mono_ms, forms }
     }
 
     pub fn keep(&self, now: Now) -> Duration {
@@ -174,15 +194,20 @@ impl StoredResponse {
 
     /// Bytes that it costs the process beside the tier's own bookkeeping.
     pub fn memory(&self) -> usize {
-        let Content::Whole(kept) = &self.content else {
-            return size_of::<Self>() + self.head.memory() + size_of::<Blocks>() + 4 * ALLOCATION;
+        let content = match &self.content {
+            Content::Whole(kept) => body_memory(kept.body()),
+            Content::Blocks(_) => size_of::<Blocks>() + ALLOCATION,
         };
-        let body = kept.body();
-        let segments: usize = body.segments().iter().map(|segment| of_segment(segment.len()) + ALLOCATION).sum();
-        // One alone is part of its body, several are a list of their own.
-        let list = if body.segments().len() == 1 { 0 } else { size_of_val(body.segments()) + ALLOCATION };
-        size_of::<Self>() + size_of::<StoredBody>() + self.head.memory() + segments + list + 4 * ALLOCATION
+        size_of::<Self>() + self.head.memory() + content + 3 * ALLOCATION + self.forms.as_ref().map_or(0, |forms| forms.memory())
     }
+}
+
+/// What a body costs.
+pub(super) fn body_memory(body: &StoredBody) -> usize {
+    let segments: usize = body.segments().iter().map(|segment| of_segment(segment.len()) + ALLOCATION).sum();
+    // One alone is part of its body, several are a list of their own.
+    let list = if body.segments().len() == 1 { 0 } else { size_of_val(body.segments()) + ALLOCATION };
+    size_of::<StoredBody>() + segments + list + ALLOCATION
 }
 
 /// Large segments take whole pages.
@@ -191,4 +216,4 @@ fn of_segment(length: usize) -> usize {
 }
 
 /// What an allocation costs beside its bytes: the allocator's size classes and a reference count.
-const ALLOCATION: usize = 48;
+pub(super) const ALLOCATION: usize = 48;

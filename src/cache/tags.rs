@@ -1,6 +1,6 @@
 //! Surrogate keys and cache groups of a response.
 
-use crate::config::settings::Purge;
+use crate::config::settings::KeyBounds;
 use crate::invalidation::selector::{group_hash, key_hash};
 use crate::semantics::{Fields, Name, fields, name, structured};
 
@@ -25,7 +25,7 @@ pub struct TooManyKeys;
 
 impl Tags {
     /// Reads Surrogate-Key and xkey (separated by space), Cache-Tag and Edge-Cache-Tag (by comma), Cache-Groups (RFC 9875).
-    pub fn parse(response: &Fields, origin: &str, limits: &Purge) -> Result<Self, TooManyKeys> {
+    pub fn parse(response: &Fields, origin: &str, limits: &KeyBounds) -> Result<Self, TooManyKeys> {
         let mut texts: Vec<&str> = Vec::new();
         for field in TAG_FIELDS {
             for value in response.values(field) {
@@ -103,18 +103,8 @@ pub fn named_groups(response: &Fields, field: Name, origin: &str) -> Vec<u128> {
 mod tests {
     use super::*;
 
-    fn limits() -> Purge {
-        Purge {
-            receipts: 1,
-            selectors_per_call: 1,
-            map_capacity: 1,
-            fold_slots: 1,
-            unsafe_methods: true,
-            keys_per_response: 4,
-            key_bytes: 8,
-            recovery: std::time::Duration::ZERO,
-            rate_limit: None,
-        }
+    fn limits() -> KeyBounds {
+        KeyBounds { keys_per_response: 4, key_bytes: 8 }
     }
 
     fn response(lines: &[(&str, &str)]) -> Fields {

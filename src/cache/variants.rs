@@ -175,16 +175,11 @@ mod tests {
     #[test]
     fn ten_thousand_values_of_a_junk_field_weigh_no_more_than_the_most_variants() {
         let (policy, now) = (CachePolicy::default(), Now { wall_ms: 1_700_000_000_000, mono_ms: 5_000 });
-        let journal = Journal::new(&crate::config::settings::Purge {
+        let journal = Journal::new(&crate::config::settings::PurgeBounds {
             receipts: 1,
-            selectors_per_call: 1,
             map_capacity: 16,
             fold_slots: 16,
-            unsafe_methods: true,
-            keys_per_response: 1,
-            key_bytes: 1,
             recovery: std::time::Duration::ZERO,
-            rate_limit: None,
         });
         let pins = Pins::new(&FillBudget::new(1 << 20));
         let (mut set, mut crowded_out, mut alone, mut heaviest): (Option<Variants>, usize, u32, u32) = (None, 0, 0, 0);

@@ -3,10 +3,10 @@
 //! Asked only on the way to a fetch. A marker that is lost costs one needless wait, so the oldest goes when the set is
 //! full, and nothing is swept.
 
+use crate::clock;
 use crate::config::settings::Fill;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
 
 /// Parts of the set, each with its own lock.
 const SHARDS: usize = 16;
@@ -68,12 +68,12 @@ impl Markers {
     /// At most `marker_count` markers, each for `marker_first` and, confirmed, up to `marker_max`.
     pub fn new(settings: &Fill) -> Self {
         let shards = settings.marker_count.clamp(1, SHARDS);
-        let first_ms = ms(settings.marker_first);
+        let first_ms = clock::ms(settings.marker_first);
         Self {
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             capacity: settings.marker_count / shards,
             first_ms,
-            max_ms: ms(settings.marker_max).max(first_ms),
+            max_ms: clock::ms(settings.marker_max).max(first_ms),
         }
     }
 
@@ -133,14 +133,11 @@ impl Shard {
     }
 }
 
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn markers(count: usize) -> Markers {
         Markers::new(&Fill {

@@ -43,6 +43,7 @@ const FIXED: &[&str] = &[
     "journal.max_entries",
     "limits.waiting",
     "limits.rate_limit_callers",
+    "limits.compression_threads",
     "fill.marker_first",
     "fill.marker_max",
     "fill.marker_count",

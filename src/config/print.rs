@@ -8,7 +8,7 @@ use super::units::{print_duration, print_rate, print_share, print_size};
 use crate::semantics::class::ClientClass;
 use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::{KeyPolicy, hash128};
-use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, SetCookie, Statuses, TtlRule};
+use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, Compression, SetCookie, Statuses, TtlRule};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ pub fn effective(settings: &Settings) -> Value {
             "trusted_proxies": networks(&s.server.trusted_proxies),
             "lenient_path": s.server.lenient_path,
         },
-        "listeners": s.listeners.iter().map(|l| (l.name.clone(), json!({"address": l.address.to_string()}))).collect::<Map<_, _>>(),
+        "listeners": s.listeners.iter().map(|l| (l.name.clone(), json!({"address": l.address.to_string(), "h2c": l.h2c}))).collect::<Map<_, _>>(),
         "admin": admin(&s.admin),
         "metrics": {"address": address(s.metrics.address)},
         "memory": memory(&s.memory),
@@ -162,6 +162,7 @@ fn limits(l: &Limits) -> Value {
         "waiting": l.waiting,
         "rate_limit_callers": l.rate_limit_callers,
         "rate_limit_budget": print_duration(l.rate_limit_budget),
+        "compression_threads": l.compression_threads,
     })
 }
 
@@ -203,18 +204,18 @@ fn upstream(u: &Upstream) -> Value {
 fn purge(settings: &Settings) -> Value {
     let p = &settings.purge;
     json!({
-        "receipts": p.receipts,
+        "receipts": p.bounds.receipts,
         "selectors_per_call": p.selectors_per_call,
-        "map_capacity": p.map_capacity,
-        "fold_slots": p.fold_slots,
+        "map_capacity": p.bounds.map_capacity,
+        "fold_slots": p.bounds.fold_slots,
         "unsafe_methods": match (p.unsafe_methods, settings.journal.tell_unsafe) {
             (false, _) => "off",
             (true, false) => "local",
             (true, true) => "fleet",
         },
-        "keys_per_response": p.keys_per_response,
-        "key_bytes": print_size(p.key_bytes as u64),
-        "recovery": print_duration(p.recovery),
+        "keys_per_response": p.keys.keys_per_response,
+        "key_bytes": print_size(p.keys.key_bytes as u64),
+        "recovery": print_duration(p.bounds.recovery),
         "rate": p.rate_limit.as_ref().map_or_else(|| "off".to_owned(), rate),
         "burst": p.rate_limit.as_ref().map_or(PURGE_BURST, |limit| limit.burst),
     })
@@ -303,6 +304,7 @@ fn print_route(route: &Route) -> Value {
             AcceptEncoding::Identity => "identity",
             AcceptEncoding::Forward => "forward",
         },
+        "compression": route.cache.compression.as_ref().map_or(json!(false), |how| compression(how)),
         "purge": {"allow": networks(&route.purge_from)},
         "tags": {"forward": route.forward_tags},
         "cache_status": route.cache_status,
@@ -313,6 +315,17 @@ fn print_route(route: &Route) -> Value {
     });
     table.extend(more.as_object().cloned().unwrap_or_default());
     Value::Object(table)
+}
+
+fn compression(how: &Compression) -> Value {
+    json!({
+        "enabled": true,
+        "codings": how.codings.iter().map(|coding| coding.as_str()).collect::<Vec<_>>(),
+        "types": how.types,
+        "min_size": print_size(how.min_bytes),
+        "sensitive": how.sensitive,
+        "level": {"gzip": how.level.gzip, "br": how.level.brotli, "zstd": how.level.zstd},
+    })
 }
 
 fn rate_limit(limit: Option<&RateLimit>) -> Value {

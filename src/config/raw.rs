@@ -6,10 +6,13 @@
 //! path of an error.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// A value that `resolve` reads: a duration, a size, a share, or text with a meaning of its own.
 macro_rules! quantity {
@@ -122,6 +125,7 @@ pub struct RawConfig {
     /// Request cookies that neither cache key nor upstream see; a trailing `*` matches a prefix.
     pub strip_cookies: Option<Vec<String>>,
     pub accept_encoding: Option<RawAcceptEncoding>,
+    pub compression: RawCompression,
     pub tags: RawTags,
     /// Send Cache-Status (RFC 9211).
     pub cache_status: Option<bool>,
@@ -164,6 +168,8 @@ pub enum RawRuntime {
 pub struct RawListener {
     /// Address and port; port 0 takes a free one.
     pub address: Option<String>,
+    /// Serve HTTP/2 in plain text, too, to clients that begin with its preface (prior knowledge).
+    pub h2c: Option<bool>,
 }
 
 /// The admin listener: API, metrics, probes.
@@ -241,6 +247,8 @@ pub struct RawLimits {
     pub rate_limit_callers: Option<u64>,
     /// What Redis may take to count a request for a shared rate limit.
     pub rate_limit_budget: Option<RawDuration>,
+    /// Pieces of bodies that are coded at a time, beside the cores that serve; `auto`: one fewer than there are cores.
+    pub compression_threads: Option<RawWorkers>,
 }
 
 /// Fetches under way that are shared and stored.
@@ -339,6 +347,7 @@ pub struct RawSite {
     /// Request cookies that neither cache key nor upstream see; a trailing `*` matches a prefix.
     pub strip_cookies: Option<Vec<String>>,
     pub accept_encoding: Option<RawAcceptEncoding>,
+    pub compression: RawCompression,
     pub tags: RawTags,
     /// Send Cache-Status (RFC 9211).
     pub cache_status: Option<bool>,
@@ -389,6 +398,7 @@ pub struct RawRoute {
     /// Request cookies that neither cache key nor upstream see; a trailing `*` matches a prefix.
     pub strip_cookies: Option<Vec<String>>,
     pub accept_encoding: Option<RawAcceptEncoding>,
+    pub compression: RawCompression,
     pub tags: RawTags,
     /// Send Cache-Status (RFC 9211).
     pub cache_status: Option<bool>,
@@ -748,6 +758,83 @@ pub enum RawAcceptEncoding {
 }
 
 /// Surrogate keys.
+/// What is coded here: `true`, `false`, or a table.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RawCompression(pub RawCompressionTable);
+
+/// What is coded here, and how.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawCompressionTable {
+    /// Answers are coded.
+    pub enabled: Option<bool>,
+    /// Codings that are made; the first of those that a client likes equally is taken.
+    pub codings: Option<Vec<RawCoding>>,
+    /// Content types that are coded: `text/html`, `text/*`, `*+json`.
+    pub types: Option<Vec<String>>,
+    /// Shorter responses are not coded.
+    pub min_size: Option<RawSize>,
+    /// Responses may show secrets beside what a request said: only what is stored for everybody is coded.
+    pub sensitive: Option<bool>,
+    pub level: RawLevels,
+}
+
+/// How much work goes into what a client waits for.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawLevels {
+    /// 1 to 9.
+    pub gzip: Option<u64>,
+    /// 0 to 11.
+    pub br: Option<u64>,
+    /// 1 to 19.
+    pub zstd: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawCoding {
+    Gzip,
+    Br,
+    Zstd,
+}
+
+impl<'de> Deserialize<'de> for RawCompression {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SwitchOrTable;
+
+        impl<'de> Visitor<'de> for SwitchOrTable {
+            type Value = RawCompression;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false, or a table")
+            }
+
+            fn visit_bool<E>(self, enabled: bool) -> Result<Self::Value, E> {
+                Ok(RawCompression(RawCompressionTable { enabled: Some(enabled), ..RawCompressionTable::default() }))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                RawCompressionTable::deserialize(MapAccessDeserializer::new(map)).map(RawCompression)
+            }
+        }
+
+        deserializer.deserialize_any(SwitchOrTable)
+    }
+}
+
+impl JsonSchema for RawCompression {
+    fn schema_name() -> Cow<'static, str> {
+        "RawCompression".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = RawCompressionTable::json_schema(generator);
+        schema.insert("type".into(), serde_json::json!(["boolean", "object"]));
+        schema
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawTags {
@@ -951,6 +1038,7 @@ pub struct RouteKeys<'a> {
     pub host: Option<&'a str>,
     pub strip_cookies: Option<&'a [String]>,
     pub accept_encoding: Option<RawAcceptEncoding>,
+    pub compression: &'a RawCompression,
     pub forward_tags: Option<&'a [String]>,
     pub cache_status: Option<bool>,
     pub show_key: Option<bool>,
@@ -974,6 +1062,7 @@ macro_rules! route_keys {
                     host: self.host.as_deref(),
                     strip_cookies: self.strip_cookies.as_deref(),
                     accept_encoding: self.accept_encoding,
+                    compression: &self.compression,
                     forward_tags: self.tags.forward.as_deref(),
                     cache_status: self.cache_status,
                     show_key: self.show_key,

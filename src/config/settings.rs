@@ -37,7 +37,7 @@ pub struct Settings {
 impl Settings {
     /// All sockets that connections of HTTP come in by.
     pub fn sockets(&self) -> impl Iterator<Item = Listener> {
-        let peers = self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers });
+        let peers = self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers, h2c: true });
         self.listeners.iter().cloned().chain(peers)
     }
 }
@@ -72,6 +72,8 @@ pub struct Listener {
     pub name: String,
     pub address: SocketAddr,
     pub kind: ListenerKind,
+    /// HTTP/2 in plain text is served to clients that begin with its preface.
+    pub h2c: bool,
 }
 
 /// Who connects.
@@ -154,6 +156,8 @@ pub struct Limits {
     pub rate_limit_callers: u64,
     /// What Redis may take to count a request for a shared rate limit.
     pub rate_limit_budget: Duration,
+    /// Pieces of bodies that are coded at a time, beside the cores that serve.
+    pub compression_threads: usize,
 }
 
 /// Fills in flight.
@@ -391,23 +395,35 @@ pub enum UpstreamHost {
 
 #[derive(Debug, Clone)]
 pub struct Purge {
-    /// Provisional and remembered receipts.
-    pub receipts: usize,
+    pub bounds: PurgeBounds,
+    pub keys: KeyBounds,
     /// Selectors in one call.
     pub selectors_per_call: usize,
+    /// Unsafe methods invalidate.
+    pub unsafe_methods: bool,
+    /// Selectors that one caller may purge; `None`: any number.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// How much of what was purged is remembered, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PurgeBounds {
+    /// Provisional and remembered receipts.
+    pub receipts: usize,
     /// Selectors kept exactly before they fold.
     pub map_capacity: usize,
     pub fold_slots: usize,
-    /// Unsafe methods invalidate.
-    pub unsafe_methods: bool,
-    /// Surrogate keys of one response; more: not stored.
-    pub keys_per_response: usize,
-    /// Bytes of one surrogate key.
-    pub key_bytes: usize,
     /// How long after a purge of a prefix, host, site or everything the misses of what it matches count as its doing.
     pub recovery: Duration,
-    /// Selectors that one caller may purge; `None`: any number.
-    pub rate_limit: Option<RateLimit>,
+}
+
+/// The surrogate keys of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyBounds {
+    /// In one response; more: not stored.
+    pub keys_per_response: usize,
+    /// Bytes of one.
+    pub key_bytes: usize,
 }
 
 /// The fleet's journal of invalidations, as far as this node is concerned.

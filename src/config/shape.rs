@@ -107,7 +107,10 @@ impl Shape {
     pub fn takes(&self, node: &Value, json_type: &str) -> bool {
         let node = self.follow(node);
         let alternatives = node.get("oneOf").and_then(Value::as_array);
-        node["type"] == json_type || alternatives.is_some_and(|all| all.iter().any(|one| self.takes(one, json_type)))
+        let is_among = |types: &Value| types.as_array().is_some_and(|types| types.iter().any(|one| one == json_type));
+        node["type"] == json_type
+            || is_among(&node["type"])
+            || alternatives.is_some_and(|all| all.iter().any(|one| self.takes(one, json_type)))
     }
 
     /// The words that may stand here, where it is a choice of words.

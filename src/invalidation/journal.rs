@@ -8,7 +8,7 @@ use super::ledger::{Aim, Ledger, Limits, validity_of};
 use super::receipt::{Receipts, rfc3339};
 use super::wide::WidePurges;
 use super::{Mark, Mode, Position, Receipt, Selector, Stamp, Subject};
-use crate::config::settings;
+use crate::config::settings::PurgeBounds;
 use crate::semantics::Now;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::Validity;
@@ -42,18 +42,18 @@ pub enum Order {
 
 impl Journal {
     /// Each class keeps `map_capacity` selectors exactly and folds the older ones into `fold_slots` places.
-    pub fn new(settings: &settings::Purge) -> Self {
-        Self::with_order(settings, Order::Own)
+    pub fn new(bounds: &PurgeBounds) -> Self {
+        Self::with_order(bounds, Order::Own)
     }
 
     /// As [`Journal::new`]. In a fleet it is not trusted until [`Journal::trust_until`] says so, and `fleet::Fleet` applies.
-    pub fn with_order(settings: &settings::Purge, order: Order) -> Self {
-        let limits = Limits { slots: settings.map_capacity, folds: settings.fold_slots, provisional: settings.receipts };
+    pub fn with_order(bounds: &PurgeBounds, order: Order) -> Self {
+        let limits = Limits { slots: bounds.map_capacity, folds: bounds.fold_slots, provisional: bounds.receipts };
         Self {
             purges: Clockwork::new(Ledger::new(limits)),
             unsafe_methods: Clockwork::new(Ledger::new(limits)),
-            receipts: Mutex::new(Receipts::new(settings.receipts)),
-            wide: WidePurges::new(settings.recovery.as_millis() as u64),
+            receipts: Mutex::new(Receipts::new(bounds.receipts)),
+            wide: WidePurges::new(bounds.recovery.as_millis() as u64),
             order,
             remembered: AtomicBool::new(false),
             trusted_until: AtomicU64::new(if order == Order::Own { u64::MAX } else { 0 }),
@@ -308,8 +308,8 @@ impl Journal {
     }
 
     #[cfg(test)]
-    pub(super) fn with_faults(settings: &settings::Purge, order: Order, faults: super::model::LedgerFaults) -> Self {
-        let journal = Self::with_order(settings, order);
+    pub(super) fn with_faults(bounds: &PurgeBounds, order: Order, faults: super::model::LedgerFaults) -> Self {
+        let journal = Self::with_order(bounds, order);
         journal.purges.change(|ledger, _| ledger.faults = faults);
         journal.unsafe_methods.change(|ledger, _| ledger.faults = faults);
         journal

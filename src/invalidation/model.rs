@@ -6,7 +6,7 @@
 
 use super::journal::Order;
 use super::{CheckedUpTo, Journal, Mode, Selector, Stamp, Subject};
-use crate::config::settings;
+use crate::config::settings::PurgeBounds;
 use crate::semantics::Now;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::Validity;
@@ -197,22 +197,12 @@ struct World {
 
 impl World {
     fn new(fault: Fault, (map_capacity, fold_slots, exact): (usize, usize, bool)) -> Self {
-        let settings = settings::Purge {
-            receipts: 3,
-            selectors_per_call: 100,
-            map_capacity,
-            fold_slots,
-            unsafe_methods: true,
-            keys_per_response: 256,
-            key_bytes: 1024,
-            recovery: std::time::Duration::ZERO,
-            rate_limit: None,
-        };
+        let bounds = PurgeBounds { receipts: 3, map_capacity, fold_slots, recovery: std::time::Duration::ZERO };
         let faults = LedgerFaults { soft_overwrites_hard: fault == Fault::SoftOverwritesHard, fold_forgets: fault == Fault::FoldForgets };
         Self {
             fault,
             exact,
-            journal: Journal::with_faults(&settings, Order::Own, faults),
+            journal: Journal::with_faults(&bounds, Order::Own, faults),
             now: Now { wall_ms: 1_000_000, mono_ms: 1000 },
             step: 0,
             log: Vec::new(),

@@ -1,22 +1,19 @@
 //! Rate limits that a fleet shares: the same bucket as a number in Redis, counted by its clock.
 //!
 //! One round trip for each request, within a budget, but for those of a caller that is known to be refused. Redis slow,
-//! gone or full is no failure of the request: `on_fault` says what happens then, and after a few faults in a row Redis is
-//! left alone for a moment, so that not every request pays the budget.
+//! gone or full is no failure of the request: `on_fault` says what happens then, and after a few faults in a row a
+//! [`Breaker`] leaves Redis alone for a moment, so that not every request pays the budget.
 
 use crate::clock;
 use crate::config::settings::{self, RateLimit};
 use crate::observe::metrics::Metrics;
-use crate::redis::{Keys, Link, Redis, RedisError, Script, Use};
+use crate::redis::{Breaker, Keys, Link, Redis, RedisError, Script, Use};
 use moka::sync::Cache;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Faults in a row after which Redis is left alone...
-const FAULTS_MAX: u32 = 5;
-/// ...for this long; then one request tries.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Faults in a row after which Redis is left alone.
+const BREAKER_AFTER: u32 = 5;
 /// Empty buckets that are known here, about 200 bytes each, and for how long at most.
 const EMPTY_MAX: u64 = 16_384;
 const EMPTY_KNOWN: Duration = Duration::from_secs(10);
@@ -41,9 +38,7 @@ pub struct SharedCounts {
     take: Script,
     /// What Redis may take for one answer, connecting aside, which may take as long again.
     budget: Duration,
-    faults: AtomicU32,
-    /// Boot-time nanoseconds until which Redis is left alone.
-    paused_until: AtomicU64,
+    breaker: Breaker,
     /// Buckets that are empty until then, boot-time nanoseconds: whoever goes on asking costs no round trips.
     empty_until: Cache<String, u64>,
 }
@@ -61,8 +56,7 @@ impl SharedCounts {
             link: redis.link(Use::Limit),
             take: Script::new(TAKE),
             budget,
-            faults: AtomicU32::new(0),
-            paused_until: AtomicU64::new(0),
+            breaker: Breaker::new(BREAKER_AFTER),
             empty_until: Cache::builder().max_capacity(EMPTY_MAX).time_to_live(EMPTY_KNOWN).build(),
         })
     }
@@ -73,26 +67,22 @@ impl SharedCounts {
         if let Some(until) = self.empty_until.get(&key).filter(|until| *until > now) {
             return Ok(Some(Duration::from_nanos(until - now)));
         }
-        if self.paused_until.load(Ordering::Relaxed) > now {
+        let now_ms = clock::now().mono_ms;
+        if !self.breaker.is_closed() && !self.breaker.is_probe_due(now_ms) {
             return Err(Fault);
         }
         match self.ask(limit, &key).await {
-            Ok(0) => {
-                self.faults.store(0, Ordering::Relaxed);
-                Ok(None)
-            }
             Ok(wait_us) => {
-                self.faults.store(0, Ordering::Relaxed);
+                self.breaker.succeeded();
                 let wait = Duration::from_micros(wait_us);
-                self.empty_until.insert(key, clock::nanos() + wait.as_nanos() as u64);
-                Ok(Some(wait))
+                if !wait.is_zero() {
+                    self.empty_until.insert(key, clock::nanos() + wait.as_nanos() as u64);
+                }
+                Ok((!wait.is_zero()).then_some(wait))
             }
             Err(error) => {
-                if self.faults.fetch_add(1, Ordering::Relaxed) + 1 >= FAULTS_MAX {
-                    let until = clock::nanos() + PAUSE.as_nanos() as u64;
-                    if self.paused_until.swap(until, Ordering::Relaxed) < now {
-                        tracing::warn!(limit = limit.name, %error, "shared rate limits do not hold: Redis does not answer");
-                    }
+                if self.breaker.failed(clock::now().mono_ms) {
+                    tracing::warn!(limit = limit.name, %error, "shared rate limits do not hold: Redis does not answer");
                 }
                 Err(Fault)
             }

@@ -11,7 +11,7 @@ mod socket;
 
 pub use extra::ExtraLines;
 pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
-pub use socket::{ClientSocket, Socket};
+pub use socket::{ClientSocket, Socket, Unread};
 
 use crate::body::{BodyError, BodyStream, ResponseBody};
 use crate::observe::metrics::Bound;
@@ -28,7 +28,7 @@ pub struct RequestHead {
     pub method: Method,
     /// The request target as it came: origin, absolute or asterisk form.
     pub target: Vec<u8>,
-    /// 0 or 1.
+    /// 0 or 1; 1 for requests of other protocols.
     pub minor_version: u8,
     pub fields: Fields,
 }
@@ -43,6 +43,14 @@ pub struct Peer {
     pub scheme: crate::semantics::target::Scheme,
     /// Name of the listener.
     pub listener: Arc<str>,
+    pub protocol: Protocol,
+}
+
+/// What is spoken on a connection; versions of HTTP/1 go by request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    Http2,
 }
 
 /// The request's body, framing already undone.

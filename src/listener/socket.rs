@@ -5,6 +5,7 @@
 //! take it out again would be a good part of what it costs.
 
 use crate::pages::Place;
+use bytes::Bytes;
 use rustix::net::SendFlags;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream as Plain};
@@ -29,6 +30,58 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 }
 
 impl Socket for DuplexStream {}
+
+/// A socket of which something was read that somebody else is to read: it comes first.
+#[derive(Debug)]
+pub struct Unread<S> {
+    first: Bytes,
+    socket: S,
+}
+
+impl<S> Unread<S> {
+    pub const fn new(first: Bytes, socket: S) -> Self {
+        Self { first, socket }
+    }
+}
+
+impl<S: Socket> Socket for Unread<S> {
+    fn reset_on_close(&self) {
+        self.socket.reset_on_close();
+    }
+}
+
+impl<S: Socket> AsyncRead for Unread<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(context, buffer);
+        }
+        let length = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: Socket> AsyncWrite for Unread<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
 
 /// A TCP socket of a client.
 #[derive(Debug)]

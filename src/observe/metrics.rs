@@ -17,6 +17,7 @@ pub use tiers::{TierLookup, TierSeries, TierWrite};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
+use crate::semantics::coding::Coding;
 use crate::semantics::storage::NotStored;
 use arc_swap::ArcSwap;
 use hot::{CLASSES, Finished, Hot, class};
@@ -70,10 +71,11 @@ pub enum Bound {
     RateLimitCallers,
     UpstreamPurgeQueue,
     UpstreamPurgeQueueTimeout,
+    CompressionThreads,
 }
 
 impl Bound {
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -113,6 +115,7 @@ impl Bound {
         Self::RateLimitCallers,
         Self::UpstreamPurgeQueue,
         Self::UpstreamPurgeQueueTimeout,
+        Self::CompressionThreads,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -155,6 +158,7 @@ impl Bound {
             Self::RateLimitCallers => "rate_limit_callers",
             Self::UpstreamPurgeQueue => "upstream_purge_queue",
             Self::UpstreamPurgeQueueTimeout => "upstream_purge_queue_timeout",
+            Self::CompressionThreads => "compression_threads",
         }
     }
 }
@@ -337,6 +341,32 @@ impl StaleReason {
     }
 }
 
+/// Where a coded answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum CodedFrom {
+    /// The store: no encoder was touched.
+    Store,
+    /// It was made for this answer, and is kept.
+    Making,
+    /// It was being made for another answer.
+    Following,
+    /// It was made for this answer alone.
+    Alone,
+}
+
+impl CodedFrom {
+    pub const ALL: [Self; 4] = [Self::Store, Self::Making, Self::Following, Self::Alone];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Making => "making",
+            Self::Following => "following",
+            Self::Alone => "alone",
+        }
+    }
+}
+
 /// Why a value left a tier for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -417,6 +447,8 @@ pub struct Metrics {
     /// Fit, ejected.
     shield_peers: [IntGauge; 2],
     early_refreshes: IntCounter,
+    /// By coding, then by [`CodedFrom`].
+    coded: [Vec<IntCounter>; 3],
     stores: [IntCounter; 2],
     written_bytes: IntCounter,
     evictions: Vec<IntCounter>,
@@ -456,6 +488,7 @@ impl Metrics {
         series::BUILD_INFO.gauges(&registry).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let stores = series::STORES.counters(&registry);
         let evictions = series::EVICTIONS.counters(&registry);
+        let coded = series::CODED.counters(&registry);
         let shield = series::SHIELD_REQUESTS.counters(&registry);
         let shield_peers = series::SHIELD_PEERS.gauges(&registry);
         Arc::new(Self {
@@ -468,6 +501,7 @@ impl Metrics {
             shield: ShieldOutcome::ALL.iter().map(|outcome| shield.with_label_values(&outcome.labels())).collect(),
             shield_seconds: series::SHIELD_SECONDS.histograms(&registry).with_label_values::<&str>(&[]),
             shield_peers: ["fit", "ejected"].map(|state| shield_peers.with_label_values(&[state])),
+            coded: Coding::ALL.map(|coding| CodedFrom::ALL.map(|from| coded.with_label_values(&[coding.as_str(), from.as_str()])).into()),
             early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
@@ -525,6 +559,9 @@ impl Metrics {
     }
     pub fn bound(&self, bound: Bound) {
         self.bounds[bound as usize].inc();
+    }
+    pub fn coded(&self, coding: Coding, from: CodedFrom) {
+        self.coded[coding as usize][from as usize].inc();
     }
     pub fn refused(&self, reason: &'static str, status: u16) {
         self.refused.with_label_values(&[reason, CLASSES[class(status)]]).inc();

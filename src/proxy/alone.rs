@@ -4,6 +4,7 @@ use super::admit::Past;
 use super::ask::{Way, ask};
 use super::exchange::{Arrival, Exchange, PanicNote};
 use super::flight::{Candidate, Failure, FlightHead, Own, is_shareable, marker_key};
+use super::forms::Settling;
 use super::lead::{is_origin_error, pump};
 use super::shield::Fetched;
 use super::store::{self, Began};
@@ -59,7 +60,7 @@ pub async fn pass(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, body: RequestBod
     };
     match answer {
         Err(unanswered) => answer::failed(proxy, exchange, &Failure::from(&unanswered), forward, None),
-        Ok(inbound) if content::is_safe(&exchange.method, exchange.policy()) => deliver::past(exchange, inbound, &why),
+        Ok(inbound) if content::is_safe(&exchange.method, exchange.policy()) => deliver::past(proxy, exchange, inbound, &why),
         Ok(inbound) => written(proxy, exchange, inbound, stamp, sent, &why),
     }
 }
@@ -79,7 +80,7 @@ fn written(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, inbound: Inbound, stamp
             return keep(proxy, exchange, inbound, head, sent, Forward::Method, too_early);
         }
     }
-    deliver::past(exchange, inbound, why)
+    deliver::past(proxy, exchange, inbound, why)
 }
 
 /// Fetches for this request alone; stores what may be stored.
@@ -173,7 +174,7 @@ fn judge(
                 let known = proxy.vary_memory.get(exchange.key.hash()).map(|vary| vary.secondary_key(&exchange.fields, exchange.policy()));
                 proxy.set_marker(marker_key(exchange, known.as_ref()), received.mono_ms);
             }
-            return deliver::direct(exchange, inbound, why, Some(not_stored));
+            return deliver::direct(proxy, exchange, inbound, why, Some(not_stored));
         }
     };
     if reason == Reason::Marked && is_shareable(exchange, &head, received) {
@@ -199,7 +200,9 @@ fn keep(
     let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound, too_early));
     let body = inbound.body.take();
     let (task_proxy, task_exchange) = (Arc::clone(proxy), Arc::clone(exchange));
+    let settling = Settling::of(proxy, &head);
     tokio::spawn(async move {
+        let _settling = settling;
         if pump(body, writer, &fill, || {}).await
             && let Some(complete) = fill.complete()
         {

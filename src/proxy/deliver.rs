@@ -11,6 +11,7 @@ use super::admit::Past;
 use super::blocks::{self, BlockStream};
 use super::exchange::{Arrival, Exchange};
 use super::flight::{self, FlightBody, FlightHead, Own};
+use super::forms::{self, Unmade};
 use super::live::Routed;
 use super::resume::Resuming;
 use super::shield::FromPeer;
@@ -19,9 +20,11 @@ use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader};
 use crate::listener::{ExtraLines, Response, ResponseFields};
-use crate::observe::metrics::{Bound, StaleReason};
+use crate::observe::metrics::{Bound, CodedFrom, StaleReason};
 use crate::proxy::outcome::{CacheResult, Outcome, Source, Timing};
 use crate::semantics::cache_status::Forward;
+use crate::semantics::coding;
+use crate::semantics::policy::Compression;
 use crate::semantics::precondition::{self, Precondition};
 use crate::semantics::range::{self, Selection};
 use crate::semantics::storage::NotStored;
@@ -52,7 +55,7 @@ impl Reused {
 
 /// A stored response whose bytes are here: the hot path.
 pub fn stored(
-    proxy: &Proxy,
+    proxy: &Arc<Proxy>,
     arrival: &Arrival<'_>,
     stored: &Arc<StoredResponse>,
     body: &Arc<StoredBody>,
@@ -67,7 +70,7 @@ pub fn stored(
         own: None,
         from_peer: arrival.from_peer.as_deref(),
     };
-    let body = Body::Stored { body, length: stored.length };
+    let body = Body::Stored { body, length: stored.length, response: stored };
     compose(&asked, &stored.head, body, Some(reused.age_ms), reused.outcome(arrival.outcome()), now)
 }
 
@@ -204,16 +207,16 @@ fn found(
 }
 
 /// A response that is for this client alone, streamed as it comes.
-pub fn direct(exchange: &Exchange, inbound: Inbound, why: Forward, not_stored: Option<NotStored>) -> Response {
+pub fn direct(proxy: &Proxy, exchange: &Exchange, inbound: Inbound, why: Forward, not_stored: Option<NotStored>) -> Response {
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Miss;
     outcome.forward = Some(why);
     outcome.not_stored = not_stored;
-    through(exchange, inbound, outcome)
+    through(proxy, exchange, inbound, outcome)
 }
 
 /// A response to a request that went past the cache.
-pub fn past(exchange: &Exchange, inbound: Inbound, why: &Past) -> Response {
+pub fn past(proxy: &Proxy, exchange: &Exchange, inbound: Inbound, why: &Past) -> Response {
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Bypass;
     outcome.forward = Some(if matches!(why, Past::Method) { Forward::Method } else { Forward::Bypass });
@@ -227,10 +230,11 @@ pub fn past(exchange: &Exchange, inbound: Inbound, why: &Past) -> Response {
         Past::Content(why) => outcome.detail = Some(why.as_str().into()),
         Past::CutOff => {} // the record knows
     }
-    through(exchange, inbound, outcome)
+    through(proxy, exchange, inbound, outcome)
 }
 
-fn through(exchange: &Exchange, inbound: Inbound, mut outcome: Outcome) -> Response {
+fn through(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, mut outcome: Outcome) -> Response {
+    forms::code_through(proxy, exchange, &mut inbound, &mut outcome);
     outcome.forward_status = Some(inbound.status.as_u16());
     outcome.source = source_of(inbound.from_peer);
     outcome.endpoint = Some(Arc::clone(&inbound.endpoint));
@@ -270,14 +274,14 @@ fn ttl_ms(exchange: &Exchange, head: &StoredHead, age_ms: u64) -> i64 {
     i64::try_from(lifetime).unwrap_or(i64::MAX).saturating_sub_unsigned(age_ms)
 }
 
-fn asked<'a>(proxy: &'a Proxy, exchange: &'a Exchange) -> Asked<'a> {
+fn asked<'a>(proxy: &'a Arc<Proxy>, exchange: &'a Exchange) -> Asked<'a> {
     let from_peer = exchange.from_peer.as_deref();
     Asked { proxy, request: exchange.request(), routed: &exchange.routed, key: &exchange.key, own: None, from_peer }
 }
 
 /// Who asks, and on which route.
 struct Asked<'a> {
-    proxy: &'a Proxy,
+    proxy: &'a Arc<Proxy>,
     request: Request<'a>,
     routed: &'a Arc<Routed>,
     key: &'a CacheKey,
@@ -288,10 +292,11 @@ struct Asked<'a> {
 }
 
 /// Where the bytes are.
-enum Body<'a> {
+pub enum Body<'a> {
     Stored {
         body: &'a Arc<StoredBody>,
         length: u64,
+        response: &'a Arc<StoredResponse>,
     },
     /// In blocks: here, or fetched as they are wanted.
     Blocks {
@@ -306,18 +311,21 @@ enum Body<'a> {
         proxy: &'a Arc<Proxy>,
         exchange: &'a Arc<Exchange>,
     },
+    /// In a coding in which it is not there yet.
+    Unmade(Unmade<'a>),
 }
 
 impl<'a> Body<'a> {
     fn of(stored: &'a Arc<StoredResponse>, proxy: &'a Arc<Proxy>, exchange: &'a Arc<Exchange>) -> Self {
         match stored.body() {
-            Some(body) => Self::Stored { body, length: stored.length },
+            Some(body) => Self::Stored { body, length: stored.length, response: stored },
             None => Self::Blocks { record: stored, proxy, exchange },
         }
     }
 
-    fn length(&self) -> Option<u64> {
+    pub fn length(&self) -> Option<u64> {
         match self {
+            Self::Unmade(_) => None,
             Self::Stored { length, .. } => Some(*length),
             Self::Blocks { record, .. } => Some(record.length),
             Self::Flight { fill, .. } => fill.declared().or_else(|| fill.complete().map(|complete| complete.length)),
@@ -328,8 +336,9 @@ impl<'a> Body<'a> {
     fn part(self, head: &Arc<StoredHead>, start: u64, end: Option<u64>) -> ResponseBody {
         let length = self.length();
         match self {
+            Self::Unmade(unmade) => unmade.begin(), // whole: there are no ranges of it
             Self::Stored { length: 0, .. } => ResponseBody::Empty,
-            Self::Stored { body, length } => ResponseBody::Stored { body: Arc::clone(body), start, end: end.unwrap_or(length) },
+            Self::Stored { body, length, .. } => ResponseBody::Stored { body: Arc::clone(body), start, end: end.unwrap_or(length) },
             Self::Blocks { record, proxy, exchange } => {
                 let range = start..end.unwrap_or(record.length);
                 let length = Some(range.end - range.start);
@@ -349,11 +358,19 @@ impl<'a> Body<'a> {
     /// Bytes `range` of it as a stream, one of several; `None` of a body that is at hand.
     fn stream(&self, head: &Arc<StoredHead>, range: std::ops::Range<u64>) -> Option<Pin<Box<dyn BodyStream>>> {
         match self {
-            Self::Stored { .. } => None,
+            Self::Stored { .. } | Self::Unmade(_) => None,
             Self::Blocks { record, proxy, exchange } => Some(Box::pin(BlockStream::new(proxy, exchange, record, range))),
             Self::Flight { fill, proxy, exchange, .. } => {
                 Some(following(fill.reader(range.start, Some(range.end)), range.start, Some(range.end), proxy, exchange, head))
             }
+        }
+    }
+
+    /// All of what is on its way.
+    pub fn stream_whole(self, head: &Arc<StoredHead>) -> Pin<Box<dyn BodyStream>> {
+        match self.part(head, 0, None) {
+            ResponseBody::Stream { stream, .. } => stream,
+            _ => Box::pin(Failed),
         }
     }
 
@@ -385,14 +402,58 @@ fn following(
 /// A body that ends before its first byte.
 struct Failed;
 
+pub fn failed() -> ResponseBody {
+    ResponseBody::Stream { length: None, stream: Box::pin(Failed) }
+}
+
 impl BodyStream for Failed {
     fn poll_chunk(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
         Poll::Ready(Some(Err(BodyError::Reset)))
     }
 }
 
-/// The answer made of a stored head and its body: conditions, ranges, and what this answer adds.
-fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, mut outcome: Outcome, now: Now) -> Response {
+/// The answer made of a stored head and its body, in the coding that the client likes best where the route has that.
+fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, outcome: Outcome, now: Now) -> Response {
+    match &asked.routed.route.cache.compression {
+        // Another node codes for its own clients.
+        Some(policy) if asked.from_peer.is_none() => in_coding(asked, policy, head, body, age_ms, outcome, now),
+        _ => answer(asked, head, body, age_ms, outcome, now),
+    }
+}
+
+fn in_coding(
+    asked: &Asked<'_>,
+    policy: &Arc<Compression>,
+    head: &Arc<StoredHead>,
+    body: Body<'_>,
+    age_ms: Option<u64>,
+    mut outcome: Outcome,
+    now: Now,
+) -> Response {
+    let made = match &body {
+        Body::Stored { response, .. } => forms::by_policy(response, policy),
+        _ => None,
+    };
+    let is_whole = !matches!(body, Body::Blocks { .. });
+    if !is_whole || (made.is_none() && !coding::may_be_coded(head.as_response(), body.length(), policy)) {
+        return answer(asked, head, body, age_ms, outcome, now);
+    }
+    outcome.negotiated = !coding::varies_on_coding(&head.fields);
+    let wanted = coding::coding_for(asked.request, &policy.codings).filter(|_| made.is_none_or(|made| !made.not_worth_it));
+    let Some(coding) = wanted else { return answer(asked, head, body, age_ms, outcome, now) };
+    outcome.coding = Some(coding);
+    if let (Some(form), Body::Stored { response, .. }) = (made.and_then(|made| made.get(coding)), &body) {
+        asked.proxy.metrics.coded(coding, CodedFrom::Store);
+        let body = Body::Stored { body: form.body(), length: form.length, response };
+        return answer(asked, &form.head, body, age_ms, outcome, now);
+    }
+    let coded = Arc::new(head.with_fields(coding::coded_fields(&head.fields, coding, None)));
+    let unmade = Unmade { proxy: asked.proxy, routed: asked.routed, policy, coding, source: head, body: Box::new(body) };
+    answer(asked, &coded, Body::Unmade(unmade), age_ms, outcome, now)
+}
+
+/// Conditions, ranges, and what this answer adds.
+fn answer(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, mut outcome: Outcome, now: Now) -> Response {
     let stale_ms = outcome.ttl_ms.filter(|_| outcome.result == CacheResult::Stale).map(i64::unsigned_abs);
     outcome.widening = outcome.widening.or_else(|| widening(&head.facts, &asked.routed.route.cache, stale_ms));
     let fields = asked.request.fields;
@@ -414,6 +475,7 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
     let length = body.length();
     if fields.has(name::RANGE)
         && head.status == StatusCode::OK
+        && outcome.coding.is_none()
         && let Some(length) = length
     {
         let parts_max = asked.routed.route.cache.range_parts_max;

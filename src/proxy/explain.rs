@@ -6,7 +6,7 @@ use super::standing::Standing;
 use super::{Proxy, admit, blocks, shield};
 use crate::cache::StoredResponse;
 use crate::clock;
-use crate::listener::{Peer, RequestBody, RequestHead};
+use crate::listener::{Peer, Protocol, RequestBody, RequestHead};
 use crate::semantics::reuse::{MustAsk, Reuse, StaleWhy, Unusable, Validity};
 use crate::semantics::storage::NotStored;
 use crate::semantics::widening::{Widening, widening};
@@ -33,7 +33,7 @@ impl Proxy {
         };
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         let scheme = if scheme == "https" { crate::semantics::target::Scheme::Https } else { crate::semantics::target::Scheme::Http };
-        let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into() };
+        let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into(), protocol: Protocol::Http1 };
         let live = self.live.load();
         let mut arrival = admit::admit(&live, &peer, &head, None)
             .map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
@@ -96,6 +96,7 @@ impl Proxy {
             "status": head.status.as_u16(),
             "bytes": response.length,
             "blocks": blocks::count(self, response).map(|(here, of)| json!({"size": response.blocks().map(|blocks| blocks.size), "here": here, "of": of})),
+            "forms": response.forms.iter().flat_map(|forms| forms.iter()).map(|form| (form.coding.as_str().to_owned(), json!(form.length))).collect::<serde_json::Map<_, _>>(),
             "age_seconds": age_ms as f64 / 1000.0,
             "freshness_lifetime_seconds": lifetime.ms as f64 / 1000.0,
             "freshness_from": lifetime.source.as_str(),

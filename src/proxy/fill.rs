@@ -155,7 +155,7 @@ impl Errand {
         ));
         Round::Break(match told.await {
             Ok(Led::Shared(head, own)) => deliver::led(&self.proxy, &self.exchange, &head, own, self.why),
-            Ok(Led::Direct(inbound, reason)) => deliver::direct(&self.exchange, *inbound, self.why, Some(reason)),
+            Ok(Led::Direct(inbound, reason)) => deliver::direct(&self.proxy, &self.exchange, *inbound, self.why, Some(reason)),
             Ok(Led::Failed(failure)) => self.failed(&failure),
             Ok(Led::StartOver) => {
                 self.candidate = None;

@@ -4,7 +4,7 @@ use super::deliver::edit;
 use super::exchange::Exchange;
 use crate::cache::StoredResponse;
 use crate::config::settings::UpstreamHost;
-use crate::listener::{InterimSender, RequestBody};
+use crate::listener::{InterimSender, Protocol, RequestBody};
 use crate::route;
 use crate::semantics::vary::Asked;
 use crate::semantics::{Fields, Method, Name, Target, forwarding, hop, name, upgrade, validation, vary};
@@ -160,7 +160,11 @@ fn describe_client(exchange: &Exchange, fields: &mut Fields) {
     let (open, close) = if peer.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
     append(fields, name::FORWARDED, &["for=", open, &address, close, ";host=\"", authority, "\";proto=", scheme].concat());
     set(fields, name::X_REQUEST_ID, exchange.request_id.as_bytes());
-    let version = if exchange.minor_version == 0 { "1.0 " } else { "1.1 " };
+    let version = match (exchange.peer.protocol, exchange.minor_version) {
+        (Protocol::Http2, _) => "2 ",
+        (Protocol::Http1, 0) => "1.0 ",
+        (Protocol::Http1, _) => "1.1 ",
+    };
     append(fields, name::VIA, &[version, &exchange.routed.node].concat());
     append(fields, name::CDN_LOOP, &exchange.routed.node);
     let targeted = &exchange.policy().targeted;

@@ -6,6 +6,7 @@ use super::exchange::{Exchange, PanicNote};
 use super::flight::{
     Candidate, Departure, Failure, FlightBody, FlightHead, Led, Own, is_shareable, large_key, marker_key, secondary_known,
 };
+use super::forms::Settling;
 use super::shield::Fetched;
 use super::store::{self, Began};
 use super::{Proxy, forward, remote, revalidate};
@@ -149,6 +150,7 @@ impl Duty {
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, Some(length), self.exchange.policy().max_object_bytes);
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
         let (ticket, now, status) = (fill.ticket(), clock::now(), head.status.as_u16());
+        let _settling = Settling::of(&self.proxy, &head);
         let flight = Arc::new(FlightHead::found(Arc::clone(&head), FlightBody::Filling(fill.clone())));
         let sharing = Sharing { shareable: is_shareable(&self.exchange, &head, now), kept: fill.unstored().is_none() };
         self.publish(flight, sharing, now.mono_ms, Own { reader, fields: None });
@@ -398,6 +400,7 @@ impl Duty {
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
         let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
         let ticket = fill.ticket();
+        let _settling = Settling::of(&self.proxy, &head);
         let body = inbound.body.take();
         let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound, too_early));
         let shareable = is_shareable(&self.exchange, &head, clock::now());

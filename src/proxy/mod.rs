@@ -17,6 +17,7 @@ mod exchange;
 mod explain;
 mod fill;
 mod flight;
+mod forms;
 mod forward;
 mod lead;
 mod limit;
@@ -55,11 +56,13 @@ use crate::semantics::reuse::{self, Reuse, Validity};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use crate::tier::redis::RedisTier;
+use crate::transform::pool::Pool;
 use admit::Way;
 use arc_swap::ArcSwap;
 use deliver::Reused;
 use exchange::Arrival;
 use flight::{Departure, FlightHead};
+use forms::Making;
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
 use remote::Remote;
@@ -91,6 +94,9 @@ pub struct Proxy {
     budget: Arc<FillBudget>,
     /// Bodies that left the tiers while they are read.
     pins: Arc<Pins>,
+    /// Coded forms that are being made, and where.
+    making: Making,
+    pool: Pool,
     pub metrics: Arc<Metrics>,
     pub access_log: Arc<AccessLog>,
     /// The process holds nearly all it may: new fills are not stored.
@@ -205,6 +211,8 @@ impl Proxy {
             request_counts: RequestCounts::default(),
             pins: Pins::new(&budget),
             budget,
+            making: Making::default(),
+            pool: Pool::new(settings.limits.compression_threads, Arc::clone(&metrics)),
             metrics,
             access_log,
             under_pressure: AtomicBool::new(false),

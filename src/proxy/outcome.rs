@@ -1,6 +1,7 @@
 //! What happened to a request, recorded once; Cache-Status, access log, metrics and `explain` print it.
 
 use crate::semantics::cache_status::{CacheStatus, Forward};
+use crate::semantics::coding::Coding;
 use crate::semantics::storage::NotStored;
 use crate::semantics::widening::Widening;
 use std::sync::Arc;
@@ -28,6 +29,10 @@ pub struct Outcome {
     pub in_blocks: bool,
     /// The line of the configuration without which the answer would have been another (P1: then Cache-Status says so).
     pub widening: Option<Widening>,
+    /// The coding that we made of it.
+    pub coding: Option<Coding>,
+    /// What the client reads decided about its coding, and the response does not say so itself.
+    pub negotiated: bool,
     /// This node was cut off from the fleet's journal when the request came.
     pub cut_off: bool,
     /// Configured reason of a bypass rule, or another token for `detail`.

@@ -53,7 +53,7 @@ pub fn confirm(
     received: Now,
 ) -> Result<Confirmed, Gone> {
     let tags = still_usable(proxy, exchange, &stored.head, inbound, began)?;
-    for other in selected(proxy, exchange).iter().filter(|other| !Arc::ptr_eq(other, stored)) {
+    for other in selected(proxy, exchange).iter().filter(|other| !Arc::ptr_eq(&other.head, &stored.head)) {
         let meant = if inbound.status == StatusCode::NOT_MODIFIED {
             validation::also_selects(&inbound.fields, &other.head.facts)
         } else {
@@ -154,7 +154,7 @@ fn still_usable(proxy: &Proxy, exchange: &Exchange, old: &StoredHead, inbound: &
         return Err(Gone);
     }
     let tags = if super::deliver::has_tags(&inbound.fields) {
-        Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge).map_err(|_| Gone)?
+        Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge.keys).map_err(|_| Gone)?
     } else {
         old.tags.clone()
     };
@@ -227,8 +227,8 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
     true
 }
 
-/// Whether this very response is still what is stored.
+/// Whether this very response is still what is stored, whatever was made of it meanwhile.
 fn is_held(proxy: &Proxy, stored: &Arc<StoredResponse>) -> bool {
     let set = proxy.memory.get(stored.head.key.hash());
-    set.is_some_and(|set| set.responses().iter().any(|response| Arc::ptr_eq(response, stored)))
+    set.is_some_and(|set| set.responses().iter().any(|response| Arc::ptr_eq(&response.head, &stored.head)))
 }

@@ -124,7 +124,7 @@ fn accept(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, asked: &Stan
     let told = inbound.fields.text(name::TIERCEL_STAMP).and_then(read_stamp);
     let stamp = told.filter(|stamp| is_of(stamp, asked)).map_or_else(Stamp::default, |stamp| proxy.journal.of_shared(&stamp));
     inbound.fields.remove(name::TIERCEL_STAMP);
-    let Ok(tags) = Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge) else {
+    let Ok(tags) = Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge.keys) else {
         return Verdict::Rejected; // a purge could miss it
     };
     let key = exchange.key_of(&inbound.fields);

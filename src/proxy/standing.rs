@@ -5,6 +5,7 @@
 
 use super::Proxy;
 use crate::cache::StoredHead;
+use crate::clock;
 use crate::config::settings::{self, OnCutoff};
 use crate::faults::{Fault, planted};
 use crate::invalidation::Journal;
@@ -36,12 +37,11 @@ impl Standing {
         if planted(Fault::ResumedUntrusted) {
             return Self::Trusted;
         }
-        let age_ms = |length: std::time::Duration| u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
-        let revalidates = Self::Revalidates { after_mono_ms: now.mono_ms.saturating_sub(age_ms(settings.revalidate_every)) };
+        let revalidates = Self::Revalidates { after_mono_ms: now.mono_ms.saturating_sub(clock::ms(settings.revalidate_every)) };
         match settings.on_cutoff {
             OnCutoff::Serve if !journal.is_remembered() => revalidates,
             OnCutoff::Serve => match settings.serve_at_most {
-                Some(most) if now.mono_ms.saturating_sub(journal.trusted_until()) >= age_ms(most) => revalidates,
+                Some(most) if now.mono_ms.saturating_sub(journal.trusted_until()) >= clock::ms(most) => revalidates,
                 _ => Self::Serves,
             },
             OnCutoff::Revalidate => revalidates,
@@ -103,18 +103,8 @@ mod tests {
     }
 
     fn journal(order: Order) -> Journal {
-        let settings = settings::Purge {
-            receipts: 1,
-            selectors_per_call: 1,
-            map_capacity: 1,
-            fold_slots: 1,
-            unsafe_methods: true,
-            keys_per_response: 1,
-            key_bytes: 1,
-            recovery: std::time::Duration::ZERO,
-            rate_limit: None,
-        };
-        Journal::with_order(&settings, order)
+        let bounds = settings::PurgeBounds { receipts: 1, map_capacity: 1, fold_slots: 1, recovery: std::time::Duration::ZERO };
+        Journal::with_order(&bounds, order)
     }
 
     fn at(mono_ms: u64) -> Now {

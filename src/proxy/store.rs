@@ -162,7 +162,7 @@ fn decide(
     if let Some(why) = proxy.no_room_for(length) {
         return Err(why);
     }
-    let tags = Tags::parse(response.fields, exchange.target.origin(), &exchange.routed.settings.purge).map_err(|_| {
+    let tags = Tags::parse(response.fields, exchange.target.origin(), &exchange.routed.settings.purge.keys).map_err(|_| {
         proxy.metrics.bound(Bound::SurrogateKeys);
         NotStored::TooManyKeys
     })?;

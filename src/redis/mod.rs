@@ -4,6 +4,7 @@
 //! is made on the runtime that first uses it, carries many commands at a time, and is renewed when it breaks; meanwhile
 //! commands fail at once. Nothing here retries a command, and nothing here knows what the keys mean.
 
+mod breaker;
 mod connect;
 mod error;
 mod keys;
@@ -11,6 +12,7 @@ mod link;
 mod script;
 mod subscription;
 
+pub use self::breaker::Breaker;
 pub use self::connect::{Role, Server};
 pub use self::error::RedisError;
 pub use self::keys::{Keys, UrlKeys};

@@ -8,6 +8,7 @@
 pub mod cache_control;
 pub mod cache_status;
 pub mod class;
+pub mod coding;
 pub mod condition;
 pub mod content;
 pub mod date;

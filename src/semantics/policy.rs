@@ -1,9 +1,12 @@
 //! The cache policy of a route, as the rules read it. Resolved by `config`, applied when a response
 //! is stored *and* when it is reused, so that a reload takes effect on what is already stored.
 
+use super::coding::Coding;
+use super::fields::trim;
 use super::targeted::TargetList;
 use super::{Method, StatusCode};
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 /// What a route allows the cache to do. Durations are in milliseconds.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +62,8 @@ pub struct CachePolicy {
     pub vary: VaryPolicy,
     /// `accept_encoding`: what codings the origin is asked for, and so what Vary: Accept-Encoding selects on.
     pub accept_encoding: AcceptEncoding,
+    /// `compression`: what we code ourselves; the origin is then asked for no coding, whatever `accept_encoding` says.
+    pub compression: Option<Arc<Compression>>,
     /// `cache.no_vary_search`: whether a response's No-Vary-Search counts.
     pub no_vary_search: bool,
     /// `cache.max_variants`: per key.
@@ -174,6 +179,87 @@ pub enum AcceptEncoding {
     Forward,
 }
 
+/// What is coded here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compression {
+    /// `compression.codings`: the first of those that a client likes equally is taken.
+    pub codings: Vec<Coding>,
+    /// `compression.types`: lower case; `text/*` is all of a kind, `*+json` all with that suffix.
+    pub types: Vec<String>,
+    /// `compression.min_size`: shorter responses are not coded.
+    pub min_bytes: u64,
+    /// `compression.sensitive`: responses may show secrets beside what a request said. Only what is stored for everybody is coded.
+    pub sensitive: bool,
+    /// `compression.level`: of what a client waits for.
+    pub level: Levels,
+}
+
+/// How much work goes into a form, in each coding's own numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Levels {
+    /// 1 to 9.
+    pub gzip: u8,
+    /// 0 to 11.
+    pub brotli: u8,
+    /// 1 to 19.
+    pub zstd: u8,
+}
+
+impl Levels {
+    /// The one of this coding.
+    pub const fn of(&self, coding: Coding) -> u8 {
+        match coding {
+            Coding::Gzip => self.gzip,
+            Coding::Brotli => self.brotli,
+            Coding::Zstd => self.zstd,
+        }
+    }
+}
+
+/// Types that shrink: text of any kind, and some binary ones that were made with a coding in mind.
+pub const COMPRESSIBLE_TYPES: [&str; 13] = [
+    "text/*",
+    "*+json",
+    "*+xml",
+    "*+text",
+    "application/json",
+    "application/javascript",
+    "application/xml",
+    "application/wasm",
+    "application/x-ndjson",
+    "application/x-javascript",
+    "application/vnd.ms-fontobject",
+    "font/otf",
+    "font/ttf",
+];
+
+impl Compression {
+    /// Whether a Content-Type is of these types.
+    pub fn is_of_types(&self, content_type: &[u8]) -> bool {
+        let essence = trim(content_type.split(|byte| *byte == b';').next().unwrap_or_default());
+        self.types.iter().any(|wanted| match (wanted.strip_suffix('*'), wanted.strip_prefix('*')) {
+            (Some(kind), _) => essence.get(..kind.len()).is_some_and(|start| start.eq_ignore_ascii_case(kind.as_bytes())),
+            (None, Some(suffix)) => {
+                let start = essence.len().checked_sub(suffix.len());
+                start.is_some_and(|start| essence[start..].eq_ignore_ascii_case(suffix.as_bytes()))
+            }
+            (None, None) => essence.eq_ignore_ascii_case(wanted.as_bytes()),
+        })
+    }
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self {
+            codings: vec![Coding::Zstd, Coding::Brotli, Coding::Gzip],
+            types: COMPRESSIBLE_TYPES.iter().map(|kind| (*kind).to_owned()).collect(),
+            min_bytes: 1024,
+            sensitive: false,
+            level: Levels { gzip: 4, brotli: 4, zstd: 3 },
+        }
+    }
+}
+
 /// What a client's Cache-Control does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClientDirectives {
@@ -211,6 +297,7 @@ impl Default for CachePolicy {
             heuristic_with_cookie: false,
             vary: VaryPolicy::default(),
             accept_encoding: AcceptEncoding::default(),
+            compression: None,
             no_vary_search: true,
             max_variants: 64,
             body_key: BodyKey::default(),

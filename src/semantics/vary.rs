@@ -8,6 +8,7 @@ mod asked;
 mod normal;
 
 pub use asked::{Asked, DECIDED, write_asked};
+pub(super) use normal::split_weight;
 pub use normal::write_value;
 
 use super::fields::{is_token_byte, trim};

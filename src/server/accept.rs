@@ -4,7 +4,7 @@ use super::sockets;
 use super::workers::{Counted, Shared};
 use crate::clock;
 use crate::config::settings::{Limits, ListenerKind};
-use crate::listener::{ClientSocket, Peer, http1, http2};
+use crate::listener::{ClientSocket, Peer, Protocol, http1, http2};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::{PeerDoor, Proxy};
@@ -14,6 +14,7 @@ use rustix::net::SocketFlags;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -25,6 +26,8 @@ pub struct Doorway {
     /// A reload may give it another name.
     pub name: Mutex<Arc<str>>,
     pub kind: ListenerKind,
+    /// A reload may change it; connections keep what they began as.
+    pub h2c: AtomicBool,
     pub proxy: Arc<Proxy>,
     /// Turns true when the process drains.
     pub drain: watch::Receiver<bool>,
@@ -187,7 +190,7 @@ pub struct Arrived {
 pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
     let Arrived { stream, client, local, counted } = arrived;
     let Ok(local) = local.map_or_else(|| stream.local_addr(), Ok) else { return };
-    let peer = Peer { client, local, worker: counted.worker(), scheme: Scheme::Http, listener: doorway.name() };
+    let peer = Peer { client, local, worker: counted.worker(), scheme: Scheme::Http, listener: doorway.name(), protocol: Protocol::Http1 };
     let doorway = Arc::clone(doorway);
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);
@@ -195,6 +198,13 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
         let (socket, limits, proxy, drain) =
             (ClientSocket::new(stream), doorway.limits(), Arc::clone(&doorway.proxy), doorway.drain.clone());
         match doorway.kind {
+            ListenerKind::Clients if doorway.h2c.load(Ordering::Relaxed) => {
+                let handed_over =
+                    http1::serve_unless_http2(socket, peer.clone(), Arc::clone(&limits), Arc::clone(&proxy), drain.clone()).await;
+                if let Some(socket) = handed_over {
+                    Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), proxy, drain)).await;
+                }
+            }
             ListenerKind::Clients => http1::serve(socket, peer, limits, proxy, drain).await,
             ListenerKind::Peers => {
                 Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), PeerDoor::new(proxy), drain)).await;

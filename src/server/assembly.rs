@@ -121,7 +121,7 @@ impl Server {
             Some(_) => Order::Fleet { tell_unsafe: settings.journal.tell_unsafe },
             None => Order::Own,
         };
-        let journal = Arc::new(Journal::with_order(&settings.purge, order));
+        let journal = Arc::new(Journal::with_order(&settings.purge.bounds, order));
         let live = Live::new(settings.clone(), None, &metrics);
         let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log));
         if let Some(tier) = &settings.redis {
@@ -293,6 +293,7 @@ impl State {
         open.retain(|door| match wanted.iter().find(|listener| door.is(listener)) {
             Some(listener) => {
                 *door.doorway.name.lock() = listener.name.as_str().into();
+                door.doorway.h2c.store(listener.h2c, Ordering::Relaxed);
                 true
             }
             None => {
@@ -304,8 +305,9 @@ impl State {
             let bound = sockets[0].local_addr()?;
             let stop = watch::Sender::new(false);
             let name = Mutex::new(listener.name.as_str().into());
-            let (kind, proxy, drain) = (listener.kind, Arc::clone(&self.proxy), self.drain.subscribe());
-            let doorway = Arc::new(Doorway { name, kind, proxy, drain });
+            let (kind, h2c) = (listener.kind, AtomicBool::new(listener.h2c));
+            let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.subscribe());
+            let doorway = Arc::new(Doorway { name, kind, h2c, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
             open.push(Door { wanted: listener.address, bound, stop, doorway });
         }

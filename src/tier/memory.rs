@@ -122,8 +122,7 @@ impl<V: Held> MemoryTier<V> {
             // The same value again would, as it leaves moka, be taken for what the index holds.
             Change::Put(value) if there.as_ref().is_some_and(|there| Arc::ptr_eq(there, &value)) => {}
             Change::Put(value) => {
-                let keep_ms = u64::try_from(value.keep().as_millis()).unwrap_or(u64::MAX);
-                self.index.put(key, Arc::clone(&value), now_ms.saturating_add(keep_ms), self.reads.period());
+                self.index.put(key, Arc::clone(&value), now_ms.saturating_add(clock::ms(value.keep())), self.reads.period());
                 // Not replaced in place: where an entry whose weight changed is removed before moka has applied the change,
                 // moka 0.12.16 takes off the new weight for the old one, and its sum drifts for good.
                 self.policy.invalidate(&key);

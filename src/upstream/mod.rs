@@ -23,7 +23,7 @@ pub use error::{FetchError, Unanswered};
 pub use recovery::Place;
 pub(crate) use resolve::Host;
 
-use crate::body::{BodyError, BodyStream, Chunk};
+use crate::body::{Again, BodyError, BodyStream, Chunk};
 use crate::clock;
 use crate::config::settings;
 use crate::listener::{InterimSender, RequestBody};
@@ -80,6 +80,14 @@ pub enum Arriving {
 }
 
 impl Arriving {
+    /// The same as a stream, whichever it is.
+    pub fn into_stream(self) -> Pin<Box<dyn BodyStream>> {
+        match self {
+            Self::Whole(bytes) => Box::pin(Again { first: Some(bytes), rest: None }),
+            Self::Stream(stream) => stream,
+        }
+    }
+
     /// As [`BodyStream::poll_chunk`].
     pub fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
         match self {

@@ -1,181 +1,21 @@
 //! End-to-end tests of the HTTP/1 connection: bytes in, bytes out, a scripted handler behind it.
 
 use crate::support::client::{Answer, Client, Ended, patient};
+use crate::support::scripted::{Fed, Server, data, later, limits, next, peer, pieces, response, text};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tiercel::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody};
+use tiercel::body::{BodyError, Chunk, ResponseBody, StoredBody};
 use tiercel::config::settings::Limits;
 use tiercel::listener::http1::serve;
-use tiercel::listener::{
-    ClientSocket, Handled, Handler, Interim, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
-};
-use tiercel::proxy::outcome::Outcome;
-use tiercel::semantics::target::Scheme;
+use tiercel::listener::{Handled, Interim, InterimSlot, Refusal, RequestBody, RequestHead};
 use tiercel::semantics::{Fields, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-// ---- the server under test ----
-
-type Script = dyn Fn(&RequestHead, RequestBody, &mut InterimSlot) -> Handled + Send + Sync;
-
-/// What the connection told its handler.
-#[derive(Debug, Default, Clone)]
-struct Told {
-    handled: Vec<String>,
-    finished: Vec<Sent>,
-    refused: Vec<Refusal>,
-    /// Connections that ended.
-    ended: usize,
-}
-
-struct Scripted {
-    script: Box<Script>,
-    told: watch::Sender<Told>,
-}
-
-impl Handler for Scripted {
-    fn handle(self: &Arc<Self>, _: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
-        self.told.send_modify(|told| told.handled.push(format!("{} {}", head.method, String::from_utf8_lossy(&head.target))));
-        (self.script)(head, body, interim)
-    }
-    fn finished(&self, _: &Peer, _: &RequestHead, _: &Outcome, sent: &Sent) {
-        self.told.send_modify(|told| told.finished.push(*sent));
-    }
-    fn refused(&self, _: &Peer, _: Option<&RequestHead>, refusal: Refusal, _: u64) {
-        self.told.send_modify(|told| told.refused.push(refusal));
-    }
-}
-
-struct Server {
-    address: SocketAddr,
-    handler: Arc<Scripted>,
-    drain: watch::Sender<bool>,
-    accepting: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
-}
-
-impl Server {
-    async fn start(
-        limits: Limits,
-        script: impl Fn(&RequestHead, RequestBody, &mut InterimSlot) -> Handled + Send + Sync + 'static,
-    ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let handler = Arc::new(Scripted { script: Box::new(script), told: watch::channel(Told::default()).0 });
-        let drain = watch::channel(false).0;
-        let (limits, shared, draining) = (Arc::new(limits), Arc::clone(&handler), drain.subscribe());
-        let accepting = tokio::spawn(async move {
-            while let Ok((stream, client)) = listener.accept().await {
-                let (limits, handler, draining) = (Arc::clone(&limits), Arc::clone(&shared), draining.clone());
-                tokio::spawn(async move {
-                    let stream = ClientSocket::new(stream.into_std().unwrap());
-                    serve(stream, peer(client, address), limits, Arc::clone(&handler), draining).await;
-                    handler.told.send_modify(|told| told.ended += 1);
-                });
-            }
-        });
-        Self { address, handler, drain, accepting }
-    }
-
-    async fn client(&self) -> Client {
-        Client::connect(self.address).await
-    }
-
-    /// Waits until what the handler was told fits.
-    async fn told(&self, fits: impl FnMut(&Told) -> bool) -> Told {
-        let mut told = self.handler.told.subscribe();
-        tokio::time::timeout(Duration::from_secs(20), told.wait_for(fits)).await.expect("it was told").expect("alive").clone()
-    }
-}
-
-fn peer(client: SocketAddr, local: SocketAddr) -> Peer {
-    Peer { client, local, worker: 0, scheme: Scheme::Http, listener: "test".into() }
-}
-
-fn limits() -> Limits {
-    let long = Duration::from_secs(60);
-    Limits {
-        connections: 1000,
-        requests_per_connection: 1000,
-        header_bytes: 8192,
-        header_count: 100,
-        url_bytes: 2048,
-        body_bytes: 64 << 20,
-        header_timeout: long,
-        idle_timeout: long,
-        body_timeout: long,
-        body_rate: 0,
-        write_timeout: long,
-        waiting: 1000,
-        rate_limit_callers: 16,
-        rate_limit_budget: std::time::Duration::from_secs(1),
-    }
-}
-
-fn response(status: u16, body: ResponseBody) -> Response {
-    let mut fields = Fields::new();
-    fields.push("x-test", "yes").unwrap();
-    Response {
-        status: StatusCode::from_u16(status).unwrap(),
-        fields: ResponseFields::Own(fields),
-        body,
-        close: false,
-        outcome: Outcome::default(),
-    }
-}
-
-fn text(body: impl Into<String>) -> Response {
-    response(200, ResponseBody::Full(Bytes::from(body.into())))
-}
-
-fn later(future: impl Future<Output = Response> + Send + 'static) -> Handled {
-    Handled::Later(Box::pin(future))
-}
-
-/// A body of prepared pieces.
-struct Pieces(VecDeque<Result<Chunk, BodyError>>);
-
-impl BodyStream for Pieces {
-    fn poll_chunk(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
-        Poll::Ready(self.0.pop_front())
-    }
-}
-
-fn pieces(length: Option<u64>, pieces: impl IntoIterator<Item = Result<Chunk, BodyError>>) -> ResponseBody {
-    ResponseBody::Stream { length, stream: Box::pin(Pieces(pieces.into_iter().collect())) }
-}
-
-fn data(bytes: &'static str) -> Result<Chunk, BodyError> {
-    Ok(Chunk::Data(Bytes::from_static(bytes.as_bytes())))
-}
-
-/// A body that a test feeds as it goes.
-struct Fed(mpsc::UnboundedReceiver<Result<Chunk, BodyError>>);
-
-impl BodyStream for Fed {
-    fn poll_chunk(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
-        self.0.poll_recv(context)
-    }
-}
-
-async fn next(body: &mut RequestBody) -> Option<Result<Chunk, BodyError>> {
-    match body {
-        RequestBody::Empty | RequestBody::Full(_) => None,
-        RequestBody::Stream { stream, .. } => std::future::poll_fn(|context| stream.as_mut().poll_chunk(context)).await,
-    }
+async fn start(limits: Limits, script: impl Fn(&RequestHead, RequestBody, &mut InterimSlot) -> Handled + Send + Sync + 'static) -> Server {
+    Server::start(limits, |c| serve(c.socket, c.peer, c.limits, c.handler, c.draining), script).await
 }
 
 /// Answers with what was asked, fields and all, once the body is there.
@@ -196,11 +36,11 @@ fn echo(head: &RequestHead, mut body: RequestBody) -> Handled {
 }
 
 async fn echo_server() -> Server {
-    Server::start(limits(), |head, body, _| echo(head, body)).await
+    start(limits(), |head, body, _| echo(head, body)).await
 }
 
 async fn hello_server(limits: Limits) -> Server {
-    Server::start(limits, |_, _, _| Handled::Ready(text("hello"))).await
+    start(limits, |_, _, _| Handled::Ready(text("hello"))).await
 }
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -300,7 +140,7 @@ fn refusals() -> Vec<(&'static str, String, u16, &'static str)> {
 async fn what_two_parsers_could_read_differently_is_refused_and_the_connection_closed() {
     for (row, bytes, status, reason) in refusals() {
         let server = echo_server().await;
-        let mut client = server.client().await;
+        let mut client = Client::connect(server.address).await;
         // A second request behind it must not be answered, whatever the first is taken for.
         client.send(format!("{bytes}{GET}")).await;
         client.finish_sending().await;
@@ -351,7 +191,7 @@ async fn what_is_read_in_one_way_only_reaches_the_handler_normalised() {
         ("GET with a body", "GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", "GET / 1.1\ncontent-length: 5\r\n\nhello|"),
     ] {
         let server = echo_server().await;
-        let mut client = server.client().await;
+        let mut client = Client::connect(server.address).await;
         assert_eq!(client.ask(bytes).await.text(), expected, "{row}");
         // The connection goes on exactly behind the request.
         assert_eq!(client.ask(GET).await.text(), "GET / 1.1\nhost: x\r\n\n|", "{row}");
@@ -375,7 +215,7 @@ fn every_refusal_has_a_row_in_the_document() {
 async fn pipelined_requests_are_answered_in_order_though_the_first_takes_longer() {
     let (release, released) = oneshot::channel::<()>();
     let released = Mutex::new(Some(released));
-    let server = Server::start(limits(), move |head, _, _| {
+    let server = start(limits(), move |head, _, _| {
         let target = String::from_utf8_lossy(&head.target).into_owned();
         match released.lock().take() {
             Some(released) => later(async move {
@@ -386,7 +226,7 @@ async fn pipelined_requests_are_answered_in_order_though_the_first_takes_longer(
         }
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send("GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\n\r\n").await;
     server.told(|told| told.handled.len() == 1).await;
     release.send(()).unwrap();
@@ -398,7 +238,7 @@ async fn pipelined_requests_are_answered_in_order_though_the_first_takes_longer(
 #[tokio::test]
 async fn a_burst_of_pipelined_requests_and_a_request_byte_by_byte_are_answered() {
     let server = hello_server(limits()).await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(GET.repeat(200)).await;
     for _ in 0..200 {
         assert_eq!(client.answer(false).await.unwrap().text(), "hello");
@@ -418,7 +258,7 @@ async fn connections_persist_as_version_and_fields_say() {
         ("GET / HTTP/1.0\r\n\r\n", Some("close"), false),
         ("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", Some("keep-alive"), true),
     ] {
-        let mut client = server.client().await;
+        let mut client = Client::connect(server.address).await;
         let answer = client.ask(request).await;
         assert_eq!((answer.field("connection"), answer.text()), (connection, "hello"));
         if persists {
@@ -432,7 +272,7 @@ async fn connections_persist_as_version_and_fields_say() {
 #[tokio::test]
 async fn the_last_request_that_a_connection_may_carry_is_answered_with_close() {
     let server = hello_server(Limits { requests_per_connection: 2, ..limits() }).await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     assert_eq!(client.ask(GET).await.field("connection"), None);
     client.send(GET.repeat(3)).await;
     assert_eq!(client.answer(false).await.unwrap().field("connection"), Some("close"));
@@ -443,13 +283,13 @@ async fn the_last_request_that_a_connection_may_carry_is_answered_with_close() {
 
 #[tokio::test]
 async fn answers_without_a_body_have_none_and_the_next_follows() {
-    let server = Server::start(limits(), |head, _, _| {
+    let server = start(limits(), |head, _, _| {
         let body = ResponseBody::Full(Bytes::from_static(b"never sent"));
         let status = String::from_utf8_lossy(&head.target[1..]).parse().unwrap();
         Handled::Ready(response(status, body))
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     for (request, expected) in [
         ("HEAD /200 HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\nx-test: yes\r\ncontent-length: 10\r\n\r\n"),
         ("GET /204 HTTP/1.1\r\n\r\n", "HTTP/1.1 204 No Content\r\nx-test: yes\r\n\r\n"),
@@ -463,7 +303,7 @@ async fn answers_without_a_body_have_none_and_the_next_follows() {
 
 #[tokio::test]
 async fn streamed_answers_are_framed_for_the_client_that_asks() {
-    let server = Server::start(limits(), |head, _, _| {
+    let server = start(limits(), |head, _, _| {
         let length = (&head.target[..] == b"/known").then_some(6);
         let mut trailers = Fields::new();
         trailers.push("x-sum", "1").unwrap();
@@ -484,7 +324,7 @@ async fn streamed_answers_are_framed_for_the_client_that_asks() {
         ("GET /unknown HTTP/1.0\r\nConnection: keep-alive\r\n", "x-test: yes\r\nconnection: close\r\n\r\nabcdef"),
         ("HEAD /unknown HTTP/1.1\r\n", "x-test: yes\r\n\r\n"),
     ] {
-        let mut client = server.client().await;
+        let mut client = Client::connect(server.address).await;
         client.send(format!("{request}\r\n")).await;
         client.finish_sending().await;
         assert_eq!(String::from_utf8(client.rest().await).unwrap(), format!("HTTP/1.1 200 OK\r\n{expected}"), "{request}");
@@ -497,12 +337,12 @@ async fn streamed_answers_are_framed_for_the_client_that_asks() {
 async fn the_head_and_each_piece_go_out_as_they_come() {
     let (feed, fed) = mpsc::unbounded_channel();
     let fed = Mutex::new(Some(fed));
-    let server = Server::start(limits(), move |_, _, _| {
+    let server = start(limits(), move |_, _, _| {
         let stream = Box::pin(Fed(fed.lock().take().unwrap()));
         Handled::Ready(response(200, ResponseBody::Stream { length: None, stream }))
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(GET).await;
     assert!(client.until("\r\n\r\n").await.unwrap().starts_with("HTTP/1.1 200"));
     for piece in ["first", "second"] {
@@ -515,7 +355,7 @@ async fn the_head_and_each_piece_go_out_as_they_come() {
 
 #[tokio::test]
 async fn a_body_that_ends_wrongly_never_looks_whole() {
-    let server = Server::start(limits(), |head, _, _| {
+    let server = start(limits(), |head, _, _| {
         let (length, pieces_of) = match &head.target[..] {
             b"/fails" => (None, vec![data("abc"), Err(BodyError::Truncated)]),
             b"/short" => (Some(9), vec![data("abc")]),
@@ -527,14 +367,14 @@ async fn a_body_that_ends_wrongly_never_looks_whole() {
     .await;
     for (target, error) in [("/fails", BodyError::Truncated), ("/short", BodyError::Truncated), ("/long", BodyError::Malformed)] {
         let before = server.handler.told.borrow().finished.len();
-        let mut client = server.client().await;
+        let mut client = Client::connect(server.address).await;
         let answer = client.ask(format!("GET {target} HTTP/1.1\r\n\r\n")).await;
         assert_eq!((answer.whole, answer.text()), (false, "abc"), "{target}");
         let told = server.told(|told| told.finished.len() > before).await;
         assert_eq!(told.finished[before].aborted, Some(error));
     }
     // Without framing only a reset tells an HTTP/1.0 client.
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send("GET /fails HTTP/1.0\r\n\r\n").await;
     let end = loop {
         match client.ended().await {
@@ -550,11 +390,11 @@ async fn a_large_stored_body_reaches_a_client_that_reads_late() {
     let segments: Vec<Bytes> = (0..400u32).map(|i| Bytes::from(vec![i as u8; 20_000])).collect();
     let expected = segments.concat()[5..7_999_990].to_vec();
     let body = Arc::new(StoredBody::new(&segments));
-    let server = Server::start(limits(), move |_, _, _| {
+    let server = start(limits(), move |_, _, _| {
         Handled::Ready(response(206, ResponseBody::Stored { body: Arc::clone(&body), start: 5, end: 7_999_990 }))
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(GET).await;
     server.told(|told| told.handled.len() == 1).await;
     let answer = client.answer(false).await.unwrap();
@@ -568,8 +408,8 @@ async fn a_stored_body_that_is_wanted_back_is_let_go_of_by_slow_clients() {
     let (kept, gone) = (Arc::clone(&body), Arc::downgrade(&body));
     let length = body.length();
     let answer = move || response(200, ResponseBody::Stored { body: Arc::clone(&kept), start: 0, end: length });
-    let server = Server::start(limits(), move |_, _, _| Handled::Ready(answer())).await;
-    let mut client = server.client().await;
+    let server = start(limits(), move |_, _, _| Handled::Ready(answer())).await;
+    let mut client = Client::connect(server.address).await;
     client.send(GET).await;
     client.until("\r\n\r\n").await.expect("a head");
     assert_eq!(gone.strong_count(), 3, "the test, the handler, the connection");
@@ -587,12 +427,12 @@ async fn a_stored_body_that_is_wanted_back_is_let_go_of_by_slow_clients() {
 async fn a_client_that_expects_100_gets_it_when_the_body_is_read_and_not_before() {
     let post = "POST / HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
     let server = echo_server().await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     assert_eq!(client.ask(post).await.head, "HTTP/1.1 100 Continue\r\n\r\n");
     assert!(client.ask("hello").await.text().ends_with("hello|"));
 
     let server = hello_server(limits()).await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     let answer = client.ask(post).await;
     assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
     assert_eq!(client.ended().await, Ended::Closed);
@@ -600,7 +440,7 @@ async fn a_client_that_expects_100_gets_it_when_the_body_is_read_and_not_before(
 
 /// Answers at once, with the body as it comes.
 async fn streaming_echo_server(limits: Limits) -> Server {
-    Server::start(limits, |_, body, _| match body {
+    start(limits, |_, body, _| match body {
         RequestBody::Stream { length, stream } => Handled::Ready(response(200, ResponseBody::Stream { length, stream })),
         RequestBody::Empty | RequestBody::Full(_) => Handled::Ready(text("")),
     })
@@ -611,7 +451,7 @@ async fn streaming_echo_server(limits: Limits) -> Server {
 async fn a_body_that_is_first_read_once_its_answer_began_is_taken_without_100() {
     let head = "POST / HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
     let server = streaming_echo_server(limits()).await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(head).await;
     let answer = client.until("\r\n\r\n").await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
@@ -620,7 +460,7 @@ async fn a_body_that_is_first_read_once_its_answer_began_is_taken_without_100() 
 
     // One that sends nothing is not waited for longer than for any other body.
     let server = streaming_echo_server(Limits { body_timeout: Duration::from_millis(50), ..limits() }).await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(head).await;
     client.until("\r\n\r\n").await.unwrap();
     client.ended().await;
@@ -629,7 +469,7 @@ async fn a_body_that_is_first_read_once_its_answer_began_is_taken_without_100() 
 
     // One that leaves is noticed.
     let server = streaming_echo_server(limits()).await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(head).await;
     client.until("\r\n\r\n").await.unwrap();
     drop(client);
@@ -640,7 +480,7 @@ async fn a_body_that_is_first_read_once_its_answer_began_is_taken_without_100() 
 #[tokio::test]
 async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
     let server = hello_server(limits()).await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     let inner = "GET /smuggled HTTP/1.1\r\n\r\n";
     client.send(format!("POST /outer HTTP/1.1\r\nContent-Length: {}\r\n\r\n{inner}{GET}", inner.len())).await;
     assert_eq!(client.answer(false).await.unwrap().text(), "hello");
@@ -648,7 +488,7 @@ async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
     assert_eq!(server.told(|told| told.handled.len() >= 2).await.handled, ["POST /outer", "GET /"]);
 
     // Too long to be thrown away: the answer says so, and arrives though the client goes on sending.
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send("POST /long HTTP/1.1\r\nContent-Length: 300000\r\n\r\n").await;
     let answer = client.answer(false).await.unwrap();
     assert_eq!((answer.text(), answer.field("connection")), ("hello", Some("close")));
@@ -658,7 +498,7 @@ async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
 
 #[tokio::test]
 async fn answer_and_request_body_flow_at_the_same_time() {
-    let server = Server::start(limits(), |_, mut body, _| {
+    let server = start(limits(), |_, mut body, _| {
         let (feed, fed) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(chunk) = next(&mut body).await {
@@ -668,7 +508,7 @@ async fn answer_and_request_body_flow_at_the_same_time() {
         Handled::Ready(response(200, ResponseBody::Stream { length: None, stream: Box::pin(Fed(fed)) }))
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     assert!(client.until("\r\n\r\n").await.is_some());
     for round in 0..50 {
@@ -683,7 +523,7 @@ async fn answer_and_request_body_flow_at_the_same_time() {
 
 #[tokio::test]
 async fn a_large_upload_arrives_whole_through_a_slow_reader() {
-    let server = Server::start(limits(), |_, mut body, _| {
+    let server = start(limits(), |_, mut body, _| {
         later(async move {
             let mut sum = 0;
             while let Some(Ok(Chunk::Data(data))) = next(&mut body).await {
@@ -694,7 +534,7 @@ async fn a_large_upload_arrives_whole_through_a_slow_reader() {
         })
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     let upload = vec![3u8; 8 << 20];
     client.send(format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n", upload.len())).await;
     client.send(&upload).await;
@@ -709,7 +549,7 @@ async fn a_request_cut_short_is_an_error_and_is_answered() {
         ("Content-Len", "head-truncated"),
     ] {
         let server = echo_server().await;
-        let mut client = server.client().await;
+        let mut client = Client::connect(server.address).await;
         client.send(format!("POST / HTTP/1.1\r\n{rest}")).await;
         client.finish_sending().await;
         assert_eq!(client.answer(false).await.unwrap().status, 400);
@@ -721,7 +561,7 @@ async fn a_request_cut_short_is_an_error_and_is_answered() {
 
 #[tokio::test]
 async fn interim_responses_go_before_the_final_one_and_to_http_1_1_only() {
-    let server = Server::start(limits(), |_, _, interim| {
+    let server = start(limits(), |_, _, interim| {
         let sender = interim.sender();
         later(async move {
             for link in ["</a>", "</b>"] {
@@ -733,14 +573,14 @@ async fn interim_responses_go_before_the_final_one_and_to_http_1_1_only() {
         })
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(GET).await;
     for expected in ["HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nlink: </b>\r\n\r\n"] {
         assert_eq!(client.answer(false).await.unwrap().head, expected);
     }
     assert_eq!(client.answer(false).await.unwrap().text(), "final");
 
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     assert_eq!(client.ask("GET / HTTP/1.0\r\n\r\n").await.text(), "final");
 }
 
@@ -751,9 +591,8 @@ async fn after_101_bytes_pass_both_ways_until_both_sides_ended() {
     let (near, far) = tokio::io::duplex(4096);
     let near = Mutex::new(Some(near));
     let server =
-        Server::start(limits(), move |_, _, _| Handled::Ready(response(101, ResponseBody::Tunnel(Box::new(near.lock().take().unwrap())))))
-            .await;
-    let mut client = server.client().await;
+        start(limits(), move |_, _, _| Handled::Ready(response(101, ResponseBody::Tunnel(Box::new(near.lock().take().unwrap()))))).await;
+    let mut client = Client::connect(server.address).await;
     client.send(format!("{UPGRADE}early ")).await;
     assert_eq!(client.until("\r\n\r\n").await.unwrap(), "HTTP/1.1 101 Switching Protocols\r\nx-test: yes\r\nconnection: upgrade\r\n\r\n");
     client.send("later").await;
@@ -772,13 +611,13 @@ async fn after_101_bytes_pass_both_ways_until_both_sides_ended() {
 #[tokio::test]
 async fn bytes_sent_ahead_of_a_declined_upgrade_are_not_read_as_http() {
     let server = hello_server(limits()).await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(format!("{UPGRADE}GET /smuggled HTTP/1.1\r\n\r\n")).await;
     assert_eq!(client.answer(false).await.unwrap().text(), "hello");
     assert_eq!(client.ended().await, Ended::Closed);
     assert_eq!(server.told(|told| told.ended == 1).await.handled, ["GET /chat"]);
 
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     assert_eq!(client.ask(UPGRADE).await.text(), "hello");
     assert_eq!(client.ask(GET).await.text(), "hello");
 }
@@ -787,7 +626,7 @@ async fn bytes_sent_ahead_of_a_declined_upgrade_are_not_read_as_http() {
 async fn clients_that_offer_h2c_keep_their_connection_and_may_go_on_at_once() {
     let offer = "GET /offer HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
     let server = hello_server(limits()).await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(format!("{offer}{offer}{GET}")).await;
     for _ in 0..3 {
         let answer = client.answer(false).await.unwrap();
@@ -806,7 +645,7 @@ async fn what_begins_in_an_ignored_protocol_is_never_read_as_a_request() {
         ("h2c, \"", "GET /smuggled HTTP/1.1\r\n\r\n", None),
     ] {
         let server = hello_server(limits()).await;
-        let mut client = server.client().await;
+        let mut client = Client::connect(server.address).await;
         client.send(format!("GET /a HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: {protocols}\r\n\r\n{bytes}")).await;
         assert_eq!(client.answer(false).await.unwrap().text(), "hello", "{protocols}");
         if let Some(status) = status {
@@ -824,7 +663,7 @@ async fn what_begins_in_an_ignored_protocol_is_never_read_as_a_request() {
 async fn a_client_that_closed_its_sending_side_is_still_answered() {
     let (release, released) = oneshot::channel::<()>();
     let released = Mutex::new(Some(released));
-    let server = Server::start(limits(), move |_, _, _| {
+    let server = start(limits(), move |_, _, _| {
         let released = released.lock().take().unwrap();
         later(async move {
             _ = released.await;
@@ -832,7 +671,7 @@ async fn a_client_that_closed_its_sending_side_is_still_answered() {
         })
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(GET).await;
     client.finish_sending().await;
     server.told(|told| told.handled.len() == 1).await;
@@ -844,7 +683,7 @@ async fn a_client_that_closed_its_sending_side_is_still_answered() {
 #[tokio::test]
 async fn a_client_that_resets_the_connection_cancels_its_request() {
     let (alive, mut cancelled) = mpsc::channel::<()>(1);
-    let server = Server::start(limits(), move |_, _, _| {
+    let server = start(limits(), move |_, _, _| {
         let alive = alive.clone();
         later(async move {
             let _alive = alive;
@@ -852,7 +691,7 @@ async fn a_client_that_resets_the_connection_cancels_its_request() {
         })
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(GET).await;
     server.told(|told| told.handled.len() == 1).await;
     client.reset();
@@ -871,8 +710,8 @@ async fn slow_heads_and_bodies_get_408_and_idle_connections_a_quiet_close() {
         (Limits { header_timeout: short, ..long.clone() }, "GET / HTTP/1.1\r\nHo", 408, "header-timeout"),
         (Limits { body_timeout: short, ..long.clone() }, "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhe", 408, "body-timeout"),
     ] {
-        let server = Server::start(limits, |head, body, _| echo(head, body)).await;
-        let mut client = server.client().await;
+        let server = start(limits, |head, body, _| echo(head, body)).await;
+        let mut client = Client::connect(server.address).await;
         assert_eq!(client.ask(bytes).await.status, status);
         assert_eq!(client.ended().await, Ended::Closed);
         assert_eq!(server.told(|told| !told.refused.is_empty()).await.refused, [Refusal { status, reason }]);
@@ -880,7 +719,7 @@ async fn slow_heads_and_bodies_get_408_and_idle_connections_a_quiet_close() {
     let server = hello_server(Limits { idle_timeout: short, ..long }).await;
     // An empty line behind a request is nothing to complain about.
     for (ended, request) in [GET.to_owned(), format!("{GET}\r\n")].iter().enumerate() {
-        let (mut client, answer) = patient(|| server.client(), request).await;
+        let (mut client, answer) = patient(|| Client::connect(server.address), request).await;
         assert_eq!(answer.text(), "hello");
         assert_eq!(client.ended().await, Ended::Closed);
         assert!(server.told(|told| told.ended > ended).await.refused.is_empty());
@@ -889,7 +728,7 @@ async fn slow_heads_and_bodies_get_408_and_idle_connections_a_quiet_close() {
 
 /// Sends `opening` and then `drip` every second of a paused clock until the connection answers; after how many seconds.
 async fn dripped_until_refused(limits: Limits, opening: &str, drip: &str) -> (u64, String) {
-    let server = Server::start(limits.clone(), |head, body, _| echo(head, body)).await;
+    let server = start(limits.clone(), |head, body, _| echo(head, body)).await;
     let (near, mut far) = tokio::io::duplex(1 << 16);
     let drain = watch::channel(false).1;
     let began = tokio::time::Instant::now();
@@ -921,7 +760,7 @@ async fn heads_and_bodies_that_drip_come_to_an_end() {
 #[tokio::test(start_paused = true)]
 async fn a_body_at_the_rate_may_take_its_time() {
     let slow = Limits { body_timeout: Duration::from_secs(20), body_rate: 100, ..limits() };
-    let server = Server::start(slow.clone(), |head, body, _| echo(head, body)).await;
+    let server = start(slow.clone(), |head, body, _| echo(head, body)).await;
     let (near, mut far) = tokio::io::duplex(1 << 16);
     let drain = watch::channel(false).1;
     tokio::spawn(serve(near, peer(server.address, server.address), Arc::new(slow), Arc::clone(&server.handler), drain));
@@ -939,7 +778,7 @@ async fn a_body_at_the_rate_may_take_its_time() {
 
 #[tokio::test]
 async fn a_connection_that_idled_long_enough_to_give_its_buffers_back_goes_on() {
-    let server = Server::start(limits(), |head, body, _| echo(head, body)).await;
+    let server = start(limits(), |head, body, _| echo(head, body)).await;
     let (near, mut far) = tokio::io::duplex(1 << 16);
     let drain = watch::channel(false).1;
     tokio::time::pause();
@@ -960,11 +799,11 @@ async fn a_connection_that_idled_long_enough_to_give_its_buffers_back_goes_on() 
 
 #[tokio::test]
 async fn a_client_that_stops_reading_is_dropped() {
-    let server = Server::start(Limits { write_timeout: Duration::from_millis(50), ..limits() }, |_, _, _| {
+    let server = start(Limits { write_timeout: Duration::from_millis(50), ..limits() }, |_, _, _| {
         Handled::Ready(response(200, ResponseBody::Full(Bytes::from(vec![0; 32 << 20]))))
     })
     .await;
-    let mut client = server.client().await;
+    let mut client = Client::connect(server.address).await;
     client.send(GET).await;
     let told = server.told(|told| told.ended == 1).await;
     assert_eq!(told.finished[0].aborted, Some(BodyError::Detached));
@@ -975,7 +814,7 @@ async fn a_client_that_stops_reading_is_dropped() {
 async fn draining_closes_idle_connections_and_answers_busy_ones_with_close() {
     let (release, released) = oneshot::channel::<()>();
     let released = Mutex::new(Some(released));
-    let server = Server::start(limits(), move |head, _, _| match &head.target[..] {
+    let server = start(limits(), move |head, _, _| match &head.target[..] {
         b"/busy" => {
             let released = released.lock().take().unwrap();
             later(async move {
@@ -986,7 +825,7 @@ async fn draining_closes_idle_connections_and_answers_busy_ones_with_close() {
         _ => Handled::Ready(text("idle")),
     })
     .await;
-    let (mut idle, mut busy) = (server.client().await, server.client().await);
+    let (mut idle, mut busy) = (Client::connect(server.address).await, Client::connect(server.address).await);
     assert_eq!(idle.ask(GET).await.text(), "idle");
     busy.send("GET /busy HTTP/1.1\r\n\r\n").await;
     server.told(|told| told.handled.len() == 2).await;
@@ -1000,18 +839,18 @@ async fn draining_closes_idle_connections_and_answers_busy_ones_with_close() {
 
 #[tokio::test]
 async fn a_panic_fails_its_request_and_nothing_else() {
-    let server = Server::start(limits(), |head, _, _| match &head.target[..] {
+    let server = start(limits(), |head, _, _| match &head.target[..] {
         b"/at-once" => panic!("scripted"),
         b"/later" => later(async { panic!("scripted") }),
         _ => Handled::Ready(text("hello")),
     })
     .await;
     for target in ["/at-once", "/later"] {
-        let mut client = server.client().await;
+        let mut client = Client::connect(server.address).await;
         let answer: Answer = client.ask(format!("GET {target} HTTP/1.1\r\n\r\n")).await;
         assert_eq!((answer.status, answer.field("connection")), (500, Some("close")));
     }
-    assert_eq!(server.client().await.ask(GET).await.text(), "hello");
+    assert_eq!(Client::connect(server.address).await.ask(GET).await.text(), "hello");
     assert_eq!(server.handler.told.borrow().refused, [Refusal { status: 500, reason: "panic" }; 2]);
 }
 

@@ -304,7 +304,14 @@ struct Echo(Shared);
 
 async fn serve_ours(stream: DuplexStream, parsed: Shared) {
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-    let peer = Peer { client: address, local: address, worker: 0, scheme: Scheme::Http, listener: "test".into() };
+    let peer = Peer {
+        client: address,
+        local: address,
+        worker: 0,
+        scheme: Scheme::Http,
+        listener: "test".into(),
+        protocol: tiercel::listener::Protocol::Http1,
+    };
     let drain = watch::Sender::new(false);
     http1::serve(stream, peer, Arc::new(limits()), Arc::new(Echo(parsed)), drain.subscribe()).await;
 }
@@ -359,6 +366,7 @@ fn limits() -> Limits {
         waiting: 1,
         rate_limit_callers: 16,
         rate_limit_budget: std::time::Duration::from_secs(1),
+        compression_threads: 1,
     }
 }
 

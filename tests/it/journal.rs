@@ -13,17 +13,7 @@ use tiercel::semantics::reuse::Validity;
 const NOW: Now = Now { wall_ms: 1_795_299_066_123, mono_ms: 5000 };
 
 fn journal() -> Journal {
-    Journal::new(&settings::Purge {
-        receipts: 1000,
-        selectors_per_call: 100,
-        map_capacity: 1000,
-        fold_slots: 64,
-        unsafe_methods: true,
-        keys_per_response: 256,
-        key_bytes: 1024,
-        recovery: std::time::Duration::ZERO,
-        rate_limit: None,
-    })
+    Journal::new(&settings::PurgeBounds { receipts: 1000, map_capacity: 1000, fold_slots: 64, recovery: std::time::Duration::ZERO })
 }
 
 /// `http://shop.test:8080/a/b?q` of site `shop`.

@@ -330,6 +330,7 @@ fn record(log: &AccessLog, target: &str) {
         worker: 0,
         scheme: Scheme::Http,
         listener: "http".into(),
+        protocol: tiercel::listener::Protocol::Http1,
     };
     let mut fields = Fields::new();
     fields.append(name::HOST, "shop.example").unwrap();

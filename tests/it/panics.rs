@@ -87,7 +87,7 @@ async fn served(origin: &Origin) -> Served {
     let metrics = Metrics::new(settings.server.workers);
     let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).expect("a writable folder"));
     let live = Live::new(settings.clone(), None, &metrics);
-    let proxy = Proxy::new(&settings, live, Arc::new(Journal::new(&settings.purge)), Arc::clone(&metrics), access_log);
+    let proxy = Proxy::new(&settings, live, Arc::new(Journal::new(&settings.purge.bounds)), Arc::clone(&metrics), access_log);
     let (handler, limits) = (Arc::new(Faulty(proxy)), Arc::new(settings.limits.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
@@ -95,7 +95,14 @@ async fn served(origin: &Origin) -> Served {
     let draining = drain.subscribe();
     tokio::spawn(async move {
         while let Ok((stream, client)) = listener.accept().await {
-            let peer = Peer { client, local: address, worker: 0, scheme: Scheme::Http, listener: "test".into() };
+            let peer = Peer {
+                client,
+                local: address,
+                worker: 0,
+                scheme: Scheme::Http,
+                listener: "test".into(),
+                protocol: tiercel::listener::Protocol::Http1,
+            };
             let stream = ClientSocket::new(stream.into_std().expect("a socket of ours"));
             tokio::spawn(serve(stream, peer, Arc::clone(&limits), Arc::clone(&handler), draining.clone()));
         }

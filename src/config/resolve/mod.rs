@@ -1,6 +1,7 @@
 //! Raw into settings. The only place that knows defaults, and the only one that may look at both.
 
 mod cache;
+mod compression;
 mod fields;
 mod journal;
 mod key;
@@ -33,7 +34,7 @@ const MEMORY_AUTO_SHARE: f64 = 0.60;
 /// Less is not enough for the process itself.
 const MEMORY_MIN: u64 = 16 << 20;
 /// Most worker threads.
-const WORKERS_MAX: u64 = 1024;
+const THREADS_MAX: u64 = 1024;
 /// Longest token or other secret.
 const SECRET_BYTES_MAX: usize = 4096;
 /// Longest file with a secret, white space included.
@@ -91,7 +92,7 @@ fn server(raw: &RawServer, report: &mut Report) -> Server {
     }
     let mut table = Table::new(report, "server");
     Server {
-        workers: workers(raw.workers.as_ref(), &mut table),
+        workers: threads("workers", raw.workers.as_ref(), machine::cores(), &mut table),
         drain_delay: table.duration("drain_delay", raw.drain_delay.as_ref(), Duration::ZERO),
         drain_timeout: table.duration("drain_timeout", raw.drain_timeout.as_ref(), secs(30)),
         runtime: match raw.runtime {
@@ -104,13 +105,13 @@ fn server(raw: &RawServer, report: &mut Report) -> Server {
     }
 }
 
-fn workers(raw: Option<&RawWorkers>, table: &mut Table<'_>) -> usize {
-    let Some(RawWorkers(value)) = raw else { return machine::cores() };
+fn threads(key: &str, raw: Option<&RawWorkers>, auto: usize, table: &mut Table<'_>) -> usize {
+    let Some(RawWorkers(value)) = raw else { return auto };
     match value.as_u64() {
-        Some(count) if (1..=WORKERS_MAX).contains(&count) => count as usize,
-        None if value == "auto" => machine::cores(),
+        Some(count) if (1..=THREADS_MAX).contains(&count) => count as usize,
+        None if value == "auto" => auto,
         _ => {
-            table.wrong("workers", "not a number of threads", value, "1 to 1024, or \"auto\"", "write \"auto\" for one per core");
+            table.wrong(key, "not a number of threads", value, "1 to 1024, or \"auto\"", "write \"auto\" for what the cores are good for");
             1
         }
     }
@@ -118,7 +119,8 @@ fn workers(raw: Option<&RawWorkers>, table: &mut Table<'_>) -> usize {
 
 fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Listener> {
     if raw.is_empty() {
-        return vec![Listener { name: "http".into(), address: SocketAddr::from(([127, 0, 0, 1], 8080)), kind: ListenerKind::Clients }];
+        let address = SocketAddr::from(([127, 0, 0, 1], 8080));
+        return vec![Listener { name: "http".into(), address, kind: ListenerKind::Clients, h2c: false }];
     }
     let listener = |(name, raw): (&String, &RawListener)| {
         let path = join("listeners", name);
@@ -128,7 +130,7 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             return None;
         };
         let address = net::address(&join(&path, "address"), address, report)?;
-        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients })
+        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, h2c: raw.h2c.unwrap_or(false) })
     };
     raw.iter().filter_map(listener).collect()
 }
@@ -245,6 +247,7 @@ fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
         write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), secs(30)),
         waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
         rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, 65_536, 16..=100_000_000),
+        compression_threads: threads("compression_threads", raw.compression_threads.as_ref(), (machine::cores() - 1).max(1), &mut t),
         rate_limit_budget: t.timeout("rate_limit_budget", raw.rate_limit_budget.as_ref(), Duration::from_millis(25)),
     }
 }
@@ -276,15 +279,19 @@ fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
     let rate_limit = limit::purge(raw, report);
     let mut t = Table::new(report, "purge");
     Purge {
-        rate_limit,
-        recovery: t.duration("recovery", raw.recovery.as_ref(), secs(60)),
-        receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
+        bounds: PurgeBounds {
+            receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
+            map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
+            fold_slots: t.count("fold_slots", raw.fold_slots, 16_384, 16..=100_000_000) as usize,
+            recovery: t.duration("recovery", raw.recovery.as_ref(), secs(60)),
+        },
+        keys: KeyBounds {
+            keys_per_response: t.count("keys_per_response", raw.keys_per_response, 256, 1..=65_536) as usize,
+            key_bytes: t.size("key_bytes", raw.key_bytes.as_ref(), KIB, 1..=64 * KIB) as usize,
+        },
         selectors_per_call: t.count("selectors_per_call", raw.selectors_per_call, 100, 1..=100_000) as usize,
-        map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
-        fold_slots: t.count("fold_slots", raw.fold_slots, 16_384, 16..=100_000_000) as usize,
         unsafe_methods: !is_off,
-        keys_per_response: t.count("keys_per_response", raw.keys_per_response, 256, 1..=65_536) as usize,
-        key_bytes: t.size("key_bytes", raw.key_bytes.as_ref(), KIB, 1..=64 * KIB) as usize,
+        rate_limit,
     }
 }
 

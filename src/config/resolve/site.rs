@@ -1,7 +1,7 @@
 //! Sites and their routes.
 
 use super::fields::{self, Edits};
-use super::{cache, label, limit, matching, net, redis};
+use super::{cache, compression, label, limit, matching, net, redis};
 use crate::config::DEFAULT;
 use crate::config::files::read_bytes;
 use crate::config::raw::{RawAcceptEncoding, RawConfig, RawRateLimit, RawRedirect, RawRespond, RawRoute, RawSite, RouteKeys};
@@ -38,6 +38,7 @@ struct Base {
     x_cache: bool,
     log_query: bool,
     rate_limit: Option<RateLimit>,
+    compression: compression::Base,
 }
 
 impl Default for Base {
@@ -59,6 +60,7 @@ impl Default for Base {
             x_cache: false,
             log_query: false,
             rate_limit: None,
+            compression: compression::Base::default(),
         }
     }
 }
@@ -96,6 +98,8 @@ impl Base {
             Some(RawAcceptEncoding::Identity) => AcceptEncoding::Identity,
             Some(RawAcceptEncoding::Forward) => AcceptEncoding::Forward,
         };
+        base.compression.apply(&join(at, "compression"), raw.compression, report);
+        base.cache.compression = base.compression.resolved();
         base.cache_status = raw.cache_status.unwrap_or(base.cache_status);
         base.show_key = raw.show_key.unwrap_or(base.show_key);
         base.x_cache = raw.x_cache.unwrap_or(base.x_cache);

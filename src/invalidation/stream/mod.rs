@@ -83,10 +83,10 @@ impl Stream {
             Settings {
                 name: own.node.clone(),
                 policy: policy(own),
-                trust_ms: ms(own.trust),
-                repair_ms: ms(own.repair),
-                forget_after_ms: ms(own.forget_after),
-                receipts: settings.purge.receipts,
+                trust_ms: clock::ms(own.trust),
+                repair_ms: clock::ms(own.repair),
+                forget_after_ms: clock::ms(own.forget_after),
+                receipts: settings.purge.bounds.receipts,
             },
             Instance(rand::random()),
             Arc::clone(&journal),
@@ -116,7 +116,7 @@ impl Stream {
                     metrics,
                     inputs,
                     read,
-                    trust_ms: ms(trust),
+                    trust_ms: clock::ms(trust),
                     reconnected_at,
                     foreign_logged,
                 };
@@ -189,14 +189,10 @@ impl Stream {
 
 fn policy(own: &settings::Journal) -> Policy {
     match own.on_cutoff {
-        OnCutoff::Serve => Policy::Serve { at_most_ms: own.serve_at_most.map(ms) },
+        OnCutoff::Serve => Policy::Serve { at_most_ms: own.serve_at_most.map(clock::ms) },
         OnCutoff::Revalidate => Policy::Revalidate,
         OnCutoff::Bypass => Policy::Bypass,
     }
-}
-
-fn ms(length: Duration) -> u64 {
-    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 struct Driver {

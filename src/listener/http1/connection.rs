@@ -7,7 +7,7 @@ use super::held::Held;
 use super::intake::Intake;
 use super::parse::{HeadExtent, HeadScan};
 use super::write::{self, Frame, Framing};
-use super::{ANSWERS_IN_A_ROW, FIRST_REQUEST_WAIT, LINGER_BYTES, LINGER_TIME, READ_BYTES, TRIM_AFTER, bad, framing, parse};
+use super::{ANSWERS_IN_A_ROW, FIRST_REQUEST_WAIT, LINGER_BYTES, LINGER_TIME, Preface, READ_BYTES, TRIM_AFTER, bad, framing, parse};
 use crate::body::{BodyError, BodyStream, ResponseBody, Tunnel};
 use crate::clock;
 use crate::config::settings::Limits;
@@ -40,6 +40,8 @@ pub(super) enum Next {
     Abort {
         reset: bool,
     },
+    /// It is no connection of HTTP/1: what was read stands in the buffer.
+    HandOver,
 }
 
 /// What waiting for more of a head came to.
@@ -89,6 +91,7 @@ pub(super) struct Connection<S, H> {
     /// While there are buffers.
     held: Option<Held>,
     scan: HeadScan,
+    preface: Preface,
     pub head: RequestHead,
     /// Whether `head` is that of the request under way.
     head_is_whole: bool,
@@ -108,7 +111,14 @@ where
     S: Socket,
     H: Handler,
 {
-    pub fn new(io: S, peer: Peer, limits: Arc<Limits>, handler: Arc<H>, drain: tokio::sync::watch::Receiver<bool>) -> Self {
+    pub fn new(
+        io: S,
+        peer: Peer,
+        limits: Arc<Limits>,
+        handler: Arc<H>,
+        drain: tokio::sync::watch::Receiver<bool>,
+        preface: Preface,
+    ) -> Self {
         Self {
             io,
             peer,
@@ -118,6 +128,7 @@ where
             buffer: BytesMut::new(),
             held: None,
             scan: HeadScan::default(),
+            preface,
             head: RequestHead { method: Method::GET, target: Vec::new(), minor_version: 1, fields: Fields::new() },
             head_is_whole: false,
             out: Vec::new(),
@@ -128,14 +139,18 @@ where
         }
     }
 
-    pub async fn run(&mut self) {
+    /// What the last request came to.
+    pub async fn run(&mut self) -> Next {
         let last = loop {
             match self.request().await {
                 Next::Request => {}
                 last => break last,
             }
         };
-        Box::pin(self.end(last)).await;
+        if last != Next::HandOver {
+            Box::pin(self.end(last)).await;
+        }
+        last
     }
 
     /// One request, from its first byte to the last of its answer.
@@ -157,6 +172,7 @@ where
         };
         let plan = match self.take_head(extent) {
             Ok(plan) => plan,
+            Err(_) if self.begins_http2() => return Next::HandOver,
             Err(refusal) => return Box::pin(self.refuse(refusal)).await,
         };
         self.served += 1;
@@ -167,6 +183,10 @@ where
             tokio::task::yield_now().await;
         }
         next
+    }
+
+    fn begins_http2(&self) -> bool {
+        self.preface == Preface::HandedOver && self.served == 0 && self.buffer.starts_with(HTTP2)
     }
 
     fn take_head(&mut self, extent: HeadExtent) -> Result<RequestPlan, Refusal> {
@@ -436,7 +456,7 @@ where
             // Closing a plain socket says the same as shutting it down; TLS has a close of its own.
             Next::Close if tls => _ = tokio::time::timeout(LINGER_TIME, self.io.shutdown()).await,
             Next::Abort { reset: true } => self.io.reset_on_close(),
-            Next::Request | Next::Close | Next::Abort { .. } => {}
+            Next::Request | Next::Close | Next::Abort { .. } | Next::HandOver => {}
         }
     }
 
@@ -458,4 +478,6 @@ where
 
 /// A handler that panicked: its request fails, nothing else.
 pub(super) const PANIC: Refusal = Refusal { status: 500, reason: "panic" };
+/// The part of HTTP/2's preface that looks like a request head; `SM` and two line ends follow.
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 const HEADER_TIMEOUT: Refusal = Refusal { status: 408, reason: "header-timeout" };

@@ -131,6 +131,7 @@ pub(super) mod tests {
             waiting: 100,
             rate_limit_callers: 16,
             rate_limit_budget: std::time::Duration::from_secs(1),
+            compression_threads: 1,
         }
     }
 

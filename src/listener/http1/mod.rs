@@ -22,8 +22,9 @@ mod pace;
 pub mod parse;
 pub mod write;
 
-use super::{Handler, Peer, Refusal, Socket};
+use super::{Handler, Peer, Refusal, Socket, Unread};
 use crate::config::settings::Limits;
+use connection::Next;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,7 +56,35 @@ where
     S: Socket,
     H: Handler,
 {
-    connection::Connection::new(stream, peer, limits, handler, drain).run().await;
+    connection::Connection::new(stream, peer, limits, handler, drain, Preface::Refused).run().await;
+}
+
+/// As [`serve`], unless the client begins with the preface of HTTP/2 (RFC 9113 §3.4): then its socket comes back as if
+/// nothing had been read of it.
+pub async fn serve_unless_http2<S, H>(
+    stream: S,
+    peer: Peer,
+    limits: Arc<Limits>,
+    handler: Arc<H>,
+    drain: tokio::sync::watch::Receiver<bool>,
+) -> Option<Unread<S>>
+where
+    S: Socket,
+    H: Handler,
+{
+    let mut connection = connection::Connection::new(stream, peer, limits, handler, drain, Preface::HandedOver);
+    match connection.run().await {
+        Next::HandOver => Some(Unread::new(connection.buffer.freeze(), connection.io)),
+        _ => None,
+    }
+}
+
+/// What becomes of a connection that begins with the preface of HTTP/2. To us it reads as a whole request head of a
+/// version that is not spoken here, so that looking for it costs requests nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Preface {
+    Refused,
+    HandedOver,
 }
 
 /// A request that cannot be understood in one way only.

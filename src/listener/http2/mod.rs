@@ -4,13 +4,15 @@
 //! itself. A stream that is reset drops the work for it. Interim responses (1xx) do not go out: hyper has no way for
 //! them; they are counted.
 //!
-//! For now it is spoken between nodes ([`crate::shield`]), without TLS and by prior knowledge (RFC 9113 §3.3).
+//! In plain text it is spoken by prior knowledge (RFC 9113 §3.3): between nodes ([`crate::shield`]), and on listeners that
+//! allow it, where [`http1`](super::http1) sees the preface and hands the socket over. An Upgrade to h2c is not taken: RFC
+//! 9113 knows it no more.
 
 mod answer;
 mod request;
 
 use crate::config::settings::Limits;
-use crate::listener::{Handler, Peer, Socket};
+use crate::listener::{Handler, Peer, Protocol, Socket};
 use crate::observe::metrics::Bound;
 use answer::Outgoing;
 use hyper::server::conn::http2::Builder;
@@ -107,11 +109,12 @@ impl<H: Handler> Shared<H> {
 }
 
 /// Serves one connection to its end.
-pub async fn serve<S, H>(io: S, peer: Peer, limits: Arc<Limits>, bounds: Bounds, handler: Arc<H>, mut drain: watch::Receiver<bool>)
+pub async fn serve<S, H>(io: S, mut peer: Peer, limits: Arc<Limits>, bounds: Bounds, handler: Arc<H>, mut drain: watch::Receiver<bool>)
 where
     S: Socket,
     H: Handler,
 {
+    peer.protocol = Protocol::Http2;
     let activity = Mutex::new(Activity { active: 0, served: 0, idle_since: Instant::now() });
     let shared = Arc::new(Shared { peer, limits, handler, activity, enough: Notify::new() });
     let service = {

@@ -4,7 +4,7 @@ use super::shared::{Ids, Shared};
 use super::text::{self, Member, Object, TARGET_MAX, TEXT_MAX, member};
 use crate::body::BodyError;
 use crate::config::settings::AccessFormat;
-use crate::listener::{Peer, RequestHead, Sent};
+use crate::listener::{Peer, Protocol, RequestHead, Sent};
 use crate::proxy::outcome::Outcome;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::storage::NotStored;
@@ -149,6 +149,9 @@ impl Line<'_> {
         if let Some(ttl) = outcome.ttl_ms {
             line.number(member!("ttl_ms"), ttl);
         }
+        if let Some(coding) = outcome.coding {
+            line.token(member!("coding"), coding.as_str());
+        }
     }
 
     fn json_upstream(&self, line: &mut Object<'_>) {
@@ -179,7 +182,7 @@ impl Line<'_> {
         }
         line.number(member!("http.response.status_code"), self.sent.status.as_u16());
         line.number(member!("http.response.body.bytes"), self.sent.body_bytes);
-        line.token(member!("http.version"), if self.head.minor_version == 0 { "1.0" } else { "1.1" });
+        line.token(member!("http.version"), &self.protocol()["HTTP/".len()..]);
         line.token(member!("url.scheme"), self.peer.scheme.as_str());
         if let Some(host) = self.head.fields.get(name::HOST) {
             line.text(member!("url.domain"), without_port(host), TEXT_MAX);
@@ -210,6 +213,9 @@ impl Line<'_> {
             line.boolean(member!("tiercel.stored"), outcome.stored);
             line.boolean(member!("tiercel.collapsed"), outcome.collapsed);
         }
+        if let Some(coding) = outcome.coding {
+            line.token(member!("tiercel.coding"), coding.as_str());
+        }
         line.text(member!("tiercel.site"), self.site.as_bytes(), TEXT_MAX);
         line.text(member!("tiercel.route"), self.route.as_bytes(), TEXT_MAX);
         line.text(member!("tiercel.listener"), self.peer.listener.as_bytes(), TEXT_MAX);
@@ -232,9 +238,10 @@ impl Line<'_> {
     }
 
     const fn protocol(&self) -> &'static str {
-        match self.head.minor_version {
-            0 => "HTTP/1.0",
-            _ => "HTTP/1.1",
+        match (self.peer.protocol, self.head.minor_version) {
+            (Protocol::Http2, _) => "HTTP/2",
+            (Protocol::Http1, 0) => "HTTP/1.0",
+            (Protocol::Http1, _) => "HTTP/1.1",
         }
     }
 
@@ -291,6 +298,7 @@ const fn aborted(error: BodyError) -> &'static str {
         BodyError::ClientLeft => "client_left",
         BodyError::TooLarge => "body_too_large",
         BodyError::OtherVersion => "other_version",
+        BodyError::NotCoded => "not_coded",
     }
 }
 

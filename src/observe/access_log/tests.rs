@@ -1,5 +1,6 @@
 use super::*;
 use crate::body::BodyError;
+use crate::listener::Protocol;
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::{CacheResult, Source, Timing};
 use crate::semantics::cache_status::Forward;
@@ -20,6 +21,7 @@ fn peer(worker: usize) -> Peer {
         worker,
         scheme: Scheme::Http,
         listener: "http".into(),
+        protocol: Protocol::Http1,
     }
 }
 

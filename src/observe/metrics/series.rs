@@ -114,6 +114,8 @@ series! {
         "Revalidations in the background, by outcome.";
     BLOCKS = Counter "tiercel_cache_blocks_total" ["outcome"]
         "Blocks of large responses that answers were made of, by where they came from.";
+    CODED = Counter "tiercel_compress_total" ["coding", "source"]
+        "Answers in a coding of ours, by where the form came from.";
     EARLY_REFRESHES = Counter "tiercel_cache_early_refreshes_total" []
         "Revalidations in the background that were begun before the end of freshness (cache.early_refresh).";
     LEADERS = Counter "tiercel_coalesce_leaders_total" []

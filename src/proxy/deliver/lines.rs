@@ -47,7 +47,7 @@ pub fn line(lines: &mut impl Lines, name: Name, value: &[u8]) {
     lines.add(name, value);
 }
 
-/// Age, Cache-Status, Via, X-Cache: what every answer from the origin or a store gets.
+/// Age, Cache-Status, Vary, Via, X-Cache: what every answer from the origin or a store gets.
 pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Option<u64>, outcome: &Outcome) {
     if let Some(age_ms) = age_ms {
         line(lines, name::AGE, itoa::Buffer::new().format(age_ms / 1000).as_bytes());
@@ -56,6 +56,9 @@ pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Opt
     if route.cache_status {
         let status = outcome.cache_status(route.show_key.then_some(key));
         lines.add_written(name::CACHE_STATUS, |value| status.write(&routed.node, value));
+    }
+    if outcome.negotiated {
+        line(lines, name::VARY, name::ACCEPT_ENCODING.as_str().as_bytes());
     }
     add_own_lines(lines, routed, outcome);
 }

@@ -25,6 +25,8 @@ pub enum Asked {
 /// Decides about one of [`DECIDED`]; where the answer is [`Asked::Written`], its value is appended to `out`.
 pub fn write_asked(field: Name, request: &Fields, policy: &CachePolicy, out: &mut Vec<u8>) -> Asked {
     match field {
+        // What we code ourselves is asked for without a coding, so that one stored response is for everybody.
+        name::ACCEPT_ENCODING if policy.compression.is_some() => write("identity", out),
         name::ACCEPT_ENCODING => match policy.accept_encoding {
             AcceptEncoding::Forward => Asked::AsSent,
             AcceptEncoding::Normalise if accepts_gzip(request) => write("gzip", out),

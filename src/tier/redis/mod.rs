@@ -8,18 +8,16 @@
 //! long bodies segments under a name of their own. The head is written last and makes the response visible; it replaces
 //! another only if its fetch began later.
 
-mod breaker;
 mod queue;
 mod usage;
 
-pub use breaker::Breaker;
 pub use queue::{Records, Segments, Write};
 pub use usage::{Usage, usage};
 
 use crate::clock;
 use crate::config::settings;
 use crate::observe::metrics::{Metrics, TierLookup};
-use crate::redis::{FromRedisValue, Link, Redis, RedisError, Use, cmd};
+use crate::redis::{Breaker, FromRedisValue, Link, Redis, RedisError, Use, cmd};
 use bytes::Bytes;
 use moka::sync::Cache;
 use queue::Queue;

@@ -1,10 +1,9 @@
 //! Writing behind: what is stored waits in a bounded queue for a thread of its own, and nobody waits for that.
 
-use super::Breaker;
 use crate::clock;
 use crate::config::settings;
 use crate::observe::metrics::{Metrics, TierWrite};
-use crate::redis::{Link, Redis, RedisError, Script, Use, cmd, pipe};
+use crate::redis::{Breaker, Link, Redis, RedisError, Script, Use, cmd, pipe};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -197,7 +196,7 @@ impl Writer {
     /// Segments first, the head last.
     async fn store(&self, records: Records) -> Result<(TierWrite, u64), RedisError> {
         let Records { head, primary, segments, began_at, keep, written } = records;
-        let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).max(1);
+        let keep_ms = clock::ms(keep).max(1);
         let longer_ms = keep_ms.saturating_add(DELIVERY_MAX.as_millis() as u64);
         let mut bytes = (head.1.len() + primary.1.len()) as u64;
         match segments {

@@ -2,24 +2,14 @@
 
 use super::freshness::fields;
 use tiercel::cache::{GROUPS_MAX, Tags, named_groups};
-use tiercel::config::settings::Purge;
+use tiercel::config::settings::KeyBounds;
 use tiercel::invalidation::selector::group_hash;
 use tiercel::semantics::name;
 
 const ORIGIN: &str = "https://a.example";
 
-fn limits() -> Purge {
-    Purge {
-        receipts: 1,
-        selectors_per_call: 1,
-        map_capacity: 1,
-        fold_slots: 1,
-        unsafe_methods: true,
-        keys_per_response: 1,
-        key_bytes: 1,
-        recovery: std::time::Duration::ZERO,
-        rate_limit: None,
-    }
+fn limits() -> KeyBounds {
+    KeyBounds { keys_per_response: 1, key_bytes: 1 }
 }
 
 fn groups(lines: &[&str]) -> Vec<u128> {

@@ -83,7 +83,7 @@ impl HitPath {
         let metrics = Metrics::new(settings.server.workers);
         let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).expect("off, or a file that is there"));
         let live = Live::new(settings.clone(), None, &metrics);
-        let proxy = Proxy::new(&settings, live, Arc::new(Journal::new(&settings.purge)), metrics, access_log);
+        let proxy = Proxy::new(&settings, live, Arc::new(Journal::new(&settings.purge.bounds)), metrics, access_log);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let path = Self { runtime, proxy, limits: Arc::new(settings.limits.clone()), drain: watch::Sender::new(false) };
         path.warm();
@@ -132,7 +132,14 @@ impl HitPath {
         let heard = Arc::new(Mutex::new(Heard { answers: 0, last: Vec::with_capacity(4096) }));
         let client = Client { request: request.as_bytes(), rest: b"", left: count, waited: false, before_each, heard: Arc::clone(&heard) };
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let peer = Peer { client: address, local: address, worker: 0, scheme: Scheme::Http, listener: "bench".into() };
+        let peer = Peer {
+            client: address,
+            local: address,
+            worker: 0,
+            scheme: Scheme::Http,
+            listener: "bench".into(),
+            protocol: tiercel::listener::Protocol::Http1,
+        };
         (http1::serve(client, peer, Arc::clone(&self.limits), Arc::clone(&self.proxy), self.drain.subscribe()), heard)
     }
 }

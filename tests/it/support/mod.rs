@@ -4,10 +4,12 @@
 pub mod address;
 pub mod client;
 pub mod fleet;
+pub mod h2;
 pub mod hit;
 pub mod link;
 pub mod origin;
 pub mod process;
 pub mod redis;
 pub mod resource;
+pub mod scripted;
 pub mod server;

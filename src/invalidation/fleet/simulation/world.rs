@@ -6,7 +6,7 @@ use super::super::protocol::{Answer, Command, Found, Instance, Policy, Read, Tic
 use super::super::{Action, Event, Faults, Fleet, Note, Settings};
 use super::chance::Chance;
 use super::redis::{Data, Redis};
-use crate::config::settings;
+use crate::config::settings::PurgeBounds;
 use crate::invalidation::journal::Order;
 use crate::invalidation::model::LedgerFaults;
 use crate::invalidation::selector::{group_hash, key_hash, union};
@@ -604,19 +604,14 @@ impl World {
         if self.nodes[node].process.is_some() {
             return;
         }
-        let settings = settings::Purge {
+        let bounds = PurgeBounds {
             receipts: 40,
-            selectors_per_call: 100,
             map_capacity: if self.chance.one_in(4) { 3 } else { 1000 },
             fold_slots: 64,
-            unsafe_methods: true,
-            keys_per_response: 256,
-            key_bytes: 1024,
             recovery: std::time::Duration::ZERO,
-            rate_limit: None,
         };
         let ledger = LedgerFaults { soft_overwrites_hard: self.fault == Fault::SoftOverwritesHard, fold_forgets: false };
-        let journal = Arc::new(Journal::with_faults(&settings, Order::Fleet { tell_unsafe: true }, ledger));
+        let journal = Arc::new(Journal::with_faults(&bounds, Order::Fleet { tell_unsafe: true }, ledger));
         let instance = Instance(u128::from(self.chance.next()));
         let settings = Settings {
             name: self.nodes[node].name.clone(),

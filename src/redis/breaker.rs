@@ -1,4 +1,4 @@
-//! Keeps a tier out while it does not answer.
+//! Leaves a Redis alone while it does not answer, so that not every request waits for it.
 //!
 //! ```text
 //! closed --failures in a row--> open --wait over--> a probe is due --answered--> closed

@@ -1,0 +1,92 @@
+//! What is coded here, and how.
+
+use super::table::Table;
+use crate::config::raw::{RawCoding, RawCompression};
+use crate::config::report::Report;
+use crate::config::shape::join;
+use crate::semantics::coding::Coding;
+use crate::semantics::fields::is_token_byte;
+use crate::semantics::policy::Compression;
+use std::sync::Arc;
+
+/// What the levels around a route have set so far.
+#[derive(Debug, Clone, Default)]
+pub struct Base {
+    enabled: bool,
+    how: Compression,
+}
+
+/// Types of one route; each costs time on every request.
+const TYPES_MAX: usize = 64;
+
+impl Base {
+    /// `None` where nothing is coded.
+    pub fn resolved(&self) -> Option<Arc<Compression>> {
+        self.enabled.then(|| Arc::new(self.how.clone()))
+    }
+
+    pub fn apply(&mut self, at: &str, raw: &RawCompression, report: &mut Report) {
+        let (raw, how) = (&raw.0, &mut self.how);
+        self.enabled = raw.enabled.unwrap_or(self.enabled);
+        how.sensitive = raw.sensitive.unwrap_or(how.sensitive);
+        if let Some(codings) = &raw.codings {
+            how.codings = distinct(&join(at, "codings"), codings, report);
+        }
+        if let Some(types) = &raw.types {
+            how.types = checked_types(&join(at, "types"), types, report);
+        }
+        let mut table = Table::new(report, at);
+        how.min_bytes = table.size("min_size", raw.min_size.as_ref(), how.min_bytes, 1..=1 << 30);
+        let at = join(at, "level");
+        let mut table = Table::new(report, &at);
+        let mut level = |key, raw, level: &mut u8, bounds| *level = table.count(key, raw, u64::from(*level), bounds) as u8; // 19 at most
+        level("gzip", raw.level.gzip, &mut how.level.gzip, 1..=9);
+        level("br", raw.level.br, &mut how.level.brotli, 0..=11);
+        level("zstd", raw.level.zstd, &mut how.level.zstd, 1..=19);
+    }
+}
+
+fn distinct(at: &str, raw: &[RawCoding], report: &mut Report) -> Vec<Coding> {
+    let codings: Vec<Coding> = raw
+        .iter()
+        .map(|coding| match coding {
+            RawCoding::Gzip => Coding::Gzip,
+            RawCoding::Br => Coding::Brotli,
+            RawCoding::Zstd => Coding::Zstd,
+        })
+        .collect();
+    for (index, coding) in codings.iter().enumerate().filter(|(index, coding)| codings[..*index].contains(coding)) {
+        let found = format!("\"{}\"", coding.as_str());
+        report.problem(&format!("{at}[{index}]"), "named twice", found, "each coding once", "remove it here or there");
+    }
+    if codings.is_empty() && !report.is_removed(at) {
+        report.problem(at, "no coding at all", "[]", "\"zstd\", \"br\", \"gzip\"", "write compression = false to code nothing");
+    }
+    codings
+}
+
+fn checked_types(at: &str, types: &[String], report: &mut Report) -> Vec<String> {
+    for (index, text) in types.iter().enumerate().filter(|(_, text)| !is_type(text)) {
+        let found = format!("\"{text}\"");
+        let allowed = "\"text/html\", \"text/*\" for a kind, \"*+json\" for a suffix";
+        report.problem(&format!("{at}[{index}]"), "not a content type", found, allowed, "correct it, or remove it");
+    }
+    if types.len() > TYPES_MAX {
+        report.problem(
+            at,
+            "too many",
+            types.len().to_string(),
+            format!("at most {TYPES_MAX}"),
+            "name kinds (\"text/*\") or suffixes (\"*+json\")",
+        );
+    }
+    types.iter().map(|text| text.to_ascii_lowercase()).collect()
+}
+
+fn is_type(text: &str) -> bool {
+    let is_name = |name: &str| !name.is_empty() && !name.contains('*') && name.bytes().all(is_token_byte);
+    match text.strip_prefix("*+") {
+        Some(suffix) => is_name(suffix),
+        None => text.split_once('/').is_some_and(|(kind, sub)| is_name(kind) && (sub == "*" || is_name(sub))),
+    }
+}
