@@ -6,7 +6,7 @@
 
 use super::super::Position;
 use super::super::receipt::NodeState;
-use super::protocol::{Member, Policy, Server};
+use super::protocol::{Instance, Member, Policy, Server};
 use std::collections::BTreeMap;
 
 /// A node, and since when its heartbeat stands.
@@ -69,8 +69,9 @@ impl Members {
         }
     }
 
-    pub(super) fn forget(&mut self, name: &str) {
-        self.by_name.remove(name);
+    /// Gives the life that was known.
+    pub(super) fn forget(&mut self, name: &str) -> Option<Instance> {
+        self.by_name.remove(name).map(|seen| seen.member.instance)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Seen> {

@@ -285,12 +285,14 @@ impl Fleet {
             Event::Answered(ticket, answer) => self.answered(ticket, answer, now, &mut actions),
             Event::Failed(ticket, why) => self.failed(ticket, &why, now, &mut actions),
             Event::Forget(name) => {
-                self.members.forget(&name);
-                self.send(UnderWay::Leave, Command::Leave { name, instance: None }, &mut actions);
+                // The life that is known here: it may be back by now, and then purges have to wait for it.
+                if let Some(instance) = self.members.forget(&name) {
+                    self.send(UnderWay::Leave, Command::Leave { name, instance }, &mut actions);
+                }
             }
             Event::Leave => {
                 self.leaving = true;
-                let command = Command::Leave { name: self.settings.name.clone(), instance: Some(self.instance) };
+                let command = Command::Leave { name: self.settings.name.clone(), instance: self.instance };
                 self.send(UnderWay::Leave, command, &mut actions);
             }
         }
@@ -609,6 +611,7 @@ impl Fleet {
             actions.push(Action::Note(Note::Foreign { entries: found.foreign }));
         }
         let (purges, unsafe_methods) = (self.apply(found.purges, now, actions), self.apply_unsafe(&found.unsafe_methods, now));
+        self.own.read_to(self.applied, now.mono_ms);
         if purges.is_ok() {
             self.read.read_to.0 = self.read.read_to.0.max(found.read_to.0);
         }
@@ -651,7 +654,7 @@ impl Fleet {
             match self.journal.apply(&entry, now) {
                 Ok(()) => {
                     (self.applied, self.witness) = (entry.position, Some(entry.purge.id));
-                    if self.own.placed(entry.purge.id, entry.position, now.mono_ms, &self.journal) {
+                    if self.own.placed(entry.purge.id, entry.position, true, now.mono_ms, &self.journal) {
                         actions.push(Action::Told(entry.purge.id));
                     }
                 }
@@ -692,7 +695,7 @@ impl Fleet {
         if self.faults.own_entry_out_of_order && position > self.applied {
             self.go_to(position, self.unsafe_applied, false, now);
         }
-        if self.own.placed(id, position, now.mono_ms, &self.journal) {
+        if self.own.placed(id, position, false, now.mono_ms, &self.journal) {
             actions.push(Action::Told(id));
         }
         self.beat.next_at = now.mono_ms;

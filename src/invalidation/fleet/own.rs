@@ -33,10 +33,12 @@ enum Place {
         at: u64,
     },
     Asked,
-    /// In the current epoch; known since this boot-time ms.
+    /// In the current epoch; known since this boot-time ms. `is_read`: this node has read it there, so that it would miss it. Until
+    /// then a failover may lose it and nobody here notices; others would seem to have applied it by what comes in its place.
     At {
         position: Position,
         known_at: u64,
+        is_read: bool,
     },
 }
 
@@ -90,11 +92,21 @@ impl Own {
         }
     }
 
-    /// It has its place in the current epoch. The first that is known counts: the same purge may be there twice. Gives
+    /// What has been read up to here is read: whoever was to be there, and was not, is to be appended again.
+    pub(super) fn read_to(&mut self, applied: Position, now_ms: u64) {
+        for issued in &mut self.oldest_first {
+            if matches!(issued.place, Place::At { position, is_read: false, .. } if position <= applied) {
+                issued.place = Place::Wanted { at: now_ms };
+            }
+        }
+    }
+
+    /// It has its place in the current epoch. The first that was read counts: the same purge may be there twice. Gives
     /// whether its receipt has changed.
-    pub(super) fn placed(&mut self, id: PurgeId, position: Position, now_ms: u64, journal: &Journal) -> bool {
-        let Some(issued) = self.find(id).filter(|issued| !matches!(issued.place, Place::At { .. })) else { return false };
-        issued.place = Place::At { position, known_at: now_ms };
+    pub(super) fn placed(&mut self, id: PurgeId, position: Position, is_read: bool, now_ms: u64, journal: &Journal) -> bool {
+        let is_news = |place: Place| !matches!(place, Place::At { is_read: read_before, .. } if read_before || !is_read);
+        let Some(issued) = self.find(id).filter(|issued| is_news(issued.place)) else { return false };
+        issued.place = Place::At { position, known_at: now_ms, is_read };
         journal.change_receipt(id, |receipt| {
             receipt.position = position;
             receipt.acknowledged = "fleet";
@@ -125,7 +137,7 @@ impl Own {
     ) -> Vec<PurgeId> {
         let mut told = Vec::new();
         for issued in self.oldest_first.iter_mut().filter(|issued| !issued.complete) {
-            let Place::At { position, known_at } = issued.place else { continue };
+            let Place::At { position, known_at, is_read: true } = issued.place else { continue };
             if question.sent < known_at {
                 continue;
             }
