@@ -23,5 +23,6 @@ pub mod server;
 pub mod shield;
 pub mod sync;
 pub mod tier;
+pub mod tls;
 pub mod transform;
 pub mod upstream;

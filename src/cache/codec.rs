@@ -247,6 +247,14 @@ const SETS_COOKIE: u8 = 4;
 /// from 1, as Lua does.
 pub const BEGAN_AT: usize = ENVELOPE + 1;
 
+/// Where in a head record the id of its body stands, likewise: after three numbers and two positions of three each.
+pub const BODY_AT: usize = BEGAN_AT + 8 * (3 + 2 * 3);
+
+/// The id of a body as it stands in a head record.
+pub fn body_of(id: &[u8]) -> Option<u128> {
+    id.try_into().ok().map(u128::from_le_bytes)
+}
+
 /// Makes a head record; `name` is where it will be kept.
 pub fn encode_head(seal: &Seal, name: &[u8], head: &StoredHead, times: Times, plan: &BodyPlan, first: &[u8]) -> Vec<u8> {
     let facts = &head.facts;

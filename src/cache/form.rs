@@ -10,9 +10,19 @@ use crate::coalesce::pinned::Kept;
 use crate::semantics::coding::{Coding, coded_fields};
 use crate::semantics::policy::Compression;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// How much work a form is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// What a client waits for.
+    Fast,
+    /// What is sent so often that it pays.
+    High,
+}
 
 /// A response in one coding.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Form {
     pub coding: Coding,
     /// That of the source, with fields that are true of the form.
@@ -20,12 +30,20 @@ pub struct Form {
     kept: Kept,
     /// Bytes of it.
     pub length: u64,
+    pub effort: Effort,
+    /// Answers that it was, about.
+    pub hits: AtomicU32,
 }
 
 impl Form {
-    pub fn new(source: &StoredHead, coding: Coding, kept: Kept, length: u64) -> Self {
+    pub fn new(source: &StoredHead, coding: Coding, kept: Kept, length: u64, effort: Effort) -> Self {
         let head = Arc::new(source.with_fields(coded_fields(&source.fields, coding, Some(length))));
-        Self { coding, head, kept, length }
+        Self { coding, head, kept, length, effort, hits: AtomicU32::new(0) }
+    }
+
+    fn under(&self, source: &StoredHead) -> Self {
+        let hits = AtomicU32::new(self.hits.load(Ordering::Relaxed));
+        Self { hits, ..Self::new(source, self.coding, self.kept.clone(), self.length, self.effort) }
     }
 
     pub const fn body(&self) -> &Arc<StoredBody> {
@@ -43,7 +61,7 @@ impl Form {
 pub struct Forms {
     /// By which they were made.
     pub policy: Arc<Compression>,
-    forms: Box<[Form]>,
+    forms: Box<[Arc<Form>]>,
     /// A form was made and saved too little: none is kept, and none is made again.
     pub not_worth_it: bool,
 }
@@ -57,27 +75,28 @@ impl Forms {
     /// Those that are there by the same policy, with one more.
     pub fn with(there: Option<&Self>, policy: Arc<Compression>, form: Form) -> Self {
         let others = there.filter(|there| *there.policy == *policy).map_or(&[][..], |there| &there.forms);
-        let others = others.iter().filter(|other| other.coding != form.coding).cloned();
-        Self { forms: others.chain([form.clone()]).collect(), policy, not_worth_it: false }
+        let coding = form.coding;
+        let others = others.iter().filter(|other| other.coding != coding).cloned();
+        Self { forms: others.chain([Arc::new(form)]).collect(), policy, not_worth_it: false }
     }
 
     /// The same bytes under an updated head of the source.
     pub fn under(&self, source: &StoredHead) -> Self {
-        let forms = self.forms.iter().map(|form| Form::new(source, form.coding, form.kept.clone(), form.length)).collect();
+        let forms = self.forms.iter().map(|form| Arc::new(form.under(source))).collect();
         Self { policy: Arc::clone(&self.policy), forms, not_worth_it: self.not_worth_it }
     }
 
-    pub fn get(&self, coding: Coding) -> Option<&Form> {
+    pub fn get(&self, coding: Coding) -> Option<&Arc<Form>> {
         self.forms.iter().find(|form| form.coding == coding)
     }
 
     /// For people: coding and bytes of each.
     pub fn iter(&self) -> impl Iterator<Item = &Form> {
-        self.forms.iter()
+        self.forms.iter().map(|form| &**form)
     }
 
     /// Bytes that they cost the process.
     pub fn memory(&self) -> usize {
-        size_of::<Self>() + 2 * ALLOCATION + self.forms.iter().map(Form::memory).sum::<usize>()
+        size_of::<Self>() + 2 * ALLOCATION + self.forms.iter().map(|form| form.memory()).sum::<usize>()
     }
 }

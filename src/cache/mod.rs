@@ -9,7 +9,7 @@ mod tags;
 mod variants;
 mod vary_memory;
 
-pub use form::{Form, Forms};
+pub use form::{Effort, Form, Forms};
 pub use request_counts::{Counted, RequestCounts};
 pub use search_rules::SearchRules;
 pub use stored_response::{Blocks, Content, StoredHead, StoredResponse, subject};

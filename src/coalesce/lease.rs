@@ -3,88 +3,98 @@
 //! Who is about to fetch asks for the lease of what it fetches. Who gets it leads for the fleet: it renews the lease while
 //! it fetches, and ends it with an outcome at the head of the response, which is published and kept for a moment. Who does
 //! not get it waits for the outcome, woken by it, or for the lease to lapse, which it does soon after its holder died; and
-//! never longer than [`Terms::wait`]. Redis slow or gone is no failure: everybody goes on alone, collapsed per node as ever.
+//! never longer than [`settings::Lease::wait`]. Redis slow or gone is no failure: everybody goes on alone, collapsed per node as ever.
+//!
+//! An outcome is published only where somebody waits for it, so that a fetch nobody else wants costs the others nothing.
 //!
 //! Invariant: nobody renews or ends a lease that is not its own: both compare a token that is new for each lease.
 
 use crate::clock;
-use crate::redis::{Link, Message, Redis, RedisError, Script, Use};
+use crate::config::settings;
+pub use crate::observe::metrics::LeaseEnded as Ended;
+use crate::observe::metrics::Metrics;
+use crate::redis::{FromRedisValue, Link, Message, Redis, RedisError, Script, Use};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-/// How a fetch ended, as far as those who wait for it have to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// The response is in Redis.
-    Stored,
-    /// It may not be shared: everybody goes on alone.
-    Uncacheable,
-    /// It may be shared, but is larger than what Redis takes.
-    TooLarge,
-    /// Somebody else should try.
-    Failed,
+/// What came of a fetch. No two are equal: each has the token of its lease in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub ended: Ended,
+    /// As Redis keeps it: `stored 0123..`.
+    text: String,
 }
 
-impl Ended {
-    const ALL: [Self; 4] = [Self::Stored, Self::Uncacheable, Self::TooLarge, Self::Failed];
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Stored => "stored",
-            Self::Uncacheable => "uncacheable",
-            Self::TooLarge => "too_large",
-            Self::Failed => "failed",
-        }
-    }
-
+impl Outcome {
     fn parse(text: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|ended| ended.as_str().as_bytes() == text)
+        let text = std::str::from_utf8(text).ok()?;
+        let (ended, _) = text.split_once(' ')?;
+        let ended = Ended::ALL.into_iter().find(|known| known.as_str() == ended)?;
+        Some(Self { ended, text: text.to_owned() })
     }
 }
 
-/// How leases are held and waited for.
-#[derive(Debug, Clone, Copy)]
-pub struct Terms {
-    /// So long after its holder died another gets it.
-    pub ttl: Duration,
-    /// Longest wait for another's outcome.
-    pub wait: Duration,
-    /// So long an outcome is known to those who ask later.
-    pub kept: Duration,
-    /// What Redis may take for one answer.
-    pub budget: Duration,
+/// A lease that is asked for while records are read, all of one slot.
+pub struct Asking<'a> {
+    /// Name of the lease.
+    pub key: String,
+    pub records: &'a [String],
+    /// It is not taken unless so many of the first records are absent.
+    pub absent: usize,
+    /// An outcome that was of no use, and does not count.
+    pub useless: Option<&'a Outcome>,
 }
 
-/// What asking came to.
+/// What was found at the time at which the records were read, with the name of the lease.
+pub enum Claim {
+    /// This node fetches for the fleet.
+    Lead(Lease),
+    /// Nobody has it, and because of the records it was not taken.
+    Free(String),
+    /// Another fetch has it.
+    Held(String),
+    Ended(String, Outcome),
+    /// Nobody can tell.
+    Unknown,
+}
+
+/// What asking, and waiting, came to.
 pub enum Verdict {
     /// This node fetches for the fleet.
     Lead(Lease),
     /// Another node did; never [`Ended::Failed`].
-    Ended(Ended),
-    /// Nobody knows, or it took too long: fetch without a lease.
-    Alone,
+    Ended(Outcome),
+    /// Another node has it for too long: fetch without a lease.
+    TimedOut,
+    /// Redis does not say: fetch without a lease.
+    Unknown,
 }
 
 /// The leases of a fleet as one node sees them.
 pub struct Leases {
     shared: Arc<Shared>,
-    listener: AbortHandle,
+    /// Who hears outcomes, from the first question on.
+    listener: OnceLock<AbortHandle>,
 }
 
 struct Shared {
+    redis: Redis,
     link: Link,
     channel: String,
-    terms: Terms,
+    terms: settings::Lease,
+    /// What Redis may take for an answer that somebody waits for.
+    budget: Duration,
     ask: Script,
     renew: Script,
     end: Script,
     /// Those here who wait, by the name of the lease.
     waiting: Mutex<HashMap<String, Waited>>,
+    metrics: Arc<Metrics>,
 }
 
 /// A lease that is waited for here.
@@ -93,33 +103,45 @@ struct Waited {
     waiters: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum News {
     None,
-    Ended(Ended),
+    Ended(Outcome),
     /// Something may have been missed: whoever waits asks again.
     Unknown,
 }
 
-/// Takes the lease if nobody has it: `h` and the token of who has it from now on. Else what is there, and for how many more
-/// milliseconds. An outcome that is kept (`o...`) counts as nobody where the third argument says so.
+/// Reads the records behind the first key. Takes the lease unless somebody has it, or one of the first records (how many: the
+/// fourth argument) is there; an outcome that is kept (`o..`) counts as nobody if it is the third argument. Who has it is `h`
+/// and a token; `w` instead says that somebody waits, who is to be told. A Redis that takes no writes gives no leases (`?`), but
+/// records.
 const ASK: &str = "\
+local records = {}
+if #KEYS > 1 then records = redis.call('MGET', unpack(KEYS, 2)) end
 local there = redis.call('GET', KEYS[1])
-if there and not (ARGV[3] == 'anew' and string.sub(there, 1, 1) == 'o') then
-  return {there, redis.call('PTTL', KEYS[1])}
+if there and there ~= ARGV[3] then
+  local left = redis.call('PTTL', KEYS[1])
+  if string.sub(there, 1, 1) == 'h' then redis.pcall('SET', KEYS[1], 'w' .. string.sub(there, 2), 'KEEPTTL') end
+  return {there, left, records}
 end
-redis.call('SET', KEYS[1], 'h' .. ARGV[1], 'PX', ARGV[2])
-return {'h' .. ARGV[1], tonumber(ARGV[2])}";
+for i = 1, tonumber(ARGV[4]) do
+  if records[i] then return {'', 0, records} end
+end
+if redis.pcall('SET', KEYS[1], 'h' .. ARGV[1], 'PX', ARGV[2]).err then return {'?', 0, records} end
+return {'h' .. ARGV[1], tonumber(ARGV[2]), records}";
 
 const RENEW: &str = "\
-if redis.call('GET', KEYS[1]) ~= 'h' .. ARGV[1] then return 0 end
+local there = redis.call('GET', KEYS[1])
+if not there or string.sub(there, 2) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
 
 /// A failure is not kept: who asks next leads.
 const END: &str = "\
-if redis.call('GET', KEYS[1]) ~= 'h' .. ARGV[1] then return 0 end
-if ARGV[2] == 'failed' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], 'o' .. ARGV[2], 'PX', ARGV[3]) end
-redis.call('PUBLISH', ARGV[4], ARGV[2] .. ' ' .. KEYS[1])
+local there = redis.call('GET', KEYS[1])
+if not there or string.sub(there, 2) ~= ARGV[1] then return 0 end
+local outcome = ARGV[2] .. ' ' .. ARGV[1]
+if ARGV[2] == 'failed' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], 'o' .. outcome, 'PX', ARGV[3]) end
+if string.sub(there, 1, 1) == 'w' then redis.call('PUBLISH', ARGV[4], outcome .. ' ' .. KEYS[1]) end
 return 1";
 
 /// Outcomes that may wait to be read; beyond, waits end by the lapse of their lease.
@@ -130,80 +152,149 @@ const LAPSE_MARGIN: Duration = Duration::from_millis(5);
 const LAPSE_MIN_MS: u64 = 20;
 
 impl Leases {
-    /// To be called on a runtime, which then listens.
-    pub fn new(redis: &Redis, terms: Terms) -> Self {
-        let channel = redis.keys().channel("lease");
+    /// `budget`: what Redis may take for an answer that somebody waits for.
+    pub fn new(redis: &Redis, terms: settings::Lease, budget: Duration, metrics: &Arc<Metrics>) -> Self {
         let shared = Arc::new(Shared {
             link: redis.link(Use::Lease),
-            channel: channel.clone(),
+            channel: redis.keys().channel("lease"),
             terms,
+            budget,
             ask: Script::new(ASK),
             renew: Script::new(RENEW),
             end: Script::new(END),
             waiting: Mutex::default(),
+            metrics: Arc::clone(metrics),
+            redis: redis.clone(),
         });
-        let mut messages = redis.subscribe(vec![channel], MESSAGES);
-        let told = Arc::clone(&shared);
-        let listener = tokio::spawn(async move {
-            while let Some(message) = messages.next().await {
-                told.hear(&message);
-            }
-        });
-        Self { shared, listener: listener.abort_handle() }
+        Self { shared, listener: OnceLock::new() }
     }
 
-    /// Asks for a lease by the name of its key, and waits where another node has it. `anew`: an outcome that is kept was of no
-    /// use, and does not count. Cancel-safe: a lease that came too late lapses.
-    pub async fn ask(&self, key: &str, anew: bool) -> Verdict {
-        let shared = &self.shared;
-        let deadline = Instant::now() + shared.terms.wait;
-        let token = format!("{:032x}", rand::random::<u128>());
+    /// When a wait that begins now ends at the latest.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.terms.wait
+    }
+
+    /// Asks for a lease while records are read, in one round trip on a link of the asker's.
+    ///
+    /// Cancel-safe: what was taken and not given is given back.
+    pub async fn ask_along<R: FromRedisValue>(
+        &self,
+        link: &Link,
+        within: Duration,
+        asking: Asking<'_>,
+    ) -> Result<(Claim, Vec<R>), RedisError> {
+        self.listen();
+        let (claim, _, records) = self.shared.ask(link, within, asking).await?;
+        Ok((claim, records))
+    }
+
+    /// Asks for a lease by its name, and waits where another fetch has it. `useless`: an outcome that does not count.
+    ///
+    /// Cancel-safe, as [`Self::ask_along`].
+    pub async fn ask(&self, key: &str, useless: Option<&Outcome>, deadline: Instant) -> Verdict {
+        self.listen();
+        let (shared, began) = (&self.shared, Instant::now());
         // Before asking: an outcome that comes in between is heard.
         let mut wait = Wait::begin(shared, key);
-        loop {
-            let Ok((there, left_ms)) = shared.ask(key, &token, anew).await else { return Verdict::Alone };
-            match there.split_first() {
-                Some((b'h', holder)) if holder == token.as_bytes() => return Verdict::Lead(Lease::begin(shared, key, token)),
-                Some((b'h', _)) => {}
-                Some((b'o', ended)) => return Ended::parse(ended).map_or(Verdict::Alone, Verdict::Ended),
-                _ => return Verdict::Alone,
-            }
-            let lapses = Instant::now() + Duration::from_millis(u64::try_from(left_ms).unwrap_or(0).max(LAPSE_MIN_MS)) + LAPSE_MARGIN;
+        if shared.link.is_new() {
+            let _ = shared.link.ready(shared.budget).await; // the command tells
+        }
+        let verdict = loop {
+            let asking = Asking { key: key.to_owned(), records: &[], absent: 0, useless };
+            let within = shared.budget.min(deadline.saturating_duration_since(Instant::now()));
+            let lapses = match shared.ask::<()>(&shared.link, within, asking).await {
+                Ok((Claim::Lead(lease), ..)) => break Verdict::Lead(lease),
+                Ok((Claim::Ended(_, outcome), ..)) => break Verdict::Ended(outcome),
+                Ok((Claim::Held(_) | Claim::Free(_), left_ms, _)) => {
+                    Instant::now() + Duration::from_millis(u64::try_from(left_ms).unwrap_or(0).max(LAPSE_MIN_MS)) + LAPSE_MARGIN
+                }
+                Ok((Claim::Unknown, ..)) | Err(_) => break Verdict::Unknown,
+            };
             match wait.news(lapses.min(deadline)).await {
-                Some(News::Ended(Ended::Failed) | News::Unknown | News::None) => {}
-                Some(News::Ended(ended)) => return Verdict::Ended(ended),
-                None if Instant::now() >= deadline => return Verdict::Alone,
+                Some(News::Ended(outcome)) if outcome.ended != Ended::Failed && Some(&outcome) != useless => break Verdict::Ended(outcome),
+                Some(_) => {}
+                None if Instant::now() >= deadline => break Verdict::TimedOut,
                 None => {}
             }
+        };
+        if wait.was_needed {
+            shared.metrics.lease.waited(began.elapsed());
         }
+        verdict
     }
 
     /// Leases that are waited for here.
     pub fn waited_for(&self) -> usize {
         self.shared.waiting.lock().len()
     }
+
+    fn listen(&self) {
+        self.listener.get_or_init(|| {
+            let mut messages = self.shared.redis.subscribe(vec![self.shared.channel.clone()], MESSAGES);
+            let told = Arc::clone(&self.shared);
+            let listener = tokio::spawn(async move {
+                while let Some(message) = messages.next().await {
+                    told.hear(&message);
+                }
+            });
+            listener.abort_handle()
+        });
+    }
 }
 
 impl Drop for Leases {
     fn drop(&mut self) {
-        self.listener.abort();
+        if let Some(listener) = self.listener.get() {
+            listener.abort();
+        }
     }
 }
 
 impl Shared {
-    async fn ask(&self, key: &str, token: &str, anew: bool) -> Result<(Vec<u8>, i64), RedisError> {
+    /// With the milliseconds that what is there has left.
+    async fn ask<R: FromRedisValue>(
+        self: &Arc<Self>,
+        link: &Link,
+        within: Duration,
+        asking: Asking<'_>,
+    ) -> Result<(Claim, i64, Vec<R>), RedisError> {
+        let Asking { key, records, absent, useless } = asking;
+        let useless = useless.map_or_else(String::new, |outcome| format!("o{}", outcome.text));
         let ttl_ms = self.terms.ttl.as_millis().to_string();
-        self.link.script(&self.ask, &[key], &[token, &ttl_ms, if anew { "anew" } else { "" }], self.terms.budget).await
+        let mut lease = Lease::unsure(self, key);
+        let keys: Vec<_> = std::iter::once(&lease.key).chain(records).collect();
+        let arguments = [&lease.token, &ttl_ms, &useless, &absent.to_string()];
+        let answer: Result<(Vec<u8>, i64, Vec<R>), RedisError> = link.script(&self.ask, &keys, &arguments, within).await;
+        // What was not answered may have been done: then it is undone.
+        if matches!(answer, Ok(_) | Err(RedisError::Away | RedisError::Misconfigured(_))) {
+            lease.is_over = true;
+        }
+        let (there, left_ms, records) = answer?;
+        let claim = match there.split_first() {
+            Some((b'h' | b'w', holder)) if holder == lease.token.as_bytes() => Claim::Lead(lease.begin()),
+            Some((b'o', outcome)) => match Outcome::parse(outcome) {
+                Some(outcome) => Claim::Ended(lease.take_key(), outcome),
+                None => Claim::Held(lease.take_key()), // a later version's
+            },
+            Some((b'?', _)) => Claim::Unknown,
+            Some(_) => Claim::Held(lease.take_key()),
+            None => Claim::Free(lease.take_key()),
+        };
+        Ok((claim, left_ms, records))
     }
 
     /// Whether it was still its own.
     async fn renew(&self, key: &str, token: &str) -> Result<bool, RedisError> {
-        self.link.script(&self.renew, &[key], &[token, &self.terms.ttl.as_millis().to_string()], self.terms.budget).await
+        self.link.script(&self.renew, &[key], &[token, &self.terms.ttl.as_millis().to_string()], self.terms.ttl).await
     }
 
-    async fn end(&self, key: &str, token: &str, ended: Ended) -> Result<bool, RedisError> {
+    /// Whether somebody could be told. It takes as long as the lease may last, for nobody here waits.
+    async fn end(&self, key: &str, token: &str, ended: Ended) -> bool {
         let kept_ms = self.terms.kept.as_millis().to_string();
-        self.link.script(&self.end, &[key], &[token, ended.as_str(), &kept_ms, &self.channel], self.terms.budget).await
+        if self.link.is_new() {
+            let _ = self.link.ready(self.terms.ttl).await; // the command tells
+        }
+        self.link.script(&self.end, &[key], &[token, ended.as_str(), &kept_ms, &self.channel], self.terms.ttl).await.unwrap_or(false)
     }
 
     fn hear(&self, message: &Message) {
@@ -214,10 +305,10 @@ impl Shared {
                 }
             }
             Message::Published { message, .. } => {
-                let Some(at) = message.iter().position(|byte| *byte == b' ') else { return };
-                let (Some(ended), Ok(key)) = (Ended::parse(&message[..at]), std::str::from_utf8(&message[at + 1..])) else { return };
+                let Some(at) = message.iter().rposition(|byte| *byte == b' ') else { return };
+                let (Some(outcome), Ok(key)) = (Outcome::parse(&message[..at]), std::str::from_utf8(&message[at + 1..])) else { return };
                 if let Some(waited) = self.waiting.lock().get(key) {
-                    waited.news.send_replace(News::Ended(ended));
+                    waited.news.send_replace(News::Ended(outcome));
                 }
             }
         }
@@ -229,6 +320,7 @@ struct Wait<'a> {
     shared: &'a Shared,
     key: &'a str,
     news: watch::Receiver<News>,
+    was_needed: bool,
 }
 
 impl<'a> Wait<'a> {
@@ -236,14 +328,18 @@ impl<'a> Wait<'a> {
         let mut waiting = shared.waiting.lock();
         let waited = waiting.entry(key.to_owned()).or_insert_with(|| Waited { news: watch::Sender::new(News::None), waiters: 0 });
         waited.waiters += 1;
-        Self { shared, key, news: waited.news.subscribe() }
+        Self { shared, key, news: waited.news.subscribe(), was_needed: false }
     }
 
     /// What comes until then.
     async fn news(&mut self, until: Instant) -> Option<News> {
+        if !self.was_needed {
+            self.was_needed = true;
+            self.shared.metrics.lease.waiting().inc();
+        }
         tokio::select! {
             biased;
-            changed = self.news.changed() => changed.ok().map(|()| *self.news.borrow_and_update()),
+            changed = self.news.changed() => changed.ok().map(|()| self.news.borrow_and_update().clone()),
             () = sleep_until(until) => None,
         }
     }
@@ -251,6 +347,9 @@ impl<'a> Wait<'a> {
 
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
+        if self.was_needed {
+            self.shared.metrics.lease.waiting().dec();
+        }
         let mut waiting = self.shared.waiting.lock();
         if let Some(waited) = waiting.get_mut(self.key) {
             waited.waiters -= 1;
@@ -266,38 +365,78 @@ pub struct Lease {
     shared: Arc<Shared>,
     key: String,
     token: String,
-    renewal: AbortHandle,
-    /// Somebody was told.
-    told: bool,
+    renewal: Option<AbortHandle>,
+    /// What is told when it is dropped.
+    ended: Ended,
+    /// Somebody was told, or nobody has to be.
+    is_over: bool,
 }
 
 impl Lease {
-    fn begin(shared: &Arc<Shared>, key: &str, token: String) -> Self {
-        let (shared, key) = (Arc::clone(shared), key.to_owned());
-        let renewal = tokio::spawn(renew(Arc::clone(&shared), key.clone(), token.clone())).abort_handle();
-        Self { shared, key, token, renewal, told: false }
+    /// One that may or may not be got.
+    fn unsure(shared: &Arc<Shared>, key: String) -> Self {
+        let token = format!("{:032x}", rand::random::<u128>());
+        Self { shared: Arc::clone(shared), key, token, renewal: None, ended: Ended::Failed, is_over: false }
+    }
+
+    fn begin(mut self) -> Self {
+        self.is_over = false;
+        self.renewal = Some(tokio::spawn(renew(Arc::clone(&self.shared), self.key.clone(), self.token.clone())).abort_handle());
+        self
+    }
+
+    fn take_key(&mut self) -> String {
+        std::mem::take(&mut self.key)
     }
 
     /// Tells everybody who waits. False where the lease had lapsed, or Redis did not answer.
     pub async fn end(mut self, ended: Ended) -> bool {
-        self.told = true;
-        self.renewal.abort();
-        self.shared.end(&self.key, &self.token, ended).await.unwrap_or(false)
+        self.is_over = true;
+        self.stop_renewal();
+        let told = self.shared.end(&self.key, &self.token, ended).await;
+        self.count(ended, told);
+        told
+    }
+
+    /// The same without waiting for Redis.
+    pub fn tell(mut self, ended: Ended) {
+        self.ended = ended; // told when it is dropped, which is now
+    }
+
+    fn stop_renewal(&mut self) {
+        if let Some(renewal) = &self.renewal {
+            renewal.abort();
+        }
+    }
+
+    /// One that was never sure to be this node's own does not count.
+    fn count(&self, ended: Ended, told: bool) {
+        match (&self.renewal, told) {
+            (None, _) => {}
+            (Some(_), true) => self.shared.metrics.lease.ended(ended),
+            (Some(_), false) => self.shared.metrics.lease.lapsed(),
+        }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.renewal.abort();
-        if self.told {
+        self.stop_renewal();
+        if self.is_over {
             return;
         }
         // Outside of a runtime nobody can be told: it lapses.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (shared, key, token) = (Arc::clone(&self.shared), std::mem::take(&mut self.key), std::mem::take(&mut self.token));
-            runtime.spawn(async move {
-                let _ = shared.end(&key, &token, Ended::Failed).await; // else it lapses
-            });
+            let ended = self.ended;
+            let again = Self {
+                shared: Arc::clone(&self.shared),
+                key: self.take_key(),
+                token: std::mem::take(&mut self.token),
+                renewal: self.renewal.take(),
+                ended,
+                is_over: true,
+            };
+            runtime.spawn(async move { again.end(ended).await });
         }
     }
 }

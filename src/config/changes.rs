@@ -68,6 +68,10 @@ const FIXED: &[&str] = &[
     "cache.redis.queue_entries",
     "cache.redis.queue_bytes",
     "cache.redis.seal",
+    "lease.enabled",
+    "lease.wait",
+    "lease.ttl",
+    "lease.kept",
 ];
 
 /// The keys that differ, in order; or, where some of them cannot change while the process runs, those.

@@ -8,7 +8,7 @@ use super::units::{print_duration, print_rate, print_share, print_size};
 use crate::semantics::class::ClientClass;
 use crate::semantics::condition::ValueMatch;
 use crate::semantics::key::{KeyPolicy, hash128};
-use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, Compression, SetCookie, Statuses, TtlRule};
+use crate::semantics::policy::{AcceptEncoding, CachePolicy, ClientDirectives, Compression, Levels, SetCookie, Statuses, TtlRule};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
@@ -30,8 +30,9 @@ pub fn effective(settings: &Settings) -> Value {
             "drain_timeout": print_duration(s.server.drain_timeout),
             "trusted_proxies": networks(&s.server.trusted_proxies),
             "lenient_path": s.server.lenient_path,
+            "certificate_poll": s.server.certificate_poll.map_or_else(|| "off".to_owned(), print_duration),
         },
-        "listeners": s.listeners.iter().map(|l| (l.name.clone(), json!({"address": l.address.to_string(), "h2c": l.h2c}))).collect::<Map<_, _>>(),
+        "listeners": s.listeners.iter().map(|l| (l.name.clone(), listener(l))).collect::<Map<_, _>>(),
         "admin": admin(&s.admin),
         "metrics": {"address": address(s.metrics.address)},
         "memory": memory(&s.memory),
@@ -41,10 +42,38 @@ pub fn effective(settings: &Settings) -> Value {
         "sites": s.sites.iter().map(|site| (site.name.clone(), print_site(site))).collect::<Map<_, _>>(),
         "purge": purge(s),
         "shield": shield(&s.shield),
+        "lease": lease(&s.lease),
         "journal": journal(&s.journal),
         "log": log(&s.log),
         "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
     })
+}
+
+fn listener(listener: &Listener) -> Value {
+    let mut table =
+        json!({"address": listener.address.to_string(), "h2c": listener.h2c, "proxy_protocol": networks(&listener.proxy_protocol)});
+    if let Some(tls) = &listener.tls {
+        let pair = |files: &CertificateFiles| json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
+        table["tls"] = json!({
+            "certificates": tls.certificates.iter().map(pair).collect::<Vec<_>>(),
+            "min_version": tls.min_version.as_str(),
+            "http2": tls.http2,
+            "handshake_timeout": print_duration(tls.handshake_timeout),
+            "handshakes": tls.handshakes,
+        });
+        if !tls.suites.is_empty() {
+            table["tls"]["suites"] = json!(tls.suites);
+        }
+        if let Some(file) = &tls.ticket_key {
+            table["tls"]["ticket_key_file"] = json!(absolute(file));
+        }
+    }
+    table
+}
+
+/// The name of a file, wherever it is read from.
+fn absolute(file: &PemFile) -> String {
+    dollars(&std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()).display().to_string())
 }
 
 /// 32 hex digits over everything in effect, secrets included.
@@ -109,7 +138,6 @@ fn redis_tier(tier: &RedisTier) -> Value {
 
 /// A connection to Redis.
 fn redis(redis: &Redis) -> Value {
-    let absolute = |file: &PemFile| dollars(&std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()).display().to_string());
     let mut table = json!({
         "url": redis.addresses.iter().map(|address| dollars(&address.to_string())).collect::<Vec<_>>(),
         "mode": match redis.mode { RedisMode::Standalone => "standalone", RedisMode::Sentinel { .. } => "sentinel", RedisMode::Cluster => "cluster" },
@@ -235,6 +263,15 @@ fn journal(j: &Journal) -> Value {
     })
 }
 
+fn lease(lease: &Lease) -> Value {
+    json!({
+        "enabled": lease.enabled,
+        "wait": print_duration(lease.wait),
+        "ttl": print_duration(lease.ttl),
+        "kept": print_duration(lease.kept),
+    })
+}
+
 fn shield(s: &Shield) -> Value {
     let peer = |peer: &ShieldPeer| match peer {
         ShieldPeer::One { host, port } => format!("http://{}", peer_name(host, *port)),
@@ -324,8 +361,17 @@ fn compression(how: &Compression) -> Value {
         "types": how.types,
         "min_size": print_size(how.min_bytes),
         "sensitive": how.sensitive,
-        "level": {"gzip": how.level.gzip, "br": how.level.brotli, "zstd": how.level.zstd},
+        "level": levels(&how.level),
+        "hot_hits": how.hot_hits,
+        "hot_level": levels(&how.hot_level),
+        "hot_max_size": print_size(how.hot_max_bytes),
+        "decode_max_size": print_size(how.decode.bytes),
+        "decode_max_ratio": how.decode.ratio,
     })
+}
+
+fn levels(levels: &Levels) -> Value {
+    json!({"gzip": levels.gzip, "br": levels.brotli, "zstd": levels.zstd})
 }
 
 fn rate_limit(limit: Option<&RateLimit>) -> Value {

@@ -109,6 +109,7 @@ pub struct RawConfig {
     pub sites: BTreeMap<String, RawSite>,
     pub purge: RawPurge,
     pub shield: RawShield,
+    pub lease: RawLease,
     pub journal: RawJournal,
     pub log: RawLog,
     pub cache: RawCache,
@@ -153,6 +154,8 @@ pub struct RawServer {
     pub trusted_proxies: Option<Vec<String>>,
     /// Keep encoded slashes and the like in paths instead of refusing them.
     pub lenient_path: Option<bool>,
+    /// How often the files of certificates are looked at; `off`: at a reload only.
+    pub certificate_poll: Option<RawDurationOrOff>,
 }
 
 /// How workers run.
@@ -170,6 +173,47 @@ pub struct RawListener {
     pub address: Option<String>,
     /// Serve HTTP/2 in plain text, too, to clients that begin with its preface (prior knowledge).
     pub h2c: Option<bool>,
+    /// Balancers that begin each connection with the PROXY protocol, version 1 or 2: networks or addresses.
+    pub proxy_protocol: Option<Vec<String>>,
+    /// Makes it a listener for https.
+    pub tls: Option<RawListenerTls>,
+}
+
+/// TLS of a listener.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawListenerTls {
+    /// Certificates with their keys; each is shown to clients that ask for a name of it, the first to all others.
+    pub certificates: Vec<RawCertificate>,
+    /// The oldest version of TLS that is offered.
+    pub min_version: Option<RawTlsVersion>,
+    /// Suites by their IANA names, preferred first; all where none is named.
+    pub suites: Option<Vec<String>>,
+    /// Offer HTTP/2 (ALPN).
+    pub http2: Option<bool>,
+    /// From the connection to the end of the handshake.
+    pub handshake_timeout: Option<RawDuration>,
+    /// Handshakes at a time; more wait.
+    pub handshakes: Option<u64>,
+    /// File with a secret that nodes share, so that each resumes sessions of the others; read again on reload.
+    pub ticket_key_file: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawCertificate {
+    /// PEM: the certificate, then its chain.
+    pub cert_file: Option<String>,
+    /// PEM: the private key, without a passphrase.
+    pub key_file: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum RawTlsVersion {
+    #[serde(rename = "1.2")]
+    Tls12,
+    #[serde(rename = "1.3")]
+    Tls13,
 }
 
 /// The admin listener: API, metrics, probes.
@@ -776,10 +820,21 @@ pub struct RawCompressionTable {
     pub min_size: Option<RawSize>,
     /// Responses may show secrets beside what a request said: only what is stored for everybody is coded.
     pub sensitive: Option<bool>,
+    /// How much work goes into what a client waits for.
     pub level: RawLevels,
+    /// Answers after which a form is made anew in the background, with more work; 0: never.
+    pub hot_hits: Option<u64>,
+    /// How much work that is.
+    pub hot_level: RawLevels,
+    /// Longer responses are not made anew.
+    pub hot_max_size: Option<RawSize>,
+    /// What a coded response of the upstream may stand for, where its coding has to be taken off for a client.
+    pub decode_max_size: Option<RawSize>,
+    /// Bytes that each of its bytes may stand for, beyond the first MiB.
+    pub decode_max_ratio: Option<u64>,
 }
 
-/// How much work goes into what a client waits for.
+/// How much work goes into a form.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawLevels {
@@ -987,6 +1042,20 @@ pub struct RawShield {
     pub back_off_max: Option<RawDuration>,
     /// How long the owner waits for purges that the asker knows of and it does not yet.
     pub position_wait: Option<RawDuration>,
+}
+
+/// One fetch per fleet without a shield: who fetches has a lease in the Redis of `cache.redis`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawLease {
+    /// Where `cache.redis` is, too.
+    pub enabled: Option<bool>,
+    /// Longest wait for another node's fetch.
+    pub wait: Option<RawDuration>,
+    /// So long after its holder died another gets it.
+    pub ttl: Option<RawDuration>,
+    /// So long what came of a fetch is known to nodes that ask later.
+    pub kept: Option<RawDuration>,
 }
 
 /// Logs.

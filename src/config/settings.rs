@@ -26,6 +26,7 @@ pub struct Settings {
     pub shield: Shield,
     pub journal: Journal,
     pub log: Log,
+    pub lease: Lease,
     /// `[cache.redis]`: the tier that the fleet shares, where there is one.
     pub redis: Option<RedisTier>,
     /// Hash of the resolved configuration, for metrics and `explain`.
@@ -37,7 +38,14 @@ pub struct Settings {
 impl Settings {
     /// All sockets that connections of HTTP come in by.
     pub fn sockets(&self) -> impl Iterator<Item = Listener> {
-        let peers = self.shield.listen.map(|address| Listener { name: "shield".into(), address, kind: ListenerKind::Peers, h2c: true });
+        let peers = self.shield.listen.map(|address| Listener {
+            name: "shield".into(),
+            address,
+            kind: ListenerKind::Peers,
+            h2c: true,
+            proxy_protocol: Vec::new(),
+            tls: None,
+        });
         self.listeners.iter().cloned().chain(peers)
     }
 }
@@ -57,6 +65,8 @@ pub struct Server {
     pub trusted_proxies: Vec<IpNet>,
     /// Keep encoded slashes and the like in paths instead of refusing them.
     pub lenient_path: bool,
+    /// How often the files of certificates are looked at; `None`: at a reload only.
+    pub certificate_poll: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +84,52 @@ pub struct Listener {
     pub kind: ListenerKind,
     /// HTTP/2 in plain text is served to clients that begin with its preface.
     pub h2c: bool,
+    /// Who begins each connection with the PROXY protocol.
+    pub proxy_protocol: Vec<IpNet>,
+    /// `None`: plain text.
+    pub tls: Option<Arc<ListenerTls>>,
+}
+
+/// TLS of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// The first is shown to whoever names none that is there.
+    pub certificates: Vec<CertificateFiles>,
+    /// The oldest that is offered.
+    pub min_version: TlsVersion,
+    /// Names of suites in order of preference; empty: all, in the order of the client.
+    pub suites: Vec<String>,
+    /// HTTP/2 is offered besides HTTP/1.1.
+    pub http2: bool,
+    /// From the connection to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// Handshakes at a time; more wait.
+    pub handshakes: usize,
+    /// Secret from which the keys of session tickets are made; `None`: the process's own.
+    pub ticket_key: Option<PemFile>,
+}
+
+/// A certificate with its chain, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PemFile,
+    pub key: PemFile,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    Tls12,
+    Tls13,
+}
+
+impl TlsVersion {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tls12 => "1.2",
+            Self::Tls13 => "1.3",
+        }
+    }
 }
 
 /// Who connects.
@@ -475,6 +531,18 @@ impl OnCutoff {
             Self::Bypass => "bypass",
         }
     }
+}
+
+/// How leases for fetches are held and waited for, where there is a tier that the fleet shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    pub enabled: bool,
+    /// Longest wait for another node's fetch.
+    pub wait: Duration,
+    /// So long after its holder died another gets it.
+    pub ttl: Duration,
+    /// So long what came of a fetch is known to nodes that ask later.
+    pub kept: Duration,
 }
 
 /// The origin shield.

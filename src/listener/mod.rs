@@ -7,10 +7,13 @@ mod extra;
 pub mod http1;
 pub mod http2;
 mod interim;
+pub mod proxy_protocol;
+mod secure;
 mod socket;
 
 pub use extra::ExtraLines;
 pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
+pub use secure::{SecureSocket, shake_hands};
 pub use socket::{ClientSocket, Socket, Unread};
 
 use crate::body::{BodyError, BodyStream, ResponseBody};

@@ -126,6 +126,12 @@ impl ClientSocket {
     }
 }
 
+impl From<TcpStream> for ClientSocket {
+    fn from(stream: TcpStream) -> Self {
+        Self(State::Registered(stream))
+    }
+}
+
 impl Socket for ClientSocket {
     fn reset_on_close(&self) {
         let _ = match &self.0 {

@@ -5,15 +5,19 @@
 
 mod hot;
 mod journal;
+mod lease;
 mod redis;
 mod scrape;
 pub mod series;
 mod tiers;
+mod tls;
 
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
+pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 pub use tiers::{TierLookup, TierSeries, TierWrite};
+pub use tls::{Handshake, TlsSeries};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
@@ -72,10 +76,12 @@ pub enum Bound {
     UpstreamPurgeQueue,
     UpstreamPurgeQueueTimeout,
     CompressionThreads,
+    HotForms,
+    DecodedBytes,
 }
 
 impl Bound {
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 42] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -116,6 +122,8 @@ impl Bound {
         Self::UpstreamPurgeQueue,
         Self::UpstreamPurgeQueueTimeout,
         Self::CompressionThreads,
+        Self::HotForms,
+        Self::DecodedBytes,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -159,6 +167,8 @@ impl Bound {
             Self::UpstreamPurgeQueue => "upstream_purge_queue",
             Self::UpstreamPurgeQueueTimeout => "upstream_purge_queue_timeout",
             Self::CompressionThreads => "compression_threads",
+            Self::HotForms => "hot_forms",
+            Self::DecodedBytes => "decoded_bytes",
         }
     }
 }
@@ -446,9 +456,11 @@ pub struct Metrics {
     shield_seconds: Histogram,
     /// Fit, ejected.
     shield_peers: [IntGauge; 2],
+    shield_names_failed: IntCounter,
     early_refreshes: IntCounter,
     /// By coding, then by [`CodedFrom`].
     coded: [Vec<IntCounter>; 3],
+    remade: Vec<IntCounter>,
     stores: [IntCounter; 2],
     written_bytes: IntCounter,
     evictions: Vec<IntCounter>,
@@ -468,7 +480,9 @@ pub struct Metrics {
     pub redis: RedisSeries,
     /// The tier in Redis.
     pub tiers: TierSeries,
+    pub lease: LeaseSeries,
     pub journal: JournalSeries,
+    pub tls: TlsSeries,
     reload: Reload,
 }
 
@@ -500,8 +514,10 @@ impl Metrics {
             stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
             shield: ShieldOutcome::ALL.iter().map(|outcome| shield.with_label_values(&outcome.labels())).collect(),
             shield_seconds: series::SHIELD_SECONDS.histograms(&registry).with_label_values::<&str>(&[]),
+            shield_names_failed: series::SHIELD_NAMES_FAILED.counters(&registry).with_label_values::<&str>(&[]),
             shield_peers: ["fit", "ejected"].map(|state| shield_peers.with_label_values(&[state])),
             coded: Coding::ALL.map(|coding| CodedFrom::ALL.map(|from| coded.with_label_values(&[coding.as_str(), from.as_str()])).into()),
+            remade: children(&series::REMADE.counters(&registry), Coding::ALL.map(Coding::as_str)),
             early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
@@ -519,7 +535,9 @@ impl Metrics {
             upstreams: Upstreams::new(&registry),
             redis: RedisSeries::new(&registry),
             tiers: TierSeries::new(&registry),
+            lease: LeaseSeries::new(&registry),
             journal: JournalSeries::new(&registry),
+            tls: TlsSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,
@@ -562,6 +580,9 @@ impl Metrics {
     }
     pub fn coded(&self, coding: Coding, from: CodedFrom) {
         self.coded[coding as usize][from as usize].inc();
+    }
+    pub fn remade(&self, coding: Coding) {
+        self.remade[coding as usize].inc();
     }
     pub fn refused(&self, reason: &'static str, status: u16) {
         self.refused.with_label_values(&[reason, CLASSES[class(status)]]).inc();
@@ -610,6 +631,10 @@ impl Metrics {
     pub fn shield_peers(&self, fit: usize, ejected: usize) {
         self.shield_peers[0].set(fit as i64);
         self.shield_peers[1].set(ejected as i64);
+    }
+    /// A name of peers was not resolved.
+    pub fn shield_name_failed(&self) {
+        self.shield_names_failed.inc();
     }
     pub fn early_refresh(&self) {
         self.early_refreshes.inc();

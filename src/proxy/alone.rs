@@ -119,6 +119,7 @@ pub async fn fetch(
         if let Some((stored, _)) = confirming.filter(|(stored, _)| revalidate::is_confirmed(exchange, &inbound, stored)) {
             match revalidate::confirm(proxy, exchange, stored, &inbound, &began, received) {
                 Ok(confirmed) => {
+                    confirmed.offer(proxy, exchange, &inbound, began.sent, None);
                     let (flight, own) = FlightHead::confirmed(confirmed, &inbound);
                     return deliver::led(proxy, exchange, &Arc::new(flight), own, why);
                 }
@@ -198,7 +199,7 @@ fn keep(
         Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
     let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts) };
     let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound, too_early));
-    let body = inbound.body.take();
+    let (body, from_peer) = (inbound.body.take(), inbound.from_peer);
     let (task_proxy, task_exchange) = (Arc::clone(proxy), Arc::clone(exchange));
     let settling = Settling::of(proxy, &head);
     tokio::spawn(async move {
@@ -206,9 +207,11 @@ fn keep(
         if pump(body, writer, &fill, || {}).await
             && let Some(complete) = fill.complete()
         {
-            // Counted there if not.
-            if let Ok(stored) = store::whole(&task_proxy, &task_exchange, head, complete, &fill, 1, too_early) {
-                remote::offer(&task_proxy, &task_exchange, &stored, sent);
+            // Counted there if not. What another node gave it offers itself.
+            if let Ok(stored) = store::whole(&task_proxy, &task_exchange, head, complete, &fill, 1, too_early)
+                && !from_peer
+            {
+                remote::offer(&task_proxy, &task_exchange, &stored, sent, None);
             }
         } else {
             task_proxy.metrics.not_stored(NotStored::Incomplete);

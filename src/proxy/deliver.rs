@@ -11,7 +11,7 @@ use super::admit::Past;
 use super::blocks::{self, BlockStream};
 use super::exchange::{Arrival, Exchange};
 use super::flight::{self, FlightBody, FlightHead, Own};
-use super::forms::{self, Unmade};
+use super::forms::{self, Make, Unmade};
 use super::live::Routed;
 use super::resume::Resuming;
 use super::shield::FromPeer;
@@ -434,22 +434,27 @@ fn in_coding(
         Body::Stored { response, .. } => forms::by_policy(response, policy),
         _ => None,
     };
-    let is_whole = !matches!(body, Body::Blocks { .. });
-    if !is_whole || (made.is_none() && !coding::may_be_coded(head.as_response(), body.length(), policy)) {
-        return answer(asked, head, body, age_ms, outcome, now);
-    }
-    outcome.negotiated = !coding::varies_on_coding(&head.fields);
-    let wanted = coding::coding_for(asked.request, &policy.codings).filter(|_| made.is_none_or(|made| !made.not_worth_it));
-    let Some(coding) = wanted else { return answer(asked, head, body, age_ms, outcome, now) };
-    outcome.coding = Some(coding);
-    if let (Some(form), Body::Stored { response, .. }) = (made.and_then(|made| made.get(coding)), &body) {
+    let negotiated = match made {
+        // They are of what may be coded.
+        Some(made) if made.not_worth_it => Some(None),
+        Some(_) => Some(coding::coding_for(asked.request, &policy.codings).map(Make::Coded)),
+        None if matches!(body, Body::Blocks { .. }) => None,
+        None => forms::negotiate(asked.request, head.as_response(), body.length(), policy),
+    };
+    outcome.negotiated = negotiated.is_some() && !coding::varies_on_coding(&head.fields);
+    let Some(make) = negotiated.flatten() else { return answer(asked, head, body, age_ms, outcome, now) };
+    outcome.coding = make.coding();
+    if let (Some(coding), Body::Stored { response, .. }) = (outcome.coding, &body)
+        && let Some(form) = made.and_then(|made| made.get(coding))
+    {
         asked.proxy.metrics.coded(coding, CodedFrom::Store);
+        asked.proxy.hot_forms.hit(&asked.proxy.metrics, policy, head, form);
         let body = Body::Stored { body: form.body(), length: form.length, response };
         return answer(asked, &form.head, body, age_ms, outcome, now);
     }
-    let coded = Arc::new(head.with_fields(coding::coded_fields(&head.fields, coding, None)));
-    let unmade = Unmade { proxy: asked.proxy, routed: asked.routed, policy, coding, source: head, body: Box::new(body) };
-    answer(asked, &coded, Body::Unmade(unmade), age_ms, outcome, now)
+    let remade = Arc::new(head.with_fields(make.fields(&head.fields)));
+    let unmade = Unmade { proxy: asked.proxy, routed: asked.routed, policy, make, source: head, body: Box::new(body) };
+    answer(asked, &remade, Body::Unmade(unmade), age_ms, outcome, now)
 }
 
 /// Conditions, ranges, and what this answer adds.

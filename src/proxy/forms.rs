@@ -15,15 +15,16 @@ use super::lead::pump;
 use super::live::Routed;
 use super::outcome::Outcome;
 use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody};
-use crate::cache::{Form, Forms, StoredHead, StoredResponse};
+use crate::cache::{Effort, Form, Forms, StoredHead, StoredResponse};
 use crate::coalesce::fill::{CompleteBody, Fill, FillReader};
 use crate::coalesce::pinned::Kept;
 use crate::observe::metrics::CodedFrom;
 use crate::semantics::coding::{self, Coding};
 use crate::semantics::policy::Compression;
-use crate::semantics::{Fields, Method, Response, name};
+use crate::semantics::{Fields, Method, Request, Response, name};
 use crate::tier::memory::Change;
-use crate::transform::coded::{AT_ONCE, Coded};
+use crate::transform::coded::{AT_ONCE, Codec, Coded};
+use crate::transform::decoder::Decoder;
 use crate::transform::encoder::{self, Encoder};
 use crate::upstream::{Arriving, Inbound};
 use bytes::Bytes;
@@ -136,13 +137,20 @@ fn settle(proxy: &Proxy, source: &Arc<StoredHead>) {
 
 /// Hangs a form that was made on what it is of, if that is stored.
 fn hang_up(proxy: &Proxy, coding: Coding, entry: &Entry, form: &CompleteBody) {
-    if let Some(body) = hang(proxy, &entry.source, &entry.policy, coding, &form.segments) {
+    if let Some(body) = hang(proxy, &entry.source, &entry.policy, coding, &form.segments, Effort::Fast) {
         entry.fill.stored(&body);
     }
 }
 
 /// The form, as the response with this head has it from now on; `None` where that is not stored, or the form saves too little.
-fn hang(proxy: &Proxy, source: &Arc<StoredHead>, policy: &Arc<Compression>, coding: Coding, form: &[Bytes]) -> Option<Arc<StoredBody>> {
+pub fn hang(
+    proxy: &Proxy,
+    source: &Arc<StoredHead>,
+    policy: &Arc<Compression>,
+    coding: Coding,
+    form: &[Bytes],
+    effort: Effort,
+) -> Option<Arc<StoredBody>> {
     let length = form.iter().map(|piece| piece.len() as u64).sum();
     if proxy.no_room_for(None).is_some() {
         return None;
@@ -157,7 +165,7 @@ fn hang(proxy: &Proxy, source: &Arc<StoredHead>, policy: &Arc<Compression>, codi
         let forms = if coding::is_worth_it(length, there.length) {
             let kept = Kept::new(form, &proxy.pins);
             hung = Some(Arc::clone(kept.body()));
-            Forms::with(there.forms.as_deref(), Arc::clone(policy), Form::new(source, coding, kept, length))
+            Forms::with(there.forms.as_deref(), Arc::clone(policy), Form::new(source, coding, kept, length, effort))
         } else {
             Forms::none(Arc::clone(policy))
         };
@@ -173,12 +181,21 @@ pub fn by_policy<'r>(response: &'r StoredResponse, policy: &Arc<Compression>) ->
     (Arc::ptr_eq(&forms.policy, policy) || *forms.policy == **policy).then_some(forms)
 }
 
+/// What is to be made of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Make {
+    /// A form in this coding, which is kept.
+    Coded(Coding),
+    /// The bytes without the coding in which the upstream gave them, for one client: few cannot read what most can.
+    Decoded(Coding),
+}
+
 /// A form that is not there yet.
 pub struct Unmade<'a> {
     pub proxy: &'a Arc<Proxy>,
     pub routed: &'a Arc<Routed>,
     pub policy: &'a Arc<Compression>,
-    pub coding: Coding,
+    pub make: Make,
     /// The head that it is of.
     pub source: &'a Arc<StoredHead>,
     pub body: Box<Body<'a>>,
@@ -187,7 +204,21 @@ pub struct Unmade<'a> {
 impl Unmade<'_> {
     /// Its bytes: as another request has them made, or as they are made from now on.
     pub fn begin(self) -> ResponseBody {
-        let Self { proxy, routed, policy, coding, source, body } = self;
+        match self.make {
+            Make::Coded(coding) => self.coded(coding),
+            Make::Decoded(coding) => match decoding(coding, self.policy) {
+                Some(codec) => {
+                    let (pool, is_events) = (self.proxy.pool.clone(), is_events(&self.source.fields));
+                    let stream = Coded::new(stream_of(*self.body, self.source), codec, pool, is_events);
+                    ResponseBody::Stream { length: None, stream: Box::pin(stream) }
+                }
+                None => failed(),
+            },
+        }
+    }
+
+    fn coded(self, coding: Coding) -> ResponseBody {
+        let Self { proxy, routed, policy, source, body, .. } = self;
         let length = body.length();
         if let Body::Stored { body, length, .. } = &*body
             && *length <= AT_ONCE as u64
@@ -204,9 +235,7 @@ impl Unmade<'_> {
             Entered::Make(number) => number,
         };
         proxy.metrics.coded(coding, CodedFrom::Making);
-        let Some(reader) = fill.reader(0, None) else { return failed() };
-        // What is stored is worth finishing though nobody waits; of what is on its way its own readers decide.
-        let ticket = matches!(*body, Body::Stored { .. }).then(|| fill.ticket());
+        let end = End { proxy: Arc::clone(proxy), source: Arc::clone(source), coding, number, form: None };
         let is_over = match &*body {
             Body::Flight { fill, .. } => fill.complete().is_some() || fill.failure().is_some(),
             _ => true,
@@ -215,52 +244,56 @@ impl Unmade<'_> {
             // The fetch may have ended before there was an entry to be settled.
             settle(proxy, source);
         }
-        let is_events = is_events(&source.fields);
-        let bytes = match *body {
-            Body::Stored { body, .. } => Box::pin(Pieces { body: Arc::clone(body), next: 0 }),
-            body => body.stream_whole(source),
-        };
-        let encoder = match Encoder::new(coding, &policy.level, length) {
-            Ok(encoder) => encoder,
-            Err(error) => {
-                no_encoder(coding, &error);
-                proxy.making.over(source, coding, number, None);
-                return failed();
-            }
-        };
-        let coded = Coded::new(bytes, encoder, proxy.pool.clone(), is_events);
+        let (Some(reader), Some(codec)) = (fill.reader(0, None), encoding(coding, policy, length)) else { return failed() };
+        // What is stored is worth finishing though nobody waits; of what is on its way its own readers decide.
+        let ticket = matches!(*body, Body::Stored { .. }).then(|| fill.ticket());
+        let coded = Coded::new(stream_of(*body, source), codec, proxy.pool.clone(), is_events(&source.fields));
         let response = following(&fill, reader);
-        let (proxy, source) = (Arc::clone(proxy), Arc::clone(source));
         tokio::spawn(async move {
-            let end = End { proxy, source, coding, number };
+            let mut end = end;
             let whole = pump(Some(Arriving::Stream(Box::pin(coded))), writer, &fill, || {}).await;
             drop(ticket);
-            end.with(fill.complete().filter(|_| whole));
+            end.form = fill.complete().filter(|_| whole);
         });
         response
     }
 }
 
-/// Ends an entry, also where its task is ended by a panic.
+/// The bytes of a response as they come.
+fn stream_of(body: Body<'_>, head: &Arc<StoredHead>) -> Pin<Box<dyn BodyStream>> {
+    match body {
+        Body::Stored { body, .. } => Box::pin(Pieces { body: Arc::clone(body), next: 0 }),
+        body => body.stream_whole(head),
+    }
+}
+
+fn encoding(coding: Coding, policy: &Compression, length: Option<u64>) -> Option<Codec> {
+    told(coding, Encoder::new(coding, &policy.level, length)).map(Codec::Encode)
+}
+
+fn decoding(coding: Coding, policy: &Compression) -> Option<Codec> {
+    told(coding, Decoder::new(coding, policy.decode)).map(Codec::Decode)
+}
+
+/// Says that there is no codec, if so: memory ran out.
+pub fn told<T>(coding: Coding, made: std::io::Result<T>) -> Option<T> {
+    made.inspect_err(|error| tracing::error!(coding = coding.as_str(), %error, "no memory for a codec")).ok()
+}
+
+/// Ends an entry, however its task ends.
 struct End {
     proxy: Arc<Proxy>,
     source: Arc<StoredHead>,
     coding: Coding,
     number: u64,
-}
-
-impl End {
-    fn with(&self, form: Option<CompleteBody>) {
-        if let Some((entry, form)) = self.proxy.making.over(&self.source, self.coding, self.number, form) {
-            hang_up(&self.proxy, self.coding, &entry, &form);
-        }
-    }
+    /// Once it is whole.
+    form: Option<CompleteBody>,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.with(None);
+        if let Some((entry, form)) = self.proxy.making.over(&self.source, self.coding, self.number, self.form.take()) {
+            hang_up(&self.proxy, self.coding, &entry, &form);
         }
     }
 }
@@ -274,47 +307,67 @@ fn made_at_once(
     body: &Arc<StoredBody>,
 ) -> ResponseBody {
     proxy.metrics.coded(coding, CodedFrom::Making);
-    let form = match encoder::encode(coding, &policy.level, body.segments()) {
-        Ok(form) => Bytes::copy_from_slice(&form), // without slack
-        Err(error) => {
-            no_encoder(coding, &error);
-            return failed();
-        }
-    };
-    hang(proxy, source, policy, coding, std::slice::from_ref(&form));
+    let Some(form) = told(coding, encoder::encode(coding, &policy.level, body.segments())) else { return failed() };
+    let form = Bytes::copy_from_slice(&form); // without slack
+    hang(proxy, source, policy, coding, std::slice::from_ref(&form), Effort::Fast);
     ResponseBody::Full(form)
 }
 
-/// Codes what goes through for one client alone, where its route and the response allow that.
+/// Codes what goes through for one client alone, where its route and the response allow that, or takes a coding off that the
+/// client cannot read.
 pub fn code_through(proxy: &Proxy, exchange: &Exchange, inbound: &mut Inbound, outcome: &mut Outcome) {
     let Some(policy) = &exchange.policy().compression else { return };
+    if exchange.from_peer.is_some() || inbound.tunnel.is_some() {
+        return;
+    }
     let response = Response { status: inbound.status, fields: &inbound.fields };
-    let is_ours = exchange.from_peer.is_none() && inbound.tunnel.is_none();
-    if !is_ours || policy.sensitive || !coding::may_be_coded(response, inbound.length, policy) {
+    let Some(negotiated) = negotiate(exchange.request(), response, inbound.length, policy) else { return };
+    if policy.sensitive && matches!(negotiated, Some(Make::Coded(_))) {
         return;
     }
     outcome.negotiated = !coding::varies_on_coding(&inbound.fields);
-    let Some(coding) = coding::coding_for(exchange.request(), &policy.codings) else { return };
+    let Some(make) = negotiated else { return };
     if exchange.method != Method::HEAD {
-        let Some(body) = inbound.body.take() else { return };
-        let encoder = match Encoder::new(coding, &policy.level, inbound.length) {
-            Ok(encoder) => encoder,
-            Err(error) => {
-                no_encoder(coding, &error);
-                inbound.body = Some(body);
-                return;
-            }
+        let codec = match make {
+            Make::Coded(coding) => encoding(coding, policy, inbound.length),
+            Make::Decoded(coding) => decoding(coding, policy),
         };
-        proxy.metrics.coded(coding, CodedFrom::Alone);
-        let coded = Coded::new(body.into_stream(), encoder, proxy.pool.clone(), is_events(&inbound.fields));
+        let Some(codec) = codec else { return };
+        let Some(body) = inbound.body.take() else { return };
+        if let Make::Coded(coding) = make {
+            proxy.metrics.coded(coding, CodedFrom::Alone);
+        }
+        let coded = Coded::new(body.into_stream(), codec, proxy.pool.clone(), is_events(&inbound.fields));
         inbound.body = Some(Arriving::Stream(Box::pin(coded)));
     }
-    (outcome.coding, inbound.length) = (Some(coding), None);
-    inbound.fields = coding::coded_fields(&inbound.fields, coding, None);
+    (inbound.fields, inbound.length, outcome.coding) = (make.fields(&inbound.fields), None, make.coding());
 }
 
-fn no_encoder(coding: Coding, error: &std::io::Error) {
-    tracing::error!(coding = coding.as_str(), %error, "no memory for an encoder");
+/// What is made of a response for this request: nothing, a form, or that without a coding. `None`: nobody would get anything
+/// but what came.
+pub fn negotiate(request: Request<'_>, response: Response<'_>, length: Option<u64>, policy: &Compression) -> Option<Option<Make>> {
+    if let Some(coding) = coding::decodable(response) {
+        return Some((!coding::reads(request.fields, coding)).then_some(Make::Decoded(coding)));
+    }
+    coding::may_be_coded(response, length, policy).then(|| coding::coding_for(request, &policy.codings).map(Make::Coded))
+}
+
+impl Make {
+    /// The fields of what is made.
+    pub fn fields(self, fields: &Fields) -> Fields {
+        match self {
+            Self::Coded(coding) => coding::coded_fields(fields, coding, None),
+            Self::Decoded(_) => coding::decoded_fields(fields),
+        }
+    }
+
+    /// The coding that is of our making.
+    pub const fn coding(self) -> Option<Coding> {
+        match self {
+            Self::Coded(coding) => Some(coding),
+            Self::Decoded(_) => None,
+        }
+    }
 }
 
 fn following(fill: &Fill, reader: FillReader) -> ResponseBody {

@@ -86,13 +86,19 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
 
 /// The request as it goes to another node of the fleet, which makes of it what this one would have made: what the client
 /// asked, without its conditions and ranges, before anything that the route changes on the way to the upstream.
+///
+/// What the key does not hold stays here: an owner that is configured otherwise, or is cut off, may send on what it gets as
+/// it came, and the answer is stored here.
 pub fn to_peer(exchange: &Exchange, confirming: Option<&Arc<StoredResponse>>) -> Question {
     let mut fields = end_to_end(exchange);
+    forwarding::drop_unkeyed(&mut fields, &exchange.routed.route.key);
     confirm(&mut fields, confirming);
+    ask(exchange, &mut fields);
     describe_client(exchange, &mut fields);
     fields.remove(name::HOST);
     let (method, authority) = (exchange.method.clone(), exchange.target.authority().to_owned());
-    Question { method, authority, target: exchange.target.path_and_query().to_owned(), fields, worker: exchange.peer.worker }
+    let target = keyed_target(exchange).path_and_query().to_owned();
+    Question { method, authority, target, fields, worker: exchange.peer.worker }
 }
 
 /// No conditions of the client, ours where there is something to confirm.

@@ -9,12 +9,13 @@ use super::flight::{
 use super::forms::Settling;
 use super::shield::Fetched;
 use super::store::{self, Began};
-use super::{Proxy, forward, remote, revalidate};
+use super::{Proxy, forward, lease, remote, revalidate};
 use crate::body::Chunk;
 use crate::cache::{Blocks, StoredHead, StoredResponse};
 use crate::clock;
 use crate::coalesce::fill::{Fill, FillWriter, JoinTicket, Unstored};
 use crate::coalesce::flight::{Leader, Published};
+use crate::coalesce::lease::{Ended, Lease};
 use crate::faults::{Fault, planted};
 use crate::listener::InterimSender;
 use crate::observe::metrics::BlockOutcome;
@@ -44,8 +45,8 @@ pub async fn lead(
     let mut began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
     let is_refresh = client.is_none();
     let part = blocks::first_part(&proxy, &exchange, usable(&candidate).as_deref());
-    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge: false };
-    let candidate = match duty.look_in_tier(candidate, began.fetch).await {
+    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge: false, lease: None };
+    let candidate = match duty.look_in_tier(candidate, began.fetch).await? {
         Looked::Found(status) => return Some(status),
         Looked::NotFound(candidate) => candidate,
     };
@@ -112,20 +113,37 @@ struct Duty {
     part: Option<Range<u64>>,
     /// A purge of much is likely to have caused it: the upstream has so many places for that.
     after_purge: bool,
+    /// It fetches for the fleet: whoever waits on other nodes is to be told, too. That it failed, if nothing else.
+    lease: Option<Lease>,
 }
 
 impl Duty {
-    /// Asks the tier that the fleet shares, before the origin is.
-    async fn look_in_tier(&mut self, candidate: Candidate, fetch: u64) -> Looked {
+    /// Asks the tier that the fleet shares, before the origin is; where nothing is there another node may be fetching it.
+    /// `None` if everybody left meanwhile.
+    async fn look_in_tier(&mut self, candidate: Candidate, fetch: u64) -> Option<Looked> {
         // A part is wanted of what is kept in blocks, and they are this node's.
         if self.part.is_some() {
-            return Looked::NotFound(candidate);
+            return Some(Looked::NotFound(candidate));
         }
-        match remote::look(&self.proxy, &self.exchange, &candidate, self.is_refresh, fetch).await {
+        let (proxy, exchange) = (Arc::clone(&self.proxy), Arc::clone(&self.exchange));
+        let (answer, lease) = tokio::select! {
+            biased;
+            looked = lease::look(&proxy, &exchange, &candidate, self.is_refresh, fetch) => looked,
+            () = deserted(&mut self.client, &self.leader), if !self.is_refresh => return None,
+        };
+        self.lease = lease;
+        Some(match answer {
             remote::Answer::Nothing => Looked::NotFound(candidate),
             remote::Answer::Candidate(stored, validity) => Looked::NotFound(Some((stored, validity))),
             remote::Answer::Whole(response) => Looked::Found(self.promote(response)),
             remote::Answer::Long(long) => Looked::Found(self.assemble(long).await),
+        })
+    }
+
+    /// Tells the fleet what its fetch came to, where this was its.
+    fn tell_fleet(&mut self, ended: Ended) {
+        if let Some(lease) = self.lease.take() {
+            lease.tell(ended);
         }
     }
 
@@ -154,7 +172,7 @@ impl Duty {
         let flight = Arc::new(FlightHead::found(Arc::clone(&head), FlightBody::Filling(fill.clone())));
         let sharing = Sharing { shareable: is_shareable(&self.exchange, &head, now), kept: fill.unstored().is_none() };
         self.publish(flight, sharing, now.mono_ms, Own { reader, fields: None });
-        let whole = pump_while_wanted(&self.leader, ticket, Some(Arriving::Stream(body)), writer, &fill, self.is_refresh).await;
+        let whole = pump_while_wanted(&self.leader, ticket, Some(Arriving::Stream(body)), writer, &fill, self.is_refresh, || {}).await;
         if whole && let Some(complete) = fill.complete() {
             // Counted there if not.
             let _ = store::whole(&self.proxy, &self.exchange, head, complete, &fill, self.leader.followers(), None);
@@ -243,6 +261,7 @@ impl Duty {
                 self.proxy.metrics.not_stored(why);
                 if why.is_of_response() {
                     self.mark(None, received.mono_ms);
+                    self.tell_fleet(Ended::Uncacheable);
                 }
                 self.leader.publish(Published::Alone);
                 self.tell(Led::Direct(Box::new(inbound), why));
@@ -365,8 +384,12 @@ impl Duty {
     fn confirmed(&mut self, inbound: &Inbound, stored: &Arc<StoredResponse>, began: &Began, received: Now) {
         match revalidate::confirm(&self.proxy, &self.exchange, stored, inbound, began, received) {
             Ok(confirmed) => {
+                let shareable = confirmed.not_stored.is_none() && is_shareable(&self.exchange, &confirmed.response.head, received);
+                if !shareable {
+                    self.tell_fleet(Ended::Uncacheable);
+                }
+                confirmed.offer(&self.proxy, &self.exchange, inbound, began.sent, self.lease.take());
                 let (flight, own) = FlightHead::confirmed(confirmed, inbound);
-                let shareable = flight.not_stored.is_none() && is_shareable(&self.exchange, &flight.head, received);
                 self.publish(Arc::new(flight), Sharing { shareable, kept: true }, received.mono_ms, own);
             }
             Err(revalidate::Gone) => {
@@ -401,7 +424,7 @@ impl Duty {
         let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
         let ticket = fill.ticket();
         let _settling = Settling::of(&self.proxy, &head);
-        let body = inbound.body.take();
+        let (body, from_peer) = (inbound.body.take(), inbound.from_peer);
         let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound, too_early));
         let shareable = is_shareable(&self.exchange, &head, clock::now());
         // Memory that ran out meanwhile is no reason of the response: who waits goes alone, nobody is told not to wait.
@@ -410,11 +433,23 @@ impl Duty {
             self.proxy.markers.clear(large_key(&self.exchange));
         }
         self.publish(flight, Sharing { shareable, kept }, now_mono_ms, own);
-        let whole = pump_while_wanted(&self.leader, ticket, body, writer, &fill, is_refresh).await;
+        if let Some(ended) = outcome_at_head(&self.exchange, &head, inbound.length, Sharing { shareable, kept }, too_early) {
+            self.tell_fleet(ended);
+        }
+        let lease = Mutex::new(self.lease.take());
+        let on_unstored = || {
+            let lease = lease.lock().take();
+            if let Some((lease, Unstored::TooLarge)) = lease.zip(fill.unstored()) {
+                lease.tell(Ended::TooLarge);
+            }
+        };
+        let whole = pump_while_wanted(&self.leader, ticket, body, writer, &fill, is_refresh, on_unstored).await;
         if whole && let Some(complete) = fill.complete() {
             let wanted = self.leader.followers();
             match store::whole(&self.proxy, &self.exchange, head, complete, &fill, wanted, too_early) {
-                Ok(stored) => remote::offer(&self.proxy, &self.exchange, &stored, began.sent),
+                // What another node gave it offers itself.
+                Ok(_) if from_peer => {}
+                Ok(stored) => remote::offer(&self.proxy, &self.exchange, &stored, began.sent, lease.into_inner()),
                 Err(why) => tracing::debug!(reason = why.as_str(), "not stored after all"),
             }
         } else {
@@ -424,6 +459,22 @@ impl Duty {
                 None => NotStored::Incomplete,
             });
         }
+    }
+}
+
+/// What the fleet is told at the head already, because the response will not come to it by Redis.
+fn outcome_at_head(
+    exchange: &Exchange,
+    head: &StoredHead,
+    length: Option<u64>,
+    sharing: Sharing,
+    too_early: Option<NotStored>,
+) -> Option<Ended> {
+    match sharing {
+        Sharing { shareable: false, .. } => Some(Ended::Uncacheable),
+        Sharing { kept: false, .. } => Some(Ended::Failed),
+        _ if too_early.is_some() => Some(Ended::NotTaken),
+        _ => remote::is_admitted(&exchange.routed.route.redis, head, length).err(),
     }
 }
 
@@ -446,7 +497,7 @@ async fn deserted(client: &mut Option<oneshot::Sender<Led>>, leader: &Leader<Fli
 }
 
 /// [`pump`] for a flight. While followers take their readers the fill is wanted; one that nobody asked for (`unasked`) is
-/// wanted as long as it is going to be stored.
+/// wanted as long as it is going to be stored. `told`: called once when it is not, any more.
 pub async fn pump_while_wanted<H, S>(
     leader: &Leader<H, S>,
     ticket: JoinTicket,
@@ -454,6 +505,7 @@ pub async fn pump_while_wanted<H, S>(
     writer: FillWriter,
     fill: &Fill,
     unasked: bool,
+    told: impl Fn(),
 ) -> bool {
     let ticket = Mutex::new(Some(ticket));
     let wanted = async {
@@ -465,6 +517,7 @@ pub async fn pump_while_wanted<H, S>(
     };
     let on_unstored = || {
         leader.retire();
+        told();
         if unasked {
             drop(ticket.lock().take());
         }

@@ -19,7 +19,9 @@ mod fill;
 mod flight;
 mod forms;
 mod forward;
+mod hot_forms;
 mod lead;
+mod lease;
 mod limit;
 mod live;
 mod lookup;
@@ -63,6 +65,7 @@ use deliver::Reused;
 use exchange::Arrival;
 use flight::{Departure, FlightHead};
 use forms::Making;
+use hot_forms::HotForms;
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
 use remote::Remote;
@@ -97,6 +100,7 @@ pub struct Proxy {
     /// Coded forms that are being made, and where.
     making: Making,
     pool: Pool,
+    hot_forms: HotForms,
     pub metrics: Arc<Metrics>,
     pub access_log: Arc<AccessLog>,
     /// The process holds nearly all it may: new fills are not stored.
@@ -212,6 +216,7 @@ impl Proxy {
             pins: Pins::new(&budget),
             budget,
             making: Making::default(),
+            hot_forms: HotForms::default(),
             pool: Pool::new(settings.limits.compression_threads, Arc::clone(&metrics)),
             metrics,
             access_log,

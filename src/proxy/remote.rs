@@ -12,17 +12,18 @@ use crate::body::{BodyError, BodyStream, Chunk, StoredBody};
 use crate::cache::codec::{self, BodyPlan, HeadRecord, Primary, Reading, Seal, Times, Unreadable};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
+use crate::coalesce::lease::{Claim, Ended, Lease, Leases, Outcome};
 use crate::coalesce::pinned::Kept;
 use crate::config::settings;
 use crate::faults::{self, Fault};
 use crate::invalidation::Journal;
-use crate::observe::metrics::TierLookup;
+use crate::observe::metrics::{TierLookup, TierWrite};
 use crate::pages;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::{Reuse, Validity, reuse};
 use crate::semantics::vary::SecondaryKey;
 use crate::semantics::{CacheKey, Now, name};
-use crate::tier::redis::{Found, Place, Records, RedisTier, SEGMENT, Segments, Write};
+use crate::tier::redis::{Found, Place, Records, RedisTier, SEGMENT, Segments, Wanted, Write};
 use bytes::Bytes;
 use moka::sync::Cache;
 use std::ops::Range;
@@ -31,12 +32,15 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::oneshot;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The tier with what makes its bytes responses.
 #[derive(Clone)]
 pub struct Remote {
     pub tier: Arc<RedisTier>,
+    /// One fetch for the fleet, where that is wanted.
+    pub leases: Option<Arc<Leases>>,
     seal: Seal,
     /// Long bodies that were written from here, so that confirming one does not write it again.
     plans: Cache<u128, Written>,
@@ -67,6 +71,17 @@ pub enum Answer {
     Long(Long),
 }
 
+/// What looking came to.
+pub struct Looked {
+    pub answer: Answer,
+    /// The lease, where one was wanted.
+    pub claim: Claim,
+}
+
+impl Looked {
+    const NOTHING: Self = Self { answer: Answer::Nothing, claim: Claim::Unknown };
+}
+
 /// A response whose body is in segments.
 pub struct Long {
     pub head: Arc<StoredHead>,
@@ -75,12 +90,12 @@ pub struct Long {
 }
 
 impl Remote {
-    pub fn new(tier: Arc<RedisTier>) -> Self {
+    pub fn new(tier: Arc<RedisTier>, leases: Option<Arc<Leases>>) -> Self {
         let seal = match &tier.settings().key {
             Some(key) => Seal::Key(key.expose().as_bytes().into()),
             None => Seal::Checksum,
         };
-        Self { tier, seal, plans: Cache::new(PLANS_MAX) }
+        Self { tier, leases, seal, plans: Cache::new(PLANS_MAX) }
     }
 
     /// Where a key's records are, while the journal is trusted.
@@ -129,22 +144,36 @@ fn variant(key: &CacheKey, secondary: &SecondaryKey) -> u128 {
 }
 
 /// Asks the tier. `candidate`: what is here and not good enough; a background refresh wants something newer than that.
-/// `fetch` numbers what is found among the fetches of this process.
-pub async fn look(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate, is_refresh: bool, fetch: u64) -> Answer {
-    let Some(remote) = proxy.remote.get().filter(|_| exchange.routed.route.redis.enabled) else { return Answer::Nothing };
+/// `fetch` numbers what is found among the fetches of this process. `leases`, with an outcome that was of no use: where
+/// nothing is found, this node wants to fetch for the fleet.
+pub async fn look(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    candidate: &Candidate,
+    is_refresh: bool,
+    fetch: u64,
+    leases: Option<(&Leases, Option<&Outcome>)>,
+) -> Looked {
+    let Some(remote) = proxy.remote.get().filter(|_| exchange.routed.route.redis.enabled) else { return Looked::NOTHING };
     let now = clock::now();
     let Some(place) = Remote::place(&proxy.journal, &exchange.key, now).filter(|_| !exchange.standing.is_cut_off()) else {
         proxy.metrics.tiers.lookup(TierLookup::Skipped);
-        return Answer::Nothing;
+        return Looked::NOTHING;
     };
-    let Some((record, floor)) = find(proxy, remote, exchange, place, candidate.as_ref(), fetch).await else { return Answer::Nothing };
+    let Some((at, found)) = find(proxy, remote, exchange, place, candidate.as_ref(), leases).await else { return Looked::NOTHING };
+    let Found { head, floor, claim, .. } = found;
     let now = clock::now();
     // Between asking and now the node may have lost its trust, or the fleet its journal.
     if Remote::place(&proxy.journal, &exchange.key, now) != Some(place) {
         proxy.metrics.tiers.lookup(TierLookup::Skipped);
-        return Answer::Nothing;
+        return Looked::NOTHING;
     }
-    let answer = judge(proxy, remote, exchange, place, (record, floor), now).await;
+    let Some(head) = head else {
+        proxy.metrics.tiers.lookup(TierLookup::Miss);
+        return Looked { answer: Answer::Nothing, claim };
+    };
+    let Some(record) = remote.read(exchange, place, at, &head, fetch, now) else { return Looked { answer: Answer::Nothing, claim } };
+    let answer = judge(proxy, remote, exchange, place, (record, floor.as_ref().map(floor_ms)), now).await;
     let answer = match answer {
         Answer::Whole(_) | Answer::Long(_) if is_refresh && !is_newer(&answer, candidate) => Answer::Nothing,
         Answer::Candidate(..) if candidate.is_some() => Answer::Nothing,
@@ -155,40 +184,39 @@ pub async fn look(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate, is_
         Answer::Candidate(..) => TierLookup::Stale,
         Answer::Whole(_) | Answer::Long(_) => TierLookup::Hit,
     });
-    answer
+    Looked { answer, claim }
 }
 
-/// The record of the response that the request selects, as far as is known here or there, and the floor of its URL.
+/// The records of the response that the request selects, as far as is known here or there, and where its head stands.
 async fn find(
     proxy: &Proxy,
     remote: &Remote,
     exchange: &Exchange,
     place: Place,
     candidate: Option<&(Arc<StoredResponse>, Validity)>,
-    fetch: u64,
-) -> Option<(HeadRecord, Option<i64>)> {
+    leases: Option<(&Leases, Option<&Outcome>)>,
+) -> Option<(u128, Found)> {
     let worker = exchange.peer.worker;
-    let expected = secondary_known(proxy, exchange, candidate).unwrap_or_default();
-    let mut at = variant(&exchange.key, &expected);
-    let Found { floor, primary, mut head } = remote.tier.look(worker, place, at).await?;
+    let known = secondary_known(proxy, exchange, candidate);
+    let wanted = |is_vary_known| leases.map(|(leases, useless)| Wanted { leases, is_vary_known, useless });
+    let at = variant(&exchange.key, known.as_ref().unwrap_or(&SecondaryKey::default()));
+    let found = remote.tier.look(worker, place, at, wanted(known.is_some())).await?;
     let name = remote.tier.redis().keys().url(place.epoch, place.url).primary(place.key);
-    let primary = primary.and_then(|record| Primary::decode(&remote.seal, name.as_bytes(), &record).ok());
-    if let Some(primary) = primary {
-        proxy.vary_memory.remember(exchange.key.hash(), &primary.vary);
-        let wanted = variant(&exchange.key, &primary.vary.secondary_key(&exchange.fields, exchange.policy()));
-        if wanted != at {
-            at = wanted;
-            head = remote.tier.head(worker, place, at).await;
-        }
+    let primary = found.primary.as_ref().and_then(|record| Primary::decode(&remote.seal, name.as_bytes(), record).ok());
+    let Some(primary) = primary else { return Some((at, found)) };
+    proxy.vary_memory.remember(exchange.key.hash(), &primary.vary);
+    let there = variant(&exchange.key, &primary.vary.secondary_key(&exchange.fields, exchange.policy()));
+    if there == at {
+        return Some((at, found));
     }
-    let Some(head) = head else {
-        proxy.metrics.tiers.lookup(TierLookup::Miss);
-        return None;
-    };
-    let record = remote.read(exchange, place, at, &head, fetch, clock::now())?;
-    // A floor that cannot be read is above everything: whoever wrote it meant some time.
-    let floor = floor.map(|text| std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MAX));
-    Some((record, floor))
+    // The lease of another variant, if it was taken, is given back.
+    drop(found);
+    Some((there, remote.tier.look(worker, place, there, wanted(true)).await?))
+}
+
+/// A floor that cannot be read is above everything: whoever wrote it meant some time.
+fn floor_ms(text: &Bytes) -> i64 {
+    std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MAX)
 }
 
 /// May it be used? By the journal, by what selects it, and by the same rules as any other stored response.
@@ -351,14 +379,42 @@ impl BodyStream for Assembled {
 }
 
 /// Offers what was stored here to the tier, which writes it behind. `sent`: when its fetch, or what confirmed it, began.
-pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, sent: Now) {
-    let Some(remote) = proxy.remote.get() else { return };
+/// `lease`: others wait for it, so that it goes first, and they are told when it is there.
+pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, sent: Now, lease: Option<Lease>) {
+    let (told, outcome) = oneshot::channel();
+    let offered = write(proxy, exchange, response, sent, lease.is_some().then_some(told));
+    let Some(lease) = lease else { return };
+    match offered {
+        Err(ended) => lease.tell(ended),
+        Ok(()) => {
+            tokio::spawn(async move {
+                let ended = match outcome.await {
+                    Ok(TierWrite::Stored | TierWrite::Older) => Ended::Stored,
+                    Ok(TierWrite::Outdated) => Ended::Failed,
+                    _ => Ended::NotTaken,
+                };
+                lease.end(ended).await;
+            });
+        }
+    }
+}
+
+/// `told`: who waits for it, and is told then, unless it says at once why it is not written.
+fn write(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    response: &Arc<StoredResponse>,
+    sent: Now,
+    told: Option<oneshot::Sender<TierWrite>>,
+) -> Result<(), Ended> {
+    let remote = proxy.remote.get().ok_or(Ended::NotTaken)?;
     let now = clock::now();
-    let Some(body) = response.body().filter(|_| is_admitted(&exchange.routed.route.redis, response)) else { return };
-    let Some(place) = Remote::place(&proxy.journal, &response.head.key, now) else { return };
+    is_admitted(&exchange.routed.route.redis, &response.head, Some(response.length))?;
+    let body = response.body().ok_or(Ended::NotTaken)?;
+    let place = Remote::place(&proxy.journal, &response.head.key, now).ok_or(Ended::NotTaken)?;
     // Stamped in another epoch, or before the journal was heard of: positions would not compare.
     if response.head.stamp.purge.position.epoch != place.epoch {
-        return;
+        return Err(Ended::NotTaken);
     }
     let at = variant(&response.head.key, &response.head.secondary);
     let (remote, journal, response, body) = (remote.clone(), Arc::clone(&proxy.journal), Arc::clone(response), Arc::clone(body));
@@ -372,7 +428,9 @@ pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>,
             && keep > Duration::ZERO;
         is_wanted.then(|| remote.records(&response, &body, place, at, sent, keep, now))
     };
-    tier.write(at, Write::Store { bytes, records: Box::new(records) });
+    let put = if told.is_some() { RedisTier::write_next } else { RedisTier::write };
+    put(&tier, at, Write::Store { bytes, records: Box::new(records), told });
+    Ok(())
 }
 
 /// Tells the tier that an unsafe method has invalidated these URLs: other nodes learn of it by the journal, which is behind
@@ -387,6 +445,9 @@ pub fn raise_floors(proxy: &Proxy, urls: &[u128], now: Now) {
         remote.tier.raise_floor(proxy.journal.epoch(), *url, began_ms);
     }
 }
+
+/// Segments of one response that are looked after when it is replaced: those of the longest that routes may admit (1 GiB).
+const SEGMENTS_MAX: u32 = 4096;
 
 /// What two nodes may take Redis' clock for at the same time.
 const FLOOR_MARGIN_MS: i64 = 100;
@@ -431,6 +492,17 @@ impl Remote {
             primary: (primary_name.clone(), primary.encode(&self.seal, primary_name.as_bytes())),
             segments,
             began_at: codec::BEGAN_AT,
+            body_at: codec::BODY_AT,
+            replaced: {
+                let redis = redis.clone();
+                Box::new(move |id, segments| match codec::body_of(id) {
+                    Some(body) if body != plan.id => {
+                        let keys = redis.keys().url(place.epoch, place.url);
+                        (0..segments.min(SEGMENTS_MAX)).map(|number| keys.segment(body, number)).collect()
+                    }
+                    _ => Vec::new(),
+                })
+            },
             keep,
             written: Box::new(move || {
                 if written.plan.segments > 0 {
@@ -441,20 +513,22 @@ impl Remote {
     }
 }
 
-/// Whether the route lets the tier have it.
-fn is_admitted(admission: &settings::RedisAdmission, response: &StoredResponse) -> bool {
+/// Whether the route lets the tier have it, as far as is known; what those who wait for it are told if not.
+pub fn is_admitted(admission: &settings::RedisAdmission, head: &StoredHead, length: Option<u64>) -> Result<(), Ended> {
     let of_type = || {
-        let value = response.head.fields.get(name::CONTENT_TYPE).unwrap_or_default();
+        let value = head.fields.get(name::CONTENT_TYPE).unwrap_or_default();
         let essence = String::from_utf8_lossy(value.split(|byte| *byte == b';').next().unwrap_or_default()).trim().to_ascii_lowercase();
         admission.content_types.iter().any(|wanted| match wanted.strip_suffix('*') {
             Some(prefix) => essence.starts_with(prefix),
             None => essence == *wanted,
         })
     };
-    admission.enabled
-        && response.length <= admission.max_object_bytes
-        && !response.head.facts.vary.is_star()
-        && (admission.content_types.is_empty() || of_type())
+    let is_taken = admission.enabled && !head.facts.vary.is_star() && (admission.content_types.is_empty() || of_type());
+    match length {
+        _ if !is_taken => Err(Ended::NotTaken),
+        Some(length) if length > admission.max_object_bytes => Err(Ended::TooLarge),
+        _ => Ok(()),
+    }
 }
 
 fn plan_of(body: &StoredBody, length: u64) -> BodyPlan {

@@ -7,6 +7,7 @@ use super::{Proxy, lead, remote};
 use crate::cache::{StoredHead, StoredResponse, Tags, subject};
 use crate::clock;
 use crate::coalesce::flight::{FlightKey, Join};
+use crate::coalesce::lease::Lease;
 use crate::observe::metrics::RefreshOutcome;
 use crate::semantics::freshness::Facts;
 use crate::semantics::key::hash128;
@@ -28,6 +29,15 @@ pub struct Confirmed {
     pub not_stored: Option<NotStored>,
     /// Fields for whoever asked alone.
     pub own: Option<Box<Fields>>,
+}
+
+impl Confirmed {
+    /// Offers it to the tier that the fleet shares, if it was kept; unless another node confirmed it, which offers its own.
+    pub fn offer(&self, proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, sent: Now, lease: Option<Lease>) {
+        if self.not_stored.is_none() && !inbound.from_peer {
+            remote::offer(proxy, exchange, &self.response, sent, lease);
+        }
+    }
 }
 
 /// Whether an answer confirms a stored response: a 304, or a 200 to HEAD that fits it (RFC 9111 §4.3.5).
@@ -60,7 +70,10 @@ pub fn confirm(
             fits(inbound, other)
         };
         if meant && let Ok(tags) = still_usable(proxy, exchange, &other.head, inbound, began) {
-            let _ = update(proxy, exchange, other, tags, inbound, began, received); // it stays as it is then
+            // It stays as it is where it cannot be updated.
+            if let Ok(confirmed) = update(proxy, exchange, other, tags, inbound, began, received) {
+                confirmed.offer(proxy, exchange, inbound, began.sent, None);
+            }
         }
     }
     update(proxy, exchange, stored, tags, inbound, began, received)
@@ -126,7 +139,6 @@ fn update(
                 store::remove(proxy, old, began.fetch);
             }
             store::insert(proxy, exchange, &response, 1, received);
-            remote::offer(proxy, exchange, &response, began.sent);
         }
         Some(why) => {
             proxy.metrics.not_stored(why);

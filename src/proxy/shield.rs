@@ -12,6 +12,7 @@ use super::{Proxy, answer, forward};
 use crate::body::ResponseBody;
 use crate::cache::{StoredHead, StoredResponse, Tags, subject};
 use crate::clock;
+use crate::config::settings::Limits;
 use crate::invalidation::{Journal, Mark, Position, Stamp};
 use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent};
 use crate::observe::metrics::{Bound, ShieldOutcome};
@@ -89,6 +90,12 @@ pub async fn fetch(proxy: &Proxy, exchange: &Exchange, confirming: Option<&Arc<S
     None
 }
 
+/// Whether another node owns the key, and is asked for it before the upstream.
+pub fn is_anothers(exchange: &Exchange) -> bool {
+    let shield = exchange.routed.shield.as_ref().filter(|_| may_ask(exchange));
+    shield.is_some_and(|shield| !shield.owners(exchange.exact_key().hash(), clock::now()).is_empty())
+}
+
 /// Whether another node could answer it from store.
 fn may_ask(exchange: &Exchange) -> bool {
     exchange.from_peer.is_none()
@@ -121,8 +128,9 @@ fn accept(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, asked: &Stan
         let endpoint = Some(Arc::clone(&inbound.endpoint));
         return FetchError::of_token(token).map_or(Verdict::Failed, |error| Verdict::UpstreamFailed(Unanswered { error, endpoint }));
     }
-    let told = inbound.fields.text(name::TIERCEL_STAMP).and_then(read_stamp);
-    let stamp = told.filter(|stamp| is_of(stamp, asked)).map_or_else(Stamp::default, |stamp| proxy.journal.of_shared(&stamp));
+    // Whatever refused it (the connection, or something between), it was not the owner that answered.
+    let Some(said) = inbound.fields.text(name::TIERCEL_STAMP) else { return Verdict::Failed };
+    let stamp = read_stamp(said).filter(|stamp| is_of(stamp, asked)).map_or_else(Stamp::default, |stamp| proxy.journal.of_shared(&stamp));
     inbound.fields.remove(name::TIERCEL_STAMP);
     let Ok(tags) = Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge.keys) else {
         return Verdict::Rejected; // a purge could miss it
@@ -179,6 +187,9 @@ fn write_stamp(stamp: &Stamp) -> String {
     format!("{} {}", stamp.purge.position, stamp.unsafe_method.position)
 }
 
+/// In place of a stamp: the node answers, and its positions say nothing to who asks.
+const NO_STAMP: &str = "none";
+
 fn read_stamp(text: &str) -> Option<Stamp> {
     let (purge, unsafe_method) = text.split_once(' ')?;
     let mark = |text: &str| text.parse::<Position>().ok().map(|position| Mark { position, local: 0 });
@@ -197,6 +208,10 @@ pub fn explain(shield: &Shield, key: &CacheKey) -> Value {
         "peers": peers,
     })
 }
+
+/// Room for what a node adds to the fields of a client: who it is, the hop, the conditions of what is stored.
+const DESCRIBED_LINES: usize = 16;
+const DESCRIBED_BYTES: usize = 16 << 10;
 
 /// Another node of the fleet asks.
 #[derive(Debug)]
@@ -231,6 +246,15 @@ impl PeerDoor {
         Arc::new(Self(proxy))
     }
 
+    /// What another node may send: more than a client may, because it says who the client is, and asks by HTTP/2, which
+    /// counts 32 bytes more for each field (RFC 9113 §6.5.2).
+    pub fn limits(limits: &Limits) -> Limits {
+        let header_count = limits.header_count.saturating_add(DESCRIBED_LINES);
+        let url_bytes = limits.url_bytes.saturating_mul(3); // a byte may have been percent-encoded
+        let header_bytes = limits.header_bytes.saturating_add(DESCRIBED_BYTES + 32 * header_count).saturating_add(url_bytes);
+        Limits { header_bytes, header_count, url_bytes, ..limits.clone() }
+    }
+
     fn admit(&self, head: &RequestHead) -> Result<Admitted, Refusal> {
         let live = self.0.live.load();
         let none = Refusal { status: 403, reason: "hop-missing" };
@@ -263,20 +287,23 @@ impl Handler for PeerDoor {
         let (proxy, own) = (&self.0, standing(&self.0.journal));
         let is_one = admitted.same_policy && own.journal == admitted.standing.journal && own.purge.epoch == admitted.standing.purge.epoch;
         proxy.metrics.shield(if is_one { ShieldOutcome::Served } else { ShieldOutcome::Plain });
-        let stamp = (is_one && is_comparable(&own)).then(|| proxy.journal.stamp());
-        let from_peer = Some(Arc::new(FromPeer { stamp }));
+        let from_peer = move |proxy: &Proxy| {
+            let stamp = (is_one && is_comparable(&own)).then(|| proxy.journal.stamp());
+            Some(Arc::new(FromPeer { stamp }))
+        };
         if is_one && !has_reached(&own, &admitted.standing) {
             let (proxy, peer, head) = (Arc::clone(proxy), peer.clone(), head.clone());
             return Handled::Later(Box::pin(async move {
                 let live = proxy.live.load_full();
                 catch_up(&proxy, &admitted.standing, live.settings.shield.position_wait).await;
+                let from_peer = from_peer(&proxy);
                 let handled = proxy.journey(&live, &peer, &head, RequestBody::Empty, &mut InterimSlot::default(), from_peer);
-                with_error(handled.response().await)
+                marked(handled.response().await)
             }));
         }
-        match proxy.journey(&proxy.live.load(), peer, head, body, interim, from_peer) {
-            Handled::Ready(response) => Handled::Ready(with_error(response)),
-            later @ Handled::Later(_) => Handled::Later(Box::pin(async move { with_error(later.response().await) })),
+        match proxy.journey(&proxy.live.load(), peer, head, body, interim, from_peer(proxy)) {
+            Handled::Ready(response) => Handled::Ready(marked(response)),
+            later @ Handled::Later(_) => Handled::Later(Box::pin(async move { marked(later.response().await) })),
         }
     }
 
@@ -297,10 +324,15 @@ impl Handler for PeerDoor {
     }
 }
 
-/// Tells who asks that this answer was made up, and why.
-fn with_error(mut response: Response) -> Response {
-    if let (Some(token), ResponseFields::Own(fields)) = (response.outcome.error, &mut response.fields) {
-        let _ = fields.set(name::TIERCEL_ERROR, token); // a token
+/// Tells who asks that the node behind the door answers, and where the answer was made up, why.
+fn marked(mut response: Response) -> Response {
+    if let ResponseFields::Own(fields) = &mut response.fields {
+        // Both are tokens.
+        let _ = match response.outcome.error {
+            Some(token) => fields.set(name::TIERCEL_ERROR, token),
+            None if fields.has(name::TIERCEL_STAMP) => Ok(()),
+            None => fields.append(name::TIERCEL_STAMP, NO_STAMP),
+        };
     }
     response
 }

@@ -126,12 +126,16 @@ fn goes_past_as_get(exchange: &Exchange) -> bool {
 /// Whether too few have asked for the key as yet (`cache.store_after`). What was stored before was asked for often enough.
 /// It is shared with all who wait for it all the same, and only not kept.
 pub fn too_early(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate) -> Option<NotStored> {
-    let (needed, key) = (exchange.policy().store_after, exchange.key.hash());
-    let early = needed > 1 && candidate.is_none() && proxy.request_counts.requests(key) < needed;
-    early.then(|| {
-        proxy.refusals.insert(key, NotStored::StoreAfter);
+    is_too_early(proxy, exchange, candidate).then(|| {
+        proxy.refusals.insert(exchange.key.hash(), NotStored::StoreAfter);
         NotStored::StoreAfter
     })
+}
+
+/// [`too_early`], when nothing has been fetched yet.
+pub fn is_too_early(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate) -> bool {
+    let needed = exchange.policy().store_after;
+    needed > 1 && candidate.is_none() && proxy.request_counts.requests(exchange.key.hash()) < needed
 }
 
 /// Whether the origin says with a new response that caches are to keep none: then the one of before goes, too, and is

@@ -123,6 +123,30 @@ pub fn may_be_coded(response: Response<'_>, length: Option<u64>, policy: &Compre
         && !forbids_transformation(fields)
 }
 
+/// The coding in which a response came, where it is one of ours and may be taken off.
+pub fn decodable(response: Response<'_>) -> Option<Coding> {
+    let fields = response.fields;
+    if !fields.has(name::CONTENT_ENCODING) || fields.has(name::CONTENT_RANGE) {
+        return None;
+    }
+    let mut lines = fields.values(name::CONTENT_ENCODING);
+    let coding = lines.next().filter(|_| lines.next().is_none()).and_then(|value| Coding::named(trim(value)))?;
+    (has_whole_content(response.status) && !forbids_transformation(fields)).then_some(coding)
+}
+
+/// Whether this client can be given bytes in that coding: it takes it, or refuses bytes without one. Who says nothing is taken to
+/// read none, since it was for none that the upstream was asked.
+pub fn reads(request: &Fields, coding: Coding) -> bool {
+    Accepted::of(request).is_some_and(|accepted| accepted.weight(coding) > 0 || !accepted.takes_identity())
+}
+
+/// The fields of a response of which the coding was taken off.
+pub fn decoded_fields(fields: &Fields) -> Fields {
+    let mut decoded = described_anew(fields);
+    decoded.remove(name::CONTENT_ENCODING);
+    decoded
+}
+
 /// Statuses whose content is a representation, whole.
 fn has_whole_content(status: StatusCode) -> bool {
     let has_none = matches!(status.as_u16(), 204..=206);
@@ -293,6 +317,33 @@ mod tests {
         assert_eq!(coded.wire(), want.wire());
         let weak = coded_fields(&fields(&[("etag", "W/\"a\"")]), Coding::Gzip, None);
         assert_eq!((weak.get(name::ETAG), weak.has(name::CONTENT_LENGTH)), (Some(&b"W/\"a\""[..]), false));
+    }
+
+    #[test]
+    fn codings_of_the_upstream_are_taken_off_where_they_may_be() {
+        let came = |status: u16, lines: &[(&str, &str)]| {
+            let fields = fields(lines);
+            decodable(Response { status: StatusCode::from_u16(status).unwrap(), fields: &fields })
+        };
+        const BR: (&str, &str) = ("content-encoding", "br");
+        assert_eq!((came(200, &[BR]), came(404, &[BR])), (Some(Coding::Brotli), Some(Coding::Brotli)));
+        assert_eq!(came(200, &[("content-encoding", "x-gzip")]), Some(Coding::Gzip));
+        for lines in [
+            &[][..],
+            &[("content-encoding", "compress")],
+            &[("content-encoding", "gzip, br")],
+            &[BR, BR],
+            &[BR, ("cache-control", "no-transform")],
+            &[BR, ("content-range", "bytes 0-1/2")],
+        ] {
+            assert_eq!(came(200, lines), None, "{lines:?}");
+        }
+        assert_eq!(came(206, &[BR]), None);
+        let reads = |accept: &str| super::reads(&fields(&[("accept-encoding", accept)]), Coding::Brotli);
+        assert!(reads("br") && reads("*") && reads("gzip, identity;q=0"), "the last refuses both: what is there goes out");
+        assert!(!reads("gzip") && !reads("br;q=0") && !super::reads(&Fields::new(), Coding::Brotli));
+        let decoded = decoded_fields(&fields(&[BR, ("etag", "\"a\""), ("content-length", "5"), ("content-type", "text/html")]));
+        assert_eq!(decoded.wire(), fields(&[("content-type", "text/html"), ("etag", "W/\"a\"")]).wire());
     }
 
     #[test]

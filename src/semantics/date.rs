@@ -117,7 +117,8 @@ fn time_of_day(text: &[u8]) -> Option<i64> {
     (hour < 24 && minute < 60 && second <= 60).then_some(hour * 3600 + minute * 60 + second)
 }
 
-fn instant(year: i64, month: i64, day: i64, second: i64) -> Option<i64> {
+/// Milliseconds since 1970 of a date and the seconds of its day; `None` where there is no such date.
+pub fn instant(year: i64, month: i64, day: i64, second: i64) -> Option<i64> {
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let last = match month {
         2 if leap => 29,
@@ -125,7 +126,7 @@ fn instant(year: i64, month: i64, day: i64, second: i64) -> Option<i64> {
         4 | 6 | 9 | 11 => 30,
         _ => 31,
     };
-    (1..=last).contains(&day).then(|| days(year, month, day) * DAY_MS + second * 1000)
+    ((1..=12).contains(&month) && (1..=last).contains(&day)).then(|| days(year, month, day) * DAY_MS + second * 1000)
 }
 
 /// Days since 1970 of a date of the proleptic Gregorian calendar. Years begin in March here, so that the leap day is

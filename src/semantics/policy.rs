@@ -192,6 +192,22 @@ pub struct Compression {
     pub sensitive: bool,
     /// `compression.level`: of what a client waits for.
     pub level: Levels,
+    /// `compression.hot_hits`: answers after which a form is made anew at [`Compression::hot_level`]; 0: never.
+    pub hot_hits: u32,
+    /// `compression.hot_level`.
+    pub hot_level: Levels,
+    /// `compression.hot_max_size`: longer responses are not made anew.
+    pub hot_max_bytes: u64,
+    pub decode: DecodeLimits,
+}
+
+/// What a coded response of the upstream may stand for, where a client cannot read its coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeLimits {
+    /// `compression.decode_max_ratio`: bytes for each that came, beyond the first MiB.
+    pub ratio: u64,
+    /// `compression.decode_max_size`.
+    pub bytes: u64,
 }
 
 /// How much work goes into a form, in each coding's own numbers.
@@ -256,6 +272,10 @@ impl Default for Compression {
             min_bytes: 1024,
             sensitive: false,
             level: Levels { gzip: 4, brotli: 4, zstd: 3 },
+            hot_hits: 64,
+            hot_level: Levels { gzip: 9, brotli: 11, zstd: 19 },
+            hot_max_bytes: 2 << 20,
+            decode: DecodeLimits { ratio: 100, bytes: 256 << 20 },
         }
     }
 }

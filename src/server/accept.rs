@@ -4,11 +4,15 @@ use super::sockets;
 use super::workers::{Counted, Shared};
 use crate::clock;
 use crate::config::settings::{Limits, ListenerKind};
-use crate::listener::{ClientSocket, Peer, Protocol, http1, http2};
+use crate::listener::proxy_protocol::{self, Announced};
+use crate::listener::{self, ClientSocket, Handler, Peer, Protocol, Refusal, http1, http2};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::{PeerDoor, Proxy};
 use crate::semantics::target::Scheme;
+use crate::tls;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use ipnet::IpNet;
 use parking_lot::Mutex;
 use rustix::net::SocketFlags;
 use std::io;
@@ -28,6 +32,10 @@ pub struct Doorway {
     pub kind: ListenerKind,
     /// A reload may change it; connections keep what they began as.
     pub h2c: AtomicBool,
+    /// Who begins each connection with the PROXY protocol; a reload may change it.
+    pub announcing: ArcSwap<Vec<IpNet>>,
+    /// A reload may change it; connections keep what they have.
+    pub tls: ArcSwapOption<tls::Server>,
     pub proxy: Arc<Proxy>,
     /// Turns true when the process drains.
     pub drain: watch::Receiver<bool>,
@@ -41,6 +49,52 @@ impl Doorway {
     /// Bounds as the configuration says now: a connection keeps those under which it was accepted.
     fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.proxy.live.load().limits)
+    }
+}
+
+impl Doorway {
+    async fn serve(&self, stream: TcpStream, mut peer: Peer, tls: Option<Arc<tls::Server>>) {
+        let (limits, proxy, drain) = (self.limits(), Arc::clone(&self.proxy), self.drain.clone());
+        let Some(socket) = self.begin(stream, &mut peer, limits.header_timeout).await else { return };
+        match (self.kind, tls) {
+            (ListenerKind::Clients, None) if self.h2c.load(Ordering::Relaxed) => {
+                let handed_over =
+                    http1::serve_unless_http2(socket, peer.clone(), Arc::clone(&limits), Arc::clone(&proxy), drain.clone()).await;
+                if let Some(socket) = handed_over {
+                    Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), proxy, drain)).await;
+                }
+            }
+            (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
+            (ListenerKind::Clients, Some(tls)) => Box::pin(serve_secure(socket, peer, limits, proxy, drain, tls)).await,
+            (ListenerKind::Peers, _) => {
+                let limits = Arc::new(PeerDoor::limits(&limits));
+                Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), PeerDoor::new(proxy), drain)).await;
+            }
+        }
+    }
+
+    /// The socket of a connection, behind the header of a balancer that begins with one: `peer` is then whom it names.
+    async fn begin(&self, stream: TcpStream, peer: &mut Peer, within: Duration) -> Option<ClientSocket> {
+        let ip = peer.client.ip().to_canonical();
+        if !self.announcing.load().iter().any(|network| network.contains(&ip)) {
+            return Some(ClientSocket::new(stream));
+        }
+        let began = clock::nanos();
+        let mut stream = tokio::net::TcpStream::from_std(stream).ok()?;
+        let refusal = match timeout(within, proxy_protocol::read(&mut stream)).await {
+            Ok(Ok(announced)) => {
+                if let Some(Announced { client, local }) = announced {
+                    (peer.client, peer.local) = (client, local);
+                }
+                return Some(stream.into());
+            }
+            // A balancer that only looks whether we are there sends nothing.
+            Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => return None,
+            Ok(Err(_)) => Refusal { status: 400, reason: "proxy-protocol" },
+            Err(_) => Refusal { status: 408, reason: "header-timeout" },
+        };
+        self.proxy.refused(peer, None, refusal, clock::nanos() - began);
+        None
     }
 }
 
@@ -190,34 +244,42 @@ pub struct Arrived {
 pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
     let Arrived { stream, client, local, counted } = arrived;
     let Ok(local) = local.map_or_else(|| stream.local_addr(), Ok) else { return };
-    let peer = Peer { client, local, worker: counted.worker(), scheme: Scheme::Http, listener: doorway.name(), protocol: Protocol::Http1 };
+    let tls = doorway.tls.load_full();
+    let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
+    let peer = Peer { client, local, worker: counted.worker(), scheme, listener: doorway.name(), protocol: Protocol::Http1 };
     let doorway = Arc::clone(doorway);
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);
         metrics.connection_opened();
-        let (socket, limits, proxy, drain) =
-            (ClientSocket::new(stream), doorway.limits(), Arc::clone(&doorway.proxy), doorway.drain.clone());
-        match doorway.kind {
-            ListenerKind::Clients if doorway.h2c.load(Ordering::Relaxed) => {
-                let handed_over =
-                    http1::serve_unless_http2(socket, peer.clone(), Arc::clone(&limits), Arc::clone(&proxy), drain.clone()).await;
-                if let Some(socket) = handed_over {
-                    Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), proxy, drain)).await;
-                }
-            }
-            ListenerKind::Clients => http1::serve(socket, peer, limits, proxy, drain).await,
-            ListenerKind::Peers => {
-                Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), PeerDoor::new(proxy), drain)).await;
-            }
-        }
+        doorway.serve(stream, peer, tls).await;
         metrics.connection_closed();
         drop(counted);
     });
 }
 
+async fn serve_secure(
+    socket: ClientSocket,
+    peer: Peer,
+    limits: Arc<Limits>,
+    proxy: Arc<Proxy>,
+    drain: watch::Receiver<bool>,
+    tls: Arc<tls::Server>,
+) {
+    let Some(socket) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
+    drop(tls);
+    if socket.is_http2() {
+        http2::serve(socket, peer, limits, http2::Bounds::default(), proxy, drain).await;
+    } else {
+        http1::serve(socket, peer, limits, proxy, drain).await;
+    }
+}
+
 /// 503 for a connection above the limit, if the client asks within a moment; where even these are many, nothing.
 fn turn_away(stream: TcpStream, doorway: &Doorway, shared: &Shared) {
     doorway.proxy.metrics.bound(Bound::Connections);
+    if doorway.tls.load().is_some() {
+        return; // a handshake would cost more than it tells
+    }
     let Some(turned_away) = shared.turn_away() else { return };
     tokio::spawn(async move {
         let _ = timeout(TURN_AWAY_TIME, say_full(stream)).await; // whatever came of it, the connection ends

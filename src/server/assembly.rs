@@ -2,8 +2,9 @@
 
 use super::accept::Doorway;
 use super::workers::Workers;
-use super::{background, control::Controller, sockets};
+use super::{background, certificates, control::Controller, sockets};
 use crate::admin;
+use crate::coalesce::lease::Leases;
 use crate::config::settings::{Listener, ListenerKind};
 use crate::config::{self, Settings, Sources};
 use crate::invalidation::journal::{Journal, Order};
@@ -14,9 +15,13 @@ use crate::observe::metrics::{Bound, Metrics};
 use crate::proxy::remote::Remote;
 use crate::proxy::{Live, Proxy};
 use crate::redis::Redis;
+use crate::semantics::target::Scheme;
 use crate::tier::redis::RedisTier;
+use crate::tls;
 use anyhow::{Context, Result};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,6 +76,21 @@ impl Door {
     }
 }
 
+/// Where a listener is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listening {
+    pub name: String,
+    pub address: SocketAddr,
+    pub is_secure: bool,
+}
+
+impl Listening {
+    pub fn url(&self) -> String {
+        let scheme = if self.is_secure { Scheme::Https } else { Scheme::Http };
+        format!("{}://{}", scheme.as_str(), self.address)
+    }
+}
+
 /// Why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
@@ -101,6 +121,18 @@ impl ReloadError {
     }
 }
 
+/// What listeners with TLS show, by their names.
+type Secured = HashMap<String, Arc<tls::Server>>;
+
+fn secure(settings: &Settings) -> Result<Secured> {
+    let secure = |listener: &Listener| {
+        let tls = listener.tls.as_ref()?;
+        let server = tls::Server::new(tls).with_context(|| format!("listeners.{}.tls", listener.name));
+        Some(server.map(|server| (listener.name.clone(), Arc::new(server))))
+    };
+    settings.listeners.iter().filter_map(secure).collect()
+}
+
 /// A listener that is bound and not served yet.
 type Bind = (Listener, Vec<TcpListener>);
 
@@ -112,6 +144,7 @@ impl Server {
         }
         fit_descriptors(&mut settings);
         reserve_pages(&settings);
+        let secured = secure(&settings)?;
         let bound = bind_all(&settings, settings.sockets())?;
         let admin_socket = bind_one("admin.address", settings.admin.address)?;
         let metrics_socket = bind_one("metrics.address", settings.metrics.address)?;
@@ -126,8 +159,9 @@ impl Server {
         let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log));
         if let Some(tier) = &settings.redis {
             let redis = Redis::new(&tier.server, &metrics).context("cache.redis")?;
+            let leases = settings.lease.enabled.then(|| Arc::new(Leases::new(&redis, settings.lease, tier.lookup_budget, &metrics)));
             let tier = RedisTier::start(redis, tier.clone(), settings.server.workers, &metrics).context("cache.redis")?;
-            proxy.share(Remote::new(tier));
+            proxy.share(Remote::new(tier, leases));
         }
         metrics.observe_gauges(Arc::clone(&proxy) as _);
         metrics.reloaded(true, &settings.hash);
@@ -155,12 +189,13 @@ impl Server {
             Ok(Some(admin::serve(socket, Arc::clone(&control), metrics_only, stopped)?.address()))
         };
         let (admin, metrics) = (serve(admin_socket, false)?, serve(metrics_socket, true)?);
-        state.listen(&settings, bound)?;
+        state.listen(&settings, bound, &secured)?;
+        certificates::spawn(Arc::downgrade(&state))?;
         Ok(Self { state, admin, metrics, admin_stop })
     }
 
-    /// Names and bound addresses of the listeners, in order of name.
-    pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
+    /// The listeners, in order of name.
+    pub fn listeners(&self) -> Vec<Listening> {
         self.state.listeners()
     }
 
@@ -259,10 +294,16 @@ fn bind_one(key: &'static str, address: Option<SocketAddr>) -> Result<Option<Tcp
 }
 
 impl State {
-    pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
-        let mut all: Vec<_> = self.doors.lock().open.iter().map(|door| (door.name(), door.bound)).collect();
+    pub fn listeners(&self) -> Vec<Listening> {
+        let listening = |door: &Door| Listening { name: door.name(), address: door.bound, is_secure: door.doorway.tls.load().is_some() };
+        let mut all: Vec<_> = self.doors.lock().open.iter().map(listening).collect();
         all.sort();
         all
+    }
+
+    /// Listeners with TLS, and what they show.
+    pub fn secured(&self) -> Vec<(String, Arc<tls::Server>)> {
+        self.doors.lock().open.iter().filter_map(|door| Some((door.name(), door.doorway.tls.load_full()?))).collect()
     }
 
     pub fn connections(&self) -> usize {
@@ -286,7 +327,7 @@ impl State {
     }
 
     /// Serves what was bound, renames what stays, closes what is not wanted any more.
-    fn listen(&self, settings: &Settings, bound: Vec<Bind>) -> Result<()> {
+    fn listen(&self, settings: &Settings, bound: Vec<Bind>, secured: &Secured) -> Result<()> {
         let wanted: Vec<_> = settings.sockets().collect();
         let mut doors = self.doors.lock();
         let Doors { workers: Some(workers), open } = &mut *doors else { return Ok(()) }; // draining: nothing opens any more
@@ -294,6 +335,8 @@ impl State {
             Some(listener) => {
                 *door.doorway.name.lock() = listener.name.as_str().into();
                 door.doorway.h2c.store(listener.h2c, Ordering::Relaxed);
+                door.doorway.announcing.store(Arc::new(listener.proxy_protocol.clone()));
+                door.doorway.tls.store(secured.get(&listener.name).cloned());
                 true
             }
             None => {
@@ -307,7 +350,9 @@ impl State {
             let name = Mutex::new(listener.name.as_str().into());
             let (kind, h2c) = (listener.kind, AtomicBool::new(listener.h2c));
             let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.subscribe());
-            let doorway = Arc::new(Doorway { name, kind, h2c, proxy, drain });
+            let announcing = ArcSwap::from_pointee(listener.proxy_protocol.clone());
+            let tls = ArcSwapOption::new(secured.get(&listener.name).cloned());
+            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
             open.push(Door { wanted: listener.address, bound, stop, doorway });
         }
@@ -339,6 +384,7 @@ impl State {
         let before = self.proxy.live.load_full();
         config::changes(&before.settings, &settings).map_err(ReloadError::Fixed)?;
         fit_descriptors(&mut settings);
+        let secured = secure(&settings).map_err(ReloadError::Failed)?;
         let bound = self.bind(&settings).map_err(ReloadError::Address)?;
         if let Some(log) = &self.log {
             log.set_level(&settings.log).map_err(|error| ReloadError::Failed(error.into()))?;
@@ -346,7 +392,11 @@ impl State {
         let live = Arc::new(Live::new(settings, Some(&before), &self.proxy.metrics));
         let settings = Arc::clone(&live.settings);
         self.proxy.live.store(live);
-        self.listen(&settings, bound).map_err(ReloadError::Failed)?;
+        self.listen(&settings, bound, &secured).map_err(ReloadError::Failed)?;
+        self.proxy.metrics.tls.forget_certificates();
+        for (listener, server) in self.secured() {
+            certificates::tell_expiry(&listener, &server, &self.proxy.metrics.tls);
+        }
         Ok(settings)
     }
 }

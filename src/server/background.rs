@@ -11,8 +11,20 @@ use std::time::Duration;
 /// How often memory is read.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Starts the thread; it ends with the proxy.
+/// The least that a thread can ask for: it runs when no other wants to.
+const LOWEST_PRIORITY: i32 = 19;
+
+/// Starts the threads; they end with the proxy.
 pub fn spawn(proxy: Weak<Proxy>) -> std::io::Result<()> {
+    let served = proxy.clone();
+    std::thread::Builder::new().name("forms".into()).spawn(move || {
+        if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LOWEST_PRIORITY) {
+            tracing::info!(%error, "forms that are sent often are made anew at the priority of the process");
+        }
+        while let Some(proxy) = served.upgrade() {
+            proxy.tend_forms(TICK);
+        }
+    })?;
     std::thread::Builder::new().name("background".into()).spawn(move || {
         let (mut swept, mut scale) = (None, Scale::default());
         while let Some(proxy) = proxy.upgrade() {

@@ -128,7 +128,7 @@ impl Control for Controller {
         let live = proxy.live.load();
         let (bytes, responses) = proxy.memory.usage();
         let listeners: serde_json::Map<String, Value> =
-            self.state.listeners().into_iter().map(|(name, address)| (name, address.to_string().into())).collect();
+            self.state.listeners().into_iter().map(|listener| (listener.name, listener.address.to_string().into())).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": live.settings.server.name,

@@ -44,11 +44,11 @@ pub fn serve(sources: Sources, settings: Settings, announce: impl FnOnce(&Server
 /// Prints the bound addresses, one a line: `listener http http://127.0.0.1:8080`.
 fn announce(server: &Server) {
     let mut out = std::io::stdout().lock();
-    let named = server.listeners().into_iter().map(|(name, address)| (format!("listener {name}"), address));
-    let admin = server.admin.map(|address| ("admin".to_owned(), address));
-    let metrics = server.metrics.map(|address| ("metrics".to_owned(), address));
-    for (what, address) in named.chain(admin).chain(metrics) {
-        let _ = writeln!(out, "{what} http://{address}"); // nobody may be reading
+    let named = server.listeners().into_iter().map(|listener| (format!("listener {}", listener.name), listener.url()));
+    let own = [("admin", server.admin), ("metrics", server.metrics)];
+    let own = own.into_iter().filter_map(|(what, address)| Some((what.to_owned(), format!("http://{}", address?))));
+    for (what, url) in named.chain(own) {
+        let _ = writeln!(out, "{what} {url}"); // nobody may be reading
     }
     let _ = out.flush();
 }

@@ -5,10 +5,11 @@
 mod accept;
 mod assembly;
 mod background;
+mod certificates;
 mod control;
 mod lifecycle;
 mod sockets;
 mod workers;
 
-pub use assembly::Server;
+pub use assembly::{Listening, Server};
 pub use lifecycle::{run, serve};

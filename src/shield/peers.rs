@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use http::Method;
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -45,12 +46,22 @@ pub struct Shield {
     own: Option<Arc<str>>,
     identity: Arc<Identity>,
     members: ArcSwap<Members>,
-    /// Names that stand for several peers.
-    names: Vec<(Arc<Host>, u16)>,
+    names: Vec<Name>,
+    /// What the names of peers, as they are configured, stood for when they were last resolved.
+    found: Mutex<HashMap<NameAndPort, Arc<[IpAddr]>>>,
     refresh_at_mono_ms: AtomicU64,
     workers: usize,
     metrics: Arc<Metrics>,
 }
+
+/// A name that stands for several peers.
+struct Name {
+    text: String,
+    port: u16,
+    host: Arc<Host>,
+}
+
+type NameAndPort = (String, u16);
 
 /// Who there is.
 #[derive(Default)]
@@ -88,7 +99,7 @@ impl Shield {
             return Some(Arc::clone(before));
         }
         let names = shield.peers.iter().filter_map(|peer| match peer {
-            ShieldPeer::Names { host, port } => Some((Host::new(host), *port)),
+            ShieldPeer::Names { host, port } => Some(Name { text: host.clone(), port: *port, host: Host::new(host) }),
             ShieldPeer::One { .. } => None,
         });
         let identity = before.map_or_else(
@@ -102,13 +113,16 @@ impl Shield {
             identity,
             members: ArcSwap::default(),
             names: names.collect(),
+            found: Mutex::new(before.map(|before| before.found.lock().clone()).unwrap_or_default()),
             refresh_at_mono_ms: AtomicU64::new(0),
             workers,
             metrics: Arc::clone(metrics),
             settings: shield.clone(),
         };
-        let known = before.map(|before| before.members.load_full()).unwrap_or_default();
-        built.set_members(&known, &[]);
+        if let Some(before) = before {
+            built.members.store(before.members.load_full());
+        }
+        built.take_up(None);
         Some(Arc::new(built))
     }
 
@@ -241,30 +255,43 @@ impl Shield {
             let next = now.mono_ms + REFRESH_MS;
             self.refresh_at_mono_ms.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         };
-        if !self.names.is_empty() && now.mono_ms >= due && taken() {
-            tokio::spawn(Arc::clone(self).look_up());
+        if now.mono_ms >= due && taken() {
+            for number in 0..self.names.len() {
+                tokio::spawn(Arc::clone(self).look_up(number));
+            }
         }
     }
 
-    async fn look_up(self: Arc<Self>) {
-        let mut found = Vec::new();
-        for (host, port) in &self.names {
-            // A name that does not resolve takes nobody out: the peers that it stood for are found out by asking them.
-            let Ok(addresses) = host.addresses(LOOK_UP).await else { return };
-            found.extend(addresses.iter().map(|address| (settings::peer_name(&address.to_string(), *port), address.to_string(), *port)));
+    /// A name that does not resolve takes nobody out: the peers that it stood for are found out by asking them.
+    async fn look_up(self: Arc<Self>, number: usize) {
+        let Name { text, port, host } = &self.names[number];
+        match host.addresses(LOOK_UP).await {
+            Ok(addresses) => self.take_up(Some(((text.clone(), *port), addresses))),
+            Err(error) => {
+                self.metrics.shield_name_failed();
+                static LIMIT: RateLimit = RateLimit::new(WARN_INTERVAL_MS);
+                if let Some(held_back) = LIMIT.pass(clock::now().mono_ms) {
+                    tracing::warn!(name = text, %error, held_back, "a name of peers is not resolved: those that it stood for stay");
+                }
+            }
         }
-        let known = self.members.load_full();
-        self.set_members(&known, &found);
     }
 
-    /// Takes up who there is by now: what was said of those that stay is kept.
-    fn set_members(&self, known: &Members, found: &[(String, String, u16)]) {
+    /// Takes up who there is by now: what was said of those that stay is kept. `answer`: what a name stands for by now.
+    fn take_up(&self, answer: Option<(NameAndPort, Arc<[IpAddr]>)>) {
+        let mut found = self.found.lock();
+        found.extend(answer);
         let fixed = self.settings.peers.iter().filter_map(|peer| match peer {
             ShieldPeer::One { host, port } => Some((settings::peer_name(host, *port), host.clone(), *port)),
             ShieldPeer::Names { .. } => None,
         });
+        let named = self.names.iter().flat_map(|Name { text, port, .. }| {
+            let addresses = found.get(&(text.clone(), *port)).map_or(&[][..], |addresses| &addresses[..]);
+            addresses.iter().map(|address| (settings::peer_name(&address.to_string(), *port), address.to_string(), *port))
+        });
+        let known = self.members.load_full();
         let mut peers = HashMap::new();
-        for (name, host, port) in fixed.chain(found.iter().cloned()) {
+        for (name, host, port) in fixed.chain(named) {
             let name: Arc<str> = name.into();
             if self.own.as_ref() != Some(&name) {
                 let peer = known.peers.get(&name).cloned().unwrap_or_else(|| self.peer(&name, &host, port));
@@ -299,4 +326,34 @@ const PROBE: &str = "/";
 /// Whether a request that was admitted is a probe: it gets 204, and goes nowhere.
 pub fn is_probe(method: &Method) -> bool {
     *method == Method::OPTIONS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn settings(failures: u32, peers: &[&str]) -> settings::Settings {
+        let flags = json!({
+            "upstreams": {"default": {"endpoints": ["http://127.0.0.1:1"]}},
+            "shield": {"peers": peers, "secret": "0123456789abcdef", "failures": failures},
+        });
+        crate::config::load(&crate::config::Sources::new(None, flags)).expect("a configuration")
+    }
+
+    #[test]
+    fn peers_by_name_stay_through_a_reload_with_what_is_known_of_them() {
+        let metrics = Metrics::new(1);
+        let answer = |address: &str| Some((("fleet.example".to_owned(), 9182), Arc::from([address.parse().unwrap()])));
+        let before = Shield::new(&settings(3, &["dns:fleet.example:9182"]), None, &metrics).unwrap();
+        before.take_up(answer("10.0.0.1"));
+        let peers = |shield: &Shield| shield.members.load().peers.values().cloned().collect::<Vec<_>>();
+        let after = Shield::new(&settings(4, &["dns:fleet.example:9182"]), Some(&before), &metrics).unwrap();
+        assert_eq!(after.states(), [("10.0.0.1:9182".into(), true)]);
+        assert!(Arc::ptr_eq(&peers(&before)[0], &peers(&after)[0]), "its connections and its health");
+        let other = Shield::new(&settings(4, &["dns:other.example:9182"]), Some(&after), &metrics).unwrap();
+        assert!(other.states().is_empty(), "what another name stood for");
+        after.take_up(answer("10.0.0.2"));
+        assert_eq!(after.states(), [("10.0.0.2:9182".into(), true)], "the last answer counts");
+    }
 }

@@ -1,12 +1,14 @@
-//! A body that is coded as it comes.
+//! A body that is coded, or decoded, as it comes.
 //!
 //! What takes long is done in the [`Pool`]; a few small pieces are coded at once, since handing them over would cost more.
 //! When the source pauses, what came so far is flushed: of a stream of events at once, of anything else after
 //! [`FLUSH_AFTER`], so that what merely arrives piece by piece is coded as well as if it had come whole.
 
+use super::decoder::{DecodeError, Decoder};
 use super::encoder::Encoder;
-use super::pool::{Pool, Unfinished};
+use super::pool::Pool;
 use crate::body::{BodyError, BodyStream, Chunk};
+use crate::observe::metrics::Bound;
 use crate::semantics::Fields;
 use bytes::Bytes;
 use std::io;
@@ -22,7 +24,40 @@ const PIECE: usize = 64 << 10;
 /// How long a pause is that makes what came so far go out.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(10);
 
-/// Codes what `source` gives.
+/// What is done to it.
+pub enum Codec {
+    Encode(Encoder),
+    Decode(Decoder),
+}
+
+impl Codec {
+    fn run(mut self: Box<Self>, step: Step) -> Result<Made, BodyError> {
+        let not_coded = |_: io::Error| BodyError::NotCoded;
+        let out = match (&mut *self, step) {
+            (Self::Encode(encoder), Step::Write(bytes)) => encoder.write(&bytes).map_err(not_coded)?,
+            (Self::Encode(encoder), Step::Flush) => encoder.flush().map_err(not_coded)?,
+            (Self::Decode(decoder), Step::Write(bytes)) => decoder.write(&bytes).map_err(not_decoded)?,
+            (Self::Decode(_), Step::Flush) => Bytes::new(), // it keeps nothing back
+            (_, Step::Finish) => {
+                let last = match *self {
+                    Self::Encode(encoder) => encoder.finish().map_err(not_coded)?,
+                    Self::Decode(decoder) => decoder.finish().map_err(not_decoded)?,
+                };
+                return Ok((None, last));
+            }
+        };
+        Ok((Some(self), out))
+    }
+}
+
+const fn not_decoded(error: DecodeError) -> BodyError {
+    match error {
+        DecodeError::TooLarge => BodyError::TooLarge,
+        DecodeError::Malformed => BodyError::Malformed,
+    }
+}
+
+/// Codes what `source` gives, or takes its coding off.
 pub struct Coded {
     source: Pin<Box<dyn BodyStream>>,
     state: State,
@@ -40,13 +75,15 @@ pub struct Coded {
 }
 
 enum State {
-    Ready(Box<Encoder>),
-    Working(Pin<Box<dyn Future<Output = Result<io::Result<Made>, Unfinished>> + Send>>),
+    Ready(Box<Codec>),
+    Working(Work),
     Over,
 }
 
-/// What a piece of work came to; no encoder after the end.
-type Made = (Option<Box<Encoder>>, Bytes);
+type Work = Pin<Box<dyn Future<Output = Result<Made, BodyError>> + Send>>;
+
+/// What a piece of work came to; no codec after the end.
+type Made = (Option<Box<Codec>>, Bytes);
 
 enum Step {
     Write(Bytes),
@@ -54,23 +91,12 @@ enum Step {
     Finish,
 }
 
-impl Step {
-    fn run(self, mut encoder: Box<Encoder>) -> io::Result<Made> {
-        let out = match self {
-            Self::Write(bytes) => encoder.write(&bytes)?,
-            Self::Flush => encoder.flush()?,
-            Self::Finish => return Ok((None, encoder.finish()?)),
-        };
-        Ok((Some(encoder), out))
-    }
-}
-
 impl Coded {
     /// `events`: what comes is a stream of events.
-    pub fn new(source: Pin<Box<dyn BodyStream>>, encoder: Encoder, pool: Pool, events: bool) -> Self {
+    pub fn new(source: Pin<Box<dyn BodyStream>>, codec: Codec, pool: Pool, events: bool) -> Self {
         Self {
             source,
-            state: State::Ready(Box::new(encoder)),
+            state: State::Ready(Box::new(codec)),
             pool,
             events,
             input: Bytes::new(),
@@ -81,9 +107,9 @@ impl Coded {
         }
     }
 
-    /// Takes the encoder one step further, here or in the pool.
+    /// Takes the codec one step further, here or in the pool.
     fn step(&mut self, step: Step) {
-        let State::Ready(encoder) = std::mem::replace(&mut self.state, State::Over) else { return };
+        let State::Ready(codec) = std::mem::replace(&mut self.state, State::Over) else { return };
         self.at_once += match &step {
             Step::Write(bytes) => bytes.len(),
             Step::Flush | Step::Finish => 0,
@@ -91,12 +117,13 @@ impl Coded {
         self.dirty = matches!(step, Step::Write(_));
         if self.at_once <= AT_ONCE {
             self.at_once = if self.dirty { self.at_once } else { 0 };
-            self.state = State::Working(Box::pin(std::future::ready(Ok(step.run(encoder)))));
+            self.state = State::Working(Box::pin(std::future::ready(codec.run(step))));
             return;
         }
         self.at_once = 0;
         let pool = self.pool.clone();
-        self.state = State::Working(Box::pin(pool.run(move || step.run(encoder))));
+        let work = pool.run(move || codec.run(step));
+        self.state = State::Working(Box::pin(async move { work.await.unwrap_or(Err(BodyError::NotCoded)) }));
     }
 
     /// What the source has to give next becomes a step; pending while it pauses.
@@ -112,10 +139,7 @@ impl Coded {
                 self.input = bytes;
             }
             Poll::Ready(Some(Ok(Chunk::Trailers(trailers)))) => self.trailers = Some(trailers),
-            Poll::Ready(Some(Err(error))) => {
-                self.state = State::Over;
-                return Poll::Ready(Err(error));
-            }
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
             Poll::Ready(None) => self.step(Step::Finish),
             Poll::Pending => {
                 if !self.dirty {
@@ -132,6 +156,13 @@ impl Coded {
     }
 }
 
+impl Coded {
+    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Chunk, BodyError>>> {
+        (self.state, self.trailers) = (State::Over, None);
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
 impl BodyStream for Coded {
     fn poll_chunk(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
         let this = self.get_mut();
@@ -140,20 +171,21 @@ impl BodyStream for Coded {
                 State::Over => return Poll::Ready(this.trailers.take().map(|trailers| Ok(Chunk::Trailers(trailers)))),
                 State::Ready(_) => {
                     if let Err(error) = ready!(this.take(context)) {
-                        this.trailers = None;
-                        return Poll::Ready(Some(Err(error)));
+                        return this.fail(error);
                     }
                 }
                 State::Working(work) => match ready!(work.as_mut().poll(context)) {
-                    Ok(Ok((encoder, out))) => {
-                        this.state = encoder.map_or(State::Over, State::Ready);
+                    Ok((codec, out)) => {
+                        this.state = codec.map_or(State::Over, State::Ready);
                         if !out.is_empty() {
                             return Poll::Ready(Some(Ok(Chunk::Data(out))));
                         }
                     }
-                    Ok(Err(_)) | Err(Unfinished) => {
-                        (this.state, this.trailers) = (State::Over, None);
-                        return Poll::Ready(Some(Err(BodyError::NotCoded)));
+                    Err(error) => {
+                        if error == BodyError::TooLarge {
+                            this.pool.metrics().bound(Bound::DecodedBytes);
+                        }
+                        return this.fail(error);
                     }
                 },
             }
@@ -195,7 +227,7 @@ mod tests {
 
     fn coded(coding: Coding, events: bool, script: Vec<Option<Result<Chunk, BodyError>>>) -> Coded {
         let encoder = Encoder::new(coding, &Compression::default().level, None).unwrap();
-        Coded::new(Box::pin(Script(script.into(), None)), encoder, Pool::new(1, Metrics::new(1)), events)
+        Coded::new(Box::pin(Script(script.into(), None)), Codec::Encode(encoder), Pool::new(1, Metrics::new(1)), events)
     }
 
     fn data(text: impl Into<Vec<u8>>) -> Option<Result<Chunk, BodyError>> {

@@ -22,6 +22,11 @@ impl Pool {
         Self { places: Arc::new(Semaphore::new(threads)), metrics }
     }
 
+    /// Where it says what bounds it met.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Does it elsewhere. Whoever does not wait for it any more does not end what has begun.
     pub async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unfinished> {
         let place = match Arc::clone(&self.places).try_acquire_owned() {

@@ -1031,3 +1031,34 @@ fn get_shows_what_the_cache_did() {
     assert!(text(&output.stderr).contains("ended early, after 5 bytes"), "{}", text(&output.stderr));
     server.join().unwrap();
 }
+
+#[test]
+fn secrets_of_a_fleet_that_can_be_guessed_are_refused() {
+    let server = "[cache.redis]\nurl = 'redis://127.0.0.1'\n";
+    let peers = "[shield]\npeers = ['http://10.0.0.1:1']\n";
+    for (text, path) in [
+        (format!("{UPSTREAM}{server}seal = 'fifteen-letters'\n"), "cache.redis.seal"),
+        (format!("{UPSTREAM}{peers}secret = 'fifteen-letters'\n"), "shield.secret"),
+    ] {
+        let problems = Case::toml(&text).problems();
+        let problem = only(&problems);
+        assert!(problem.path == path && problem.what.contains("can be guessed"), "{problem}");
+    }
+    let sealed = Case::toml(&format!("{UPSTREAM}[cache.redis]\nurl = 'redis://127.0.0.1'\nseal = 'sixteen--letters'\n"));
+    assert!(sealed.settings().redis.is_some_and(|redis| redis.key.is_some()));
+}
+
+#[test]
+fn a_shield_that_gives_up_before_an_owner_does_is_warned_about() {
+    let warnings = |shield: &str, upstream: &str| {
+        let shield = format!("[shield]\npeers = ['http://10.0.0.1:1']\nsecret = '0123456789abcdef'\n{shield}");
+        Case::toml(&format!("[upstreams.app]\nendpoints = ['http://127.0.0.1:1']\n{upstream}{shield}")).settings().warnings
+    };
+    assert_eq!(warnings("", ""), Vec::<String>::new(), "the defaults go together");
+    for (shield, upstream) in
+        [("first_byte_timeout = '68s'\n", ""), ("", "first_byte_timeout = '40s'\n"), ("", "purge_queue_timeout = '40s'\n")]
+    {
+        let warned = warnings(shield, upstream);
+        assert!(warned.len() == 1 && warned[0].starts_with("shield.first_byte_timeout: "), "{shield}{upstream}: {warned:?}");
+    }
+}

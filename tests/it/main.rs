@@ -21,6 +21,7 @@ mod redis;
 mod rules;
 mod serve;
 mod support;
+mod tls;
 mod upstream;
 mod upstream_differential;
 #[expect(clippy::duplicate_mod, reason = "the same cases through the other codec, see `upstream::codec`")]

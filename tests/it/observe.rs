@@ -136,6 +136,7 @@ fn everything(metrics: &Metrics) {
     RefreshOutcome::ALL.iter().for_each(|outcome| metrics.refreshed(*outcome));
     StaleReason::ALL.iter().for_each(|reason| metrics.stale_served(*reason));
     metrics.refused("header_bytes", 431);
+    metrics.tls.certificate_expires("https", "shop.pem", 86_400);
     metrics.connection_opened();
     metrics.connection_opened();
     metrics.connection_closed();

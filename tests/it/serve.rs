@@ -12,6 +12,7 @@ mod freshness;
 mod http2;
 mod methods;
 mod policy;
+mod proxy_protocol;
 mod purge;
 mod purge_controls;
 mod ranges;

@@ -1,12 +1,12 @@
 //! What is coded here, and how.
 
 use super::table::Table;
-use crate::config::raw::{RawCoding, RawCompression};
+use crate::config::raw::{RawCoding, RawCompression, RawLevels};
 use crate::config::report::Report;
 use crate::config::shape::join;
 use crate::semantics::coding::Coding;
 use crate::semantics::fields::is_token_byte;
-use crate::semantics::policy::Compression;
+use crate::semantics::policy::{Compression, Levels};
 use std::sync::Arc;
 
 /// What the levels around a route have set so far.
@@ -37,13 +37,22 @@ impl Base {
         }
         let mut table = Table::new(report, at);
         how.min_bytes = table.size("min_size", raw.min_size.as_ref(), how.min_bytes, 1..=1 << 30);
-        let at = join(at, "level");
-        let mut table = Table::new(report, &at);
-        let mut level = |key, raw, level: &mut u8, bounds| *level = table.count(key, raw, u64::from(*level), bounds) as u8; // 19 at most
-        level("gzip", raw.level.gzip, &mut how.level.gzip, 1..=9);
-        level("br", raw.level.br, &mut how.level.brotli, 0..=11);
-        level("zstd", raw.level.zstd, &mut how.level.zstd, 1..=19);
+        how.hot_max_bytes = table.size("hot_max_size", raw.hot_max_size.as_ref(), how.hot_max_bytes, 0..=64 << 20);
+        how.hot_hits = table.count("hot_hits", raw.hot_hits, u64::from(how.hot_hits), 0..=u64::from(u32::MAX / 2)) as u32; // as bounded
+        let decode = &mut how.decode;
+        decode.bytes = table.size("decode_max_size", raw.decode_max_size.as_ref(), decode.bytes, 1 << 20..=1 << 50);
+        decode.ratio = table.count("decode_max_ratio", raw.decode_max_ratio, decode.ratio, 1..=1_000_000);
+        levels(&join(at, "level"), &raw.level, &mut how.level, report);
+        levels(&join(at, "hot_level"), &raw.hot_level, &mut how.hot_level, report);
     }
+}
+
+fn levels(at: &str, raw: &RawLevels, levels: &mut Levels, report: &mut Report) {
+    let mut table = Table::new(report, at);
+    let mut level = |key, raw, level: &mut u8, bounds| *level = table.count(key, raw, u64::from(*level), bounds) as u8; // 19 at most
+    level("gzip", raw.gzip, &mut levels.gzip, 1..=9);
+    level("br", raw.br, &mut levels.brotli, 0..=11);
+    level("zstd", raw.zstd, &mut levels.zstd, 1..=19);
 }
 
 fn distinct(at: &str, raw: &[RawCoding], report: &mut Report) -> Vec<Coding> {

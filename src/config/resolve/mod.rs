@@ -12,6 +12,7 @@ mod redis;
 mod shield;
 mod site;
 mod table;
+mod tls;
 
 pub use limit::PURGE_BURST;
 
@@ -25,6 +26,7 @@ use super::units;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 
@@ -66,6 +68,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         upstreams,
         purge: purge(&raw.purge, report),
         shield: shield::shield(&raw.shield, report),
+        lease: redis::lease(&raw.lease, report),
         journal: journal::journal(raw, &listeners, report),
         log: log(&raw.log, report),
         listeners,
@@ -75,6 +78,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
     };
     check_addresses(&settings, report);
     limit::check(&settings, report);
+    shield::check_patience(&settings, report);
     journal::check_node(&raw.journal, &settings, report);
     settings
 }
@@ -91,6 +95,7 @@ fn server(raw: &RawServer, report: &mut Report) -> Server {
         );
     }
     let mut table = Table::new(report, "server");
+    let certificate_poll = table.timeout_or_off("certificate_poll", raw.certificate_poll.as_ref(), Some(secs(5)));
     Server {
         workers: threads("workers", raw.workers.as_ref(), machine::cores(), &mut table),
         drain_delay: table.duration("drain_delay", raw.drain_delay.as_ref(), Duration::ZERO),
@@ -101,6 +106,7 @@ fn server(raw: &RawServer, report: &mut Report) -> Server {
         },
         trusted_proxies: net::networks("server.trusted_proxies", raw.trusted_proxies.as_deref().unwrap_or_default(), report),
         lenient_path: raw.lenient_path.unwrap_or(false),
+        certificate_poll,
         name,
     }
 }
@@ -120,7 +126,14 @@ fn threads(key: &str, raw: Option<&RawWorkers>, auto: usize, table: &mut Table<'
 fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Listener> {
     if raw.is_empty() {
         let address = SocketAddr::from(([127, 0, 0, 1], 8080));
-        return vec![Listener { name: "http".into(), address, kind: ListenerKind::Clients, h2c: false }];
+        return vec![Listener {
+            name: "http".into(),
+            address,
+            kind: ListenerKind::Clients,
+            h2c: false,
+            proxy_protocol: Vec::new(),
+            tls: None,
+        }];
     }
     let listener = |(name, raw): (&String, &RawListener)| {
         let path = join("listeners", name);
@@ -130,7 +143,10 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             return None;
         };
         let address = net::address(&join(&path, "address"), address, report)?;
-        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, h2c: raw.h2c.unwrap_or(false) })
+        let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
+        let announcing = raw.proxy_protocol.as_deref().unwrap_or_default();
+        let proxy_protocol = net::networks(&join(&path, "proxy_protocol"), announcing, report);
+        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, h2c: raw.h2c.unwrap_or(false), proxy_protocol, tls })
     };
     raw.iter().filter_map(listener).collect()
 }
@@ -190,6 +206,19 @@ fn secret(path: &str, literal: Option<&str>, file: Option<&str>, report: &mut Re
         return None;
     }
     Some(Secret::new(text))
+}
+
+/// A shorter secret can be guessed.
+const FLEET_SECRET_BYTES_MIN: usize = 16;
+const FLEET_SECRET: &str = "16 to 4096 visible ASCII characters, the same on all nodes";
+const FLEET_SECRET_REMEDY: &str = "make one, for example with: openssl rand -hex 32, and give it to every node by a file";
+
+/// One by which nodes know each other's word.
+fn check_fleet_secret(path: &str, in_file: bool, secret: Option<&Secret>, report: &mut Report) {
+    if secret.is_some_and(|secret| secret.expose().len() < FLEET_SECRET_BYTES_MIN) {
+        let path = if in_file { format!("{path}_file") } else { path.to_owned() };
+        report.problem(&path, "a secret that can be guessed", "***", FLEET_SECRET, FLEET_SECRET_REMEDY);
+    }
 }
 
 fn memory(raw: &RawMemory, report: &mut Report) -> Memory {

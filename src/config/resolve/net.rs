@@ -7,12 +7,10 @@ use crate::config::raw::{RawBalance, RawCodec, RawUpstream};
 use crate::config::report::Report;
 use crate::config::settings::{Balance, Endpoint, Upstream, UpstreamCodec};
 use crate::config::shape::join;
-use crate::config::units;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// What a listening address may be.
 pub const ADDRESS_ALLOWED: &str = r#"an IP address and a port: "127.0.0.1:8080", "[::1]:8080", "0.0.0.0:0""#;
@@ -136,23 +134,11 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
         connect_timeout: t.timeout("connect_timeout", raw.connect_timeout.as_ref(), secs(3)),
         first_byte_timeout: t.timeout("first_byte_timeout", raw.first_byte_timeout.as_ref(), secs(30)),
         read_timeout: t.timeout("read_timeout", raw.read_timeout.as_ref(), secs(60)),
-        total_timeout: total_timeout(raw, &mut t),
+        total_timeout: t.timeout_or_off("total_timeout", raw.total_timeout.as_ref(), None),
         retries: t.count("retries", raw.retries, 1, 0..=10) as u32,
         header_bytes: t.size("header_bytes", raw.header_bytes.as_ref(), 64 * KIB, 512..=16 * MIB) as usize,
         header_count: t.count("header_count", raw.header_count, 200, 1..=10_000) as usize,
     }
-}
-
-fn total_timeout(raw: &RawUpstream, table: &mut Table<'_>) -> Option<Duration> {
-    let value = &raw.total_timeout.as_ref()?.0;
-    if value == "off" {
-        return None;
-    }
-    let length = table.quantity("total_timeout", value, units::duration, r#"a duration such as "30s", or "off""#)?;
-    if length.is_zero() {
-        table.wrong("total_timeout", "a timeout of zero", value, r#"a duration such as "30s", or "off""#, "write \"off\" for no bound");
-    }
-    Some(length)
 }
 
 /// `http://host[:port]`.

@@ -1,12 +1,13 @@
 //! Where Redis is, and how to connect.
 
 use super::table::Table;
-use super::{SECRET_FILE_BYTES_MAX, secret, secs};
+use super::{SECRET_FILE_BYTES_MAX, check_fleet_secret, secret, secs};
 use crate::config::files::read_bytes;
-use crate::config::raw::{RawAddresses, RawCacheRedis, RawRedisMode, RawRedisTls, RedisKeys};
+use crate::config::raw::{RawAddresses, RawCacheRedis, RawLease, RawRedisMode, RawRedisTls, RedisKeys};
 use crate::config::report::{Report, shown};
-use crate::config::settings::{PemFile, Redis, RedisAddress, RedisAdmission, RedisMode, RedisTier, RedisTls};
+use crate::config::settings::{Lease, PemFile, Redis, RedisAddress, RedisAdmission, RedisMode, RedisTier, RedisTls};
 use crate::config::shape::join;
+use crate::config::units::print_duration;
 use crate::semantics::fields::is_token_byte;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ const DATABASE_MAX: u64 = 65_535;
 pub fn tier(raw: &RawCacheRedis, report: &mut Report) -> Option<RedisTier> {
     let at = "cache.redis";
     let key = secret("cache.redis.seal", raw.seal.as_deref(), raw.seal_file.as_deref(), report);
+    check_fleet_secret("cache.redis.seal", raw.seal_file.is_some(), key.as_ref(), report);
     let server = server(at, raw.server_keys(), report);
     if let (None, None, Some(given)) = (&server, raw.url.as_ref(), of_tier(raw).first()) {
         let remedy = "write url = \"redis://127.0.0.1:6379\" in [cache.redis]";
@@ -38,6 +40,25 @@ pub fn tier(raw: &RawCacheRedis, report: &mut Report) -> Option<RedisTier> {
     };
     Some(tier)
 }
+
+/// `[lease]`.
+pub fn lease(raw: &RawLease, report: &mut Report) -> Lease {
+    let mut table = Table::new(report, "lease");
+    let lease = Lease {
+        enabled: raw.enabled.unwrap_or(true),
+        wait: table.timeout("wait", raw.wait.as_ref(), secs(2)),
+        ttl: table.duration("ttl", raw.ttl.as_ref(), secs(1)),
+        kept: table.timeout("kept", raw.kept.as_ref(), secs(2)),
+    };
+    if !LEASE_TTL.contains(&lease.ttl) {
+        let found = format!("\"{}\"", print_duration(lease.ttl));
+        table.wrong_text("ttl", "out of bounds", found, "100ms to 1m", "write for example \"1s\"");
+    }
+    lease
+}
+
+/// A lease is renewed three times in its time, and one that nobody renews any more holds up who waits.
+const LEASE_TTL: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=secs(60);
 
 /// The keys of the tier that are there and count at the top only.
 fn of_tier(raw: &RawCacheRedis) -> Vec<&'static str> {

@@ -2,18 +2,16 @@
 
 use super::net;
 use super::table::Table;
-use super::{secret, secs};
+use super::{FLEET_SECRET, FLEET_SECRET_REMEDY, check_fleet_secret, secret, secs};
 use crate::config::raw::RawShield;
 use crate::config::report::Report;
-use crate::config::settings::{Endpoint, Shield, ShieldPeer, peer_name};
+use crate::config::settings::{Endpoint, Settings, Shield, ShieldPeer, Upstream, peer_name};
 use crate::config::units;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Nodes of one fleet that are written down.
 const PEERS_MAX: usize = 1024;
-/// A shorter secret can be guessed.
-const SECRET_BYTES_MIN: usize = 16;
 
 pub fn shield(raw: &RawShield, report: &mut Report) -> Shield {
     let listen = net::address_or_off("shield.listen", raw.listen.as_deref(), None, report);
@@ -31,7 +29,7 @@ pub fn shield(raw: &RawShield, report: &mut Report) -> Shield {
         advertise,
         secret,
         connect_timeout: table.timeout("connect_timeout", raw.connect_timeout.as_ref(), Duration::from_millis(500)),
-        first_byte_timeout: table.timeout("first_byte_timeout", raw.first_byte_timeout.as_ref(), secs(35)),
+        first_byte_timeout: table.timeout("first_byte_timeout", raw.first_byte_timeout.as_ref(), secs(75)),
         read_timeout: table.timeout("read_timeout", raw.read_timeout.as_ref(), secs(60)),
         keep_alive: table.timeout("keep_alive", raw.keep_alive.as_ref(), secs(1)),
         failures: table.count("failures", raw.failures, 3, 1..=1000) as u32,
@@ -54,15 +52,25 @@ pub fn shield(raw: &RawShield, report: &mut Report) -> Shield {
 }
 
 fn check_secret(raw: &RawShield, shield: &Shield, report: &mut Report) {
-    const ALLOWED: &str = "16 to 4096 visible ASCII characters, the same on all nodes";
-    const REMEDY: &str = "make one, for example with: openssl rand -hex 32, and give it to every node by secret_file";
     let is_given = raw.secret.is_some() || raw.secret_file.is_some();
     if shield.is_on() && !is_given {
-        report.problem("shield", "a shield without a secret", "", ALLOWED, REMEDY);
+        report.problem("shield", "a shield without a secret", "", FLEET_SECRET, FLEET_SECRET_REMEDY);
     }
-    if shield.secret.as_ref().is_some_and(|secret| secret.expose().len() < SECRET_BYTES_MIN) {
-        let path = if raw.secret_file.is_some() { "shield.secret_file" } else { "shield.secret" };
-        report.problem(path, "a secret that can be guessed", "***", ALLOWED, REMEDY);
+    check_fleet_secret("shield.secret", raw.secret_file.is_some(), shield.secret.as_ref(), report);
+}
+
+/// A peer that gives up before the owner does would be taken for one that fails.
+pub fn check_patience(settings: &Settings, report: &mut Report) {
+    let patience = |upstream: &Upstream| {
+        upstream.purge_queue_timeout + upstream.queue_timeout + upstream.connect_timeout + upstream.first_byte_timeout
+    };
+    let Some((needed, name)) = settings.upstreams.iter().map(|upstream| (patience(upstream), &upstream.name)).max() else { return };
+    if settings.shield.is_on() && settings.shield.first_byte_timeout <= needed {
+        let needed = units::print_duration(needed);
+        report.warn(
+            "shield.first_byte_timeout",
+            &format!("an owner may wait {needed} for upstream \"{name}\": peers give up before, and take it for a failure of the owner; write more than that"),
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading the values of one table: quantities with bounds, problems under the table's path.
 
-use crate::config::raw::{RawDuration, RawShare, RawSize};
+use crate::config::raw::{RawDuration, RawDurationOrOff, RawShare, RawSize};
 use crate::config::report::{Report, shown};
 use crate::config::shape::join;
 use crate::config::units::{self, UnitError};
@@ -30,6 +30,20 @@ impl<'r> Table<'r> {
             self.wrong_text(key, "a timeout of zero", "\"0s\"".into(), "more than zero", "write for example \"10s\"");
         }
         length
+    }
+
+    /// The same, or `None` where it says `off`.
+    pub fn timeout_or_off(&mut self, key: &str, raw: Option<&RawDurationOrOff>, default: Option<Duration>) -> Option<Duration> {
+        const ALLOWED: &str = r#"a duration such as "30s", or "off""#;
+        let Some(RawDurationOrOff(value)) = raw else { return default };
+        if value == "off" {
+            return None;
+        }
+        let length = self.quantity(key, value, units::duration, ALLOWED)?;
+        if length.is_zero() {
+            self.wrong(key, "a timeout of zero", value, ALLOWED, "write \"off\" for no bound");
+        }
+        Some(length)
     }
 
     pub fn size(&mut self, key: &str, raw: Option<&RawSize>, default: u64, bounds: RangeInclusive<u64>) -> u64 {

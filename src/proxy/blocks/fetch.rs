@@ -203,7 +203,7 @@ pub async fn receive(
     // That memory is short, or that a purge came, says nothing about who may have it.
     let shared = kept.as_ref().err().is_none_or(|why| matches!(why, NotStored::Memory | NotStored::Purged));
     leader.publish(Published::Head(Arc::new(BlockHead::Filling { fill: fill.clone(), shared })));
-    let whole = pump_while_wanted(&leader, ticket, inbound.body.take(), writer, &fill, ahead).await;
+    let whole = pump_while_wanted(&leader, ticket, inbound.body.take(), writer, &fill, ahead, || {}).await;
     match (kept, fill.complete().filter(|_| whole)) {
         (Ok(head), Some(complete)) => {
             // Counted there if not.

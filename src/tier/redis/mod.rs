@@ -15,6 +15,7 @@ pub use queue::{Records, Segments, Write};
 pub use usage::{Usage, usage};
 
 use crate::clock;
+use crate::coalesce::lease::{Asking, Claim, Leases, Outcome};
 use crate::config::settings;
 use crate::observe::metrics::{Metrics, TierLookup};
 use crate::redis::{Breaker, FromRedisValue, Link, Redis, RedisError, Use, cmd};
@@ -43,13 +44,23 @@ pub struct Place {
     pub key: u128,
 }
 
-/// The records that one look-up found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The lease that a look-up asks for, in case the response is not there.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    pub leases: &'a Leases,
+    /// The fields that the key's responses vary by are known, so that another variant is no reason against it.
+    pub is_vary_known: bool,
+    /// An outcome that was of no use.
+    pub useless: Option<&'a Outcome>,
+}
+
+/// What one look-up found.
 pub struct Found {
     /// What was fetched before this time is unusable: milliseconds of Redis' clock, as text.
     pub floor: Option<Bytes>,
     pub primary: Option<Bytes>,
     pub head: Option<Bytes>,
+    pub claim: Claim,
 }
 
 pub struct RedisTier {
@@ -99,37 +110,38 @@ impl RedisTier {
         &self.redis
     }
 
-    /// The connection for look-ups of a worker: a lease is asked for on it, too.
-    pub fn lookup_link(&self, worker: usize) -> &Arc<Link> {
-        &self.links[worker % self.links.len()].lookup
-    }
-
-    /// Floor, primary record and the head record of one variant, in one round trip within the budget.
+    /// Floor, primary record and the head record of one variant, in one round trip within the budget; and where a lease is
+    /// wanted, that too. Where none is, what was not there a moment ago is not looked for.
     ///
-    /// `None`: there is nothing, or it cannot be known now.
-    pub async fn look(&self, worker: usize, place: Place, variant: u128) -> Option<Found> {
-        if self.misses.contains_key(&variant) {
-            self.metrics.tiers.lookup(TierLookup::Remembered);
-            return None;
-        }
+    /// `None`: it cannot be known now.
+    pub async fn look(&self, worker: usize, place: Place, variant: u128, wanted: Option<Wanted<'_>>) -> Option<Found> {
         let keys = self.redis.keys().url(place.epoch, place.url);
-        let mut command = cmd("MGET");
-        command.arg(&[keys.floor(), keys.primary(place.key), keys.head(variant)]);
-        let (floor, primary, head): (Record, Record, Record) = self.ask(worker, &command).await?;
-        if head.0.is_none() && primary.0.is_none() {
-            self.misses.insert(variant, ());
-            self.metrics.tiers.lookup(TierLookup::Miss);
-            return None;
-        }
-        Some(Found { floor: floor.0, primary: primary.0, head: head.0 })
-    }
-
-    /// One more head record, where the primary record has another variant than was looked for.
-    pub async fn head(&self, worker: usize, place: Place, variant: u128) -> Option<Bytes> {
-        let keys = self.redis.keys().url(place.epoch, place.url);
-        let mut command = cmd("GET");
-        command.arg(keys.head(variant));
-        self.ask::<Record>(worker, &command).await?.0
+        let names = [keys.head(variant), keys.primary(place.key), keys.floor()];
+        let found = match wanted {
+            Some(Wanted { leases, is_vary_known, useless }) => {
+                let absent = if is_vary_known { 1 } else { 2 };
+                let asking = Asking { key: keys.lease(variant), records: &names, absent, useless };
+                let (claim, records) = self.ask(worker, async |link, budget| leases.ask_along(link, budget, asking).await).await?;
+                let mut records = records.into_iter().map(|Record(record)| record);
+                let mut next = || records.next().flatten();
+                Found { head: next(), primary: next(), floor: next(), claim }
+            }
+            None if self.misses.contains_key(&variant) => {
+                self.metrics.tiers.lookup(TierLookup::Remembered);
+                return None;
+            }
+            None => {
+                let mut command = cmd("MGET");
+                command.arg(&names);
+                let (head, primary, floor): (Record, Record, Record) =
+                    self.ask(worker, async |link, budget| link.query(&command, budget).await).await?;
+                if head.0.is_none() && primary.0.is_none() {
+                    self.misses.insert(variant, ());
+                }
+                Found { head: head.0, primary: primary.0, floor: floor.0, claim: Claim::Unknown }
+            }
+        };
+        Some(found)
     }
 
     /// One segment of a body, if it is there. `is_begun`: the body is being delivered, which is worth waiting for; else the
@@ -149,6 +161,12 @@ impl RedisTier {
         self.queue.push(write);
     }
 
+    /// The same, next: somebody waits for it.
+    pub fn write_next(&self, variant: u128, write: Write) {
+        self.misses.invalidate(&variant);
+        self.queue.push_first(write);
+    }
+
     /// Makes everything of a URL unusable that was fetched before this time of Redis' clock.
     pub fn raise_floor(&self, epoch: u64, url: u128, began_ms: i64) {
         self.queue.push(Write::Floor { name: self.redis.keys().url(epoch, url).floor(), began_ms });
@@ -159,19 +177,20 @@ impl RedisTier {
         self.queue.push(Write::Remove { name: self.redis.keys().url(place.epoch, place.url).head(variant) });
     }
 
-    async fn ask<T: FromRedisValue>(&self, worker: usize, command: &crate::redis::Cmd) -> Option<T> {
+    /// What a command of a look-up comes to, unless the tier is left alone.
+    async fn ask<T>(&self, worker: usize, command: impl AsyncFnOnce(&Link, Duration) -> Result<T, RedisError>) -> Option<T> {
         let now_ms = clock::now().mono_ms;
         if !self.reading.is_closed() {
             self.metrics.tiers.lookup(TierLookup::Skipped);
             self.probe(worker, now_ms);
             return None;
         }
-        let (link, budget) = (self.lookup_link(worker), self.settings.lookup_budget);
+        let (link, budget) = (&self.links[worker % self.links.len()].lookup, self.settings.lookup_budget);
         // A connection that was never made is not away: the first look-up of a worker waits for it.
         if link.is_new() {
             let _ = link.ready(budget).await; // the command tells
         }
-        match link.query(command, budget).await {
+        match command(link, budget).await {
             Ok(answer) => {
                 self.reading.succeeded();
                 Some(answer)
@@ -192,7 +211,8 @@ impl RedisTier {
         if !self.reading.is_probe_due(now_ms) || self.probing.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (link, breaker, probing) = (Arc::clone(self.lookup_link(worker)), Arc::clone(&self.reading), Arc::clone(&self.probing));
+        let link = Arc::clone(&self.links[worker % self.links.len()].lookup);
+        let (breaker, probing) = (Arc::clone(&self.reading), Arc::clone(&self.probing));
         let (metrics, within, address) = (Arc::clone(&self.metrics), self.settings.lookup_budget, self.redis.address());
         tokio::spawn(async move {
             match link.query::<String>(&cmd("PING"), within).await {

@@ -8,12 +8,12 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 /// For one command with up to a segment of bytes.
 const WITHIN: Duration = Duration::from_secs(2);
-/// Segments live so much longer than their head: who found it may still read.
-const DELIVERY_MAX: Duration = Duration::from_secs(600);
+/// Segments live so much longer than their head, or than it was replaced: who found it may still read.
+const DELIVERY_MAX_MS: u64 = 600_000;
 /// How long a floor is there: by then every node that is trusted has the entry of the journal that it stands for.
 const FLOOR_MS: u64 = 60_000;
 /// Failures in a row after which writes are dropped unsent until one of them is due again.
@@ -28,6 +28,8 @@ pub enum Write {
         /// What it holds in memory while it waits.
         bytes: u64,
         records: Box<dyn FnOnce() -> Option<Records> + Send>,
+        /// Who wants to know what came of it; dropped unused where the queue is full.
+        told: Option<oneshot::Sender<TierWrite>>,
     },
     Remove {
         name: String,
@@ -45,12 +47,19 @@ pub struct Records {
     pub head: (String, Vec<u8>),
     pub primary: (String, Vec<u8>),
     pub segments: Segments,
-    /// Where in head and primary record the time stands that the script compares.
+    /// Where in head and primary record the time stands that the script compares, and in a head what it says of its body.
     pub began_at: usize,
+    pub body_at: usize,
+    /// The names of the segments that a head which this one replaces told of, unless they are its own: id of the body, and
+    /// their number.
+    pub replaced: Box<NamesOf>,
     pub keep: Duration,
     /// Told once the response is there.
     pub written: Box<dyn FnOnce() + Send>,
 }
+
+/// From the id of a body and the number of its segments to their names.
+pub type NamesOf = dyn FnOnce(&[u8], u32) -> Vec<String> + Send;
 
 /// The segments of its body.
 pub enum Segments {
@@ -99,6 +108,15 @@ impl Queue {
     }
 
     pub fn push(&self, write: Write) {
+        self.put(write, VecDeque::push_back);
+    }
+
+    /// Ahead of all that waits.
+    pub fn push_first(&self, write: Write) {
+        self.put(write, VecDeque::push_front);
+    }
+
+    fn put(&self, write: Write, put: impl FnOnce(&mut VecDeque<Write>, Write)) {
         let mut waiting = self.waiting.lock();
         let bytes = write.bytes();
         if waiting.writes.len() >= self.entries_max || waiting.bytes.saturating_add(bytes) > self.bytes_max {
@@ -107,7 +125,7 @@ impl Queue {
             return;
         }
         waiting.bytes += bytes;
-        waiting.writes.push_back(write);
+        put(&mut waiting.writes, write);
         self.metrics.tiers.queue(waiting.writes.len(), waiting.bytes);
         drop(waiting);
         self.wake.notify_one();
@@ -155,7 +173,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 impl Writer {
     async fn run(&self, queue: &Weak<Queue>) {
-        let _ = self.link.connected(); // it begins to connect
+        let _ = self.link.ready(WITHIN).await; // what is written first need not find nobody there
         while let Some(queue) = queue.upgrade() {
             if let Ok(write) = tokio::time::timeout(IDLE, queue.next()).await {
                 self.write(&queue.metrics, write).await;
@@ -163,10 +181,20 @@ impl Writer {
         }
     }
 
-    async fn write(&self, metrics: &Metrics, write: Write) {
+    async fn write(&self, metrics: &Metrics, mut write: Write) {
+        let told = if let Write::Store { told, .. } = &mut write { told.take() } else { None };
+        let (outcome, bytes) = self.carry_out(write).await;
+        metrics.tiers.write(outcome, bytes);
+        if let Some(told) = told {
+            let _ = told.send(outcome); // who asked may have gone
+        }
+    }
+
+    /// With the bytes that were written.
+    async fn carry_out(&self, write: Write) -> (TierWrite, u64) {
         let now_ms = clock::now().mono_ms;
         if !self.breaker.is_closed() && !self.breaker.is_probe_due(now_ms) {
-            return metrics.tiers.write(TierWrite::Skipped, 0);
+            return (TierWrite::Skipped, 0);
         }
         let result = match write {
             Write::Remove { name } => self.link.query::<i64>(cmd("UNLINK").arg(name), WITHIN).await.map(|_| (TierWrite::Removed, 0)),
@@ -175,54 +203,90 @@ impl Writer {
                 self.link.query::<String>(&set, WITHIN).await.map(|_| (TierWrite::Floor, 0))
             }
             Write::Store { records, .. } => match records() {
-                None => return metrics.tiers.write(TierWrite::Outdated, 0),
+                None => return (TierWrite::Outdated, 0),
                 Some(records) => self.store(records).await,
             },
         };
         match result {
-            Ok((outcome, bytes)) => {
+            Ok(written) => {
                 self.breaker.succeeded();
-                metrics.tiers.write(outcome, bytes);
+                written
             }
             Err(error) => {
-                metrics.tiers.write(TierWrite::Failed, 0);
                 if self.breaker.failed(clock::now().mono_ms) {
                     tracing::warn!(%error, "Redis takes no writes: what is stored here is not shared until it does");
                 }
+                (TierWrite::Failed, 0)
             }
         }
     }
 
-    /// Segments first, the head last.
+    /// Segments first, the head last. What comes to nothing is taken out again; the segments of a response that was replaced
+    /// stay as long as whoever found it may read.
     async fn store(&self, records: Records) -> Result<(TierWrite, u64), RedisError> {
-        let Records { head, primary, segments, began_at, keep, written } = records;
+        let Records { head, primary, segments, began_at, body_at, replaced, keep, written } = records;
         let keep_ms = clock::ms(keep).max(1);
-        let longer_ms = keep_ms.saturating_add(DELIVERY_MAX.as_millis() as u64);
-        let mut bytes = (head.1.len() + primary.1.len()) as u64;
+        let longer_ms = keep_ms.saturating_add(DELIVERY_MAX_MS);
+        let (mut bytes, mut new) = ((head.1.len() + primary.1.len()) as u64, Vec::new());
         match segments {
             Segments::New(segments) => {
                 for (name, content) in segments {
                     bytes += content.len() as u64;
-                    self.link.query::<String>(cmd("SET").arg(name).arg(content).arg("PX").arg(longer_ms), WITHIN).await?;
+                    new.push(name.clone());
+                    let put = self.link.query::<String>(cmd("SET").arg(name).arg(content).arg("PX").arg(longer_ms), WITHIN).await;
+                    if let Err(error) = put {
+                        self.take_out(new).await;
+                        return Err(error);
+                    }
                 }
             }
             Segments::There(names) => {
-                let mut extend = pipe();
-                for name in &names {
-                    extend.cmd("PEXPIRE").arg(name).arg(longer_ms);
-                }
-                let there: Vec<i64> = self.link.pipeline(&extend, WITHIN).await?;
+                let there = self.expire(&names, longer_ms).await?;
                 if there.contains(&0) {
                     return Ok((TierWrite::Outdated, 0));
                 }
             }
         }
-        let arguments = [head.1, primary.1, keep_ms.to_string().into_bytes(), began_at.to_string().into_bytes()];
-        let put: i64 = self.link.script(&self.script, &[head.0, primary.0], &arguments, WITHIN).await?;
-        if put == 0 {
-            return Ok((TierWrite::Older, 0));
+        let places = [keep_ms.to_string().into_bytes(), began_at.to_string().into_bytes(), body_at.to_string().into_bytes()];
+        let [keep_ms, began_at, body_at] = places;
+        let arguments = [head.1, primary.1, keep_ms, began_at, body_at];
+        let put: Result<(i64, Vec<u8>, u32), _> = self.link.script(&self.script, &[head.0, primary.0], &arguments, WITHIN).await;
+        match put {
+            Ok((0, ..)) => {
+                self.take_out(new).await;
+                Ok((TierWrite::Older, 0))
+            }
+            Ok((_, body, segments)) => {
+                let names = replaced(&body, segments);
+                if !names.is_empty() {
+                    // Where that fails they stay until they expire.
+                    let _ = self.expire(&names, DELIVERY_MAX_MS).await;
+                }
+                written();
+                Ok((TierWrite::Stored, bytes))
+            }
+            // Without an answer it may be visible.
+            Err(error) => {
+                if matches!(error, RedisError::Refused { .. } | RedisError::Away) {
+                    self.take_out(new).await;
+                }
+                Err(error)
+            }
         }
-        written();
-        Ok((TierWrite::Stored, bytes))
+    }
+
+    async fn expire(&self, names: &[String], within_ms: u64) -> Result<Vec<i64>, RedisError> {
+        let mut expire = pipe();
+        for name in names {
+            expire.cmd("PEXPIRE").arg(name).arg(within_ms);
+        }
+        self.link.pipeline(&expire, WITHIN).await
+    }
+
+    /// Segments that no head leads to; where Redis does not take that either they expire.
+    async fn take_out(&self, names: Vec<String>) {
+        if !names.is_empty() {
+            let _ = self.link.query::<i64>(cmd("UNLINK").arg(names), WITHIN).await;
+        }
     }
 }

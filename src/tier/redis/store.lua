@@ -1,7 +1,8 @@
 -- Makes a stored response visible: KEYS are its head and its primary record, ARGV their content, the milliseconds that they
--- live, and where in a record the time stands at which its fetch began. A record replaces another only if its fetch began
--- later, or as late.
-local at, keep = tonumber(ARGV[4]), tonumber(ARGV[3])
+-- live, where in a record the time stands at which its fetch began, and where in a head the id of its body (16 bytes, then the
+-- length in 8 and the number of segments in 4). A record replaces another only if its fetch began later, or as late.
+-- Answers: whether it is visible, and body and segments of the head that it replaced.
+local keep, at, body_at = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local function began(record)
   if #record < at + 7 or string.sub(record, 1, 3) ~= 'TCL' then
@@ -11,17 +12,26 @@ local function began(record)
 end
 
 local function put(key, record, keep)
-  local there = began(redis.call('GETRANGE', key, 0, at + 6))
-  if there and there > began(record) then
-    return false
+  local there = redis.call('GETRANGE', key, 0, body_at + 26)
+  local since = began(there)
+  if since and since > began(record) then
+    return nil
   end
   redis.call('SET', key, record, 'PX', keep)
-  return true
+  return there
 end
 
-if not put(KEYS[1], ARGV[1], keep) then
-  return 0
+local replaced = put(KEYS[1], ARGV[1], keep)
+if not replaced then
+  return {0, '', 0}
 end
 -- It is there as long as any of the heads that it leads to.
-put(KEYS[2], ARGV[2], math.max(keep, redis.call('PTTL', KEYS[2])))
-return 1
+local longest = math.max(keep, redis.call('PTTL', KEYS[2]))
+if not put(KEYS[2], ARGV[2], longest) then
+  redis.call('PEXPIRE', KEYS[2], longest)
+end
+-- Of another kind or version it says nothing of a body.
+if #replaced < body_at + 27 or string.sub(replaced, 1, 5) ~= string.sub(ARGV[1], 1, 5) then
+  return {1, '', 0}
+end
+return {1, string.sub(replaced, body_at, body_at + 15), (struct.unpack('<I4', replaced, body_at + 24))}

@@ -1,5 +1,6 @@
 //! Three nodes of which one asks the origin for a key.
 
+use super::crowd::{CROWD, HOST, body_of, everybody_gets_its_variant, fresh, gather, room_for_a_crowd, until_waiting};
 use crate::support::client::{Answer, Client};
 use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::origin::{Gate, Origin, PATIENCE, Recorded, Script, Step, eventually};
@@ -10,7 +11,6 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rand::RngExt;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,12 +19,9 @@ use std::time::{Duration, Instant};
 use tiercel::shield::hop::{Asked, Hop, Key, Standing};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, MutexGuard};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
-const HOST: &str = "shop.example";
 const NODES: usize = 3;
-const CROWD: usize = 3_000;
 
 /// Nobody's patience ends before the crowd is there.
 const CONFIG: &str = "
@@ -55,8 +52,12 @@ struct Stage {
 
 impl Stage {
     fn new(respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
+        Self::with_config(CONFIG, respond)
+    }
+
+    fn with_config(config: &str, respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
         let origin = Origin::start(respond);
-        let plan = Plan { nodes: NODES, config: CONFIG.into(), origin: origin.url(), ..Plan::default() };
+        let plan = Plan { nodes: NODES, config: config.into(), origin: origin.url(), ..Plan::default() };
         Self { fleet: Fleet::start(&plan), origin, redis: None }
     }
 
@@ -101,54 +102,11 @@ impl Stage {
     }
 
     fn sum(&self, name: &str, labels: &[&str]) -> f64 {
-        self.fleet.nodes.iter().filter_map(|node| node.metric(name, labels)).sum()
+        self.fleet.sum(name, labels)
     }
 
     async fn get(&self, node: usize, path: &str) -> Answer {
         self.node(node).get(HOST, path).await
-    }
-}
-
-fn fresh(body: impl Into<Vec<u8>>) -> Script {
-    Script::ok(body).header("Cache-Control", "max-age=600")
-}
-
-fn body_of(variant: &str) -> Vec<u8> {
-    [variant.as_bytes(), &[b'.'; 5000]].concat()
-}
-
-/// Two crowds together would need more descriptors than there are.
-static ALONE: Mutex<()> = Mutex::const_new(());
-
-async fn room_for_a_crowd() -> MutexGuard<'static, ()> {
-    let guard = ALONE.lock().await;
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).expect("the soft limit may be raised");
-    assert!(limit.maximum.is_none_or(|most| most >= CROWD as u64 + 1500), "too few descriptors: ulimit -Hn");
-    guard
-}
-
-/// `CROWD` requests spread over the nodes, with the variants in turn; with the number of the node that each went to.
-async fn gather(stage: &Stage, path: &str, variants: usize) -> Vec<(usize, usize, Client)> {
-    let mut crowd = Vec::with_capacity(CROWD);
-    for number in 0..CROWD {
-        let (node, variant) = (number % NODES, (number / NODES) % variants);
-        let mut client = Client::connect(stage.node(node).http).await;
-        client.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\nX-Variant: {variant}\r\n\r\n")).await;
-        crowd.push((node, variant, client));
-    }
-    crowd
-}
-
-async fn until_waiting(stage: &Stage, followers: usize) {
-    eventually("all wait", || stage.sum("tiercel_coalesce_waiting", &[]) as usize == followers).await;
-}
-
-async fn everybody_gets_its_variant(crowd: Vec<(usize, usize, Client)>) {
-    for (node, variant, mut client) in crowd {
-        let answer = client.answer(false).await.expect("an answer");
-        assert_eq!((answer.status, answer.whole), (200, true), "node {node}: {}", answer.head);
-        assert!(answer.body == body_of(&variant.to_string()), "node {node}: the body of another variant");
     }
 }
 
@@ -158,9 +116,9 @@ async fn three_thousand_requests_spread_over_three_nodes_are_one_origin_request(
     let gate = Gate::new();
     let held = gate.clone();
     let stage = Stage::new(move |_| fresh(body_of("0")).after(&held));
-    let crowd = gather(&stage, "/cold", 1).await;
+    let crowd = gather(&stage.fleet, "/cold", 1).await;
     // One leads on each node; those of the others follow on the owner, too.
-    until_waiting(&stage, CROWD - NODES + (NODES - 1)).await;
+    until_waiting(&stage.fleet, CROWD - NODES + (NODES - 1)).await;
     gate.open();
     everybody_gets_its_variant(crowd).await;
     assert_eq!(stage.origin.total(), 1);
@@ -186,8 +144,8 @@ async fn four_variants_of_a_known_vary_are_four_origin_requests() {
         assert_eq!(stage.get(node, "/cold").await.body, body_of("none"));
     }
     assert_eq!(stage.origin.total(), 1, "the others have it from the owner");
-    let crowd = gather(&stage, "/cold", 4).await;
-    until_waiting(&stage, CROWD - 4 * NODES + 4 * (NODES - 1)).await;
+    let crowd = gather(&stage.fleet, "/cold", 4).await;
+    until_waiting(&stage.fleet, CROWD - 4 * NODES + 4 * (NODES - 1)).await;
     gate.open();
     everybody_gets_its_variant(crowd).await;
     assert_eq!(stage.origin.total(), 1 + 4);
@@ -200,8 +158,8 @@ async fn four_variants_of_an_unknown_vary_are_at_most_five_origin_requests() {
     let held = gate.clone();
     let stage =
         Stage::new(move |request| fresh(body_of(request.field("x-variant").unwrap_or("none"))).header("Vary", "X-Variant").after(&held));
-    let crowd = gather(&stage, "/cold", 4).await;
-    until_waiting(&stage, CROWD - NODES + (NODES - 1)).await;
+    let crowd = gather(&stage.fleet, "/cold", 4).await;
+    until_waiting(&stage.fleet, CROWD - NODES + (NODES - 1)).await;
     gate.open();
     everybody_gets_its_variant(crowd).await;
     assert!((4..=5).contains(&stage.origin.total()), "{} origin requests", stage.origin.total());
@@ -236,7 +194,7 @@ async fn an_owner_killed_while_all_wait_costs_one_more_origin_request() {
         }
         let others = crowd.len();
         // One leads on each of the two that are left, and one of these follows on the other.
-        until_waiting(&stage, others - 2 + 1).await;
+        until_waiting(&stage.fleet, others - 2 + 1).await;
         gate.open();
         everybody_gets_its_variant(crowd).await;
         assert!(stage.origin.total() <= 2, "killed at {kill_at}: {} origin requests", stage.origin.total());
@@ -418,7 +376,7 @@ async fn an_upstream_that_fails_the_owner_is_not_asked_again_by_all_who_wait() {
         client.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
         clients.push(client);
     }
-    until_waiting(&stage, 60 - NODES + (NODES - 1)).await;
+    until_waiting(&stage.fleet, 60 - NODES + (NODES - 1)).await;
     gate.open();
     for mut client in clients {
         assert_eq!(client.answer(false).await.expect("an answer").status, 502);
@@ -568,6 +526,74 @@ async fn peers_are_found_by_name_and_a_reload_takes_the_shield_out_and_in() {
     std::fs::write(&file, edge_config(&stage, &format!("'http://{}'", stage.node(1).peer))).unwrap();
     edge.signal(1);
     until_passed(&stage, edge.http, 2, &mut number).await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_resolved_takes_nobody_out() {
+    let stage = Stage::new(|request| fresh(request.path.clone()));
+    let (folder, mut number) = (tempfile::tempdir().unwrap(), 0);
+    let names = format!("'dns:nowhere.invalid:9182', 'dns:{}'", stage.node(0).peer);
+    let edge = edge(&stage, &names, folder.path());
+    until_passed(&stage, edge.http, 2, &mut number).await;
+}
+
+#[tokio::test]
+async fn an_owner_that_is_configured_otherwise_shapes_nothing_that_is_stored() {
+    let past_the_cache = CONFIG.replace("[cache]\n", "[cache]\nenabled = false\n");
+    let stage = Stage::with_config(&past_the_cache, |request| {
+        let said = ["x-original-url", "x_forwarded_host", "accept-language"].map(|name| request.field(name));
+        fresh(format!("{} {said:?}", request.target))
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let config = edge_config(&stage, &format!("'http://{}'", stage.node(0).peer));
+    let edge =
+        Tiercel::with_config(&format!("{config}[cache]\nkey.query_ignore = ['utm_*']\nvary.languages = ['de', 'en']\n"), folder.path());
+    let mut client = Client::connect(edge.http).await;
+    let lines = "X-Original-URL: /evil\r\nX_Forwarded_Host: evil.example\r\nAccept-Language: xx, de-AT\r\n";
+    let poisoned = client.ask(format!("GET /a?utm_source=evil&b=1 HTTP/1.1\r\nHost: {HOST}\r\n{lines}\r\n")).await;
+    assert!(poisoned.all("cache-status").contains("detail=SHIELD"), "{}", poisoned.head);
+    let expected = r#"/a?b=1 [None, None, Some("de")]"#;
+    assert_eq!(poisoned.text(), expected);
+    let other = client.ask(format!("GET /a?b=1 HTTP/1.1\r\nHost: {HOST}\r\nAccept-Language: de\r\n\r\n")).await;
+    assert!(other.says("hit") && other.text() == expected, "{}", other.head);
+}
+
+/// Speaks HTTP/2 and refuses everything, as a connection does that does not let a request through to a node.
+async fn refuses_everything() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let refuse = hyper::service::service_fn(async |_| {
+                let answer = http::Response::builder().status(431).header("cache-control", "max-age=600");
+                Ok::<_, std::convert::Infallible>(answer.body(Empty::<Bytes>::new()).unwrap())
+            });
+            tokio::spawn(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), refuse));
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn what_the_connection_of_an_owner_refuses_is_no_answer_of_the_origin() {
+    let stage = Stage::new(|request| fresh(request.path.clone()));
+    let folder = tempfile::tempdir().unwrap();
+    let edge = edge(&stage, &format!("'http://{}'", refuses_everything().await), folder.path());
+    assert_eq!(passed(&stage, edge.http, &mut 0).await, 1, "the origin answered, asked by this node");
+}
+
+#[tokio::test]
+async fn a_head_that_a_client_may_send_reaches_the_origin_through_an_owner() {
+    let stage = Stage::new(|request| fresh(request.fields.len().to_string()));
+    let path = stage.path_of(1);
+    // 128 lines are allowed, and 32 KiB.
+    let lines: String = (0..126).map(|number| format!("X-{number}: {}\r\n", "v".repeat(220))).collect();
+    let mut client = Client::connect(stage.node(0).http).await;
+    let answer = client.ask(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{lines}\r\n")).await;
+    assert_eq!(answer.status, 200, "{}", answer.head);
+    let asked = &stage.origin.requests(&path)[0];
+    assert_eq!(asked.field("cdn-loop"), Some("tiercel, tiercel"), "it passed two nodes");
+    assert_eq!(asked.field("x-125").map(str::len), Some(220));
 }
 
 // ---- the door of a node ----

@@ -427,3 +427,105 @@ async fn another_configuration_counts_for_what_is_stored() {
     assert_eq!(served.origin.count("/a"), 1);
     until_coded(&served, "br", "making", 1).await;
 }
+
+fn encoded(coding: &str, bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    match coding {
+        "gzip" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+            encoder.write_all(bytes).expect("memory");
+            encoder.finish().expect("memory")
+        }
+        "br" => {
+            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 20);
+            encoder.write_all(bytes).expect("memory");
+            encoder.into_inner()
+        }
+        _ => zstd::encode_all(bytes, 3).expect("memory"),
+    }
+}
+
+#[tokio::test]
+async fn codings_of_the_upstream_are_taken_off_for_who_cannot_read_them() {
+    for keep in ["max-age=60", "no-store"] {
+        let served = serve_with(ON, move |request| {
+            let coding = request.path.trim_start_matches('/');
+            let form = encoded(coding, page("p", 90_000).as_bytes());
+            Script::ok(form)
+                .header("Content-Encoding", coding)
+                .header("Content-Type", "image/x")
+                .header("ETag", "\"v1\"")
+                .header("Cache-Control", keep)
+        });
+        for coding in CODINGS {
+            let path = format!("/{coding}");
+            let reads = served.get_with(&path, &accepting(coding)).await;
+            assert_eq!((reads.field("content-encoding"), reads.field("etag")), (Some(coding), Some("\"v1\"")), "as it came");
+            assert!(decoded(&reads) == page("p", 90_000).into_bytes());
+            for other in ["", "Accept-Encoding: identity\r\n", "Accept-Encoding: deflate\r\nRange: bytes=0-9\r\n"] {
+                let plain = served.get_with(&path, other).await;
+                assert_eq!(
+                    (plain.status, plain.field("content-encoding"), plain.field("etag")),
+                    (200, None, Some("W/\"v1\"")),
+                    "{}",
+                    plain.head
+                );
+                assert_eq!((plain.all("vary").as_str(), plain.whole), ("accept-encoding", true));
+                assert!(plain.text() == page("p", 90_000));
+            }
+            if keep != "no-store" {
+                assert_eq!(served.origin.count(&path), 1);
+                let unchanged = served.get_with(&path, "If-None-Match: \"v1\"\r\n").await;
+                assert_eq!((unchanged.status, unchanged.field("etag")), (304, Some("W/\"v1\"")));
+                let part = served.get_with(&path, &format!("{}Range: bytes=0-9\r\n", accepting(coding))).await;
+                assert_eq!((part.status, part.body.as_slice()), (206, &reads.body[..10]));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_stands_for_too_much_or_is_not_whole_is_broken_off() {
+    let config = "[compression]\nenabled = true\ndecode_max_ratio = 10\n";
+    let served = serve_with(config, |request| {
+        let form = if request.path == "/bomb" { encoded("gzip", &vec![0; 20 << 20]) } else { b"no gzip at all".to_vec() };
+        Script::ok(form).header("Content-Encoding", "gzip").header("Cache-Control", "max-age=60").header("Content-Type", "text/html")
+    });
+    for path in ["/bomb", "/wrong"] {
+        let mut client = served.client().await;
+        client.send(request("GET", path, "", "")).await;
+        let answer = client.answer(false).await;
+        assert!(answer.is_none_or(|answer| !answer.whole && answer.body.len() <= 2 << 20), "{path}");
+    }
+    assert_eq!(served.bound("decoded_bytes").await, 1);
+    let reader = served.get_with("/bomb", &accepting("gzip")).await;
+    assert!(reader.whole && decoded(&reader).len() == 20 << 20, "who reads it takes the risk");
+}
+
+#[tokio::test]
+async fn what_is_sent_often_is_made_smaller() {
+    // Prose, as it is: what repeats itself leaves nothing to be gained.
+    const TEXT: &str = include_str!("../../../docs/configuration.md");
+    let served = serve_with("[compression]\nenabled = true\nhot_hits = 32\n", |_| html(TEXT));
+    let whole = TEXT.as_bytes();
+    for coding in CODINGS {
+        let fast = until_form(&served, "/a", coding).await;
+        let series = format!("tiercel_compress_remade_total{{coding=\"{coding}\"}}");
+        let deadline = Instant::now() + PATIENCE;
+        let mut client = served.client().await;
+        while served.metric(&series).await == 0 {
+            assert!(Instant::now() < deadline, "{coding} is never made anew");
+            for _ in 0..32 {
+                client.ask(request("GET", "/a", &accepting(coding), "")).await;
+            }
+        }
+        let high = served.get_with("/a", &accepting(coding)).await;
+        assert!(high.body.len() < fast.body.len(), "{coding}: {} and {}", high.body.len(), fast.body.len());
+        assert!(decoded(&high) == whole && high.field("content-length") == Some(high.body.len().to_string().as_str()));
+        for _ in 0..64 {
+            client.ask(request("GET", "/a", &accepting(coding), "")).await;
+        }
+        assert_eq!((served.metric(&series).await, coded(&served, coding, "making").await), (1, 1));
+    }
+    assert_eq!(served.origin.count("/a"), 1);
+}

@@ -84,6 +84,11 @@ impl Fleet {
         };
         Self { nodes: places.iter().enumerate().map(node).collect() }
     }
+
+    /// [`Node::metric`] of all nodes that answer, added up.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        self.nodes.iter().filter_map(|node| node.metric(name, labels)).sum()
+    }
 }
 
 impl Node {

@@ -8,6 +8,7 @@ pub mod h2;
 pub mod hit;
 pub mod link;
 pub mod origin;
+pub mod pki;
 pub mod process;
 pub mod redis;
 pub mod resource;

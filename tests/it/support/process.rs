@@ -88,7 +88,7 @@ impl Process {
     /// The bound address that is printed behind this name: `listener http`, `admin`, `metrics`.
     pub fn address(&self, name: &str) -> SocketAddr {
         let line = self.out.wait(name, |line| line.trim_start().starts_with(&format!("{name} ")));
-        let (_, rest) = line.split_once("http://").expect("a URL");
+        let (_, rest) = line.split_once("://").expect("a URL");
         rest.split(['/', ' ']).next().and_then(|address| address.parse().ok()).expect("an address")
     }
 

@@ -1,0 +1,140 @@
+//! TLS: certificates are read and tried here, so that `tiercel check` says all that is wrong with them.
+
+use super::SECRET_FILE_BYTES_MAX;
+use super::table::Table;
+use crate::clock;
+use crate::config::problem::nearest;
+use crate::config::raw::{RawCertificate, RawListenerTls, RawTlsVersion};
+use crate::config::report::Report;
+use crate::config::settings::{CertificateFiles, ListenerTls, PemFile, TlsVersion};
+use crate::config::shape::join;
+use crate::tls::SUITES;
+use crate::tls::certificate::{Certificate, Part};
+use crate::tls::tickets::SECRET_BYTES_MIN;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+/// Certificates of one listener.
+const CERTIFICATES_MAX: usize = 10_000;
+
+pub fn listener(at: &str, raw: &RawListenerTls, report: &mut Report) -> ListenerTls {
+    if raw.certificates.is_empty() || raw.certificates.len() > CERTIFICATES_MAX {
+        let remedy = "write certificates = [{ cert_file = \"shop.pem\", key_file = \"shop.key\" }]";
+        let found = format!("{} certificates", raw.certificates.len());
+        report.problem(at, "TLS needs certificates", found, format!("1 to {CERTIFICATES_MAX}"), remedy);
+    }
+    let list = join(at, "certificates");
+    let each = raw.certificates.iter().enumerate();
+    let certificates = each.filter_map(|(index, raw)| certificate(&format!("{list}[{index}]"), raw, report)).collect();
+    let min_version = match raw.min_version {
+        None | Some(RawTlsVersion::Tls12) => TlsVersion::Tls12,
+        Some(RawTlsVersion::Tls13) => TlsVersion::Tls13,
+    };
+    let suites = suites(&join(at, "suites"), raw.suites.as_deref(), min_version, report);
+    let ticket_key = ticket_key(&join(at, "ticket_key_file"), raw.ticket_key_file.as_deref(), report);
+    let mut table = Table::new(report, at);
+    ListenerTls {
+        certificates,
+        min_version,
+        suites,
+        http2: raw.http2.unwrap_or(true),
+        handshake_timeout: table.timeout("handshake_timeout", raw.handshake_timeout.as_ref(), Duration::from_secs(10)),
+        handshakes: table.count("handshakes", raw.handshakes, 1024, 1..=1_000_000) as usize,
+        ticket_key,
+    }
+}
+
+/// A certificate and its key that fit each other and are valid now.
+fn certificate(at: &str, raw: &RawCertificate, report: &mut Report) -> Option<CertificateFiles> {
+    let (cert_at, key_at) = (join(at, "cert_file"), join(at, "key_file"));
+    let certificate = file(&cert_at, raw.cert_file.as_deref(), report);
+    let key = file(&key_at, raw.key_file.as_deref(), report);
+    let files = CertificateFiles { certificate: certificate?, key: key? };
+    match Certificate::read(&files, clock::now().wall_ms) {
+        Ok(read) => advise(&cert_at, &key_at, &files, &read, report),
+        Err(error) => {
+            let (at, allowed) = match error.part() {
+                Part::Certificate => (&cert_at, "PEM: a valid certificate, then its chain"),
+                Part::Key => (&key_at, "PEM: the private key of the certificate, without a passphrase"),
+            };
+            report.problem(at, error.to_string(), format!("\"{}\"", error.file(&files).path.display()), allowed, error.remedy());
+        }
+    }
+    Some(files)
+}
+
+/// What works and may still surprise.
+fn advise(cert_at: &str, key_at: &str, files: &CertificateFiles, read: &Certificate, report: &mut Report) {
+    if read.is_alone {
+        let text = "no intermediate certificate follows: clients that do not know its issuer refuse it; name the file with the whole chain";
+        report.warn(cert_at, text);
+    }
+    if read.names.is_empty() {
+        report.warn(cert_at, "it names no host (subjectAltName): no client accepts it for a name");
+    }
+    const READABLE_BY_ALL: u32 = 0o004;
+    let mode = std::fs::metadata(&files.key.path).map(|file| file.permissions().mode());
+    if mode.is_ok_and(|mode| mode & READABLE_BY_ALL != 0) {
+        report.warn(key_at, "every user of this machine can read the key: chmod o-r");
+    }
+}
+
+/// A file that is there and can be read.
+fn file(at: &str, given: Option<&str>, report: &mut Report) -> Option<PemFile> {
+    let Some(given) = given else {
+        report.problem(at, "a certificate needs both files", "", "cert_file and key_file", "name the file");
+        return None;
+    };
+    let path = report.directory(at).join(given);
+    match PemFile::read(&path) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            let remedy = if error.contains("ermission denied") {
+                "let the user of this process read it: chown or chmod, also for the directories above it"
+            } else {
+                "create it, or correct the name"
+            };
+            report.problem(at, format!("cannot be read: {error}"), format!("\"{given}\""), "a readable PEM file", remedy);
+            None
+        }
+    }
+}
+
+fn suites(at: &str, names: Option<&[String]>, min_version: TlsVersion, report: &mut Report) -> Vec<String> {
+    let Some(names) = names else { return Vec::new() };
+    let known = SUITES.map(|(name, _)| name);
+    for (index, name) in names.iter().enumerate().filter(|(_, name)| !known.contains(&name.as_str())) {
+        let remedy = match nearest(name, known) {
+            Some(meant) => format!("did you mean \"{meant}\"?"),
+            None => "suites without forward secrecy or authenticated encryption are not there; leave this one out".into(),
+        };
+        report.problem(&format!("{at}[{index}]"), "not a suite that there is", format!("\"{name}\""), known.join(", "), remedy);
+    }
+    let has = |is_13: bool| names.iter().any(|name| name.contains("_WITH_") != is_13);
+    if !has(true) || min_version == TlsVersion::Tls12 && !has(false) {
+        let remedy = "name one of each version that is offered (those of 1.3 have no _WITH_), or raise min_version, or leave suites out";
+        report.problem(at, "a version without a suite", names.join(", "), "a suite of TLS 1.3, and of 1.2 where that is offered", remedy);
+    }
+    names.to_vec()
+}
+
+fn ticket_key(at: &str, given: Option<&str>, report: &mut Report) -> Option<PemFile> {
+    let given = given?;
+    let path = report.directory(at).join(given);
+    let what = match PemFile::read(&path) {
+        Ok(file) if file.pem.trim_ascii().len() >= SECRET_BYTES_MIN => return Some(file),
+        Ok(_) => "too short a secret".to_owned(),
+        Err(error) => format!("cannot be read: {error}"),
+    };
+    let allowed = format!("a readable file with at least {SECRET_BYTES_MIN} bytes");
+    report.problem(at, what, format!("\"{given}\""), allowed, "make one for all nodes: openssl rand -hex 32");
+    None
+}
+
+impl PemFile {
+    /// Reads a file of a length that certificates, keys and secrets have; else says why not.
+    pub fn read(path: &std::path::Path) -> Result<Self, String> {
+        let pem = crate::config::files::read_bytes(path, SECRET_FILE_BYTES_MAX)?;
+        Ok(Self { path: path.to_owned(), pem })
+    }
+}

@@ -1,0 +1,74 @@
+//! Series of TLS.
+
+use super::series;
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Registry};
+
+/// What came of a handshake with a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Handshake {
+    Full,
+    /// By a ticket of an earlier session.
+    Resumed,
+    /// The two have no version, suite or kind of signature in common, or one of them does not like what the other shows.
+    Refused,
+    /// Not over in time.
+    Timeout,
+    ClientLeft,
+}
+
+impl Handshake {
+    pub const ALL: [Self; 5] = [Self::Full, Self::Resumed, Self::Refused, Self::Timeout, Self::ClientLeft];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Resumed => "resumed",
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::ClientLeft => "client_left",
+        }
+    }
+}
+
+/// What is counted of TLS.
+pub struct TlsSeries {
+    handshakes: IntCounterVec,
+    expiry: IntGaugeVec,
+    replaced: IntCounter,
+    refused: IntCounter,
+}
+
+impl TlsSeries {
+    pub(super) fn new(registry: &Registry) -> Self {
+        let handshakes = series::TLS_HANDSHAKES.counters(registry);
+        for outcome in Handshake::ALL {
+            let versions: &[&str] = if matches!(outcome, Handshake::Full | Handshake::Resumed) { &["1.2", "1.3"] } else { &["none"] };
+            for version in versions {
+                handshakes.with_label_values(&[*version, outcome.as_str()]);
+            }
+        }
+        let changes = series::TLS_CERTIFICATE_CHANGES.counters(registry);
+        let [replaced, refused] = ["replaced", "refused"].map(|outcome| changes.with_label_values(&[outcome]));
+        Self { handshakes, expiry: series::TLS_CERTIFICATE_EXPIRY.gauges(registry), replaced, refused }
+    }
+
+    /// A handshake ended; `version` where it came to one.
+    pub fn handshake(&self, version: Option<&'static str>, outcome: Handshake) {
+        self.handshakes.with_label_values(&[version.unwrap_or("none"), outcome.as_str()]).inc();
+    }
+
+    /// Files of a certificate changed: taken up, or refused because they are not usable.
+    pub fn certificate_changed(&self, taken_up: bool) {
+        if taken_up { self.replaced.inc() } else { self.refused.inc() }
+    }
+
+    /// Forgets the certificates of listeners that are not there any more.
+    pub fn forget_certificates(&self) {
+        self.expiry.reset();
+    }
+
+    /// How long a certificate is still valid; negative: since when it is not.
+    pub fn certificate_expires(&self, listener: &str, certificate: &str, seconds: i64) {
+        self.expiry.with_label_values(&[listener, certificate]).set(seconds);
+    }
+}

@@ -1,0 +1,106 @@
+//! Forms that are sent often are made smaller, by one thread that takes what the cores leave (DESIGN section 3).
+//!
+//! Hits are counted by sample, so that a hit costs next to nothing. What was sent often enough waits in a bounded line;
+//! nobody waits for it.
+
+use super::forms::{by_policy, hang};
+use super::{Proxy, forms};
+use crate::cache::{Effort, Form, StoredHead};
+use crate::observe::metrics::{Bound, Metrics};
+use crate::pages;
+use crate::semantics::coding::Coding;
+use crate::semantics::policy::Compression;
+use crate::transform::encoder;
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// The line.
+#[derive(Default)]
+pub struct HotForms {
+    waiting: Mutex<VecDeque<Hot>>,
+    come: Condvar,
+}
+
+/// A form that is to be made anew.
+struct Hot {
+    /// The head that it is of.
+    source: Weak<StoredHead>,
+    policy: Arc<Compression>,
+    coding: Coding,
+}
+
+/// Forms that may wait.
+const WAITING_MAX: usize = 256;
+/// Of so many hits of a core one is counted, for all of them.
+const SAMPLE: u32 = 16;
+
+impl HotForms {
+    /// A form went out.
+    pub fn hit(&self, metrics: &Metrics, policy: &Arc<Compression>, source: &Arc<StoredHead>, form: &Form) {
+        thread_local!(static HITS: Cell<u32> = const { Cell::new(0) });
+        let hits = HITS.get().wrapping_add(1);
+        HITS.set(hits);
+        if !hits.is_multiple_of(SAMPLE) || policy.hot_hits == 0 || form.effort == Effort::High {
+            return;
+        }
+        let before = form.hits.fetch_add(SAMPLE, Ordering::Relaxed);
+        if before < policy.hot_hits && before.saturating_add(SAMPLE) >= policy.hot_hits {
+            self.line_up(metrics, Hot { source: Arc::downgrade(source), policy: Arc::clone(policy), coding: form.coding }, form);
+        }
+    }
+
+    #[cold]
+    fn line_up(&self, metrics: &Metrics, hot: Hot, form: &Form) {
+        let mut waiting = self.waiting.lock();
+        if waiting.len() >= WAITING_MAX {
+            drop(waiting);
+            metrics.bound(Bound::HotForms);
+            form.hits.store(0, Ordering::Relaxed); // if it goes on so, it comes again
+            return;
+        }
+        waiting.push_back(hot);
+        self.come.notify_one();
+    }
+
+    fn next(&self, at_most: Duration) -> Option<Hot> {
+        let mut waiting = self.waiting.lock();
+        if waiting.is_empty() {
+            self.come.wait_for(&mut waiting, at_most);
+        }
+        waiting.pop_front()
+    }
+}
+
+impl Proxy {
+    /// Makes the form smaller that waits longest for that; waits for one `at_most` so long. A background thread calls it.
+    pub fn tend_forms(&self, at_most: Duration) {
+        if let Some(hot) = self.hot_forms.next(at_most)
+            && let Some(source) = hot.source.upgrade()
+        {
+            make_smaller(self, &source, &hot.policy, hot.coding);
+        }
+    }
+}
+
+fn make_smaller(proxy: &Proxy, source: &Arc<StoredHead>, policy: &Arc<Compression>, coding: Coding) {
+    let set = proxy.memory.get(source.key.hash());
+    let response = set.iter().flat_map(|set| set.responses()).find(|response| Arc::ptr_eq(&response.head, source));
+    let Some((response, body)) = response.and_then(|response| Some((response, response.body()?))) else { return };
+    let Some(there) = by_policy(response, policy).and_then(|forms| forms.get(coding)) else { return };
+    if response.length > policy.hot_max_bytes {
+        return;
+    }
+    let Some(form) = forms::told(coding, encoder::encode(coding, &policy.hot_level, body.segments())) else { return };
+    if (form.len() as u64) < there.length {
+        // Without slack, and where large bodies stand.
+        let form = pages::gather(std::slice::from_ref(&form)).unwrap_or_else(|| Bytes::copy_from_slice(&form));
+        if hang(proxy, source, policy, coding, &[form], Effort::High).is_some() {
+            proxy.metrics.remade(coding);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Takes up certificates whose files changed, and tells how long each is still valid.
+
+use super::assembly::State;
+use crate::clock;
+use crate::observe::metrics::TlsSeries;
+use crate::tls::{Refreshed, Server};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How often it is told how long certificates are valid.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Starts the thread; it ends with the server.
+pub fn spawn(state: Weak<State>) -> std::io::Result<()> {
+    std::thread::Builder::new().name("certificates".into()).spawn(move || {
+        let mut looked = Instant::now();
+        while let Some(state) = state.upgrade() {
+            let poll = state.proxy.live.load().settings.server.certificate_poll;
+            let is_due = poll.is_some_and(|poll| looked.elapsed() >= poll);
+            for (listener, server) in state.secured() {
+                if is_due {
+                    server.refresh().iter().for_each(|change| tell(&listener, change, &state.proxy.metrics.tls));
+                }
+                tell_expiry(&listener, &server, &state.proxy.metrics.tls);
+            }
+            if is_due {
+                looked = Instant::now();
+            }
+            drop(state);
+            std::thread::sleep(poll.map_or(TICK, |poll| poll.min(TICK)));
+        }
+    })?;
+    Ok(())
+}
+
+fn tell(listener: &str, change: &Refreshed, series: &TlsSeries) {
+    series.certificate_changed(matches!(change, Refreshed::Replaced { .. }));
+    match change {
+        Refreshed::Replaced { file, days_left } => tracing::info!(listener, file, days_left, "certificate replaced"),
+        Refreshed::Refused { file, error, remedy } => {
+            tracing::error!(listener, file, error, remedy, "new certificate refused; the old one stays");
+        }
+    }
+}
+
+/// Of each certificate of a listener.
+pub fn tell_expiry(listener: &str, server: &Arc<Server>, series: &TlsSeries) {
+    let now = clock::now().wall_ms;
+    for (file, not_after) in server.expiries() {
+        series.certificate_expires(listener, &file, (not_after - now) / 1000);
+    }
+}

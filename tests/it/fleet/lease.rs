@@ -1,0 +1,487 @@
+//! Three nodes and one Redis, without a shield: one of them fetches, the others have it from Redis.
+
+use super::crowd::{CROWD, HOST, body_of, everybody_gets_its_variant, fresh, gather, room_for_a_crowd, until_waiting};
+use crate::support::client::{Answer, Client};
+use crate::support::fleet::{Fleet, Node, Plan};
+use crate::support::link::Trouble;
+use crate::support::origin::{Gate, Origin, PATIENCE, Recorded, Script, Step, eventually};
+use crate::support::redis::{Cluster, Redis};
+use rand::RngExt;
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+const NODES: usize = 3;
+
+/// Nobody's patience ends before the crowd is there, and a busy machine keeps the budget.
+const CONFIG: &str = "
+[server]
+name = '@NODE@'
+workers = 2
+[upstreams.default]
+endpoints = ['@ORIGIN@']
+first_byte_timeout = '5m'
+[limits]
+connections = 8000
+[journal]
+node = '@NODE@'
+trust = '1s'
+[lease]
+wait = '@WAIT@'
+[cache.redis]
+url = 'redis://@REDIS@'
+lookup_budget = '5s'
+";
+
+struct Stage {
+    origin: Origin,
+    fleet: Fleet,
+    redis: Redis,
+}
+
+impl Stage {
+    fn new(respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
+        Self::with("2m", "", respond)
+    }
+
+    /// All nodes are trusted; `more` is of `[cache.redis]`.
+    fn with(wait: &str, more: &str, respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
+        let (origin, redis) = (Origin::start(respond), Redis::start());
+        let config = format!("{}{more}\n", CONFIG.replace("@WAIT@", wait));
+        let plan = Plan { nodes: NODES, config, origin: origin.url(), redis: Some(redis.address()), ..Plan::default() };
+        let stage = Self { fleet: Fleet::start(&plan), origin, redis };
+        until_trusted(&stage.fleet);
+        stage
+    }
+
+    fn node(&self, number: usize) -> &Node {
+        &self.fleet.nodes[number]
+    }
+
+    async fn get(&self, node: usize, path: &str) -> Answer {
+        self.node(node).get(HOST, path).await
+    }
+
+    fn asked(&self, result: &str) -> usize {
+        self.fleet.sum("tiercel_lease_asked_total", &[&format!("result=\"{result}\"")]) as usize
+    }
+
+    fn ended(&self, outcome: &str) -> usize {
+        self.fleet.sum("tiercel_lease_ended_total", &[&format!("outcome=\"{outcome}\"")]) as usize
+    }
+
+    async fn until_lease_waiters(&self, count: usize) {
+        eventually("nodes wait for another's fetch", || self.fleet.sum("tiercel_lease_waiting", &[]) as usize == count).await;
+    }
+
+    /// The node that fetches for the fleet, once one does.
+    async fn leader(&self) -> usize {
+        let leads = |node: &Node| node.metric("tiercel_lease_asked_total", &["result=\"led\""]) >= Some(1.0);
+        eventually("a node leads", || self.fleet.nodes.iter().any(leads)).await;
+        self.fleet.nodes.iter().position(leads).expect("one of them")
+    }
+
+    fn purge(&self, node: usize, path: &str, mode: &str) {
+        let body = json!({"urls": [format!("http://{HOST}{path}")], "mode": mode, "wait": "fleet", "timeout": "10s"});
+        let (status, receipt) = self.node(node).admin("POST", "/v1/purge", &body.to_string()).expect("it answers");
+        assert_eq!((status, &receipt["complete"]), (200, &json!(true)), "{receipt}");
+    }
+}
+
+fn until_trusted(fleet: &Fleet) {
+    let deadline = Instant::now() + PATIENCE;
+    while fleet.sum("tiercel_journal_trusted", &[]) < fleet.nodes.len() as f64 {
+        assert!(Instant::now() < deadline, "the journal is never trusted");
+        std::thread::sleep(Duration::from_millis(5)); // nobody announces it
+    }
+}
+
+/// A request that is on its way.
+async fn send(node: &Node, path: &str) -> Client {
+    let mut client = Client::connect(node.http).await;
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    client
+}
+
+async fn answer(client: &mut Client) -> Answer {
+    client.answer(false).await.expect("an answer")
+}
+
+/// Requests that the origin got, in order: each is held by the gate of its number, the later ones by the last.
+fn in_turn<R>(gates: Vec<Gate>, respond: R) -> impl Fn(&Recorded) -> Script + Send + Sync + use<R>
+where
+    R: Fn(usize, &Recorded) -> Script + Send + Sync + 'static,
+{
+    let came = AtomicUsize::new(0);
+    move |request| {
+        let number = came.fetch_add(1, SeqCst);
+        let script = respond(number, request);
+        match gates.get(number.min(gates.len().saturating_sub(1))) {
+            Some(gate) => script.after(gate),
+            None => script,
+        }
+    }
+}
+
+#[tokio::test]
+async fn three_thousand_requests_spread_over_three_nodes_are_one_origin_request() {
+    let _guard = room_for_a_crowd().await;
+    let gate = Gate::new();
+    let stage = Stage::new(in_turn(vec![gate.clone()], |_, _| fresh(body_of("0"))));
+    let crowd = gather(&stage.fleet, "/cold", 1).await;
+    until_waiting(&stage.fleet, CROWD - NODES).await;
+    stage.until_lease_waiters(NODES - 1).await;
+    gate.open();
+    everybody_gets_its_variant(crowd).await;
+    assert_eq!(stage.origin.total(), 1);
+    assert_eq!((stage.asked("led"), stage.asked("given"), stage.ended("stored")), (1, NODES - 1, 1));
+    assert_eq!(stage.fleet.sum("tiercel_lease_waiting", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn four_variants_of_a_known_vary_are_four_origin_requests() {
+    let _guard = room_for_a_crowd().await;
+    let gate = Gate::new();
+    let held = gate.clone();
+    let stage = Stage::new(move |request| {
+        let variant = request.field("x-variant").unwrap_or("none");
+        let script = fresh(body_of(variant)).header("Vary", "X-Variant");
+        if variant == "none" { script } else { script.after(&held) }
+    });
+    for node in 0..NODES {
+        assert_eq!(stage.get(node, "/cold").await.body, body_of("none"));
+    }
+    assert_eq!(stage.origin.total(), 1, "the others have it from Redis");
+    let crowd = gather(&stage.fleet, "/cold", 4).await;
+    until_waiting(&stage.fleet, CROWD - 4 * NODES).await;
+    stage.until_lease_waiters(4 * (NODES - 1)).await;
+    gate.open();
+    everybody_gets_its_variant(crowd).await;
+    assert_eq!(stage.origin.total(), 1 + 4);
+}
+
+#[tokio::test]
+async fn four_variants_of_an_unknown_vary_are_at_most_five_origin_requests() {
+    let _guard = room_for_a_crowd().await;
+    let gate = Gate::new();
+    let held = gate.clone();
+    let stage =
+        Stage::new(move |request| fresh(body_of(request.field("x-variant").unwrap_or("none"))).header("Vary", "X-Variant").after(&held));
+    let crowd = gather(&stage.fleet, "/cold", 4).await;
+    until_waiting(&stage.fleet, CROWD - NODES).await;
+    stage.until_lease_waiters(NODES - 1).await;
+    gate.open();
+    everybody_gets_its_variant(crowd).await;
+    assert!((4..=5).contains(&stage.origin.total()), "{} origin requests", stage.origin.total());
+}
+
+#[tokio::test]
+async fn a_leader_killed_while_all_wait_costs_one_more_origin_request() {
+    let _guard = room_for_a_crowd().await;
+    let gate = Gate::new();
+    let mut stage = Stage::new(in_turn(vec![gate.clone()], |_, _| fresh(body_of("0"))));
+    let kill_at = rand::rng().random_range(1..CROWD);
+    let (mut crowd, mut killed) = (Vec::with_capacity(CROWD), None);
+    for number in 0..CROWD {
+        if number == kill_at {
+            let leader = stage.leader().await;
+            stage.fleet.nodes[leader].kill();
+            killed = Some(leader);
+        }
+        let node = number % NODES;
+        if killed != Some(node) {
+            crowd.push((node, 0, send(stage.node(node), "/cold").await));
+        }
+    }
+    // Its own clients are lost with it.
+    crowd.retain(|(node, ..)| killed != Some(*node));
+    until_waiting(&stage.fleet, crowd.len() - (NODES - 1)).await;
+    stage.until_lease_waiters(1).await;
+    gate.open();
+    everybody_gets_its_variant(crowd).await;
+    assert!(stage.origin.total() <= 2, "killed at {kill_at}: {} origin requests", stage.origin.total());
+}
+
+#[tokio::test]
+async fn a_leader_killed_while_it_answers_costs_at_most_one_more_origin_request() {
+    for _ in 0..3 {
+        let gate = Gate::new();
+        let body: Vec<u8> = (0..2_000_000_u32).map(|at| (at / 7) as u8).collect();
+        let whole = body.clone();
+        let mut stage = Stage::new(in_turn(vec![gate.clone()], move |_, _| fresh(whole.clone())));
+        let mut clients = Vec::new();
+        for number in 0..60 {
+            clients.push((number % NODES, send(stage.node(number % NODES), "/large").await));
+        }
+        until_waiting(&stage.fleet, 60 - NODES).await;
+        stage.until_lease_waiters(NODES - 1).await;
+        let leader = stage.leader().await;
+        gate.open();
+        let moment = Duration::from_micros(rand::rng().random_range(0..30_000));
+        tokio::time::sleep(moment).await; // the moment is what is tested
+        stage.fleet.nodes[leader].kill();
+        for (node, client) in clients.iter_mut().filter(|(node, _)| *node != leader) {
+            let answer = answer(client).await;
+            assert!(answer.whole && answer.body == body, "killed after {moment:?}: node {node}: {}", answer.head);
+        }
+        assert!(stage.origin.total() <= 2, "killed after {moment:?}: {} origin requests", stage.origin.total());
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_shared_is_fetched_by_all_at_once_after_the_head() {
+    const EACH: usize = 20;
+    let (first, second, third) = (Gate::new(), Gate::new(), Gate::new());
+    let mut gates = vec![first.clone()];
+    gates.resize(1 + (EACH - 1) + (NODES - 1), second.clone());
+    gates.push(third.clone());
+    let before_third = gates.len() - 1;
+    let stage = Stage::new(in_turn(gates, |number, _| Script::ok(number.to_string()).header("Cache-Control", "no-store")));
+    let mut clients = Vec::new();
+    for number in 0..EACH * NODES {
+        clients.push(send(stage.node(number % NODES), "/own").await);
+    }
+    until_waiting(&stage.fleet, EACH * NODES - NODES).await;
+    stage.until_lease_waiters(NODES - 1).await;
+    first.open();
+    // Those who followed the leader, and those who lead on the other nodes: all of them, while none is answered.
+    stage.origin.until("they do not wait for each other", |origin| origin.total() == before_third).await;
+    second.open();
+    stage.origin.until("nor do those who followed them", |origin| origin.total() == EACH * NODES).await;
+    third.open();
+    let mut bodies = Vec::new();
+    for client in &mut clients {
+        bodies.push(answer(client).await.text().to_owned());
+    }
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), EACH * NODES, "each has its own");
+    assert_eq!((stage.asked("led"), stage.asked("alone"), stage.ended("uncacheable")), (1, NODES - 1, 1));
+}
+
+#[tokio::test]
+async fn what_redis_is_not_given_each_node_fetches_once() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let stage = Stage::with("2m", "max_object_size = '1KiB'\ncontent_types = ['text/*']", move |request| {
+        let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\n";
+        match request.path.as_str() {
+            // The rest comes when all have asked: it is told at the head.
+            "/declared" => Script::raw(format!("{head}Content-Type: text/plain\r\nContent-Length: 5000\r\n\r\n"))
+                .then(Step::Wait(held.clone()))
+                .then(Step::Bytes(vec![b'.'; 5000])),
+            "/image" => Script::raw(format!("{head}Content-Type: image/png\r\nContent-Length: 100\r\n\r\n"))
+                .then(Step::Wait(held.clone()))
+                .then(Step::Bytes(vec![b'.'; 100])),
+            _ => Script::raw(format!(
+                "{head}Content-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n1388\r\n{}\r\n0\r\n\r\n",
+                ".".repeat(5000)
+            )),
+        }
+    });
+    let mut clients = Vec::new();
+    for path in ["/declared", "/image"] {
+        for number in 0..30 {
+            clients.push(send(stage.node(number % NODES), path).await);
+        }
+        stage.origin.until("each node asks", |origin| origin.count(path) == NODES).await;
+    }
+    gate.open();
+    for client in &mut clients {
+        let answer = answer(client).await;
+        assert!(answer.status == 200 && answer.whole && [100, 5000].contains(&answer.body.len()), "{}", answer.head);
+    }
+    assert_eq!((stage.origin.count("/declared"), stage.origin.count("/image")), (NODES, NODES));
+    assert_eq!((stage.ended("too_large"), stage.ended("not_taken"), stage.asked("alone")), (1, 1, 2 * (NODES - 1)));
+    // Known at the end only: nobody waits in vain for longer than that.
+    for number in 0..NODES {
+        assert_eq!(stage.get(number, "/chunked").await.body.len(), 5000);
+    }
+    assert_eq!(stage.origin.count("/chunked"), NODES);
+    eventually("it is told", || stage.ended("too_large") == 2).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_stops_while_nodes_wait_holds_nobody_up_for_longer_than_the_wait() {
+    for pauses in [true, false] {
+        let (first_gate, open) = (Gate::new(), Gate::new());
+        open.open();
+        let mut stage = Stage::with("2s", "", in_turn(vec![first_gate.clone(), open], |number, _| fresh(number.to_string())));
+        let mut first = send(stage.node(0), "/x").await;
+        stage.leader().await;
+        let began = Instant::now();
+        let mut second = send(stage.node(1), "/x").await;
+        stage.until_lease_waiters(1).await;
+        if pauses {
+            stage.redis.pause();
+        } else {
+            stage.redis.kill();
+        }
+        assert_eq!(answer(&mut second).await.text(), "1", "it fetched for itself");
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        first_gate.open();
+        assert_eq!(answer(&mut first).await.text(), "0");
+        if pauses {
+            stage.redis.resume();
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_redis_each_node_fetches_once_and_at_once() {
+    let gate = Gate::new();
+    let mut stage = Stage::new(in_turn(vec![gate.clone()], |_, _| fresh("x")));
+    eventually("they may serve while cut off", || stage.fleet.sum("tiercel_journal_remembered", &[]) == NODES as f64).await;
+    stage.redis.kill();
+    eventually("the journal is not trusted any more", || stage.fleet.sum("tiercel_journal_trusted", &[]) == 0.0).await;
+    let mut clients = Vec::new();
+    for number in 0..60 {
+        clients.push(send(stage.node(number % NODES), "/x").await);
+    }
+    stage.origin.until("each node asks", |origin| origin.total() == NODES).await;
+    until_waiting(&stage.fleet, 60 - NODES).await;
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(answer(client).await.text(), "x");
+    }
+    assert_eq!(stage.origin.total(), NODES);
+}
+
+#[tokio::test]
+async fn a_node_that_is_cut_off_asks_for_no_lease_and_waits_for_none() {
+    let (gate, open) = (Gate::new(), Gate::new());
+    open.open();
+    let stage = Stage::new(in_turn(vec![gate.clone(), open], |number, _| fresh(number.to_string())));
+    stage.node(2).link.as_ref().expect("it has one").make(Trouble::Held);
+    eventually("it is cut off", || stage.node(2).metric("tiercel_journal_trusted", &[]) == Some(0.0)).await;
+    let mut first = send(stage.node(0), "/x").await;
+    stage.leader().await;
+    assert_eq!(stage.get(2, "/x").await.text(), "1", "for itself, while the other is at it");
+    assert_eq!(stage.node(2).metric("tiercel_lease_asked_total", &[]), Some(0.0));
+    gate.open();
+    assert_eq!(answer(&mut first).await.text(), "0");
+    stage.node(2).link.as_ref().expect("it has one").mend();
+}
+
+#[tokio::test]
+async fn where_the_origin_fails_one_the_next_tries() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let came = AtomicUsize::new(0);
+    let stage = Stage::new(move |_| match came.fetch_add(1, SeqCst) {
+        0 => Script::steps([Step::Wait(held.clone()), Step::Reset]),
+        number => fresh(number.to_string()),
+    });
+    let mut first = send(stage.node(0), "/x").await;
+    stage.leader().await;
+    let mut others = [send(stage.node(1), "/x").await, send(stage.node(2), "/x").await];
+    stage.until_lease_waiters(2).await;
+    gate.open();
+    assert_eq!(answer(&mut first).await.status, 502);
+    for other in &mut others {
+        assert_eq!(answer(other).await.text(), "1");
+    }
+    assert_eq!(stage.origin.total(), 2);
+    assert_eq!((stage.ended("failed"), stage.ended("stored"), stage.asked("given")), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn a_miss_that_was_met_a_moment_ago_is_no_reason_to_fetch_what_another_node_fetches() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let came = AtomicUsize::new(0);
+    let stage = Stage::with("2m", "remember_misses = '5m'", move |_| match came.fetch_add(1, SeqCst) {
+        0 => Script::reset(),
+        number => fresh(number.to_string()).after(&held),
+    });
+    assert_eq!(stage.get(1, "/x").await.status, 502, "it looked, and there was nothing");
+    let mut first = send(stage.node(0), "/x").await;
+    stage.origin.until("another node is at it", |origin| origin.total() == 2).await;
+    let mut second = send(stage.node(1), "/x").await;
+    stage.until_lease_waiters(1).await;
+    gate.open();
+    for client in [&mut first, &mut second] {
+        assert_eq!(answer(client).await.text(), "1");
+    }
+    assert_eq!(stage.origin.total(), 2);
+}
+
+/// What the origin has: each version is answered while it is the last.
+fn versions(gates: Vec<Gate>) -> (Arc<AtomicUsize>, impl Fn(&Recorded) -> Script + Send + Sync + use<>) {
+    let version = Arc::new(AtomicUsize::new(1));
+    let served = version.clone();
+    let respond = in_turn(gates, move |_, request| {
+        let tag = format!("\"{}\"", served.load(SeqCst));
+        let script =
+            if request.field("if-none-match") == Some(&tag) { Script::status(304, "") } else { Script::ok(&tag[1..tag.len() - 1]) };
+        script.header("ETag", &tag).header("Cache-Control", "max-age=600")
+    });
+    (version, respond)
+}
+
+#[tokio::test]
+async fn what_was_purged_is_fetched_again_by_one_node_for_all() {
+    let (version, respond) = versions(vec![]);
+    let stage = Stage::new(respond);
+    for round in 1..=20 {
+        let path = "/purged";
+        let text = version.load(SeqCst).to_string();
+        let mut clients = Vec::new();
+        for number in 0..12 {
+            clients.push(send(stage.node(number % NODES), path).await);
+        }
+        for client in &mut clients {
+            assert_eq!(answer(client).await.text(), text, "round {round}");
+        }
+        assert_eq!(stage.origin.count(path), round, "round {round}: what came of the round before is no outcome of this one");
+        if round % 2 == 0 {
+            version.fetch_add(1, SeqCst);
+            stage.purge(round % NODES, path, "hard");
+        } else {
+            // Confirmed by one, for all.
+            stage.purge(round % NODES, path, "soft");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_asks_after_a_purge_is_not_given_what_was_fetched_before_it() {
+    let (gate, open) = (Gate::new(), Gate::new());
+    open.open();
+    let (version, respond) = versions(vec![gate.clone(), open]);
+    let stage = Stage::new(respond);
+    let mut before = send(stage.node(0), "/x").await;
+    stage.origin.until("the first version is on its way", |origin| origin.total() == 1).await;
+    version.store(2, SeqCst);
+    stage.purge(1, "/x", "hard");
+    let mut after = [send(stage.node(1), "/x").await, send(stage.node(2), "/x").await];
+    stage.until_lease_waiters(2).await;
+    gate.open();
+    assert_eq!(answer(&mut before).await.text(), "1", "it asked before the purge");
+    for client in &mut after {
+        assert_eq!(answer(client).await.text(), "2");
+    }
+    assert_eq!(stage.origin.total(), 2, "one of them fetched, for both");
+}
+
+#[tokio::test]
+async fn a_cluster_of_three_masters_gives_leases_too() {
+    let (origin, cluster) = (Origin::start(|request| fresh(request.path.clone())), Cluster::start());
+    let urls: Vec<_> = cluster.addresses().iter().map(|address| format!("'redis://{address}'")).collect();
+    let server = format!("url = [{}]\nmode = 'cluster'", urls.join(", "));
+    let config = CONFIG.replace("@WAIT@", "2m").replace("url = 'redis://@REDIS@'", &server);
+    let fleet = Fleet::start(&Plan { nodes: NODES, config, origin: origin.url(), ..Plan::default() });
+    until_trusted(&fleet);
+    let mut clients = Vec::new();
+    for number in 0..120 {
+        let path = format!("/{}", number / 12);
+        clients.push((send(&fleet.nodes[number % NODES], &path).await, path));
+    }
+    for (client, path) in &mut clients {
+        assert_eq!(answer(client).await.text(), path);
+    }
+    for path in (0..10).map(|number| format!("/{number}")) {
+        assert_eq!(origin.count(&path), 1, "{path}");
+    }
+}
