@@ -692,10 +692,11 @@ impl Fleet {
             self.beat.next_at = now.mono_ms;
             return;
         };
-        if self.faults.own_entry_out_of_order && position > self.applied {
+        let is_out_of_order = self.faults.own_entry_out_of_order && position > self.applied;
+        if is_out_of_order {
             self.go_to(position, self.unsafe_applied, false, now);
         }
-        if self.own.placed(id, position, false, now.mono_ms, &self.journal) {
+        if self.own.placed(id, position, is_out_of_order, now.mono_ms, &self.journal) {
             actions.push(Action::Told(id));
         }
         self.beat.next_at = now.mono_ms;
