@@ -187,11 +187,11 @@ class Fleet(Bench):
 
     numbers = iter(range(1 << 60))
 
-    def node(self, running, name, redis=None):
+    def node(self, running, name, redis=None, more=""):
         self.started += 1
         folder = self.work / f"node-{self.started}"
         folder.mkdir()
-        text = CONFIG + (SHARED if redis else "")
+        text = CONFIG + (SHARED if redis else "") + more
         for key, value in {"NAME": name, "ORIGIN": self.origin, "REDIS": redis}.items():
             text = text.replace(f"@{key}@", str(value))
         file = folder / "tiercel.toml"
@@ -352,8 +352,31 @@ def redis_hit(bench):
         bench.check("p99 of a hit in Redis over the lookup budget", share(rows["redis"], 0.99) / BUDGET_MS, 1, timed=True)
 
 
+def lease(bench):
+    """What a miss costs that asks for the fleet's lease, against one that only looks in Redis: 1 KiB, a path of its own each, in alternating rounds."""
+    with contextlib.ExitStack() as running:
+        redis = bench.redis(running)
+        nodes = {name: bench.node(running, name, redis.port, f"[lease]\nenabled = {enabled}\n")
+                 for name, enabled in (("without", "false"), ("with", "true"))}
+        paced = {name: Paced(server.port) for name, server in nodes.items()}
+        for one in paced.values():
+            running.callback(one.close)
+            one.run(bench.fresh_paths(200), bench.options.rate)
+        rounds = {name: [] for name in nodes}
+        for _ in range(bench.options.rounds):
+            for name, server in nodes.items():
+                asked = bench.fresh_paths(bench.seconds_of(bench.options.secs))
+                before = (server.cpu_seconds(), redis.server.cpu_seconds())
+                millis = paced[name].run(asked, bench.options.rate)
+                spent = [(now - then) / len(asked) * 1e6 for now, then in zip((server.cpu_seconds(), redis.server.cpu_seconds()), before)]
+                rounds[name].append((share(millis, 0.5), share(millis, 0.99), *spent))
+        medians = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in rounds.items()}
+        for name, (p50, p99, own, of_redis) in medians.items():
+            print(f"  {name:<10} p50 {p50:7.3f} ms  p99 {p99:7.3f} ms  {own:6.1f} us of CPU (and {of_redis:.1f} of Redis')")
+
+
 CELLS = {"propagation": propagation, "stopped": stopped, "paused": paused, "slow": slow, "garbage": garbage, "read-only": read_only, "full": full,
-         "redis-hit": redis_hit}
+         "redis-hit": redis_hit, "lease": lease}
 
 
 def main():

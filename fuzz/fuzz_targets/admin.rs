@@ -6,8 +6,8 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 use std::future::pending;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::net::IpAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex};
 use tiercel::admin::{self, Control, ExplainRequest, ReloadRefused};
@@ -39,8 +39,9 @@ impl Control for Hands {
     fn stored_here(&self, _: &str) -> bool {
         false
     }
-    fn explain(&self, request: ExplainRequest) -> Result<Value, String> {
-        self.0.explain(&request.url, &request.method, &request.headers, &request.content)
+    fn explain(&self, request: ExplainRequest) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+        let proxy = Arc::clone(&self.0);
+        Box::pin(async move { proxy.explain(&request.url, &request.method, &request.headers, &request.content).await })
     }
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, ReloadRefused>> + Send>> {
         Box::pin(async { Ok(json!({})) })

@@ -12,6 +12,7 @@ use tiercel::config::settings::Rewrite;
 use tiercel::proxy::Proxy;
 use tiercel::route::{redirect_location, rewrite};
 use tiercel::semantics::Target;
+use tiercel_fuzz::at_once;
 
 const CONFIG: &str = r#"
 [server]
@@ -41,11 +42,11 @@ fuzz_target!(|data: &[u8]| {
     let (method, url) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let fields: Vec<(String, String)> =
         lines.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    let Ok(explained) = PROXY.explain(url, method, &fields, "") else { return };
+    let Ok(explained) = at_once(PROXY.explain(url, method, &fields, "")) else { return };
     let normal = explained["url"].as_str().expect("a URL");
     assert!(!normal.bytes().any(|byte| !byte.is_ascii_graphic()), "{normal}");
     if normal.contains("://") && !normal.ends_with('*') && !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
-        let again = PROXY.explain(normal, method, &fields, "").unwrap_or_else(|why| panic!("{normal}: {why}"));
+        let again = at_once(PROXY.explain(normal, method, &fields, "")).unwrap_or_else(|why| panic!("{normal}: {why}"));
         assert_eq!((&again["url"], &again["key"]), (&explained["url"], &explained["key"]));
     }
     assert_ne!(explained["way"], Value::Null);

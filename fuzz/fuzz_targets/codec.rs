@@ -18,8 +18,7 @@ fuzz_target!(|data: &[u8]| {
     let target = Target::from_url("http://a/").expect("a URL");
     let key = CacheKey::new(&target, &Fields::new(), &KeyPolicy::default());
     let (site, policy): (Arc<str>, _) = ("a".into(), CachePolicy::default());
-    let reading =
-        Reading { key: &key, target: &target, site: &site, policy: &policy, fetch: 1, now: NOW, redis_now_ms: NOW.wall_ms };
+    let reading = Reading { key: &key, target: &target, site: &site, policy: &policy, fetch: 1, now: NOW, redis_now_ms: NOW.wall_ms };
     let seal = Seal::Checksum;
     let _ = decode_segment(&seal, NAME, &Bytes::copy_from_slice(data));
     let _ = HeadRecord::decode(&seal, NAME, &Bytes::copy_from_slice(data), &reading);

@@ -240,7 +240,14 @@ fn answer(body: ResponseBody) -> Response {
 
 fn peer() -> Peer {
     let nobody = ([127, 0, 0, 1], 0).into();
-    Peer { client: nobody, local: nobody, worker: 0, scheme: Scheme::Http, listener: "fuzz".into() }
+    Peer {
+        client: nobody,
+        local: nobody,
+        worker: 0,
+        scheme: Scheme::Http,
+        listener: "fuzz".into(),
+        protocol: tiercel::listener::Protocol::Http1,
+    }
 }
 
 /// Small enough for every bound on bytes to be reached.
@@ -261,5 +268,7 @@ fn limits() -> Limits {
         waiting: 1,
         rate_limit_callers: 16,
         rate_limit_budget: std::time::Duration::from_secs(1),
+        compression_threads: 1,
+        http2: tiercel::config::settings::Http2::default(),
     }
 }

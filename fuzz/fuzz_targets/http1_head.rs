@@ -61,5 +61,7 @@ fn limits() -> Limits {
         waiting: 1,
         rate_limit_callers: 16,
         rate_limit_budget: std::time::Duration::from_secs(1),
+        compression_threads: 1,
+        http2: tiercel::config::settings::Http2::default(),
     }
 }

@@ -5,8 +5,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tiercel::semantics::target::Scheme;
 use tiercel::semantics::range::{self, Selection};
+use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, Method, Request, Response, StatusCode, Target, name};
 
 const NOW_MS: i64 = 1_795_000_000_000;

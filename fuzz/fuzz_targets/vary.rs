@@ -23,7 +23,8 @@ fuzz_target!(|data: &[u8]| {
         let _ = request.push(NAMES[usize::from(*which) % NAMES.len()], value);
     }
     let list = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-    let reducing = VaryPolicy { languages: list(&["en", "de", "pt-BR"]), images: list(&["image/avif", "image/webp"]), ..VaryPolicy::default() };
+    let reducing =
+        VaryPolicy { languages: list(&["en", "de", "pt-BR"]), images: list(&["image/avif", "image/webp"]), ..VaryPolicy::default() };
     for policy in [CachePolicy::default(), CachePolicy { vary: reducing, ..CachePolicy::default() }] {
         let key = vary.secondary_key(&request, &policy);
         assert_eq!(vary.matches(&request, &key, &policy), !vary.is_star());

@@ -1,6 +1,7 @@
 //! What the fuzz targets share.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use tiercel::config::{Settings, Sources, load};
 use tiercel::invalidation::Journal;
 use tiercel::observe::access_log::AccessLog;
@@ -57,5 +58,13 @@ pub fn proxy(settings: &Settings) -> Arc<Proxy> {
     let metrics = Metrics::new(1);
     let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).expect("off"));
     let live = Live::new(settings.clone(), None, &metrics);
-    Proxy::new(settings, live, Arc::new(Journal::new(&settings.purge)), metrics, access_log)
+    Proxy::new(settings, live, Arc::new(Journal::new(&settings.purge.bounds)), metrics, access_log)
+}
+
+/// What is there without waiting for anything.
+pub fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("there is nothing to wait for"),
+    }
 }

@@ -4,7 +4,7 @@ use super::auth::{self, Guard};
 use super::connection::PeerAddress;
 use super::purge::{self, PurgeQuery};
 use super::{Control, ExplainRequest};
-use crate::invalidation::stream::{OtherNode, Stream, View};
+use crate::invalidation::stream::{NotForgotten, OtherNode, Stream, View};
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::{StatusCode, Uri, header};
@@ -33,6 +33,7 @@ GET  /v1/purge/{id}   the receipt of a purge
 GET  /v1/nodes        the nodes of the fleet
 DELETE /v1/nodes/{name}   no purge waits any longer for a node that never comes back
 POST /v1/explain      {\"url\":\"http://shop.example/\",\"method\":\"GET\",\"headers\":[[\"accept\",\"*/*\"]]}
+GET  /v1/redis        the Redis servers in use, and how they do
 POST /v1/reload       read the configuration again, whole or not at all
 ";
 
@@ -150,12 +151,25 @@ async fn nodes(State(control): Shared) -> Result<Json<Value>, Problem> {
     })))
 }
 
-async fn forget_node(State(control): Shared, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
-    if fleet(&*control)?.forget(&name) {
-        return Ok(Json(json!({ "forgotten": name })));
+async fn forget_node(
+    State(control): Shared,
+    ConnectInfo(peer): ConnectInfo<PeerAddress>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let outcome = fleet(&*control)?.forget(&name).await;
+    let (actor, is_noted) = (format!("admin:{}", peer.0), outcome.is_ok());
+    tracing::info!(actor, node = name, is_noted, "forget a node of the fleet");
+    match outcome {
+        Ok(()) => Ok(Json(json!({ "forgotten": name }))),
+        Err(NotForgotten::Unknown) => {
+            let remedy = "GET /v1/nodes lists those that are waited for; a node does not forget itself";
+            Err(Problem::new(StatusCode::NOT_FOUND, format!("no other node of the fleet has the name `{name}`"), remedy))
+        }
+        Err(NotForgotten::NotNoted) => {
+            let message = format!("Redis has not noted within some seconds that `{name}` is gone: purges may still wait for it");
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, message, "ask again when Redis answers"))
+        }
     }
-    let remedy = "GET /v1/nodes lists those that are waited for; a node does not forget itself";
-    Err(Problem::new(StatusCode::NOT_FOUND, format!("no other node of the fleet has the name `{name}`"), remedy))
 }
 
 fn fleet(control: &dyn Control) -> Result<Arc<Stream>, Problem> {
@@ -182,7 +196,7 @@ async fn receipt(State(control): Shared, Path(id): Path<String>) -> Result<Json<
 async fn explain(State(control): Shared, body: Body) -> Result<Json<Value>, Problem> {
     let request: ExplainRequest = parse_json(body).await?;
     let remedy = "give an absolute URL, a method, and headers as pairs";
-    control.explain(request).map(Json).map_err(|error| Problem::bad(error, remedy))
+    control.explain(request).await.map(Json).map_err(|error| Problem::bad(error, remedy))
 }
 
 async fn redis(State(control): Shared) -> Result<Json<Value>, Problem> {

@@ -42,7 +42,7 @@ pub trait Control: Send + Sync + 'static {
     /// Whether something of this URL is in memory here.
     fn stored_here(&self, url: &str) -> bool;
     /// What the cache knows and would do for a request (`tiercel explain`).
-    fn explain(&self, request: ExplainRequest) -> Result<serde_json::Value, String>;
+    fn explain(&self, request: ExplainRequest) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, String>> + Send>>;
     /// Re-reads the configuration whole or not at all; the error names every problem.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, ReloadRefused>> + Send>>;
     /// What is kept in Redis, as far as a bounded look tells (`tiercel redis-stats`).

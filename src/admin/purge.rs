@@ -255,8 +255,8 @@ mod tests {
         fn stored_here(&self, _: &str) -> bool {
             false
         }
-        fn explain(&self, _: ExplainRequest) -> Result<Value, String> {
-            Ok(Value::Null)
+        fn explain(&self, _: ExplainRequest) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+            Box::pin(async { Ok(Value::Null) })
         }
         fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, crate::admin::ReloadRefused>> + Send>> {
             Box::pin(async { Ok(Value::Null) })

@@ -18,8 +18,8 @@ use tokio::net::TcpStream;
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// For connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the whole exchange with the admin API; purges that wait for a fleet answer within seconds.
-const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// For the whole exchange with the admin API: longer than the longest wait of a purge for the fleet (`journal.trust` + 1 s).
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(75);
 /// Longest token file.
 const TOKEN_BYTES_MAX: u64 = 64 << 10;
 /// Where a token is looked for that is given by no file.
@@ -52,7 +52,7 @@ impl AdminOptions {
         self.print(&answer)
     }
 
-    fn print(&self, answer: &Value) -> Result<(), Failure> {
+    pub fn print(&self, answer: &Value) -> Result<(), Failure> {
         match self.json {
             true => print(&format!("{answer:#}\n")),
             false => print(&readable(answer)),

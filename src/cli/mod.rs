@@ -87,6 +87,8 @@ pub enum Failure {
     Runtime(anyhow::Error),
     /// Exit code 2; everything has been said.
     Said,
+    /// Exit code 3; the answer has been printed: what was asked for goes on, and was not complete in time.
+    Incomplete,
 }
 
 impl From<Problems> for Failure {
@@ -106,7 +108,11 @@ pub fn main() -> ExitCode {
     match dispatch(Cli::parse_from(with_command(std::env::args_os().collect())).command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let code = if matches!(failure, Failure::Runtime(_)) { 1 } else { 2 };
+            let code = match failure {
+                Failure::Runtime(_) => 1,
+                Failure::Config(_) | Failure::Usage(_) | Failure::Said => 2,
+                Failure::Incomplete => 3,
+            };
             complain(&failure);
             ExitCode::from(code)
         }
@@ -147,6 +153,7 @@ fn complain(failure: &Failure) {
         Failure::Usage(text) => format!("error: {text}"),
         Failure::Runtime(error) => format!("error: {error:#}"),
         Failure::Said => return,
+        Failure::Incomplete => "not complete yet: nodes of the fleet may still serve it (GET /v1/purge/<id> tells)".to_owned(),
     };
     // Where not even stderr takes it, the exit code has to do.
     let _ = writeln!(std::io::stderr(), "{text}");

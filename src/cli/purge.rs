@@ -38,9 +38,12 @@ pub struct Options {
     /// Do not ask before purging a prefix, a host, a site or everything; it is asked on a terminal only
     #[arg(short, long)]
     yes: bool,
-    /// What to wait for
+    /// What to wait for; with `fleet` the exit code is 3 where a node may still serve what was purged
     #[arg(long, value_name = "WHOM")]
     wait: Option<Wait>,
+    /// How long to wait for the fleet, for example 2s [default: as long as a node that does not answer can take]
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<String>,
     #[command(flatten)]
     admin: AdminOptions,
 }
@@ -48,7 +51,7 @@ pub struct Options {
 /// What a purge waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Wait {
-    /// Nothing
+    /// Nothing more: here a purge is in force before it is answered
     None,
     /// This node
     Local,
@@ -65,7 +68,10 @@ pub fn run(mut options: Options) -> Result<(), Failure> {
             Choice::Nothing => return Err(Failure::Runtime(anyhow!("nothing was purged"))),
         }
     }
-    options.admin.post_and_print("/v1/purge", &body(&options))
+    let answer = options.admin.post("/v1/purge", &body(&options))?;
+    options.admin.print(&answer)?;
+    let is_complete = answer["complete"] == true || options.wait != Some(Wait::Fleet);
+    if is_complete { Ok(()) } else { Err(Failure::Incomplete) }
 }
 
 /// What may hit so much that the origin feels it, in words.
@@ -142,6 +148,9 @@ fn body(options: &Options) -> Value {
             Wait::Local => "local",
             Wait::Fleet => "fleet",
         });
+    }
+    if let Some(timeout) = &options.timeout {
+        body["timeout"] = json!(timeout);
     }
     body
 }

@@ -39,6 +39,16 @@ impl Outcome {
     }
 }
 
+/// A lease as Redis holds it, for people.
+pub fn describe(there: &[u8]) -> &'static str {
+    match there.split_first() {
+        Some((b'h', _)) => "held: a node fetches",
+        Some((b'w', _)) => "held: a node fetches, and others wait",
+        Some((b'o', outcome)) => Outcome::parse(outcome).map_or("unknown", |outcome| outcome.ended.as_str()),
+        _ => "unknown",
+    }
+}
+
 /// A lease that is asked for while records are read, all of one slot.
 pub struct Asking<'a> {
     /// Name of the lease.

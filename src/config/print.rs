@@ -191,6 +191,22 @@ fn limits(l: &Limits) -> Value {
         "rate_limit_callers": l.rate_limit_callers,
         "rate_limit_budget": print_duration(l.rate_limit_budget),
         "compression_threads": l.compression_threads,
+        "http2": http2(&l.http2),
+    })
+}
+
+fn http2(h: &Http2) -> Value {
+    json!({
+        "streams": h.streams,
+        "stream_window": print_size(h.stream_window.into()),
+        "connection_window": print_size(h.connection_window.into()),
+        "send_buffer": print_size(h.send_buffer as u64),
+        "resets": h.resets,
+        "resets_pending": h.resets_pending,
+        "errors": h.errors,
+        "idle_frames": h.idle_frames,
+        "keep_alive": print_duration(h.keep_alive),
+        "keep_alive_timeout": print_duration(h.keep_alive_timeout),
     })
 }
 
@@ -226,7 +242,29 @@ fn upstream(u: &Upstream) -> Value {
         "retries": u.retries,
         "header_bytes": print_size(u.header_bytes as u64),
         "header_count": u.header_count,
+        "tls": upstream_tls(u),
     })
+}
+
+fn upstream_tls(upstream: &Upstream) -> Value {
+    if !upstream.endpoints.iter().any(|endpoint| endpoint.is_secure) {
+        return json!({});
+    }
+    let tls = &upstream.tls;
+    let mut table = json!({"min_version": tls.min_version.as_str(), "insecure_skip_verify": !tls.verify});
+    let certificate = tls.certificate.as_ref();
+    let files = [
+        ("ca_file", tls.roots.as_ref()),
+        ("cert_file", certificate.map(|files| &files.certificate)),
+        ("key_file", certificate.map(|files| &files.key)),
+    ];
+    for (key, file) in files.into_iter().filter_map(|(key, file)| Some((key, file?))) {
+        table[key] = json!(absolute(file));
+    }
+    if let Some(name) = &tls.server_name {
+        table["server_name"] = json!(name);
+    }
+    table
 }
 
 fn purge(settings: &Settings) -> Value {

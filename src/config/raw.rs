@@ -293,6 +293,33 @@ pub struct RawLimits {
     pub rate_limit_budget: Option<RawDuration>,
     /// Pieces of bodies that are coded at a time, beside the cores that serve; `auto`: one fewer than there are cores.
     pub compression_threads: Option<RawWorkers>,
+    pub http2: RawHttp2,
+}
+
+/// Bounds on connections of HTTP/2; what passes those on frames closes the connection.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawHttp2 {
+    /// Requests at a time on one connection; more are refused.
+    pub streams: Option<u64>,
+    /// Bytes of a request body that may come before they are read.
+    pub stream_window: Option<RawSize>,
+    /// The same for all of a connection.
+    pub connection_window: Option<RawSize>,
+    /// Bytes of an answer that are taken over before the client takes them, per stream.
+    pub send_buffer: Option<RawSize>,
+    /// Streams that a client may reset in ten seconds.
+    pub resets: Option<u64>,
+    /// Streams that a client reset before they were looked at.
+    pub resets_pending: Option<u64>,
+    /// Streams that had to be reset for a client's errors, in the life of a connection.
+    pub errors: Option<u64>,
+    /// Frames a second that bring nothing.
+    pub idle_frames: Option<u64>,
+    /// A connection on which nothing comes for this long is asked whether it is there...
+    pub keep_alive: Option<RawDuration>,
+    /// ...and closed if it does not answer within this.
+    pub keep_alive_timeout: Option<RawDuration>,
 }
 
 /// Fetches under way that are shared and stored.
@@ -319,7 +346,7 @@ pub struct RawFill {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawUpstream {
-    /// `http://host:port`, one or more.
+    /// `http://host:port` or `https://host:port`, one or more.
     pub endpoints: Option<Vec<String>>,
     pub balance: Option<RawBalance>,
     /// What speaks HTTP/1.1 to the endpoints.
@@ -349,6 +376,25 @@ pub struct RawUpstream {
     pub header_bytes: Option<RawSize>,
     /// Field lines of a response head.
     pub header_count: Option<u64>,
+    pub tls: RawUpstreamTls,
+}
+
+/// TLS towards endpoints with https.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawUpstreamTls {
+    /// PEM: who may certify the upstream, instead of whom the system trusts.
+    pub ca_file: Option<String>,
+    /// PEM: the certificate that is shown to an upstream that asks for one, then its chain.
+    pub cert_file: Option<String>,
+    /// PEM: its key.
+    pub key_file: Option<String>,
+    /// The name to ask for (SNI) and to verify, instead of the endpoint's host.
+    pub server_name: Option<String>,
+    /// The oldest version of TLS that is taken.
+    pub min_version: Option<RawTlsVersion>,
+    /// Take any certificate from anybody.
+    pub insecure_skip_verify: Option<bool>,
 }
 
 /// How endpoints take turns.
@@ -992,7 +1038,7 @@ pub struct RawJournal {
     /// How long purges of this node are kept to be appended again where the journal lost them.
     pub repair: Option<RawDuration>,
     pub on_cutoff: Option<RawOnCutoff>,
-    /// How long a node that is cut off serves what it has stored; then it revalidates.
+    /// How long a node that is cut off serves what it has stored, at most until others forget it; then it revalidates.
     pub serve_at_most: Option<RawDurationOrOff>,
     /// How old a confirmation of the origin may be that counts while cut off.
     pub revalidate_every: Option<RawDuration>,

@@ -214,6 +214,56 @@ pub struct Limits {
     pub rate_limit_budget: Duration,
     /// Pieces of bodies that are coded at a time, beside the cores that serve.
     pub compression_threads: usize,
+    pub http2: Http2,
+}
+
+/// What a connection of HTTP/2 may make us hold or do, besides [`Limits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2 {
+    /// Requests at a time on one connection.
+    pub streams: u32,
+    /// Bytes of a request body that may come before they are read.
+    pub stream_window: u32,
+    /// The same for all of a connection.
+    pub connection_window: u32,
+    /// Bytes of an answer that are taken over before the client takes them, per stream.
+    pub send_buffer: usize,
+    /// Streams that the client may reset in ten seconds.
+    pub resets: u64,
+    /// Streams that the client reset before they were looked at.
+    pub resets_pending: usize,
+    /// Streams that we had to reset for its errors, in the life of a connection.
+    pub errors: usize,
+    /// Frames a second that bring nothing.
+    pub idle_frames: u64,
+    /// A connection on which nothing comes for this long is asked whether it is there...
+    pub keep_alive: Duration,
+    /// ...and closed if it does not answer within this.
+    pub keep_alive_timeout: Duration,
+}
+
+impl Http2 {
+    /// Those of connections from other nodes of the fleet, on which the requests of many clients come, and go as they leave.
+    pub fn of_peers() -> Self {
+        Self { streams: 256, resets: 1_000_000, idle_frames: 1_000_000, send_buffer: 256 << 10, ..Self::default() }
+    }
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            streams: 128,
+            stream_window: 64 << 10,
+            connection_window: 1 << 20,
+            send_buffer: 64 << 10,
+            resets: 500,
+            resets_pending: 20,
+            errors: 256,
+            idle_frames: 10_000,
+            keep_alive: Duration::from_secs(20),
+            keep_alive_timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 /// Fills in flight.
@@ -264,15 +314,40 @@ pub struct Upstream {
     /// Bounds on the response head.
     pub header_bytes: usize,
     pub header_count: usize,
+    /// For endpoints with https.
+    pub tls: UpstreamTls,
+}
+
+/// TLS towards an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Certificates are verified.
+    pub verify: bool,
+    /// Who may certify it; `None`: whom the system trusts.
+    pub roots: Option<PemFile>,
+    /// Shown where the upstream asks for one.
+    pub certificate: Option<CertificateFiles>,
+    /// Asked for (SNI) and verified; `None`: the endpoint's host.
+    pub server_name: Option<String>,
+    /// The oldest that is taken.
+    pub min_version: TlsVersion,
+}
+
+impl Default for UpstreamTls {
+    fn default() -> Self {
+        Self { verify: true, roots: None, certificate: None, server_name: None, min_version: TlsVersion::Tls12 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// `http://host:port` as written.
+    /// `http://host:port` or `https://host:port` as written.
     pub url: String,
     /// Host name or address.
     pub host: String,
     pub port: u16,
+    /// https.
+    pub is_secure: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -496,7 +571,7 @@ pub struct Journal {
     /// How long purges of this node are kept to be appended again where the journal lost them.
     pub repair: Duration,
     pub on_cutoff: OnCutoff,
-    /// How long a node that is cut off serves; then it revalidates. `None`: no bound.
+    /// How long a node that is cut off serves, if it is less than [`Journal::serves_for`] would be without; then it revalidates.
     pub serve_at_most: Option<Duration>,
     /// How old a confirmation may be that counts while cut off.
     pub revalidate_every: Duration,
@@ -504,6 +579,17 @@ pub struct Journal {
     pub forget_after: Duration,
     /// Entries of each stream in Redis.
     pub max_entries: u64,
+}
+
+impl Journal {
+    /// How much longer than `trust` others wait before they take a node as cut off.
+    pub const MARGIN: Duration = Duration::from_secs(1);
+
+    /// How long a node that is cut off serves under `on_cutoff = "serve"`: it has ended when others forget the node.
+    pub fn serves_for(&self) -> Duration {
+        let known = self.forget_after.saturating_sub(self.trust + Self::MARGIN);
+        self.serve_at_most.map_or(known, |most| most.min(known))
+    }
 }
 
 impl Settings {

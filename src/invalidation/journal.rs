@@ -40,6 +40,11 @@ pub enum Order {
     Fleet { tell_unsafe: bool },
 }
 
+/// Batches of unsafe methods that are expected in order; fewer are under way (`fleet::Batches`).
+const BATCHES_EXPECTED: usize = 1024;
+/// Who issues what stands in for purges that are no longer kept.
+const STAND_IN_ACTOR: &str = "journal";
+
 impl Journal {
     /// Each class keeps `map_capacity` selectors exactly and folds the older ones into `fold_slots` places.
     pub fn new(bounds: &PurgeBounds) -> Self {
@@ -48,10 +53,12 @@ impl Journal {
 
     /// As [`Journal::new`]. In a fleet it is not trusted until [`Journal::trust_until`] says so, and `fleet::Fleet` applies.
     pub fn with_order(bounds: &PurgeBounds, order: Order) -> Self {
-        let limits = Limits { slots: bounds.map_capacity, folds: bounds.fold_slots, provisional: bounds.receipts };
+        // Beside those that are followed: one that was just issued, and what stands in for others.
+        let limits = Limits { slots: bounds.map_capacity, folds: bounds.fold_slots, provisional: bounds.receipts + 2 };
+        let limits_of_unsafe = Limits { provisional: BATCHES_EXPECTED, ..limits };
         Self {
             purges: Clockwork::new(Ledger::new(limits)),
-            unsafe_methods: Clockwork::new(Ledger::new(limits)),
+            unsafe_methods: Clockwork::new(Ledger::new(limits_of_unsafe)),
             receipts: Mutex::new(Receipts::new(bounds.receipts)),
             wide: WidePurges::new(bounds.recovery.as_millis() as u64),
             order,
@@ -94,10 +101,12 @@ impl Journal {
     }
 
     /// A stamp from a shared tier or a peer, to be compared here: what this node applied ahead of its place counts as
-    /// later, unless it has got its place since.
+    /// later, unless it has got its place since. `fetched_mono_ms`: when the fetch began, where that is known, for what
+    /// never gets a place (`purge.unsafe_methods = "local"`).
     #[must_use]
-    pub fn of_shared(&self, shared: &Stamp) -> Stamp {
-        let part = |mark: &Mark, class: &Clockwork<Ledger>| Mark { position: mark.position, local: class.read(Ledger::settled) };
+    pub fn of_shared(&self, shared: &Stamp, fetched_mono_ms: Option<u64>) -> Stamp {
+        let settled = |class: &Clockwork<Ledger>| class.read(|ledger| ledger.settled(fetched_mono_ms));
+        let part = |mark: &Mark, class: &Clockwork<Ledger>| Mark { position: mark.position, local: settled(class) };
         Stamp { purge: part(&shared.purge, &self.purges), unsafe_method: part(&shared.unsafe_method, &self.unsafe_methods) }
     }
 
@@ -174,6 +183,20 @@ impl Journal {
         purge
     }
 
+    /// This purge is no longer followed, and has no place in the order.
+    pub(super) fn give_up(&self, id: PurgeId) {
+        self.purges.arrange(|ledger| ledger.withdraw(id));
+    }
+
+    /// What is to be appended in the stead of purges that were given up.
+    pub(super) fn stand_in(&self, now: Now) -> Option<Purge> {
+        if !self.purges.read(Ledger::has_given_up) {
+            return None;
+        }
+        let purge = new_purge(vec![Selector::Everything], Mode::Hard, STAND_IN_ACTOR, now);
+        self.purges.arrange(|ledger| ledger.stand_in(purge.id, now.mono_ms)).then_some(purge)
+    }
+
     /// Applies the next entry in order; an own purge's provisional form is dropped. `now` is when it arrived.
     pub fn apply(&self, entry: &Entry, now: Now) -> Result<(), Refused> {
         let Entry { position, purge, .. } = entry;
@@ -210,25 +233,37 @@ impl Journal {
         })
     }
 
-    /// What unsafe methods invalidated here and the fleet has not been told: the oldest of it, as a batch to append.
+    /// What unsafe methods invalidated here and the fleet has not been told: the oldest of it, as a batch to append. All at
+    /// once, by a batch that invalidates everything, where too much of it waited.
     pub fn take_batch(&self, now: Now) -> Option<Batch> {
         self.unsafe_methods.arrange(|ledger| {
-            let (first, hashes) = ledger.outbox.take(Batch::HASHES_MAX)?;
             let id = PurgeId::random();
+            if ledger.stand_in(id, now.mono_ms) {
+                return Some(Batch { id, hashes: vec![(Kind::Everything, 0)] });
+            }
+            let (first, hashes) = ledger.outbox.take(Batch::HASHES_MAX)?;
             let last = ledger.mark().local;
             ledger.expect(id, first, last, now.mono_ms);
             Some(Batch { id, hashes })
         })
     }
 
-    /// Invalidations that wait to be told to the fleet, and how many were not, because too many waited.
+    /// Invalidations that wait to be told to the fleet, and how many were not each, because too many waited.
     pub fn untold(&self) -> (usize, u64) {
         self.unsafe_methods.read(|ledger| (ledger.outbox.len(), ledger.outbox.lost()))
     }
 
     /// Goes on at these positions of both classes. `drop_held`: whatever was fetched before them is unusable.
     pub(super) fn jump(&self, purges: Position, unsafe_methods: Position, drop_held: bool, now: Now) {
-        self.purges.change(|ledger, moved| ledger.jump(purges, drop_held, now.mono_ms, moved));
+        let before = self.purges.change(|ledger, moved| {
+            let before = ledger.mark();
+            ledger.jump(purges, drop_held, now.mono_ms, moved);
+            before
+        });
+        // A node that starts holds nothing that it could lose.
+        if drop_held && before.position.epoch > 0 {
+            self.wide.note(before, now.mono_ms);
+        }
         self.unsafe_methods.change(|ledger, moved| ledger.jump(unsafe_methods, drop_held, now.mono_ms, moved));
     }
 
@@ -300,8 +335,11 @@ impl Journal {
             }
             Order::Fleet { tell_unsafe } => {
                 let local = ledger.put_ahead(aims, Mode::Hard, now.mono_ms, moved);
+                if !tell_unsafe {
+                    return ledger.unshared.note(local, now.mono_ms);
+                }
                 // Each is put, whether the one before it found a place or not.
-                let untold = hashes.iter().filter(|&&hash| !tell_unsafe || !ledger.outbox.put(local, (kind, hash))).count();
+                let untold = hashes.iter().filter(|&&hash| !ledger.outbox.put(local, (kind, hash))).count();
                 if untold > 0 {
                     ledger.give_up(local);
                 }

@@ -6,6 +6,7 @@
 
 use super::kind::{Kind, Kinds};
 use super::outbox::Outbox;
+use super::unshared::Unshared;
 use super::{Mark, Mode, Position, PurgeId, Selector, Subject};
 #[cfg(not(test))]
 use crate::faults::{Fault, planted};
@@ -56,7 +57,7 @@ pub(super) struct Limits {
     /// Selectors kept exactly.
     pub(super) slots: usize,
     pub(super) folds: usize,
-    /// Own purges that wait for their place in the order.
+    /// Own entries that wait for their place in the order.
     pub(super) provisional: usize,
 }
 
@@ -164,8 +165,10 @@ pub(super) struct Ledger {
     provisional_oldest_first: BTreeSet<(u64, PurgeId)>,
     /// Of the class of unsafe methods in a fleet: what it has not been told yet.
     pub(super) outbox: Outbox,
-    /// The first local sequence that was given up as never to be settled.
+    /// The first local sequence that will not come in order by itself: something has to stand in for it.
     given_up: Option<u64>,
+    /// Of the class of unsafe methods, where the fleet is not told.
+    pub(super) unshared: Unshared,
     #[cfg(test)]
     pub(super) faults: super::model::LedgerFaults,
 }
@@ -186,6 +189,7 @@ impl Ledger {
             provisional_oldest_first: BTreeSet::new(),
             outbox: Outbox::default(),
             given_up: None,
+            unshared: Unshared::default(),
             #[cfg(test)]
             faults: super::model::LedgerFaults::default(),
         }
@@ -236,16 +240,42 @@ impl Ledger {
         }
     }
 
-    /// What has this local sequence stays provisional for good.
+    /// What has this local sequence stays provisional until [`Ledger::stand_in`] has come in order.
     pub(super) fn give_up(&mut self, local: u64) {
         self.given_up = Some(self.given_up.map_or(local, |first| first.min(local)));
     }
 
-    /// Everything applied ahead up to this local sequence has come in order.
-    pub(super) fn settled(&self) -> u64 {
+    pub(super) const fn has_given_up(&self) -> bool {
+        self.given_up.is_some()
+    }
+
+    /// What was expected under this id does not come any more.
+    pub(super) fn withdraw(&mut self, id: PurgeId) {
+        let first = self.provisional.remove(&id).map(|provisional| provisional.first);
+        if let Some(first) = first {
+            self.provisional_oldest_first.remove(&(first, id));
+        }
+        self.give_up(first.unwrap_or(self.mark.local));
+    }
+
+    /// Where something was given up: from now on `id`, a hard invalidation of everything, is expected in its stead, and for
+    /// all that was applied until now.
+    pub(super) fn stand_in(&mut self, id: PurgeId, mono_ms: u64) -> bool {
+        let Some(first) = self.given_up.take() else { return false };
+        // What waits to be told is covered as well.
+        let first = self.outbox.first().map_or(first, |waiting| waiting.min(first));
+        self.outbox.clear();
+        self.expect(id, first, self.mark.local, mono_ms);
+        true
+    }
+
+    /// Everything applied ahead up to this local sequence has come in order, or is older than what was fetched at
+    /// `fetched_mono_ms` (`None` if nobody knows).
+    pub(super) fn settled(&self, fetched_mono_ms: Option<u64>) -> u64 {
         let expected = self.provisional_oldest_first.first().map(|&(first, _)| first);
         let first = [expected, self.given_up, self.outbox.first()].into_iter().flatten().min();
-        first.map_or(self.mark.local, |first| first - 1)
+        let in_order = first.map_or(self.mark.local, |first| first.saturating_sub(1));
+        self.unshared.older_than(fetched_mono_ms).map_or(in_order, |older| older.min(in_order))
     }
 
     /// Goes on at another place of the order: what lies between was missed, or belongs to an epoch that ended. `drop_held`:

@@ -22,6 +22,7 @@ pub mod receipt;
 pub mod selector;
 #[cfg(not(simulation))]
 pub mod stream;
+mod unshared;
 mod wide;
 
 pub use clockwork::CheckedUpTo;

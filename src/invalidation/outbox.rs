@@ -9,12 +9,12 @@ pub(super) struct Outbox {
     /// With the local sequence at which each was first put.
     waiting: VecDeque<(u64, (Kind, u128))>,
     known: HashSet<(Kind, u128), RandomState>,
-    /// Not told, because too many waited.
+    /// Not told each by itself, because too many waited.
     lost: u64,
 }
 
 impl Outbox {
-    /// Beyond these the fleet is not told: Redis has been away for long under many writes.
+    /// Beyond these the fleet is told to drop everything: Redis has been away for long under many writes.
     pub(super) const MAX: usize = 65_536;
 
     /// False where it finds no place.
@@ -39,6 +39,12 @@ impl Outbox {
             self.known.remove(hash);
         }
         Some((first, taken))
+    }
+
+    /// Something else tells the fleet of all of them.
+    pub(super) fn clear(&mut self) {
+        self.waiting.clear();
+        self.known.clear();
     }
 
     /// Local sequence of the oldest that waits.

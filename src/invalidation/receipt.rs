@@ -60,7 +60,7 @@ impl NodeState {
 impl Receipt {
     /// Of a purge that is complete when it is applied here.
     pub(super) fn local(purge: Purge, position: Position) -> Self {
-        Self { position, complete: true, ..Self::provisional(purge) }
+        Self { position, complete: true, reason: None, ..Self::provisional(purge) }
     }
 
     /// Of a purge that has no place in the fleet's journal yet.
@@ -74,7 +74,7 @@ impl Receipt {
             issued_at,
             actor,
             acknowledged: "local",
-            reason: None,
+            reason: Some("the fleet is being told".into()),
             complete: false,
             nodes: Vec::new(),
         }

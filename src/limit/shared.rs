@@ -68,12 +68,14 @@ impl SharedCounts {
             return Ok(Some(Duration::from_nanos(until - now)));
         }
         let now_ms = clock::now().mono_ms;
-        if !self.breaker.is_closed() && !self.breaker.is_probe_due(now_ms) {
+        if !self.breaker.admits(now_ms) {
             return Err(Fault);
         }
         match self.ask(limit, &key).await {
             Ok(wait_us) => {
-                self.breaker.succeeded();
+                if self.breaker.succeeded() {
+                    tracing::info!(limit = limit.name, "Redis answers again: shared rate limits hold");
+                }
                 let wait = Duration::from_micros(wait_us);
                 if !wait.is_zero() {
                     self.empty_until.insert(key, clock::nanos() + wait.as_nanos() as u64);

@@ -78,10 +78,13 @@ pub enum Bound {
     CompressionThreads,
     HotForms,
     DecodedBytes,
+    Http2Resets,
+    Http2IdleFrames,
+    Http2Errors,
 }
 
 impl Bound {
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 45] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -124,6 +127,9 @@ impl Bound {
         Self::CompressionThreads,
         Self::HotForms,
         Self::DecodedBytes,
+        Self::Http2Resets,
+        Self::Http2IdleFrames,
+        Self::Http2Errors,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -169,6 +175,9 @@ impl Bound {
             Self::CompressionThreads => "compression_threads",
             Self::HotForms => "hot_forms",
             Self::DecodedBytes => "decoded_bytes",
+            Self::Http2Resets => "http2_resets",
+            Self::Http2IdleFrames => "http2_idle_frames",
+            Self::Http2Errors => "http2_errors",
         }
     }
 }
@@ -769,7 +778,7 @@ struct UpstreamChildren {
 }
 
 /// Tokens of the errors that upstreams can cause (RFC 9209 §2.3), shown as zero from the start.
-pub const UPSTREAM_ERRORS: [&str; 13] = [
+pub const UPSTREAM_ERRORS: [&str; 16] = [
     "connection_limit_reached",
     "connection_refused",
     "connection_terminated",
@@ -783,6 +792,9 @@ pub const UPSTREAM_ERRORS: [&str; 13] = [
     "http_response_header_section_size",
     "http_response_incomplete",
     "http_response_timeout",
+    "tls_alert_received",
+    "tls_certificate_error",
+    "tls_protocol_error",
 ];
 
 impl Upstreams {

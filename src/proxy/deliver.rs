@@ -193,6 +193,7 @@ fn found(
     let mut outcome = exchange.outcome();
     outcome.result = if ttl_ms > 0 { CacheResult::Hit } else { CacheResult::Stale };
     outcome.source = tier;
+    outcome.detail = flight.is_given.then(|| "LEASE".into());
     outcome.upstream = None;
     outcome.age_ms = Some(age_ms);
     outcome.ttl_ms = Some(ttl_ms);
@@ -421,6 +422,8 @@ fn compose(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Op
     }
 }
 
+/// Kept out of the way of hits on routes that code nothing.
+#[inline(never)]
 fn in_coding(
     asked: &Asked<'_>,
     policy: &Arc<Compression>,
@@ -442,22 +445,26 @@ fn in_coding(
         None => forms::negotiate(asked.request, head.as_response(), body.length(), policy),
     };
     outcome.negotiated = negotiated.is_some() && !coding::varies_on_coding(&head.fields);
-    let Some(make) = negotiated.flatten() else { return answer(asked, head, body, age_ms, outcome, now) };
-    outcome.coding = make.coding();
-    if let (Some(coding), Body::Stored { response, .. }) = (outcome.coding, &body)
-        && let Some(form) = made.and_then(|made| made.get(coding))
-    {
-        asked.proxy.metrics.coded(coding, CodedFrom::Store);
-        asked.proxy.hot_forms.hit(&asked.proxy.metrics, policy, head, form);
-        let body = Body::Stored { body: form.body(), length: form.length, response };
-        return answer(asked, &form.head, body, age_ms, outcome, now);
-    }
-    let remade = Arc::new(head.with_fields(make.fields(&head.fields)));
-    let unmade = Unmade { proxy: asked.proxy, routed: asked.routed, policy, make, source: head, body: Box::new(body) };
-    answer(asked, &remade, Body::Unmade(unmade), age_ms, outcome, now)
+    let remade;
+    let (head, body) = 'form: {
+        let Some(make) = negotiated.flatten() else { break 'form (head, body) };
+        outcome.coding = make.coding();
+        if let (Some(coding), Body::Stored { response, .. }) = (outcome.coding, &body)
+            && let Some(form) = made.and_then(|made| made.get(coding))
+        {
+            asked.proxy.metrics.coded(coding, CodedFrom::Store);
+            asked.proxy.hot_forms.hit(&asked.proxy.metrics, policy, head, form);
+            break 'form (&form.head, Body::Stored { body: form.body(), length: form.length, response });
+        }
+        remade = Arc::new(head.with_fields(make.fields(&head.fields)));
+        let unmade = Unmade { proxy: asked.proxy, routed: asked.routed, policy, make, source: head, body: Box::new(body) };
+        (&remade, Body::Unmade(unmade))
+    };
+    answer(asked, head, body, age_ms, outcome, now)
 }
 
-/// Conditions, ranges, and what this answer adds.
+/// Conditions, ranges, and what this answer adds. Every hit comes by here: as a call it would move the whole record once more.
+#[inline(always)]
 fn answer(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Option<u64>, mut outcome: Outcome, now: Now) -> Response {
     let stale_ms = outcome.ttl_ms.filter(|_| outcome.result == CacheResult::Stale).map(i64::unsigned_abs);
     outcome.widening = outcome.widening.or_else(|| widening(&head.facts, &asked.routed.route.cache, stale_ms));

@@ -3,7 +3,7 @@
 use super::exchange::Arrival;
 use super::lookup::{self, Found};
 use super::standing::Standing;
-use super::{Proxy, admit, blocks, shield};
+use super::{Proxy, admit, blocks, remote, shield};
 use crate::cache::StoredResponse;
 use crate::clock;
 use crate::listener::{Peer, Protocol, RequestBody, RequestHead};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 impl Proxy {
     /// The decision record for a request as if it came from loopback now.
-    pub fn explain(&self, url: &str, method: &str, headers: &[(String, String)], content: &str) -> Result<Value, String> {
+    pub async fn explain(&self, url: &str, method: &str, headers: &[(String, String)], content: &str) -> Result<Value, String> {
         let (scheme, rest) = url.split_once("://").ok_or("the URL needs a scheme: http://host/path")?;
         let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(authority_end);
@@ -34,7 +34,7 @@ impl Proxy {
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         let scheme = if scheme == "https" { crate::semantics::target::Scheme::Https } else { crate::semantics::target::Scheme::Http };
         let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into(), protocol: Protocol::Http1 };
-        let live = self.live.load();
+        let live = self.live.load_full();
         let mut arrival = admit::admit(&live, &peer, &head, None)
             .map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;
         let now = clock::now();
@@ -43,7 +43,9 @@ impl Proxy {
         if matches!(way, admit::Way::CacheByContent) {
             arrival.key = content::key(&arrival.key, arrival.method, &arrival.fields, content.as_bytes());
         }
-        Ok(self.explain_arrival(&mut arrival, way, now))
+        let mut explained = self.explain_arrival(&mut arrival, way, now);
+        explained["redis"] = remote::explain(self, &arrival.own(), decision).await;
+        Ok(explained)
     }
 
     fn explain_arrival(&self, arrival: &mut Arrival<'_>, way: admit::Way, now: Now) -> Value {

@@ -246,7 +246,14 @@ impl Errand {
         alone::fetch(&self.proxy, &self.exchange, interim, self.why, candidate, reason).await
     }
 
-    fn failed(&self, failure: &Failure) -> Response {
+    /// What the leader found in the tier that the fleet shares stands in for all who waited: it is in memory by now.
+    fn failed(&mut self, failure: &Failure) -> Response {
+        if self.candidate.is_none()
+            && failure.stale_may_be_served
+            && let Some(response) = self.look_again()
+        {
+            return response;
+        }
         answer::failed(&self.proxy, &self.exchange, failure, self.why, self.candidate.as_ref())
     }
 }

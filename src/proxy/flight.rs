@@ -96,8 +96,10 @@ impl Interims {
 pub struct FlightHead {
     pub head: Arc<StoredHead>,
     pub body: FlightBody,
-    /// Found in this tier, and nobody fetched it.
+    /// Found in this tier, and nobody here fetched it.
     pub found: Option<Source>,
+    /// Another node fetched it while this one waited (`lease`).
+    pub is_given: bool,
     /// The upstream's answer carried Age.
     pub had_age: bool,
     pub forward_status: u16,
@@ -122,6 +124,7 @@ impl FlightHead {
             head: Arc::clone(head),
             body: FlightBody::Filling(fill.clone()),
             found: None,
+            is_given: false,
             had_age: inbound.fields.has(name::AGE),
             forward_status: inbound.status.as_u16(),
             endpoint: Arc::clone(&inbound.endpoint),
@@ -139,6 +142,7 @@ impl FlightHead {
             head: Arc::clone(&record.head),
             body: FlightBody::Blocks(Arc::clone(record)),
             found: None,
+            is_given: false,
             had_age: inbound.fields.has(name::AGE),
             forward_status: inbound.status.as_u16(),
             endpoint: Arc::clone(&inbound.endpoint),
@@ -148,12 +152,13 @@ impl FlightHead {
     }
 
     /// What the tier that the fleet shares holds: nobody was asked for it.
-    pub fn found(head: Arc<StoredHead>, body: FlightBody) -> Self {
+    pub fn found(head: Arc<StoredHead>, body: FlightBody, is_given: bool) -> Self {
         Self {
             forward_status: head.status.as_u16(),
             head,
             body,
             found: Some(Source::Redis),
+            is_given,
             had_age: true,
             sure: false,
             not_stored: None,
@@ -170,6 +175,7 @@ impl FlightHead {
             head: Arc::clone(&response.head),
             body: FlightBody::Confirmed(response),
             found: None,
+            is_given: false,
             had_age: true,
             forward_status: inbound.status.as_u16(),
             sure: not_stored.is_none(),

@@ -45,7 +45,7 @@ pub async fn lead(
     let mut began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
     let is_refresh = client.is_none();
     let part = blocks::first_part(&proxy, &exchange, usable(&candidate).as_deref());
-    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge: false, lease: None };
+    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge: false, stand_in: None, lease: None };
     let candidate = match duty.look_in_tier(candidate, began.fetch).await? {
         Looked::Found(status) => return Some(status),
         Looked::NotFound(candidate) => candidate,
@@ -113,6 +113,8 @@ struct Duty {
     part: Option<Range<u64>>,
     /// A purge of much is likely to have caused it: the upstream has so many places for that.
     after_purge: bool,
+    /// Stale, and found in the tier that the fleet shares: for everybody who waits, if the origin fails.
+    stand_in: Option<Arc<StoredResponse>>,
     /// It fetches for the fleet: whoever waits on other nodes is to be told, too. That it failed, if nothing else.
     lease: Option<Lease>,
 }
@@ -126,7 +128,7 @@ impl Duty {
             return Some(Looked::NotFound(candidate));
         }
         let (proxy, exchange) = (Arc::clone(&self.proxy), Arc::clone(&self.exchange));
-        let (answer, lease) = tokio::select! {
+        let lease::Sought { answer, lease, is_given } = tokio::select! {
             biased;
             looked = lease::look(&proxy, &exchange, &candidate, self.is_refresh, fetch) => looked,
             () = deserted(&mut self.client, &self.leader), if !self.is_refresh => return None,
@@ -134,9 +136,12 @@ impl Duty {
         self.lease = lease;
         Some(match answer {
             remote::Answer::Nothing => Looked::NotFound(candidate),
-            remote::Answer::Candidate(stored, validity) => Looked::NotFound(Some((stored, validity))),
-            remote::Answer::Whole(response) => Looked::Found(self.promote(response)),
-            remote::Answer::Long(long) => Looked::Found(self.assemble(long).await),
+            remote::Answer::Candidate(stored, validity) => {
+                self.stand_in = Some(Arc::clone(&stored));
+                Looked::NotFound(Some((stored, validity)))
+            }
+            remote::Answer::Whole(response) => Looked::Found(self.promote(response, is_given)),
+            remote::Answer::Long(long) => Looked::Found(self.assemble(long, is_given).await),
         })
     }
 
@@ -148,7 +153,7 @@ impl Duty {
     }
 
     /// A response of the tier becomes one of this node's.
-    fn promote(&mut self, response: Arc<StoredResponse>) -> u16 {
+    fn promote(&mut self, response: Arc<StoredResponse>, is_given: bool) -> u16 {
         let (head, now) = (Arc::clone(&response.head), clock::now());
         if self.proxy.no_room_for(Some(response.length)).is_none() {
             self.proxy.learn_search_rule(&self.exchange, &head.fields, None);
@@ -156,20 +161,20 @@ impl Duty {
         }
         let status = head.status.as_u16();
         let shareable = is_shareable(&self.exchange, &head, now);
-        let flight = Arc::new(FlightHead::found(head, FlightBody::Confirmed(response)));
+        let flight = Arc::new(FlightHead::found(head, FlightBody::Confirmed(response), is_given));
         self.publish(flight, Sharing { shareable, kept: true }, now.mono_ms, Own::default());
         status
     }
 
     /// The same where its body comes in segments: it is passed on as they do.
-    async fn assemble(&mut self, long: remote::Long) -> u16 {
+    async fn assemble(&mut self, long: remote::Long, is_given: bool) -> u16 {
         let remote::Long { head, length, body } = long;
         let settings = &Arc::clone(&self.exchange.routed.settings).fill;
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, Some(length), self.exchange.policy().max_object_bytes);
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
         let (ticket, now, status) = (fill.ticket(), clock::now(), head.status.as_u16());
         let _settling = Settling::of(&self.proxy, &head);
-        let flight = Arc::new(FlightHead::found(Arc::clone(&head), FlightBody::Filling(fill.clone())));
+        let flight = Arc::new(FlightHead::found(Arc::clone(&head), FlightBody::Filling(fill.clone()), is_given));
         let sharing = Sharing { shareable: is_shareable(&self.exchange, &head, now), kept: fill.unstored().is_none() };
         self.publish(flight, sharing, now.mono_ms, Own { reader, fields: None });
         let whole = pump_while_wanted(&self.leader, ticket, Some(Arriving::Stream(body)), writer, &fill, self.is_refresh, || {}).await;
@@ -223,13 +228,24 @@ impl Duty {
             return false;
         }
         let Some(successor) = self.leader.stamp().successor() else { return false };
+        self.keep_stand_in();
         self.tell(Led::Failed(Failure::from(unanswered)));
         self.proxy.metrics.flight_led();
         (self.exchange, self.is_refresh, self.anew) = (successor, false, true);
         true
     }
 
+    /// Into memory with what may stand in, before anybody is told that the fetch failed: they look there again.
+    fn keep_stand_in(&mut self) {
+        if let Some(stored) = self.stand_in.take()
+            && self.proxy.no_room_for(Some(stored.length)).is_none()
+        {
+            store::insert(&self.proxy, &self.exchange, &stored, self.leader.followers(), clock::now());
+        }
+    }
+
     fn fail(&mut self, failure: &Failure, shared: bool) {
+        self.keep_stand_in();
         let published = if shared || self.anew { Published::Failed(Arc::new(failure.clone())) } else { Published::LeadAnew };
         self.leader.publish(published);
         self.tell(Led::Failed(failure.clone()));

@@ -16,19 +16,30 @@ use crate::observe::metrics::LeaseAsked;
 /// Times that what another node has stored may prove of no use; then this node fetches for itself.
 const ROUNDS: usize = 4;
 
-/// Asks the tier, as [`remote::look`]. Where it has no answer: with the lease to fetch it, if this node got that.
-pub async fn look(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate, is_refresh: bool, fetch: u64) -> (Answer, Option<Lease>) {
+/// What looking, and waiting, came to.
+pub struct Sought {
+    pub answer: Answer,
+    /// The lease to fetch it, if this node got that.
+    pub lease: Option<Lease>,
+    /// Another node fetched it while this one waited.
+    pub is_given: bool,
+}
+
+/// Asks the tier, as [`remote::look`], and where it has no answer for the lease.
+pub async fn look(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate, is_refresh: bool, fetch: u64) -> Sought {
     let Some(leases) = leases_for(proxy, exchange, candidate) else {
-        return (remote::look(proxy, exchange, candidate, is_refresh, fetch, None).await.answer, None);
+        let answer = remote::look(proxy, exchange, candidate, is_refresh, fetch, None).await.answer;
+        return Sought { answer, lease: None, is_given: false };
     };
     let (deadline, mut useless, mut last) = (leases.deadline(), None, Answer::Nothing);
     for _ in 0..ROUNDS {
         let Looked { answer, claim } = remote::look(proxy, exchange, candidate, is_refresh, fetch, Some((leases, useless.as_ref()))).await;
         if matches!(answer, Answer::Whole(_) | Answer::Long(_)) {
-            if useless.is_some() {
+            let is_given = useless.is_some();
+            if is_given {
                 proxy.metrics.lease.asked(LeaseAsked::Given);
             }
-            return (answer, None);
+            return Sought { answer, lease: None, is_given };
         }
         let verdict = match claim {
             Claim::Lead(lease) => Verdict::Lead(lease),
@@ -48,10 +59,10 @@ pub async fn look(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate, is_
             Verdict::Unknown => (LeaseAsked::Unknown, None),
         };
         proxy.metrics.lease.asked(asked);
-        return (answer, lease);
+        return Sought { answer, lease, is_given: false };
     }
     proxy.metrics.lease.asked(LeaseAsked::Alone);
-    (last, None)
+    Sought { answer: last, lease: None, is_given: false }
 }
 
 /// Where to ask for the lease, if one is wanted for this fetch.

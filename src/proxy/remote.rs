@@ -12,20 +12,22 @@ use crate::body::{BodyError, BodyStream, Chunk, StoredBody};
 use crate::cache::codec::{self, BodyPlan, HeadRecord, Primary, Reading, Seal, Times, Unreadable};
 use crate::cache::{StoredHead, StoredResponse};
 use crate::clock;
-use crate::coalesce::lease::{Claim, Ended, Lease, Leases, Outcome};
+use crate::coalesce::lease::{self, Claim, Ended, Lease, Leases, Outcome};
 use crate::coalesce::pinned::Kept;
 use crate::config::settings;
 use crate::faults::{self, Fault};
 use crate::invalidation::Journal;
 use crate::observe::metrics::{TierLookup, TierWrite};
 use crate::pages;
+use crate::redis::RedisError;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::{Reuse, Validity, reuse};
-use crate::semantics::vary::SecondaryKey;
+use crate::semantics::vary::{SecondaryKey, Vary};
 use crate::semantics::{CacheKey, Now, name};
-use crate::tier::redis::{Found, Place, Records, RedisTier, SEGMENT, Segments, Wanted, Write};
+use crate::tier::redis::{Found, Peeked, Place, Records, RedisTier, SEGMENT, Segments, Wanted, Write};
 use bytes::Bytes;
 use moka::sync::Cache;
+use serde_json::{Value, json};
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -33,6 +35,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The tier with what makes its bytes responses.
@@ -110,6 +113,19 @@ impl Remote {
 
     /// Reads what was found, or says why it is nothing. `variant` is where it stood.
     fn read(&self, exchange: &Exchange, place: Place, variant: u128, record: &Bytes, fetch: u64, now: Now) -> Option<HeadRecord> {
+        let read = self.decode(exchange, place, variant, record, fetch, now);
+        read.map_err(|why| self.unreadable(place, variant, why)).ok()
+    }
+
+    fn decode(
+        &self,
+        exchange: &Exchange,
+        place: Place,
+        variant: u128,
+        record: &Bytes,
+        fetch: u64,
+        now: Now,
+    ) -> Result<HeadRecord, Unreadable> {
         let reading = Reading {
             key: &exchange.key,
             target: &exchange.target,
@@ -119,13 +135,13 @@ impl Remote {
             now,
             redis_now_ms: self.tier.redis().time_ms(now.wall_ms),
         };
-        match HeadRecord::decode(&self.seal, self.head_name(place, variant).as_bytes(), record, &reading) {
-            Ok(record) => Some(record),
-            Err(why) => {
-                self.unreadable(place, variant, why);
-                None
-            }
-        }
+        HeadRecord::decode(&self.seal, self.head_name(place, variant).as_bytes(), record, &reading)
+    }
+
+    /// What a primary record says that the responses of its key vary by.
+    fn vary(&self, place: Place, record: &Bytes) -> Option<Vary> {
+        let name = self.tier.redis().keys().url(place.epoch, place.url).primary(place.key);
+        Primary::decode(&self.seal, name.as_bytes(), record).ok().map(|primary| primary.vary)
     }
 
     /// Counts it; what is ours and broken goes.
@@ -160,7 +176,10 @@ pub async fn look(
         proxy.metrics.tiers.lookup(TierLookup::Skipped);
         return Looked::NOTHING;
     };
-    let Some((at, found)) = find(proxy, remote, exchange, place, candidate.as_ref(), leases).await else { return Looked::NOTHING };
+    let deadline = remote.tier.deadline();
+    let Some((at, found)) = find(proxy, remote, exchange, place, candidate.as_ref(), leases, deadline).await else {
+        return Looked::NOTHING;
+    };
     let Found { head, floor, claim, .. } = found;
     let now = clock::now();
     // Between asking and now the node may have lost its trust, or the fleet its journal.
@@ -173,7 +192,7 @@ pub async fn look(
         return Looked { answer: Answer::Nothing, claim };
     };
     let Some(record) = remote.read(exchange, place, at, &head, fetch, now) else { return Looked { answer: Answer::Nothing, claim } };
-    let answer = judge(proxy, remote, exchange, place, (record, floor.as_ref().map(floor_ms)), now).await;
+    let answer = judge(proxy, remote, exchange, place, (record, floor.as_ref().map(floor_ms)), now, deadline).await;
     let answer = match answer {
         Answer::Whole(_) | Answer::Long(_) if is_refresh && !is_newer(&answer, candidate) => Answer::Nothing,
         Answer::Candidate(..) if candidate.is_some() => Answer::Nothing,
@@ -195,23 +214,22 @@ async fn find(
     place: Place,
     candidate: Option<&(Arc<StoredResponse>, Validity)>,
     leases: Option<(&Leases, Option<&Outcome>)>,
+    deadline: Instant,
 ) -> Option<(u128, Found)> {
     let worker = exchange.peer.worker;
     let known = secondary_known(proxy, exchange, candidate);
     let wanted = |is_vary_known| leases.map(|(leases, useless)| Wanted { leases, is_vary_known, useless });
     let at = variant(&exchange.key, known.as_ref().unwrap_or(&SecondaryKey::default()));
-    let found = remote.tier.look(worker, place, at, wanted(known.is_some())).await?;
-    let name = remote.tier.redis().keys().url(place.epoch, place.url).primary(place.key);
-    let primary = found.primary.as_ref().and_then(|record| Primary::decode(&remote.seal, name.as_bytes(), record).ok());
-    let Some(primary) = primary else { return Some((at, found)) };
-    proxy.vary_memory.remember(exchange.key.hash(), &primary.vary);
-    let there = variant(&exchange.key, &primary.vary.secondary_key(&exchange.fields, exchange.policy()));
+    let found = remote.tier.look(worker, place, at, wanted(known.is_some()), deadline).await?;
+    let Some(vary) = found.primary.as_ref().and_then(|record| remote.vary(place, record)) else { return Some((at, found)) };
+    proxy.vary_memory.remember(exchange.key.hash(), &vary);
+    let there = variant(&exchange.key, &vary.secondary_key(&exchange.fields, exchange.policy()));
     if there == at {
         return Some((at, found));
     }
     // The lease of another variant, if it was taken, is given back.
     drop(found);
-    Some((there, remote.tier.look(worker, place, there, wanted(true)).await?))
+    Some((there, remote.tier.look(worker, place, there, wanted(true), deadline).await?))
 }
 
 /// A floor that cannot be read is above everything: whoever wrote it meant some time.
@@ -219,27 +237,40 @@ fn floor_ms(text: &Bytes) -> i64 {
     std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MAX)
 }
 
+/// What the rules make of a record.
+enum Assessed {
+    Not(&'static str),
+    By(Reuse, Validity),
+}
+
 /// May it be used? By the journal, by what selects it, and by the same rules as any other stored response.
+fn assess(proxy: &Proxy, remote: &Remote, exchange: &Exchange, record: &mut HeadRecord, floor: Option<i64>, now: Now) -> Assessed {
+    let (head, policy) = (&mut record.head, exchange.policy());
+    let selected = head.facts.vary.matches(&exchange.fields, &head.secondary, policy) && exchange.key_of(&head.fields) == exchange.key;
+    let is_below = floor.is_some_and(|floor| record.began_ms < floor);
+    // What was trimmed before this node could see it is an entry of its own in the journal: it invalidates everything older.
+    let age_ms = remote.tier.redis().time_ms(now.wall_ms).saturating_sub(record.began_ms).max(0).unsigned_abs();
+    head.stamp = proxy.journal.of_shared(&head.stamp, Some(now.mono_ms.saturating_sub(age_ms)));
+    let validity = proxy.journal.validity(&head.subject(), &head.stamp);
+    let (is_below, validity) = if faults::planted(Fault::PromotedUnchecked) { (false, Validity::Valid) } else { (is_below, validity) };
+    match (selected, is_below) {
+        (false, _) => Assessed::Not("it is not for this request"),
+        (true, true) => Assessed::Not("an unsafe method has invalidated the URL since"),
+        (true, false) => Assessed::By(reuse(exchange.request(), &head.facts, policy, validity, now), validity),
+    }
+}
+
 async fn judge(
     proxy: &Proxy,
     remote: &Remote,
     exchange: &Exchange,
     place: Place,
-    (record, floor): (HeadRecord, Option<i64>),
+    (mut record, floor): (HeadRecord, Option<i64>),
     now: Now,
+    deadline: Instant,
 ) -> Answer {
-    let HeadRecord { began_ms, mut head, plan, first } = record;
-    let policy = exchange.policy();
-    let selected = head.facts.vary.matches(&exchange.fields, &head.secondary, policy) && exchange.key_of(&head.fields) == exchange.key;
-    let is_below = floor.is_some_and(|floor| began_ms < floor);
-    // What was trimmed before this node could see it is an entry of its own in the journal: it invalidates everything older.
-    head.stamp = proxy.journal.of_shared(&head.stamp);
-    let validity = proxy.journal.validity(&head.subject(), &head.stamp);
-    let (is_below, validity) = if faults::planted(Fault::PromotedUnchecked) { (false, Validity::Valid) } else { (is_below, validity) };
-    if !selected || is_below {
-        return Answer::Nothing;
-    }
-    let decision = reuse(exchange.request(), &head.facts, policy, validity, now);
+    let Assessed::By(decision, validity) = assess(proxy, remote, exchange, &mut record, floor, now) else { return Answer::Nothing };
+    let HeadRecord { head, plan, first, .. } = record;
     let head = Arc::new(head);
     let is_whole = plan.segments == 0;
     match decision {
@@ -250,7 +281,7 @@ async fn judge(
         Reuse::Fresh { .. } => {
             let at = variant(&exchange.key, &head.secondary);
             let body = Assembly { remote: remote.clone(), worker: exchange.peer.worker, place, variant: at, plan };
-            let body = body.begin(first).await;
+            let body = body.begin(first, deadline).await;
             body.map_or(Answer::Nothing, |body| Answer::Long(Long { head, length: plan.length, body }))
         }
         // What may be used stale as well: who waits for a look-up waits for the origin's word too, and nobody is told that it is fresh.
@@ -298,8 +329,8 @@ enum Broken {
 
 impl Assembly {
     /// The body, once its second part is here too: where Redis fails already, the origin can still be asked.
-    async fn begin(self, first: Bytes) -> Option<Pin<Box<dyn BodyStream>>> {
-        let second = match self.segment(0, false).await {
+    async fn begin(self, first: Bytes, deadline: Instant) -> Option<Pin<Box<dyn BodyStream>>> {
+        let second = match self.segment(0, Some(deadline)).await {
             Ok(second) => second,
             Err(broken) => {
                 self.gave_up(broken);
@@ -326,7 +357,7 @@ impl Assembly {
         for number in 0..self.plan.segments {
             let segment = match next.take() {
                 Some(second) => second,
-                None => self.segment(number, true).await?,
+                None => self.segment(number, None).await?,
             };
             hash.update(&held);
             length += held.len() as u64;
@@ -343,9 +374,9 @@ impl Assembly {
         Ok(())
     }
 
-    async fn segment(&self, number: u32, is_begun: bool) -> Result<Bytes, Broken> {
+    async fn segment(&self, number: u32, deadline: Option<Instant>) -> Result<Bytes, Broken> {
         let Self { remote, worker, place, plan, .. } = self;
-        let record = remote.tier.segment(*worker, *place, plan.id, number, is_begun).await.map_err(|_| Broken::Away)?;
+        let record = remote.tier.segment(*worker, *place, plan.id, number, deadline).await.map_err(|_| Broken::Away)?;
         let name = remote.tier.redis().keys().url(place.epoch, place.url).segment(plan.id, number);
         codec::decode_segment(&remote.seal, name.as_bytes(), &record.ok_or(Broken::Wrong)?).map_err(|_| Broken::Wrong)
     }
@@ -376,6 +407,74 @@ impl BodyStream for Assembled {
             None => None,
         })
     }
+}
+
+/// What Redis holds for a request, and what a look-up there would give; nothing is taken, promoted or counted. `decision` puts
+/// what the rules say into words.
+pub async fn explain(proxy: &Proxy, exchange: &Exchange, decision: fn(Reuse) -> String) -> Value {
+    let Some(remote) = proxy.remote.get() else { return Value::Null };
+    let not_asked = |why: &str| json!({"lookup": format!("none: {why}")});
+    if !exchange.routed.route.redis.enabled {
+        return not_asked("cache.redis.enabled is false here");
+    }
+    let now = clock::now();
+    let Some(place) = Remote::place(&proxy.journal, &exchange.key, now) else {
+        return not_asked("this node is cut off from the fleet's journal");
+    };
+    match peek(proxy, remote, exchange, place).await {
+        Err(error) => json!({"lookup": format!("none: Redis does not answer: {error}")}),
+        Ok((at, peeked)) => {
+            let lease = peeked.lease.as_ref().map(|lease| lease::describe(lease));
+            let (lookup, stored) = explain_peeked(proxy, remote, exchange, (place, at), &peeked, decision, now);
+            let lookup = if remote.tier.is_left_alone() { "none at present: Redis did not answer of late".into() } else { lookup };
+            json!({"lookup": lookup, "stored": stored, "lease": lease})
+        }
+    }
+}
+
+/// As [`find`].
+async fn peek(proxy: &Proxy, remote: &Remote, exchange: &Exchange, place: Place) -> Result<(u128, Peeked), RedisError> {
+    let at = variant(&exchange.key, &secondary_known(proxy, exchange, None).unwrap_or_default());
+    let peeked = remote.tier.peek(place, at).await?;
+    let vary = peeked.primary.as_ref().and_then(|record| remote.vary(place, record));
+    let there = vary.map_or(at, |vary| variant(&exchange.key, &vary.secondary_key(&exchange.fields, exchange.policy())));
+    Ok(if there == at { (at, peeked) } else { (there, remote.tier.peek(place, there).await?) })
+}
+
+fn explain_peeked(
+    proxy: &Proxy,
+    remote: &Remote,
+    exchange: &Exchange,
+    (place, at): (Place, u128),
+    peeked: &Peeked,
+    decision: fn(Reuse) -> String,
+    now: Now,
+) -> (String, Value) {
+    let Some(head) = &peeked.head else {
+        let why = if peeked.primary.is_some() { "other variants are there, none that this request selects" } else { "nothing is there" };
+        return (format!("miss: {why}"), Value::Null);
+    };
+    let mut record = match remote.decode(exchange, place, at, head, 0, now) {
+        Ok(record) => record,
+        Err(why) => return (format!("miss: the record is {}", why.as_str()), Value::Null),
+    };
+    let assessed = assess(proxy, remote, exchange, &mut record, peeked.floor.as_ref().map(floor_ms), now);
+    let (head, lifetime) = (&record.head, record.head.facts.lifetime(exchange.policy()));
+    let stored = json!({
+        "status": head.status.as_u16(),
+        "bytes": record.plan.length,
+        "segments": record.plan.segments,
+        "age_seconds": head.facts.age_ms(now) as f64 / 1000.0,
+        "freshness_lifetime_seconds": lifetime.ms as f64 / 1000.0,
+        "stamp": head.stamp.purge.position,
+        "matching_purge": proxy.journal.deciding_match(&head.subject(), &head.stamp),
+        "dropped_in_seconds": peeked.left_ms / 1000,
+    });
+    let lookup = match assessed {
+        Assessed::Not(why) => format!("unusable: {why}"),
+        Assessed::By(reuse, _) => decision(reuse),
+    };
+    (lookup, stored)
 }
 
 /// Offers what was stored here to the tier, which writes it behind. `sent`: when its fetch, or what confirmed it, began.
@@ -431,6 +530,14 @@ fn write(
     let put = if told.is_some() { RedisTier::write_next } else { RedisTier::write };
     put(&tier, at, Write::Store { bytes, records: Box::new(records), told });
     Ok(())
+}
+
+/// Takes what may not be kept here any more out of the tier, too: other nodes would go on finding it there.
+pub fn withdraw(proxy: &Proxy, stored: &StoredHead) {
+    let Some(remote) = proxy.remote.get() else { return };
+    if let Some(place) = Remote::place(&proxy.journal, &stored.key, clock::now()) {
+        remote.tier.remove(place, variant(&stored.key, &stored.secondary));
+    }
 }
 
 /// Tells the tier that an unsafe method has invalidated these URLs: other nodes learn of it by the journal, which is behind

@@ -130,7 +130,8 @@ fn accept(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, asked: &Stan
     }
     // Whatever refused it (the connection, or something between), it was not the owner that answered.
     let Some(said) = inbound.fields.text(name::TIERCEL_STAMP) else { return Verdict::Failed };
-    let stamp = read_stamp(said).filter(|stamp| is_of(stamp, asked)).map_or_else(Stamp::default, |stamp| proxy.journal.of_shared(&stamp));
+    let stamp =
+        read_stamp(said).filter(|stamp| is_of(stamp, asked)).map_or_else(Stamp::default, |stamp| proxy.journal.of_shared(&stamp, None));
     inbound.fields.remove(name::TIERCEL_STAMP);
     let Ok(tags) = Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge.keys) else {
         return Verdict::Rejected; // a purge could miss it

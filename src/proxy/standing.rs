@@ -11,6 +11,7 @@ use crate::faults::{Fault, planted};
 use crate::invalidation::Journal;
 use crate::semantics::Now;
 use crate::semantics::reuse::Validity;
+use std::time::Duration;
 
 /// By what a request may be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,13 +38,15 @@ impl Standing {
         if planted(Fault::ResumedUntrusted) {
             return Self::Trusted;
         }
-        let revalidates = Self::Revalidates { after_mono_ms: now.mono_ms.saturating_sub(clock::ms(settings.revalidate_every)) };
+        // Who is not remembered is not waited for.
+        let every = if journal.is_remembered() { settings.revalidate_every } else { Duration::ZERO };
+        let revalidates = Self::Revalidates { after_mono_ms: now.mono_ms.saturating_sub(clock::ms(every)) };
         match settings.on_cutoff {
             OnCutoff::Serve if !journal.is_remembered() => revalidates,
-            OnCutoff::Serve => match settings.serve_at_most {
-                Some(most) if now.mono_ms.saturating_sub(journal.trusted_until()) >= clock::ms(most) => revalidates,
-                _ => Self::Serves,
-            },
+            OnCutoff::Serve => {
+                let cut_off_ms = now.mono_ms.saturating_sub(journal.trusted_until());
+                if cut_off_ms < clock::ms(settings.serves_for()) { Self::Serves } else { revalidates }
+            }
             OnCutoff::Revalidate => revalidates,
             OnCutoff::Bypass => Self::Bypasses,
         }
@@ -83,7 +86,6 @@ impl Standing {
 mod tests {
     use super::*;
     use crate::invalidation::journal::Order;
-    use std::time::Duration;
 
     const FLEET: Order = Order::Fleet { tell_unsafe: true };
 
@@ -129,7 +131,10 @@ mod tests {
         let revalidates = |at_ms| Standing::Revalidates { after_mono_ms: at_ms };
         assert_eq!(Standing::of(&journal, &settings, at(1001)), revalidates(1001));
         journal.set_remembered(true);
-        assert_eq!(Standing::of(&journal, &settings, at(1_000_000)), Standing::Serves);
+        // Until just before others forget it: an hour, less its trust and a second.
+        let forgotten_at = 1000 + 3_600_000 - 4000;
+        assert_eq!(Standing::of(&journal, &settings, at(forgotten_at - 1)), Standing::Serves);
+        assert_eq!(Standing::of(&journal, &settings, at(forgotten_at)), revalidates(forgotten_at));
         settings.serve_at_most = Some(Duration::from_secs(5));
         assert_eq!(Standing::of(&journal, &settings, at(5999)), Standing::Serves);
         assert_eq!(Standing::of(&journal, &settings, at(6000)), revalidates(6000));
@@ -141,6 +146,8 @@ mod tests {
         let standing = Standing::of(&journal, &settings, at(2000));
         assert!(standing.is_too_old(2000) && !standing.is_too_old(2001));
         settings.revalidate_every = Duration::from_millis(500);
+        assert!(Standing::of(&journal, &settings, at(2000)).is_too_old(2000), "purges do not wait for it yet");
+        journal.set_remembered(true);
         let standing = Standing::of(&journal, &settings, at(2000));
         assert!(standing.is_too_old(1500) && !standing.is_too_old(1501));
         assert!(!Standing::Serves.is_too_old(0) && !Standing::Trusted.is_too_old(0));

@@ -1,8 +1,8 @@
 //! The store decision at the head of a response, and putting a whole response into the tiers.
 
-use super::Proxy;
 use super::exchange::Exchange;
 use super::flight::Candidate;
+use super::{Proxy, remote};
 use crate::cache::{Blocks, Insertion, StoredHead, StoredResponse, Tags, Variants, subject};
 use crate::clock;
 use crate::coalesce::fill::{CompleteBody, Fill};
@@ -190,8 +190,10 @@ pub fn own_fields(received: &Fields, facts: &Facts) -> Option<Box<Fields>> {
     (!own.is_empty()).then(|| Box::new(own))
 }
 
-/// Takes a stored response out that may not be kept, unless what is there by now came of a fetch after number `before`.
+/// Takes a stored response out of the tiers that may not be kept, unless what is in memory by now came of a fetch after number
+/// `before`.
 pub fn remove(proxy: &Proxy, stored: &StoredHead, before: u64) {
+    remote::withdraw(proxy, stored);
     proxy.memory.update(stored.key.hash(), |there| match there.and_then(|set| set.without(stored, before)) {
         Some(set) if set.responses().is_empty() => Change::Remove,
         Some(set) => Change::Put(Arc::new(set)),

@@ -1,8 +1,8 @@
 //! Leaves a Redis alone while it does not answer, so that not every request waits for it.
 //!
 //! ```text
-//! closed --failures in a row--> open --wait over--> a probe is due --answered--> closed
-//!                                 ^------------------- failed, waits twice as long ---'
+//! closed --failures in a row--> open --wait over--> one probe is admitted --answered--> closed
+//!                                 ^---------------------- failed, waits twice as long ---'
 //! ```
 
 use parking_lot::Mutex;
@@ -25,6 +25,8 @@ struct State {
     failures: u32,
     wait_ms: u64,
     probe_at_ms: u64,
+    /// A probe was admitted and has not ended.
+    is_probing: bool,
 }
 
 impl Breaker {
@@ -33,20 +35,30 @@ impl Breaker {
         Self { after, closed: AtomicBool::new(true), state: Mutex::default() }
     }
 
-    /// Whether what it guards may be used.
+    /// Whether what it guards may be used by all.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Whether it is open, and time to ask once whether that is still right.
-    pub fn is_probe_due(&self, now_ms: u64) -> bool {
-        !self.is_closed() && now_ms >= self.state.lock().probe_at_ms
+    /// Whether what it guards may be used now: by all while it is closed; while it is open by one of those who ask each time
+    /// that the wait is over. A probe that never ends is followed by another after as long again.
+    pub fn admits(&self, now_ms: u64) -> bool {
+        if self.is_closed() {
+            return true;
+        }
+        let mut state = self.state.lock();
+        let is_admitted = now_ms >= state.probe_at_ms;
+        if is_admitted {
+            (state.is_probing, state.probe_at_ms) = (true, now_ms + state.wait_ms);
+        }
+        is_admitted
     }
 
-    pub fn succeeded(&self) {
+    /// True if that closed it.
+    pub fn succeeded(&self) -> bool {
         let mut state = self.state.lock();
         *state = State::default();
-        self.closed.store(true, Ordering::Release);
+        !self.closed.swap(true, Ordering::AcqRel)
     }
 
     /// True if that opened it.
@@ -58,9 +70,9 @@ impl Breaker {
         }
         let was_closed = self.closed.swap(false, Ordering::AcqRel);
         // Those under way when it opened say nothing new.
-        if was_closed || now_ms >= state.probe_at_ms {
+        if was_closed || state.is_probing {
             state.wait_ms = (state.wait_ms * 2).clamp(WAIT_FIRST_MS, WAIT_LAST_MS);
-            state.probe_at_ms = now_ms + state.wait_ms;
+            (state.is_probing, state.probe_at_ms) = (false, now_ms + state.wait_ms);
         }
         was_closed
     }
@@ -76,7 +88,7 @@ mod tests {
         for _ in 0..2 {
             assert!(!breaker.failed(0));
             assert!(!breaker.failed(0));
-            breaker.succeeded();
+            assert!(!breaker.succeeded(), "it was closed");
         }
         assert!(!breaker.failed(0) && !breaker.failed(0) && breaker.is_closed());
         assert!(breaker.failed(0) && !breaker.is_closed());
@@ -90,13 +102,27 @@ mod tests {
         breaker.failed(1001); // it was under way
         let mut now = 1000;
         for wait in [250, 500, 1000, 2000, 2000] {
-            assert!(!breaker.is_probe_due(now + wait - 1), "{wait}");
+            assert!(!breaker.admits(now + wait - 1), "{wait}");
             now += wait;
-            assert!(breaker.is_probe_due(now), "{wait}");
+            assert!(breaker.admits(now), "{wait}");
+            assert!(!breaker.admits(now + 1), "one at a time");
             breaker.failed(now);
         }
-        breaker.succeeded();
-        assert!(breaker.is_closed() && !breaker.is_probe_due(u64::MAX));
-        assert!(breaker.failed(now) && breaker.is_probe_due(now + 250), "from the start again");
+        assert!(breaker.succeeded() && breaker.is_closed() && breaker.admits(now));
+        assert!(breaker.failed(now) && !breaker.admits(now + 249) && breaker.admits(now + 250), "from the start again");
+    }
+
+    #[test]
+    fn a_probe_that_nobody_hears_of_again_is_followed_by_another() {
+        let breaker = Breaker::new(1);
+        breaker.failed(0);
+        assert!(breaker.admits(250) && !breaker.admits(499) && breaker.admits(500));
+    }
+
+    #[test]
+    fn an_answer_to_what_was_under_way_closes_it_and_says_so() {
+        let breaker = Breaker::new(1);
+        assert!(breaker.failed(0));
+        assert!(breaker.succeeded() && !breaker.succeeded());
     }
 }

@@ -47,6 +47,10 @@ pub struct Server {
     pub role: Role,
 }
 
+/// A server that holds keys: in a Cluster the master of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder(Option<u16>);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Role {
     Master,
@@ -261,13 +265,41 @@ impl Connection {
         }
     }
 
+    /// The servers that hold keys: one; in a Cluster every master.
+    pub async fn holders(&mut self) -> Result<Vec<Holder>, RedisError> {
+        let Self::Cluster(connection) = self else { return Ok(vec![Holder(None)]) };
+        let slots =
+            connection.route_command(::redis::cmd("CLUSTER").arg("SLOTS").take(), RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random));
+        let unexpected = |error: ::redis::ParsingError| RedisError::Unexpected(error.to_string());
+        let ranges: Vec<Vec<Value>> = ::redis::from_redis_value(slots.await?).map_err(unexpected)?;
+        let mut masters: Vec<(Value, u16)> = Vec::new();
+        for range in ranges {
+            // First slot, last slot, the master, its replicas.
+            let mut parts = range.into_iter();
+            let (Some(first), Some(master)) = (parts.next(), parts.nth(1)) else { continue };
+            if !masters.iter().any(|(known, _)| *known == master) {
+                masters.push((master, ::redis::from_redis_value(first).map_err(unexpected)?));
+            }
+        }
+        Ok(masters.into_iter().map(|(_, slot)| Holder(Some(slot))).collect())
+    }
+
+    /// Sends commands together to one of [`Self::holders`], whatever their keys.
+    pub async fn send_all_to<T: ::redis::FromRedisValue>(&mut self, holder: Holder, pipeline: &Pipeline) -> Result<T, RedisError> {
+        let (Self::Cluster(connection), Holder(Some(slot))) = (&mut *self, holder) else { return Ok(self.send_all(pipeline).await?) };
+        let route = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
+        let answers = connection.route_pipeline(pipeline.clone(), 0, pipeline.len(), route).await?;
+        let answers = answers.into_iter().map(Value::extract_error).collect::<RedisResult<Vec<_>>>()?;
+        ::redis::from_redis_value(Value::Array(answers)).map_err(|error| RedisError::Unexpected(error.to_string()))
+    }
+
     /// Milliseconds by which the clock there is ahead of ours.
     pub async fn clock_offset(&mut self) -> Result<i64, RedisError> {
         let before = clock::now().wall_ms;
         let answer = self.send(&::redis::cmd("TIME")).await?;
         let between = before.midpoint(clock::now().wall_ms);
         let (seconds, micros): (i64, i64) = ::redis::from_redis_value(answer).map_err(|error| RedisError::Unexpected(error.to_string()))?;
-        Ok(seconds * 1000 + micros / 1000 - between)
+        Ok(seconds.saturating_mul(1000).saturating_add(micros / 1000).saturating_sub(between))
     }
 }
 

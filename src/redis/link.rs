@@ -1,6 +1,6 @@
 //! One connection, kept up by a task of its own.
 
-use super::connect::{Connection, Role, Server};
+use super::connect::{Connection, Holder, Role, Server};
 use super::{Cmd, FromRedisValue, Pipeline, RedisError, Script, Shared, ToRedisArgs, Use, Value};
 use crate::clock;
 use crate::observe::metrics::RedisOutcome;
@@ -101,6 +101,16 @@ impl Link {
     /// Who answers for a key now. Asks; [`Link::connected`] says who answered when the connection was made.
     pub async fn server(&self, key: &str, within: Duration) -> Result<Server, RedisError> {
         self.run(within, async |mut connection| connection.server(Some(key)).await).await
+    }
+
+    /// The servers that hold keys: one; in a Cluster every master.
+    pub async fn holders(&self, within: Duration) -> Result<Vec<Holder>, RedisError> {
+        self.run(within, async |mut connection| connection.holders().await).await
+    }
+
+    /// Sends commands together to one of the servers that hold keys, whatever their keys.
+    pub async fn pipeline_to<T: FromRedisValue>(&self, holder: Holder, pipeline: &Pipeline, within: Duration) -> Result<T, RedisError> {
+        self.run(within, async |mut connection| connection.send_all_to(holder, pipeline).await).await
     }
 
     /// Whether it was never connected as yet.

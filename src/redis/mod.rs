@@ -2,7 +2,7 @@
 //!
 //! A [`Link`] is one connection with a purpose of its own, so that no command waits behind another purpose's answers. It
 //! is made on the runtime that first uses it, carries many commands at a time, and is renewed when it breaks; meanwhile
-//! commands fail at once. Nothing here retries a command, and nothing here knows what the keys mean.
+//! commands fail at once. Nothing here retries a command (but the client of a Cluster, which follows redirections), and nothing here knows what the keys mean.
 
 mod breaker;
 mod connect;
@@ -13,7 +13,7 @@ mod script;
 mod subscription;
 
 pub use self::breaker::Breaker;
-pub use self::connect::{Role, Server};
+pub use self::connect::{Holder, Role, Server};
 pub use self::error::RedisError;
 pub use self::keys::{Keys, UrlKeys};
 pub use self::link::{Connected, Link};
@@ -75,12 +75,7 @@ impl Redis {
 
     /// What Redis' clock says at this time of ours, in milliseconds of Unix time.
     pub fn time_ms(&self, wall_ms: i64) -> i64 {
-        wall_ms + self.shared.clock_offset.load(Ordering::Relaxed)
-    }
-
-    /// What our clock says at this time of Redis', in milliseconds of Unix time.
-    pub fn wall_ms(&self, redis_ms: i64) -> i64 {
-        redis_ms - self.shared.clock_offset.load(Ordering::Relaxed)
+        wall_ms.saturating_add(self.shared.clock_offset.load(Ordering::Relaxed))
     }
 
     /// Where it is, for people: without secrets.

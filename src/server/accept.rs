@@ -61,14 +61,15 @@ impl Doorway {
                 let handed_over =
                     http1::serve_unless_http2(socket, peer.clone(), Arc::clone(&limits), Arc::clone(&proxy), drain.clone()).await;
                 if let Some(socket) = handed_over {
-                    Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), proxy, drain)).await;
+                    let bounds = limits.http2;
+                    Box::pin(http2::serve(socket, peer, limits, bounds, proxy, drain)).await;
                 }
             }
             (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
             (ListenerKind::Clients, Some(tls)) => Box::pin(serve_secure(socket, peer, limits, proxy, drain, tls)).await,
             (ListenerKind::Peers, _) => {
                 let limits = Arc::new(PeerDoor::limits(&limits));
-                Box::pin(http2::serve(socket, peer, limits, http2::Bounds::default(), PeerDoor::new(proxy), drain)).await;
+                Box::pin(http2::serve(socket, peer, limits, http2::Bounds::of_peers(), PeerDoor::new(proxy), drain)).await;
             }
         }
     }
@@ -268,7 +269,8 @@ async fn serve_secure(
     let Some(socket) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
     drop(tls);
     if socket.is_http2() {
-        http2::serve(socket, peer, limits, http2::Bounds::default(), proxy, drain).await;
+        let bounds = limits.http2;
+        http2::serve(socket, peer, limits, bounds, proxy, drain).await;
     } else {
         http1::serve(socket, peer, limits, proxy, drain).await;
     }

@@ -70,8 +70,9 @@ impl Control for Controller {
         ["http", "https"].into_iter().filter_map(target).any(|target| self.state.proxy.holds_url(&target))
     }
 
-    fn explain(&self, request: ExplainRequest) -> Result<Value, String> {
-        self.state.proxy.explain(&request.url, &request.method, &request.headers, &request.content)
+    fn explain(&self, request: ExplainRequest) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+        let proxy = Arc::clone(&self.state.proxy);
+        Box::pin(async move { proxy.explain(&request.url, &request.method, &request.headers, &request.content).await })
     }
 
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, ReloadRefused>> + Send>> {

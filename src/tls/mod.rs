@@ -1,12 +1,13 @@
 //! TLS: certificates, tickets, and how the two ends of a connection are set up (rustls, aws-lc-rs).
 //!
 //! [`certificate`] reads files and says what is wrong with them, [`x509`] what a certificate says of itself, both pure;
-//! [`Server`] is what a listener shows to its clients, and takes up files that change. The handshake itself is in
-//! [`crate::listener`].
+//! [`Server`] is what a listener shows to its clients, and takes up files that change; [`client::Client`] is how we meet upstreams. The
+//! handshakes themselves are in [`crate::listener`] and [`crate::upstream`].
 //!
 //! Invariants: a key of a session is never logged; a certificate that cannot be used never replaces one that can.
 
 pub mod certificate;
+pub mod client;
 mod names;
 mod provider;
 mod server;
@@ -15,5 +16,5 @@ pub mod tickets;
 pub mod x509;
 
 pub use provider::{SUITES, provider};
-pub use server::{ALPN_HTTP2, BuildError, Refreshed, Server};
+pub use server::{ALPN_HTTP1, ALPN_HTTP2, BuildError, Refreshed, Server};
 pub use slow::run as run_elsewhere;

@@ -5,21 +5,16 @@ use super::names::Names;
 use super::provider;
 use super::tickets::Tickets;
 use crate::clock;
-use crate::config::settings::{CertificateFiles, ListenerTls, PemFile, TlsVersion};
+use crate::config::settings::{CertificateFiles, ListenerTls, PemFile};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::version::{TLS12, TLS13};
-use rustls::{ServerConfig, SupportedProtocolVersion};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-
-/// Versions by the oldest one that is offered.
-const FROM_12: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
-const FROM_13: &[&SupportedProtocolVersion] = &[&TLS13];
 
 /// What a listener shows to its clients.
 pub struct Server {
@@ -44,6 +39,8 @@ pub enum BuildError {
 struct Watched {
     files: CertificateFiles,
     certificate: Arc<Certificate>,
+    /// A file could not be read when it was last looked at.
+    is_unreadable: bool,
 }
 
 /// What came of looking at the files of a certificate again.
@@ -115,22 +112,21 @@ impl Watched {
     fn new(files: &CertificateFiles, now: i64) -> Result<Self, BuildError> {
         let certificate =
             Certificate::read(files, now).map_err(|error| BuildError::Certificate { path: shown_path(&error.file(files).path), error })?;
-        Ok(Self { files: files.clone(), certificate: Arc::new(certificate) })
+        Ok(Self { files: files.clone(), certificate: Arc::new(certificate), is_unreadable: false })
     }
 
     fn refresh(&mut self, now: i64) -> Option<Refreshed> {
         let files = match read_again(&self.files) {
-            Ok(files) if files == self.files => return None,
+            Ok(files) if files == self.files && !self.is_unreadable => return None,
             Ok(files) => files,
             Err((path, error)) => {
-                // As if they were empty: what comes next is new in any case, and this is told once.
-                let known = self.files.certificate.pem.is_empty();
-                self.files.certificate.pem.clear();
+                // What comes next is new in any case, and this is told once.
+                let known = std::mem::replace(&mut self.is_unreadable, true);
                 let remedy = "put the file back, readable to the user of this process".into();
                 return (!known).then(|| Refreshed::Refused { file: shown_path(&path), error: format!("cannot be read: {error}"), remedy });
             }
         };
-        self.files = files;
+        (self.files, self.is_unreadable) = (files, false);
         match Certificate::read(&self.files, now) {
             Ok(certificate) => {
                 let days_left = (certificate.not_after - now) / DAY_MS;
@@ -152,12 +148,8 @@ fn read_again(files: &CertificateFiles) -> Result<CertificateFiles, (PathBuf, St
 }
 
 fn config(settings: &ListenerTls, shown: Arc<Shown>) -> Result<ServerConfig, BuildError> {
-    let versions = match settings.min_version {
-        TlsVersion::Tls12 => FROM_12,
-        TlsVersion::Tls13 => FROM_13,
-    };
     let builder = ServerConfig::builder_with_provider(provider(&settings.suites));
-    let builder = builder.with_protocol_versions(versions).map_err(BuildError::Suites)?;
+    let builder = builder.with_protocol_versions(settings.min_version.and_later()).map_err(BuildError::Suites)?;
     let mut config = builder.with_no_client_auth().with_cert_resolver(shown);
     config.ignore_client_order = !settings.suites.is_empty();
     config.alpn_protocols = if settings.http2 { vec![ALPN_HTTP2.into(), ALPN_HTTP1.into()] } else { vec![ALPN_HTTP1.into()] };

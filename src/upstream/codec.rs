@@ -3,6 +3,7 @@
 //! with, and to fall back to.
 
 use super::pool::{Connection, Hold};
+use super::wire::Wire;
 use super::{Arriving, FetchError, Outbound, hyper_client, own, settings};
 use crate::body::Tunnel;
 use crate::config::settings::UpstreamCodec;
@@ -10,6 +11,7 @@ use crate::http1::response::{self, Asked, Fault, Head};
 use crate::listener::{Interim, InterimSender};
 use crate::observe::metrics::{Bound, Metrics};
 use crate::semantics::{Fields, StatusCode};
+use crate::tls::client::Client;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,12 +34,20 @@ pub(super) enum Idle {
 }
 
 impl Link {
-    /// Connects to the first address that answers, in this order, within `connect_timeout`.
-    pub(super) async fn open(addresses: &[SocketAddr], settings: &settings::Upstream, home: usize) -> Result<Self, FetchError> {
+    /// Connects to the first address that answers, in this order, and shakes hands where there is TLS to be, within
+    /// `connect_timeout`.
+    pub(super) async fn open(
+        addresses: &[SocketAddr],
+        secure: Option<(&Client, &str)>,
+        settings: &settings::Upstream,
+        home: usize,
+    ) -> Result<Self, FetchError> {
+        let deadline = Instant::now() + settings.connect_timeout;
         let stream = super::connect::connect(addresses, settings.connect_timeout).await?;
-        Ok(match settings.http1 {
-            UpstreamCodec::Own => Self::Own(own::Link::new(stream, home)),
-            UpstreamCodec::Hyper => Self::Hyper(hyper_client::Link::new(stream, settings, home).await?),
+        Ok(match (settings.http1, secure) {
+            (_, Some((client, host))) => Self::Own(own::Link::new(Wire::secure(stream, client, host, deadline).await?, home)),
+            (UpstreamCodec::Own, None) => Self::Own(own::Link::new(Wire::Plain(stream), home)),
+            (UpstreamCodec::Hyper, None) => Self::Hyper(hyper_client::Link::new(stream, settings, home).await?),
         })
     }
 
@@ -50,7 +60,7 @@ impl Link {
     }
 
     /// Whether a request may go out on it; `closely`: also if that takes a look at the socket itself.
-    pub(super) fn idle(&self, closely: bool) -> Idle {
+    pub(super) fn idle(&mut self, closely: bool) -> Idle {
         match self {
             Self::Own(link) => link.idle(closely),
             Self::Hyper(link) => link.idle(closely),

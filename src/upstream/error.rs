@@ -35,6 +35,12 @@ pub enum FetchError {
     RequestBody(crate::body::BodyError),
     #[error("the request took longer than allowed in all")]
     TotalTimeout,
+    #[error("{0}")]
+    TlsCertificate(String),
+    #[error("{0}")]
+    TlsAlert(String),
+    #[error("{0}")]
+    TlsProtocol(String),
     /// Nothing was sent.
     #[error("the request cannot be sent: {0}")]
     InvalidRequest(&'static str),
@@ -86,6 +92,9 @@ impl FetchError {
             Self::Reset => "connection_terminated",
             Self::Malformed(_) => "http_protocol_error",
             Self::HeadTooLarge => "http_response_header_section_size",
+            Self::TlsCertificate(_) => "tls_certificate_error",
+            Self::TlsAlert(_) => "tls_alert_received",
+            Self::TlsProtocol(_) => "tls_protocol_error",
             Self::RequestBody(_) | Self::InvalidRequest(_) => "http_request_error",
         }
     }
@@ -106,6 +115,9 @@ impl FetchError {
             "connection_terminated" => Self::Reset,
             "http_protocol_error" => Self::Malformed("told by the owner".into()),
             "http_response_header_section_size" => Self::HeadTooLarge,
+            "tls_certificate_error" => Self::TlsCertificate("told by the owner".into()),
+            "tls_alert_received" => Self::TlsAlert("told by the owner".into()),
+            "tls_protocol_error" => Self::TlsProtocol("told by the owner".into()),
             _ => return None,
         })
     }
@@ -151,6 +163,9 @@ impl FetchError {
                 | Self::Refused
                 | Self::ConnectTimeout
                 | Self::Connect(_)
+                | Self::TlsCertificate(_)
+                | Self::TlsAlert(_)
+                | Self::TlsProtocol(_)
                 | Self::QueueTimeout
                 | Self::QueueFull
                 | Self::ResponseTimeout

@@ -4,7 +4,7 @@
 //! `balance` chooses among endpoints, `pool` keeps each one's connections under its cap, `connect` makes them. Behind
 //! the seam `codec` HTTP/1.1 is spoken by `own`, or by `hyper_client` where the configuration asks for it.
 //!
-//! Deliberately not here: active health checks, breakers, HTTP/2 and TLS towards upstreams. Redirects are never
+//! Deliberately not here: active health checks, breakers, HTTP/2 towards upstreams. Redirects are never
 //! followed. Nothing is sent before the first request, names are not even looked up.
 
 pub mod balance;
@@ -17,6 +17,7 @@ mod pool;
 mod recovery;
 mod resolve;
 mod send;
+mod wire;
 
 pub(crate) use connect::connect;
 pub use error::{FetchError, Unanswered};
@@ -29,6 +30,7 @@ use crate::config::settings;
 use crate::listener::{InterimSender, RequestBody};
 use crate::observe::metrics::Metrics;
 use crate::semantics::{Fields, StatusCode};
+use crate::tls::client::Client;
 use bytes::Bytes;
 use http::Method;
 use smallvec::SmallVec;
@@ -110,6 +112,8 @@ pub struct Upstream {
     /// Grows by one per choice of an endpoint.
     turn: AtomicUsize,
     recovery: recovery::Recovery,
+    /// Where some endpoint has TLS.
+    tls: Option<Client>,
     metrics: Arc<Metrics>,
 }
 
@@ -118,6 +122,8 @@ struct Endpoint {
     /// `host:port`: Host where none is given, and the endpoint's name in logs.
     authority: Arc<str>,
     port: u16,
+    /// What the certificate has to name, where there is TLS.
+    secure: Option<Arc<str>>,
     host: Arc<resolve::Host>,
     pool: Arc<pool::Pool>,
     /// Grows by one per connection, to share them among the addresses of a name.
@@ -140,8 +146,9 @@ impl Upstream {
     /// `workers`: how many cores keep idle connections of their own.
     pub fn new(settings: Arc<settings::Upstream>, workers: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         let endpoint = |endpoint: &settings::Endpoint| Endpoint {
-            authority: authority(&endpoint.host, endpoint.port).into(),
+            authority: authority(&endpoint.host, endpoint.port, endpoint.is_secure).into(),
             port: endpoint.port,
+            secure: endpoint.is_secure.then(|| endpoint.host.as_str().into()),
             host: resolve::Host::new(&endpoint.host),
             pool: pool::Pool::new(settings.clone(), workers, metrics.clone()),
             turn: AtomicUsize::new(0),
@@ -149,7 +156,8 @@ impl Upstream {
         };
         let endpoints = settings.endpoints.iter().map(endpoint).collect();
         let recovery = recovery::Recovery::new(&settings, &metrics);
-        Arc::new(Self { name: settings.name.as_str().into(), endpoints, turn: AtomicUsize::new(0), recovery, metrics, settings })
+        let (name, tls) = (settings.name.as_str().into(), tls(&settings));
+        Arc::new(Self { name, endpoints, turn: AtomicUsize::new(0), recovery, tls, metrics, settings })
     }
 
     /// Sends a request and waits for the head of the answer, by the upstream's timeouts, with a retry on a fresh
@@ -200,10 +208,17 @@ impl Endpoint {
     }
 }
 
+/// What was tried when the configuration was read; it would have to have changed since.
+fn tls(settings: &settings::Upstream) -> Option<Client> {
+    settings.endpoints.iter().find(|endpoint| endpoint.is_secure)?;
+    let client = Client::new(&settings.tls);
+    client.inspect_err(|error| tracing::error!(upstream = settings.name, %error, "no TLS to this upstream")).ok()
+}
+
 /// `host:port` as in Host; an IPv6 address in brackets (RFC 3986 §3.2.2), the default port left out (RFC 9110 §4.2.3).
-fn authority(host: &str, port: u16) -> String {
+fn authority(host: &str, port: u16, is_secure: bool) -> String {
     let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
-    if port == 80 { host } else { format!("{host}:{port}") }
+    if port == if is_secure { 443 } else { 80 } { host } else { format!("{host}:{port}") }
 }
 
 #[cfg(test)]
@@ -222,9 +237,11 @@ mod tests {
 
     #[test]
     fn authorities_are_written_as_in_host() {
-        assert_eq!(authority("origin.example", 80), "origin.example");
-        assert_eq!(authority("origin.example", 8080), "origin.example:8080");
-        assert_eq!(authority("::1", 8080), "[::1]:8080");
-        assert_eq!(authority("[::1]", 80), "[::1]");
+        assert_eq!(authority("origin.example", 80, false), "origin.example");
+        assert_eq!(authority("origin.example", 443, true), "origin.example");
+        assert_eq!(authority("origin.example", 80, true), "origin.example:80");
+        assert_eq!(authority("origin.example", 8080, false), "origin.example:8080");
+        assert_eq!(authority("::1", 8080, false), "[::1]:8080");
+        assert_eq!(authority("[::1]", 80, false), "[::1]");
     }
 }

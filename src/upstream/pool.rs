@@ -120,8 +120,8 @@ impl Pool {
     /// Cancel-safe: whoever leaves the line gives back what came too late.
     pub(super) async fn acquire(self: &Arc<Self>, want: Want) -> Result<Slot, FetchError> {
         if !want.fresh && self.waiting.load(Ordering::Acquire) == 0 {
-            while let Some(parked) = self.take(want.worker) {
-                if self.is_usable(&parked) {
+            while let Some(mut parked) = self.take(want.worker) {
+                if self.is_usable(&mut parked) {
                     return Ok(Slot::Connection(self.revive(parked)));
                 }
                 drop(self.revive(parked));
@@ -148,10 +148,10 @@ impl Pool {
             }
             // Announced before the shelves are searched: whoever parks a connection afterwards looks for us.
             self.waiting.store(1, Ordering::Release);
-            if let Some(parked) = self.take_any(want.worker) {
+            if let Some(mut parked) = self.take_any(want.worker) {
                 self.waiting.store(0, Ordering::Release);
                 drop(line);
-                let usable = !want.fresh && self.is_usable(&parked);
+                let usable = !want.fresh && self.is_usable(&mut parked);
                 let connection = self.revive(parked);
                 return Ok(Joined::At(if usable { Slot::Connection(connection) } else { Slot::Permit(connection.into_permit()) }));
             }
@@ -255,11 +255,11 @@ impl Pool {
     }
 
     /// Whether a request may go out on it: young enough, and nothing heard of it, by a look at the socket itself.
-    fn is_usable(&self, parked: &Parked) -> bool {
+    fn is_usable(&self, parked: &mut Parked) -> bool {
         Instant::now() < parked.until && self.is_quiet(parked, true)
     }
 
-    fn is_quiet(&self, parked: &Parked, closely: bool) -> bool {
+    fn is_quiet(&self, parked: &mut Parked, closely: bool) -> bool {
         match parked.link.idle(closely) {
             Idle::Quiet => return true,
             Idle::Closed => self.metrics.upstream_dropped(&self.settings.name, Dropped::Closed),
@@ -357,7 +357,7 @@ impl Connection {
 
     /// The exchange is over and the connection good for another: keeps it idle, at most `keep` and the configured time.
     pub(super) fn park(self, keep: Duration) {
-        let Self { link, hold } = self;
+        let Self { mut link, hold } = self;
         if link.idle(false) == Idle::Quiet {
             hold.park(link, keep);
         }

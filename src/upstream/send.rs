@@ -9,8 +9,10 @@ use super::codec::{Answer, Broken, Link, Message, Order, Reach};
 use super::connect;
 use super::pool::{Connection, Slot, Want};
 use super::{Endpoint, FetchError, Inbound, Outbound, Unanswered, Upstream};
+use crate::clock;
 use crate::http1::response::Asked;
 use crate::listener::RequestBody;
+use crate::observe::log::RateLimit;
 use crate::semantics::{invalidation, name};
 use crate::upstream::error::Retry;
 use http::Method;
@@ -190,14 +192,37 @@ impl Attempt<'_> {
         let opened = async {
             let addresses = endpoint.host.addresses(settings.connect_timeout).await?;
             let turn = endpoint.turn.fetch_add(1, Ordering::Relaxed);
-            Link::open(&connect::order(&addresses, turn, endpoint.port), settings, self.want.worker).await
+            let secure = match (&endpoint.secure, &self.upstream.tls) {
+                (None, _) => None,
+                (Some(host), Some(client)) => Some((client, &**host)),
+                (Some(_), None) => return Err(FetchError::TlsProtocol("TLS to this upstream could not be set up".into())),
+            };
+            Link::open(&connect::order(&addresses, turn, endpoint.port), secure, settings, self.want.worker).await
         };
         let opened = opened.await;
         let took = began.elapsed();
         endpoint.note_connect(opened.is_ok());
         match opened {
             Ok(link) => Ok((permit.connected(link), Some(took))),
-            Err(error) => Err(Failed { connect: Some(took), ..Failed::before(error) }),
+            Err(error) => {
+                self.tell(&error);
+                Err(Failed { connect: Some(took), ..Failed::before(error) })
+            }
+        }
+    }
+}
+
+/// Between two warnings, milliseconds.
+const WARN_INTERVAL_MS: u64 = 10_000;
+
+impl Attempt<'_> {
+    /// What only the operator can mend is told, with what helps.
+    fn tell(&self, error: &FetchError) {
+        static LIMIT: RateLimit = RateLimit::new(WARN_INTERVAL_MS);
+        let is_tls = matches!(error, FetchError::TlsCertificate(_) | FetchError::TlsAlert(_) | FetchError::TlsProtocol(_));
+        if is_tls && let Some(held_back) = LIMIT.pass(clock::now().mono_ms) {
+            let (upstream, endpoint) = (&*self.upstream.name, &*self.endpoint.authority);
+            tracing::warn!(upstream, endpoint, %error, held_back, "TLS to an upstream failed");
         }
     }
 }

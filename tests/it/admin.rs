@@ -81,12 +81,14 @@ impl Control for Scripted {
     fn stored_here(&self, url: &str) -> bool {
         url == "shop.example/stored"
     }
-    fn explain(&self, request: ExplainRequest) -> Result<Value, String> {
-        if request.url == "nonsense" {
-            return Err("the URL is not absolute".into());
-        }
-        self.explained.lock().push(request);
-        Ok(json!({ "tier": "memory" }))
+    fn explain(&self, request: ExplainRequest) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
+        let explained = if request.url == "nonsense" {
+            Err("the URL is not absolute".into())
+        } else {
+            self.explained.lock().push(request);
+            Ok(json!({ "tier": "memory" }))
+        };
+        Box::pin(async { explained })
     }
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Value, ReloadRefused>> + Send>> {
         let mut reloads = self.reloads.lock();

@@ -109,7 +109,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "coalesce::flight",
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
     ),
-    ("upstream", &["http1", "listener::*", "observe", "config::settings", "semantics", "body", "clock"]),
+    ("upstream", &["http1", "listener::*", "tls::client", "observe", "config::settings", "semantics", "body", "clock"]),
     (
         "shield",
         &[
@@ -129,7 +129,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shield::replay", &["shield::hop"]),
     ("shield::health", &[]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
-    ("config", &["semantics", "tls::SUITES", "tls::certificate", "tls::tickets", "clock"]),
+    ("config", &["semantics", "tls::SUITES", "tls::certificate", "tls::client", "tls::tickets", "clock"]),
     ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),
     ("body", &["semantics::Fields"]),
     ("clock", &["semantics::Now"]),

@@ -178,7 +178,6 @@ fn upstreams_are_checked() {
         super::config::refused(&format!("[upstreams.app]\nendpoints = [\"{url}\"]\n"), 2, 14, "upstreams.app.endpoints[0]", what, remedy);
     };
     refused("app:3000", "needs a scheme", "\"http://app:3000\"");
-    refused("https://app", "TLS to upstreams is not supported yet", "http://app");
     refused("ftp://app", "not a scheme", "");
     refused("http://app/base", "no path", "add_prefix");
     refused("http://app:0", "not a port", "");
@@ -603,6 +602,7 @@ fn the_journal_has_bounds_and_a_node_of_a_fleet_a_name() {
         ("trust = '2m'", "journal.trust"),
         ("repair = '1s'", "journal.repair"),
         ("forget_after = '1s'", "journal.forget_after"),
+        ("trust = '60s'\nforget_after = '61s'", "journal.forget_after"),
         ("serve_at_most = '0s'", "journal.serve_at_most"),
         ("max_entries = 10", "journal.max_entries"),
         ("node = 'a b'", "journal.node"),

@@ -10,6 +10,7 @@ mod equivalent;
 mod forwarding;
 mod freshness;
 mod http2;
+mod http2_abuse;
 mod methods;
 mod policy;
 mod proxy_protocol;

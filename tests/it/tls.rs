@@ -2,6 +2,7 @@
 
 mod certificates;
 mod handshakes;
+mod upstream;
 
 use crate::support::client::Client;
 use crate::support::pki::Pki;

@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(50);
 
 fn endpoint(host: &str, port: u16) -> settings::Endpoint {
-    settings::Endpoint { url: format!("http://{host}:{port}"), host: host.to_owned(), port }
+    settings::Endpoint { url: format!("http://{host}:{port}"), host: host.to_owned(), port, is_secure: false }
 }
 
 fn codec() -> settings::UpstreamCodec {
@@ -56,6 +56,7 @@ fn to(addresses: &[SocketAddr]) -> settings::Upstream {
         retries: 1,
         header_bytes: 16 * 1024,
         header_count: 100,
+        tls: settings::UpstreamTls::default(),
     }
 }
 

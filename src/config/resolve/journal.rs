@@ -38,6 +38,17 @@ pub fn journal(whole: &RawConfig, listeners: &[Listener], report: &mut Report) -
         forget_after: bounded(&mut t, "forget_after", raw.forget_after.as_ref(), secs(3600), secs(10)..=secs(30 * 86_400)),
         max_entries: t.count("max_entries", raw.max_entries, 100_000, 1000..=10_000_000),
     };
+    if journal.forget_after <= journal.trust + Journal::MARGIN {
+        let allowed = "more than trust and a second";
+        let given = format!("\"{}\"", units::print_duration(journal.forget_after));
+        t.wrong_text(
+            "forget_after",
+            "nodes would be forgotten before they are known to be cut off",
+            given,
+            allowed,
+            "write for example forget_after = \"1h\"",
+        );
+    }
     let is_plain = journal.node.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}' | b'"' | b'/'));
     if journal.node.is_empty() || journal.node.len() > NODE_BYTES_MAX || !is_plain {
         let allowed = "1 to 256 visible ASCII characters but braces, quotes and slashes";

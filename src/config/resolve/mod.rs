@@ -143,6 +143,10 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             return None;
         };
         let address = net::address(&join(&path, "address"), address, report)?;
+        if raw.h2c.unwrap_or(false) && raw.tls.is_some() {
+            let remedy = "remove h2c; tls.http2 offers HTTP/2 there";
+            report.problem(&join(&path, "h2c"), "HTTP/2 in plain text on a listener with TLS", "true", "h2c without tls", remedy);
+        }
         let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
         let announcing = raw.proxy_protocol.as_deref().unwrap_or_default();
         let proxy_protocol = net::networks(&join(&path, "proxy_protocol"), announcing, report);
@@ -278,6 +282,28 @@ fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
         rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, 65_536, 16..=100_000_000),
         compression_threads: threads("compression_threads", raw.compression_threads.as_ref(), (machine::cores() - 1).max(1), &mut t),
         rate_limit_budget: t.timeout("rate_limit_budget", raw.rate_limit_budget.as_ref(), Duration::from_millis(25)),
+        http2: http2(&raw.http2, report),
+    }
+}
+
+fn http2(raw: &RawHttp2, report: &mut Report) -> Http2 {
+    /// RFC 9113 §6.9.1.
+    const WINDOW_MAX: u64 = (1 << 31) - 1;
+    let (mut t, default) = (Table::new(report, "limits.http2"), Http2::default());
+    let mut window = |key, raw: &Option<RawSize>, default: u32| t.size(key, raw.as_ref(), default.into(), 16 * KIB..=WINDOW_MAX) as u32;
+    let stream_window = window("stream_window", &raw.stream_window, default.stream_window);
+    let connection_window = window("connection_window", &raw.connection_window, default.connection_window);
+    Http2 {
+        streams: t.count("streams", raw.streams, default.streams.into(), 1..=10_000) as u32,
+        stream_window,
+        connection_window,
+        send_buffer: t.size("send_buffer", raw.send_buffer.as_ref(), default.send_buffer as u64, 16 * KIB..=16 * MIB) as usize,
+        resets: t.count("resets", raw.resets, default.resets, 1..=1_000_000),
+        resets_pending: t.count("resets_pending", raw.resets_pending, default.resets_pending as u64, 1..=10_000) as usize,
+        errors: t.count("errors", raw.errors, default.errors as u64, 1..=1_000_000) as usize,
+        idle_frames: t.count("idle_frames", raw.idle_frames, default.idle_frames, 100..=1_000_000),
+        keep_alive: t.timeout("keep_alive", raw.keep_alive.as_ref(), default.keep_alive),
+        keep_alive_timeout: t.timeout("keep_alive_timeout", raw.keep_alive_timeout.as_ref(), default.keep_alive_timeout),
     }
 }
 

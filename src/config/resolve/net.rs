@@ -110,8 +110,15 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
         let remedy = "write endpoints = [\"http://127.0.0.1:3000\"]";
         report.problem(&path, "an upstream needs endpoints", format!("{} endpoints", urls.len()), "1 to 1024 endpoints", remedy);
     }
-    let endpoints = join(&path, "endpoints");
-    let endpoints = urls.iter().enumerate().filter_map(|(index, url)| endpoint(&format!("{endpoints}[{index}]"), url, report)).collect();
+    let at = join(&path, "endpoints");
+    let endpoints: Vec<Endpoint> =
+        urls.iter().enumerate().filter_map(|(index, url)| endpoint(&format!("{at}[{index}]"), url, report)).collect();
+    let is_secure = endpoints.iter().any(|endpoint| endpoint.is_secure);
+    if is_secure && matches!(raw.http1, Some(RawCodec::Hyper)) {
+        let remedy = "leave http1 out";
+        report.problem(&join(&path, "http1"), "a codec for plain text", "\"hyper\"", "\"own\" for https", remedy);
+    }
+    let tls = super::tls::upstream(&join(&path, "tls"), &raw.tls, is_secure, report);
     let mut t = Table::new(report, &path);
     Upstream {
         name: name.to_owned(),
@@ -138,12 +145,13 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
         retries: t.count("retries", raw.retries, 1, 0..=10) as u32,
         header_bytes: t.size("header_bytes", raw.header_bytes.as_ref(), 64 * KIB, 512..=16 * MIB) as usize,
         header_count: t.count("header_count", raw.header_count, 200, 1..=10_000) as usize,
+        tls,
     }
 }
 
-/// `http://host[:port]`.
+/// `http://host[:port]` or `https://host[:port]`.
 pub fn endpoint(path: &str, url: &str, report: &mut Report) -> Option<Endpoint> {
-    const ALLOWED: &str = r#""http://host:port", without a path"#;
+    const ALLOWED: &str = r#""http://host:port" or "https://host:port", without a path"#;
     let mut refuse = |what: &str, remedy: String| {
         report.problem(path, what, format!("\"{url}\""), ALLOWED, remedy);
         None
@@ -151,32 +159,27 @@ pub fn endpoint(path: &str, url: &str, report: &mut Report) -> Option<Endpoint> 
     let Some((scheme, rest)) = url.split_once("://") else {
         return refuse("an endpoint needs a scheme", format!("write \"http://{url}\""));
     };
-    match scheme.to_ascii_lowercase().as_str() {
-        "http" => {}
-        "https" => {
-            return refuse(
-                "TLS to upstreams is not supported yet",
-                format!("write \"http://{rest}\" if the upstream also speaks plain HTTP"),
-            );
-        }
+    let is_secure = match scheme.to_ascii_lowercase().as_str() {
+        "http" => false,
+        "https" => true,
         _ => return refuse("not a scheme for upstreams", format!("write \"http://{rest}\"")),
-    }
+    };
     let (authority, after) = rest.find(['/', '?', '#']).map_or((rest, ""), |at| rest.split_at(at));
     if !matches!(after, "" | "/") {
         return refuse(
             "an endpoint has no path",
-            format!("write \"http://{authority}\", and rewrite = [{{ add_prefix = \"{after}\" }}] on the route"),
+            format!("write \"{scheme}://{authority}\", and rewrite = [{{ add_prefix = \"{after}\" }}] on the route"),
         );
     }
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse::<u16>().ok().filter(|port| *port != 0)),
-        _ => (authority, Some(80)),
+        _ => (authority, Some(if is_secure { 443 } else { 80 })),
     };
     let host = host.to_ascii_lowercase();
     match port {
         None => refuse("not a port", "write a port between 1 and 65535".into()),
         Some(_) if !is_host(&host) => refuse("not a host", "write a host name or an IP address (IPv6 in brackets)".into()),
-        Some(port) => Some(Endpoint { url: url.trim_end_matches('/').to_owned(), host, port }),
+        Some(port) => Some(Endpoint { url: url.trim_end_matches('/').to_owned(), host, port, is_secure }),
     }
 }
 

@@ -87,14 +87,24 @@ fn peer(path: &str, text: &str, report: &mut Report) -> Option<ShieldPeer> {
             }
         };
     }
-    let Endpoint { host, port, .. } = net::endpoint(path, text, report)?;
+    let (host, port) = plain(path, text, report)?;
     Some(ShieldPeer::One { host, port })
+}
+
+/// `http://host:port`: nodes have no TLS between them.
+fn plain(path: &str, text: &str, report: &mut Report) -> Option<(String, u16)> {
+    let Endpoint { host, port, is_secure, .. } = net::endpoint(path, text, report)?;
+    if is_secure {
+        let remedy = format!("write \"http://{}\"", peer_name(&host, port));
+        report.problem(path, "there is no TLS between nodes", format!("\"{text}\""), "\"http://host:port\"", remedy);
+    }
+    Some((host, port))
 }
 
 /// Our own name: as written, or what others reach us by where that is one address.
 fn advertise(raw: &RawShield, listen: Option<SocketAddr>, report: &mut Report) -> Option<String> {
     if let Some(text) = &raw.advertise {
-        return net::endpoint("shield.advertise", text, report).map(|Endpoint { host, port, .. }| peer_name(&host, port));
+        return plain("shield.advertise", text, report).map(|(host, port)| peer_name(&host, port));
     }
     let listen = listen?;
     if listen.ip().is_unspecified() || listen.port() == 0 {

@@ -4,12 +4,13 @@ use super::SECRET_FILE_BYTES_MAX;
 use super::table::Table;
 use crate::clock;
 use crate::config::problem::nearest;
-use crate::config::raw::{RawCertificate, RawListenerTls, RawTlsVersion};
+use crate::config::raw::{RawCertificate, RawListenerTls, RawTlsVersion, RawUpstreamTls};
 use crate::config::report::Report;
-use crate::config::settings::{CertificateFiles, ListenerTls, PemFile, TlsVersion};
+use crate::config::settings::{CertificateFiles, ListenerTls, PemFile, TlsVersion, UpstreamTls};
 use crate::config::shape::join;
 use crate::tls::SUITES;
 use crate::tls::certificate::{Certificate, Part};
+use crate::tls::client::{Client, ClientError};
 use crate::tls::tickets::SECRET_BYTES_MIN;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -26,10 +27,7 @@ pub fn listener(at: &str, raw: &RawListenerTls, report: &mut Report) -> Listener
     let list = join(at, "certificates");
     let each = raw.certificates.iter().enumerate();
     let certificates = each.filter_map(|(index, raw)| certificate(&format!("{list}[{index}]"), raw, report)).collect();
-    let min_version = match raw.min_version {
-        None | Some(RawTlsVersion::Tls12) => TlsVersion::Tls12,
-        Some(RawTlsVersion::Tls13) => TlsVersion::Tls13,
-    };
+    let min_version = version(raw.min_version);
     let suites = suites(&join(at, "suites"), raw.suites.as_deref(), min_version, report);
     let ticket_key = ticket_key(&join(at, "ticket_key_file"), raw.ticket_key_file.as_deref(), report);
     let mut table = Table::new(report, at);
@@ -41,6 +39,47 @@ pub fn listener(at: &str, raw: &RawListenerTls, report: &mut Report) -> Listener
         handshake_timeout: table.timeout("handshake_timeout", raw.handshake_timeout.as_ref(), Duration::from_secs(10)),
         handshakes: table.count("handshakes", raw.handshakes, 1024, 1..=1_000_000) as usize,
         ticket_key,
+    }
+}
+
+/// What connections to an upstream need, some of which have TLS or not.
+pub fn upstream(at: &str, raw: &RawUpstreamTls, is_secure: bool, report: &mut Report) -> UpstreamTls {
+    if !is_secure {
+        if *raw != RawUpstreamTls::default() {
+            report.problem(at, "TLS for an upstream without it", "", "endpoints with https://", "write https://, or remove this table");
+        }
+        return UpstreamTls::default();
+    }
+    let (ca_at, has_certificate) = (join(at, "ca_file"), raw.cert_file.is_some() || raw.key_file.is_some());
+    let pair = RawCertificate { cert_file: raw.cert_file.clone(), key_file: raw.key_file.clone() };
+    let tls = UpstreamTls {
+        verify: !raw.insecure_skip_verify.unwrap_or(false),
+        roots: raw.ca_file.as_deref().and_then(|given| file(&ca_at, Some(given), report)),
+        certificate: has_certificate.then(|| certificate(at, &pair, report)).flatten(),
+        server_name: raw.server_name.as_deref().map(str::to_ascii_lowercase),
+        min_version: version(raw.min_version),
+    };
+    if !tls.verify {
+        report.warn(&join(at, "insecure_skip_verify"), "whoever sits between here and the upstream can read and change everything");
+    }
+    if let Some(name) = tls.server_name.as_deref().filter(|name| !super::net::is_host(name)) {
+        report.problem(&join(at, "server_name"), "not a name", format!("\"{name}\""), "a host name or an address", "correct it");
+    }
+    let was_read = tls.roots.is_some() == raw.ca_file.is_some() && tls.certificate.is_some() == has_certificate;
+    if was_read && let Err(error) = Client::new(&tls) {
+        let (at, found) = match (&error, &raw.ca_file) {
+            (ClientError::NoRoots, Some(given)) => (ca_at.as_str(), format!("\"{given}\"")),
+            _ => (at, String::new()),
+        };
+        report.problem(at, error.to_string(), found, "certificates that can be used", error.remedy());
+    }
+    tls
+}
+
+fn version(raw: Option<RawTlsVersion>) -> TlsVersion {
+    match raw {
+        None | Some(RawTlsVersion::Tls12) => TlsVersion::Tls12,
+        Some(RawTlsVersion::Tls13) => TlsVersion::Tls13,
     }
 }
 

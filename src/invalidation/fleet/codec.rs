@@ -9,6 +9,7 @@ use super::protocol::{
 use crate::invalidation::{Entry, Kind, Mode, Position, Purge, PurgeId, Selector};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Of the data of entries. A later one may mean what this program does not know.
 const VERSION: &str = "1";
@@ -96,7 +97,7 @@ fn record(words: &[String]) -> Result<Record, Damaged> {
         server: server_of(server),
         since_ms: number(since)?,
         doubt: if doubt.is_empty() { None } else { Some(read_doubt(doubt)?) },
-        members: members.as_chunks::<2>().0.iter().map(|[name, text]| read_member(name, text)).collect::<Result<_, _>>()?,
+        members: members.as_chunks::<2>().0.iter().map(|[name, text]| read_member(name, text)).collect(),
     })
 }
 
@@ -113,41 +114,71 @@ pub(super) fn member_text(member: &Member) -> String {
     format!("{instance} {beat} {acknowledged} {applied} {at_ms} {state} {policy} {}", server.0)
 }
 
-pub(super) fn read_member(name: &str, text: &str) -> Result<Member, Damaged> {
+/// A member that cannot be read, which a later version may have written, or nobody, is one that serves, who knows for how
+/// long; it is heard of whenever its text changes.
+pub(super) fn read_member(name: &str, text: &str) -> Member {
     let words: Vec<&str> = text.split(' ').collect();
-    let [instance, beat, acknowledged, applied, at_ms, state, policy, server] = words[..] else {
-        return Err(Damaged("a member"));
-    };
-    Ok(Member {
+    known_member(name, &words).unwrap_or_else(|| Member {
         name: name.to_owned(),
-        instance: Instance(u128::from_str_radix(instance, 16).map_err(|_| Damaged("an instance"))?),
-        policy: read_policy(policy).ok_or(Damaged("a policy"))?,
-        beat: number(beat)?,
-        acknowledged: number(acknowledged)?,
-        applied: applied.parse().map_err(|_| Damaged("a position"))?,
-        at_ms: number(at_ms)?,
+        instance: Instance(0),
+        policy: UNKNOWN_POLICY,
+        beat: mark_of(text),
+        acknowledged: 0,
+        applied: Position::default(),
+        at_ms: words.get(4).and_then(|at_ms| at_ms.parse().ok()).unwrap_or(0),
+        server: Server::default(),
+        left: words.get(5) == Some(&"left"),
+    })
+}
+
+/// Another for another text, on one node.
+fn mark_of(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn known_member(name: &str, words: &[&str]) -> Option<Member> {
+    // What comes behind is of a later version.
+    let [instance, beat, acknowledged, applied, at_ms, state, policy, server, ..] = *words else { return None };
+    Some(Member {
+        name: name.to_owned(),
+        instance: Instance(u128::from_str_radix(instance, 16).ok()?),
+        policy: read_policy(policy),
+        beat: beat.parse().ok()?,
+        acknowledged: acknowledged.parse().ok()?,
+        applied: applied.parse().ok()?,
+        at_ms: at_ms.parse().ok()?,
         server: server_of(server),
         left: state == "left",
     })
 }
 
+/// Of a node that has not said, or not so that it is understood.
+const UNKNOWN_POLICY: Policy = Policy::Serve { at_most_ms: None, every_ms: 0 };
+
 fn policy_text(policy: Policy) -> String {
     match policy {
-        Policy::Serve { at_most_ms: None } => "serve".into(),
-        Policy::Serve { at_most_ms: Some(ms) } => format!("serve:{ms}"),
-        Policy::Revalidate => "revalidate".into(),
+        Policy::Serve { at_most_ms: None, .. } => "serve".into(),
+        Policy::Serve { at_most_ms: Some(ms), every_ms: 0 } => format!("serve:{ms}"),
+        Policy::Serve { at_most_ms: Some(ms), every_ms } => format!("serve:{ms}:{every_ms}"),
+        Policy::Revalidate { every_ms: 0 } => "revalidate".into(),
+        Policy::Revalidate { every_ms } => format!("revalidate:{every_ms}"),
         Policy::Bypass => "bypass".into(),
     }
 }
 
-fn read_policy(text: &str) -> Option<Policy> {
-    Some(match text.split_once(':') {
-        Some(("serve", ms)) => Policy::Serve { at_most_ms: Some(ms.parse().ok()?) },
-        None if text == "serve" => Policy::Serve { at_most_ms: None },
-        None if text == "revalidate" => Policy::Revalidate,
-        None if text == "bypass" => Policy::Bypass,
-        _ => return None,
-    })
+fn read_policy(text: &str) -> Policy {
+    let (name, times) = text.split_once(':').unwrap_or((text, ""));
+    let times: Result<Vec<u64>, _> = times.split(':').filter(|time| !time.is_empty()).map(str::parse).collect();
+    match (name, times.as_deref()) {
+        ("serve", Ok([ms])) => Policy::Serve { at_most_ms: Some(*ms), every_ms: 0 },
+        ("serve", Ok([ms, every_ms])) => Policy::Serve { at_most_ms: Some(*ms), every_ms: *every_ms },
+        ("revalidate", Ok([])) => Policy::Revalidate { every_ms: 0 },
+        ("revalidate", Ok([every_ms])) => Policy::Revalidate { every_ms: *every_ms },
+        ("bypass", Ok([])) => Policy::Bypass,
+        _ => UNKNOWN_POLICY,
+    }
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, Damaged> {
@@ -277,7 +308,7 @@ impl Raw<'_> {
 }
 
 /// Kinds of what unsafe methods invalidate, by the byte that stands for each.
-const KINDS: [(u8, Kind); 3] = [(b'u', Kind::Url), (b'g', Kind::Group), (b'h', Kind::Host)];
+const KINDS: [(u8, Kind); 4] = [(b'u', Kind::Url), (b'g', Kind::Group), (b'h', Kind::Host), (b'e', Kind::Everything)];
 
 /// Of each hash the kind, one byte, and 16 bytes, the highest first.
 fn hashes_data(hashes: &[(Kind, u128)]) -> Vec<u8> {
@@ -322,15 +353,29 @@ mod tests {
 
     #[test]
     fn members_survive_their_text() {
-        let policies = [Policy::Serve { at_most_ms: None }, Policy::Serve { at_most_ms: Some(5000) }, Policy::Revalidate, Policy::Bypass];
+        let serve = |at_most_ms, every_ms| Policy::Serve { at_most_ms, every_ms };
+        let revalidate = |every_ms| Policy::Revalidate { every_ms };
+        let policies = [serve(None, 0), serve(Some(5000), 0), serve(Some(0), 7), revalidate(0), revalidate(500), Policy::Bypass];
         for policy in policies {
             for left in [false, true] {
                 let member = member(policy, left);
-                assert_eq!(read_member("edge-1:8080", &member_text(&member)), Ok(member));
+                assert_eq!(read_member("edge-1:8080", &member_text(&member)), member);
             }
         }
-        assert!(read_member("a", "nonsense").is_err());
-        assert_eq!(read_policy("serve:x"), None);
+    }
+
+    #[test]
+    fn what_later_versions_write_of_a_member_is_one_that_serves() {
+        let text = member_text(&member(Policy::Bypass, false));
+        assert_eq!(read_member("edge-1:8080", &format!("{text} more")), member(Policy::Bypass, false), "words behind are theirs");
+        for policy in ["serve", "serve:x", "serve:1:2:3", "revalidate:soon", "bypass:1", "dream"] {
+            let read = read_member("edge-1:8080", &text.replace("bypass", policy));
+            assert_eq!(read, member(UNKNOWN_POLICY, false), "{policy}");
+        }
+        let [one, other] = ["nonsense", "a b c d 77 left"].map(|text| read_member("a", text));
+        assert_eq!([one.policy, other.policy], [UNKNOWN_POLICY; 2]);
+        assert_eq!((one.at_ms, one.left, other.at_ms, other.left), (0, false, 77, true));
+        assert_ne!(one.beat, other.beat, "another text is a sign of life");
     }
 
     fn fields(pairs: &[(&str, &[u8])]) -> Fields {
@@ -393,7 +438,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hashes_survive_their_bytes(hashes in prop::collection::vec((0..3_usize, any::<u128>()), 0..300)) {
+        fn hashes_survive_their_bytes(hashes in prop::collection::vec((0..KINDS.len(), any::<u128>()), 0..300)) {
             let hashes: Vec<_> = hashes.into_iter().map(|(kind, hash)| (KINDS[kind].1, hash)).collect();
             prop_assert_eq!(read_hashes(&hashes_data(&hashes)), Some(hashes));
         }

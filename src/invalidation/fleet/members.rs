@@ -34,6 +34,7 @@ pub(super) struct Question<'a> {
     pub(super) server: &'a Server,
     pub(super) epoch: u64,
     pub(super) lapse_ms: u64,
+    pub(super) beat_ms: u64,
     pub(super) forget_after_ms: u64,
     /// This node was registered for so long that whoever does not know it comes back as from a long outage.
     pub(super) long_unbroken: bool,
@@ -69,9 +70,16 @@ impl Members {
         }
     }
 
-    /// Gives the life that was known.
-    pub(super) fn forget(&mut self, name: &str) -> Option<Instance> {
-        self.by_name.remove(name).map(|seen| seen.member.instance)
+    /// The life of this name that is known here.
+    pub(super) fn instance(&self, name: &str) -> Option<Instance> {
+        self.by_name.get(name).map(|seen| seen.member.instance)
+    }
+
+    /// Unless the node is back, in another life.
+    pub(super) fn forget(&mut self, name: &str, instance: Instance) {
+        if self.instance(name) == Some(instance) {
+            self.by_name.remove(name);
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Seen> {
@@ -89,25 +97,76 @@ impl Members {
 }
 
 impl Seen {
-    /// What this node has done with the purge at `position`, as far as can be known.
-    pub(super) fn state(&self, position: Position, question: &Question<'_>) -> NodeState {
+    /// What this node has done with the purge at `position`, issued at this boot-time ms, as far as can be known.
+    pub(super) fn state(&self, position: Position, issued_at: u64, question: &Question<'_>) -> NodeState {
         let Member { applied, server, policy, acknowledged, .. } = &self.member;
         if applied.epoch == question.epoch && *applied >= position && server == question.server {
             return NodeState::Applied;
         }
         let unheard_ms = question.sent.saturating_sub(self.changed_at);
-        if unheard_ms >= question.forget_after_ms {
-            return NodeState::Gone;
-        }
         // It has to come back as one that missed something, whatever Redis loses until then.
         let comes_back_lapsed = *acknowledged > self.beat_when_joined || question.long_unbroken;
-        let serves_for_ms = match policy {
-            Policy::Serve { at_most_ms } => *at_most_ms,
-            Policy::Revalidate | Policy::Bypass => Some(0),
+        let (serves_for_ms, every_ms) = match *policy {
+            Policy::Serve { at_most_ms, every_ms } => (at_most_ms, every_ms),
+            Policy::Revalidate { every_ms } => (Some(0), every_ms),
+            Policy::Bypass => (Some(0), 0),
         };
-        match serves_for_ms {
-            Some(ms) if comes_back_lapsed && unheard_ms >= question.lapse_ms.saturating_add(ms) => NodeState::CutOff,
+        // By its own account: what others are configured with does not end it.
+        let serves_no_more = serves_for_ms.is_none_or(|ms| unheard_ms >= question.lapse_ms.saturating_add(ms));
+        // What it confirmed before the purge is too old for it by then.
+        let is_confirmed_anew = every_ms == 0 || question.sent.saturating_sub(issued_at) >= every_ms.saturating_add(question.lapse_ms);
+        match serves_no_more && is_confirmed_anew {
+            true if unheard_ms >= question.forget_after_ms => NodeState::Gone,
+            true if comes_back_lapsed && serves_for_ms.is_some() => NodeState::CutOff,
             _ => NodeState::Waiting,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::protocol::Instance;
+    use super::*;
+
+    const LAPSE_MS: u64 = 4000;
+    const FORGET_AFTER_MS: u64 = 60_000;
+
+    /// Of a node that was last heard of at 0, about a purge that was issued then, by a heartbeat sent at `sent`.
+    fn state(policy: Policy, sent: u64) -> NodeState {
+        let member = Member {
+            name: "b".into(),
+            instance: Instance(1),
+            policy,
+            beat: 9,
+            acknowledged: 8,
+            applied: Position::start_of(1),
+            at_ms: 0,
+            server: Server::default(),
+            left: false,
+        };
+        let seen = Seen { member, changed_at: 0, beat_when_joined: 1, present: true };
+        let server = Server::default();
+        let (lapse_ms, forget_after_ms) = (LAPSE_MS, FORGET_AFTER_MS);
+        let question = Question { sent, server: &server, epoch: 1, lapse_ms, beat_ms: 1000, forget_after_ms, long_unbroken: false };
+        seen.state(Position { epoch: 1, ms: 1, sequence: 0 }, 0, &question)
+    }
+
+    #[test]
+    fn a_purge_waits_for_as_long_as_a_node_that_is_cut_off_may_serve() {
+        let serve = |at_most_ms| Policy::Serve { at_most_ms, every_ms: 0 };
+        for (policy, waits_ms, then) in [
+            (Policy::Bypass, LAPSE_MS, NodeState::CutOff),
+            (Policy::Revalidate { every_ms: 0 }, LAPSE_MS, NodeState::CutOff),
+            // What it confirmed before the purge answers for so long.
+            (Policy::Revalidate { every_ms: 5000 }, LAPSE_MS + 5000, NodeState::CutOff),
+            (serve(Some(30_000)), LAPSE_MS + 30_000, NodeState::CutOff),
+            (Policy::Serve { at_most_ms: Some(1000), every_ms: 9000 }, LAPSE_MS + 9000, NodeState::CutOff),
+            // Its own limit counts, though others would have forgotten it by then.
+            (serve(Some(2 * FORGET_AFTER_MS)), LAPSE_MS + 2 * FORGET_AFTER_MS, NodeState::Gone),
+            (serve(None), FORGET_AFTER_MS, NodeState::Gone),
+        ] {
+            assert_eq!(state(policy, waits_ms - 1), NodeState::Waiting, "{policy:?}");
+            assert_eq!(state(policy, waits_ms), then, "{policy:?}");
         }
     }
 }

@@ -20,7 +20,7 @@ mod simulation;
 
 pub use members::Seen;
 
-use super::{Journal, Position, Purge, PurgeId, Refused};
+use super::{Journal, Kind, Position, Purge, PurgeId, Refused};
 use crate::semantics::Now;
 use lease::Lease;
 use members::{Members, Question};
@@ -29,7 +29,7 @@ use protocol::{
     Answer, Batch, Beat, BeatAnswer, Command, Doubt, Found, Instance, Policy, Proposal, Read, Record, Refusal, Server, Ticket, UnsafeEntry,
     Vouch,
 };
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Entries of each stream in one read.
@@ -46,10 +46,12 @@ const RETRY_MS: u64 = 100;
 const BATCH_MS: u64 = 10;
 /// Batches under way at once.
 const BATCHES_MAX: usize = 8;
-/// Batches that are told again to another server, which may have lost them.
+/// Batches that are told again to another server, which may have lost them; no more are appended and not read yet.
 const BATCHES_REPEATED: usize = 64;
 /// What registrations and leases of others may differ by.
 const MARGIN_MS: u64 = 1000;
+/// How long it is tried to tell Redis that a node is forgotten.
+const FORGET_MS: u64 = 5000;
 /// Outage of Redis after which nobody can say any more that nothing was missed.
 const OUTAGE_MS: u64 = 60_000;
 
@@ -104,6 +106,8 @@ pub enum Action {
     Send(Ticket, Command),
     /// The receipt of this purge has changed: [`Journal::receipt`].
     Told(PurgeId),
+    /// Redis has noted that the node of this name is gone.
+    Forgotten(String),
     Note(Note),
 }
 
@@ -128,6 +132,10 @@ pub enum Note {
     Foreign { entries: usize },
     /// Own purges appended again to a new epoch.
     Repaired { purges: usize },
+    /// More own purges waited for Redis than are kept: something else is to tell the fleet of these.
+    GivenUp { purges: usize },
+    /// In the stead of own invalidations that were not kept the fleet drops everything.
+    StoodIn,
     /// This node's name is used by another that runs.
     NameTaken,
 }
@@ -154,7 +162,11 @@ pub struct Fleet {
     read: Reads,
     members: Members,
     own: Own,
+    /// The purge that is appended in the stead of those that were given up.
+    stand_in: Option<PurgeId>,
     batches: Batches,
+    /// Nodes that Redis is to be told to forget, by name.
+    forgetting: BTreeMap<String, Forgetting>,
     leaving: bool,
     faults: Faults,
 }
@@ -162,11 +174,28 @@ pub struct Fleet {
 /// A command that was sent, as far as its answer needs it.
 #[derive(Debug)]
 enum UnderWay {
-    Beat { sent: u64, applied: Position },
-    Read { sent: u64, epoch: u64 },
-    Append { epoch: u64, id: PurgeId },
-    AppendUnsafe { epoch: u64, batch: Batch },
+    Beat {
+        sent: u64,
+        applied: Position,
+    },
+    Read {
+        sent: u64,
+        epoch: u64,
+    },
+    /// `term`: of [`Own`]; what was sent in another may be lost.
+    Append {
+        term: u64,
+        id: PurgeId,
+    },
+    AppendUnsafe {
+        term: u64,
+        batch: Batch,
+    },
     Propose,
+    Forget {
+        name: String,
+        instance: Instance,
+    },
     Leave,
 }
 
@@ -207,23 +236,57 @@ struct Missing {
 struct Batches {
     /// Taken from the journal, to be appended (again).
     waiting: VecDeque<Batch>,
-    /// The last that were appended.
-    recent: VecDeque<Batch>,
+    /// The last that were appended, and whether they were read in their place.
+    recent: VecDeque<(Batch, bool)>,
+    unread: usize,
     under_way: usize,
     next_at: u64,
+    /// After a failure, whatever waits.
+    retry_at: u64,
 }
 
 impl Batches {
-    fn appended(&mut self, batch: Batch) {
-        if self.recent.len() >= BATCHES_REPEATED {
+    /// An append has ended; where it did nothing, as far as is known, it is done again later.
+    fn failed(&mut self, batch: Batch, now_ms: u64) {
+        self.under_way -= 1;
+        self.waiting.push_back(batch);
+        self.retry_at = now_ms + RETRY_MS;
+    }
+
+    fn appended(&mut self, batch: Batch, was_read: bool) {
+        self.under_way -= 1;
+        self.unread += usize::from(!was_read);
+        self.recent.push_back((batch, was_read));
+        while self.recent.len() > BATCHES_REPEATED && self.recent.front().is_some_and(|(_, was_read)| *was_read) {
             self.recent.pop_front();
         }
-        self.recent.push_back(batch);
+    }
+
+    /// It was read in its place.
+    fn placed(&mut self, id: PurgeId) {
+        if let Some((_, was_read)) = self.recent.iter_mut().find(|(batch, was_read)| batch.id == id && !was_read) {
+            *was_read = true;
+            self.unread -= 1;
+        }
     }
 
     fn repeat(&mut self) {
-        self.waiting.append(&mut self.recent);
+        self.waiting.extend(self.recent.drain(..).map(|(batch, _)| batch));
+        self.unread = 0;
     }
+
+    /// What is read no more would never be known to be there: nothing is appended that could not be told again.
+    const fn may_append(&self) -> bool {
+        self.under_way < BATCHES_MAX && self.under_way + self.unread < BATCHES_REPEATED
+    }
+}
+
+/// A life of a node that Redis is to be told to forget: when next, and until when it is tried.
+#[derive(Debug)]
+struct Forgetting {
+    instance: Instance,
+    next_at: u64,
+    until: u64,
 }
 
 /// Faults that tests plant.
@@ -270,7 +333,9 @@ impl Fleet {
             beat: Beats::default(),
             read: Reads::default(),
             members: Members::default(),
+            stand_in: None,
             batches: Batches::default(),
+            forgetting: BTreeMap::new(),
             leaving: false,
             faults: Faults::planted(),
         }
@@ -281,13 +346,27 @@ impl Fleet {
         let mut actions = Vec::new();
         match event {
             Event::Tick => {}
-            Event::Issued(purge) => self.own.issue(purge, now.mono_ms),
+            Event::Issued(purge) => {
+                if self.applied.epoch == 0 {
+                    let why = "the fleet's journal was not heard of yet";
+                    self.journal.change_receipt(purge.id, |receipt| receipt.reason = Some(why.into()));
+                }
+                let given_up = self.own.issue(purge, now.mono_ms);
+                given_up.iter().for_each(|&id| self.journal.give_up(id));
+                if !given_up.is_empty() {
+                    actions.push(Action::Note(Note::GivenUp { purges: given_up.len() }));
+                }
+            }
             Event::Answered(ticket, answer) => self.answered(ticket, answer, now, &mut actions),
             Event::Failed(ticket, why) => self.failed(ticket, &why, now, &mut actions),
             Event::Forget(name) => {
                 // The life that is known here: it may be back by now, and then purges have to wait for it.
-                if let Some(instance) = self.members.forget(&name) {
-                    self.send(UnderWay::Leave, Command::Leave { name, instance }, &mut actions);
+                match self.members.instance(&name) {
+                    Some(instance) => {
+                        let forgetting = Forgetting { instance, next_at: now.mono_ms, until: now.mono_ms + FORGET_MS };
+                        self.forgetting.insert(name, forgetting);
+                    }
+                    None => actions.push(Action::Forgotten(name)),
                 }
             }
             Event::Leave => {
@@ -305,9 +384,13 @@ impl Fleet {
     /// Boot-time ms at which the next [`Event::Tick`] is wanted, where nothing else happens.
     pub fn wake_at(&self) -> u64 {
         let beat = if self.beat.under_way { u64::MAX } else { self.beat.next_at };
+        let beat = self.forgetting.values().map(|forgetting| forgetting.next_at).fold(beat, u64::min);
+        if self.applied.epoch == 0 {
+            return beat;
+        }
         let read = if self.read.under_way.is_some() { u64::MAX } else { self.read.next_at };
-        let has_batch = !self.batches.waiting.is_empty() || self.journal.untold().0 > 0;
-        let batch = if has_batch && self.batches.under_way < BATCHES_MAX { self.batches.next_at } else { u64::MAX };
+        let has_batch = self.batches.may_append() && (!self.batches.waiting.is_empty() || self.journal.untold().0 > 0);
+        let batch = if has_batch { self.batches.next_at.max(self.batches.retry_at) } else { u64::MAX };
         beat.min(read).min(batch).min(self.own.next_at())
     }
 
@@ -342,6 +425,11 @@ impl Fleet {
         self.own.unappended()
     }
 
+    /// What is in force here and Redis was not told, as far as is known: purges, batches, and what is in no batch yet.
+    pub fn untold(&self) -> usize {
+        self.unappended() + self.batches.waiting.len() + self.batches.under_way + self.journal.untold().0
+    }
+
     fn answered(&mut self, ticket: Ticket, answer: Answer, now: Now, actions: &mut Vec<Action>) {
         match (self.under_way.remove(&ticket), answer) {
             (Some(UnderWay::Beat { sent, applied }), Answer::Beat(answer)) => {
@@ -356,26 +444,26 @@ impl Fleet {
                     self.read_answered(sent, found, now, actions);
                 }
             }
-            (Some(UnderWay::Append { epoch, id }), Answer::Appended(position)) => {
-                if epoch == self.applied.epoch {
+            (Some(UnderWay::Append { term, id }), Answer::Appended(position)) => {
+                if term == self.own.term() {
                     self.appended(id, position, now, actions);
-                } else {
-                    self.own.failed(id, now.mono_ms);
                 }
             }
-            (Some(UnderWay::AppendUnsafe { epoch, batch }), Answer::Appended(position)) => {
-                self.batches.under_way -= 1;
-                if position.is_some() && epoch == self.applied.epoch {
-                    self.batches.appended(batch);
-                } else {
-                    self.batches.waiting.push_back(batch);
-                    self.batches.next_at = now.mono_ms + RETRY_MS;
+            (Some(UnderWay::AppendUnsafe { term, batch }), Answer::Appended(position)) => match position {
+                Some(position) if term == self.own.term() => self.batches.appended(batch, position <= self.unsafe_applied),
+                _ => {
+                    self.batches.failed(batch, now.mono_ms);
                     self.beat.next_at = now.mono_ms;
                 }
-            }
+            },
             (Some(UnderWay::Propose), _) => {
                 self.beat.proposing = false;
                 self.beat.next_at = now.mono_ms;
+            }
+            (Some(UnderWay::Forget { name, instance }), Answer::Left) => {
+                self.forgetting.remove(&name);
+                self.members.forget(&name, instance);
+                actions.push(Action::Forgotten(name));
             }
             (Some(UnderWay::Leave) | None, _) => {}
             (Some(under_way), _) => {
@@ -398,19 +486,20 @@ impl Fleet {
                     (self.read.under_way, self.read.next_at) = (None, retry_at);
                 }
             }
-            Some(UnderWay::Append { id, .. }) => {
-                self.own.failed(id, retry_at);
-                self.journal.change_receipt(id, |receipt| receipt.reason = Some(why.to_owned()));
-                actions.push(Action::Told(id));
+            Some(UnderWay::Append { term, id }) => {
+                if term == self.own.term() {
+                    self.not_appended(id, why, now, actions);
+                }
             }
-            Some(UnderWay::AppendUnsafe { batch, .. }) => {
-                self.batches.under_way -= 1;
-                self.batches.waiting.push_back(batch);
-                self.batches.next_at = retry_at;
-            }
+            Some(UnderWay::AppendUnsafe { batch, .. }) => self.batches.failed(batch, now.mono_ms),
             Some(UnderWay::Propose) => {
                 self.beat.proposing = false;
                 self.beat.next_at = retry_at;
+            }
+            Some(UnderWay::Forget { name, .. }) => {
+                if let Some(forgetting) = self.forgetting.get_mut(&name) {
+                    forgetting.next_at = retry_at;
+                }
             }
             Some(UnderWay::Leave) | None => {}
         }
@@ -421,7 +510,7 @@ impl Fleet {
         if answer.server != self.server {
             if self.server != Server::default() {
                 self.server_since = now.mono_ms;
-                self.batches.repeat();
+                self.append_again();
                 actions.push(Action::Note(Note::ServerChanged));
             }
             self.server = answer.server.clone();
@@ -475,6 +564,7 @@ impl Fleet {
             sent,
             server: &self.server,
             lapse_ms,
+            beat_ms: self.settings.beat_ms(),
             forget_after_ms: self.settings.forget_after_ms,
             long_unbroken: self.lease.unbroken_for(now.mono_ms) >= OUTAGE_MS,
             epoch: self.applied.epoch,
@@ -553,7 +643,7 @@ impl Fleet {
         let start = Position::start_of(record.epoch);
         self.go_to(start, start, !kept, now);
         self.lease.doubt();
-        self.batches.repeat();
+        self.append_again();
         self.beat.next_at = now.mono_ms;
         let again = self.own.repair(now.mono_ms, self.settings.repair_ms);
         actions.push(Action::Note(Note::Epoch { epoch: record.epoch, kept }));
@@ -566,8 +656,24 @@ impl Fleet {
     fn leap(&mut self, record: &Record, now: Now, actions: &mut Vec<Action>) {
         let (purges, unsafe_methods) = (record.first_previous, record.unsafe_first_previous);
         self.go_to(purges.max(self.applied), unsafe_methods.max(self.unsafe_applied), true, now);
+        self.append_again();
         self.beat.next_at = now.mono_ms;
         actions.push(Action::Note(Note::BehindTrim));
+    }
+
+    /// What was appended, and not read here yet, may be lost, or lies before where this node goes on.
+    fn append_again(&mut self) {
+        self.give_up_stand_in();
+        self.own.append_again();
+        self.batches.repeat();
+    }
+
+    /// Another will stand in for all that was given up until then.
+    fn give_up_stand_in(&mut self) {
+        if let Some(id) = self.stand_in.take() {
+            self.own.withdraw(id);
+            self.journal.give_up(id);
+        }
     }
 
     /// Entries are missing, and a heartbeat that was sent later found nothing wrong: somebody took them out of the stream. What
@@ -575,6 +681,7 @@ impl Fleet {
     fn leap_over_hole(&mut self, now: Now, actions: &mut Vec<Action>) {
         let Some(Missing { after, .. }) = self.read.missing.take() else { return };
         self.go_to(after.0.max(self.applied), after.1.max(self.unsafe_applied), true, now);
+        self.append_again();
         self.beat.next_at = now.mono_ms;
         actions.push(Action::Note(Note::Hole));
     }
@@ -586,6 +693,9 @@ impl Fleet {
         }
         (self.applied, self.unsafe_applied) = (purges, unsafe_methods);
         // What is under way reads from elsewhere.
+        if let Some(before) = self.read.under_way {
+            self.under_way.remove(&before);
+        }
         self.read = Reads { next_at: now.mono_ms, ..Reads::default() };
     }
 
@@ -611,7 +721,6 @@ impl Fleet {
             actions.push(Action::Note(Note::Foreign { entries: found.foreign }));
         }
         let (purges, unsafe_methods) = (self.apply(found.purges, now, actions), self.apply_unsafe(&found.unsafe_methods, now));
-        self.own.read_to(self.applied, now.mono_ms);
         if purges.is_ok() {
             self.read.read_to.0 = self.read.read_to.0.max(found.read_to.0);
         }
@@ -654,7 +763,11 @@ impl Fleet {
             match self.journal.apply(&entry, now) {
                 Ok(()) => {
                     (self.applied, self.witness) = (entry.position, Some(entry.purge.id));
-                    if self.own.placed(entry.purge.id, entry.position, true, now.mono_ms, &self.journal) {
+                    if self.stand_in == Some(entry.purge.id) {
+                        self.stand_in = None;
+                        actions.push(Action::Note(Note::StoodIn));
+                    }
+                    if self.own.placed(entry.purge.id, entry.position, now.mono_ms, &self.journal) {
                         actions.push(Action::Told(entry.purge.id));
                     }
                 }
@@ -671,7 +784,10 @@ impl Fleet {
             // so this is no new epoch: nothing is missed here, and what others missed is told again (`Batches::repeat`).
             let previous = entry.previous.max(self.unsafe_applied);
             match self.journal.apply_unsafe(entry.position, previous, &entry.batch, now) {
-                Ok(()) => self.unsafe_applied = entry.position,
+                Ok(()) => {
+                    self.unsafe_applied = entry.position;
+                    self.batches.placed(entry.batch.id);
+                }
                 Err(Refused::Duplicate { .. }) => {}
                 Err(Refused::Gap { .. } | Refused::OlderEpoch { .. }) => return Err(previous),
             }
@@ -688,18 +804,22 @@ impl Fleet {
 
     fn appended(&mut self, id: PurgeId, position: Option<Position>, now: Now, actions: &mut Vec<Action>) {
         let Some(position) = position else {
-            self.own.failed(id, now.mono_ms + RETRY_MS);
             self.beat.next_at = now.mono_ms;
-            return;
+            return self.not_appended(id, "the journal is not sure what Redis holds: it is being found out", now, actions);
         };
-        let is_out_of_order = self.faults.own_entry_out_of_order && position > self.applied;
-        if is_out_of_order {
+        self.own.told(id);
+        if self.faults.own_entry_out_of_order && position > self.applied {
             self.go_to(position, self.unsafe_applied, false, now);
         }
-        if self.own.placed(id, position, is_out_of_order, now.mono_ms, &self.journal) {
-            actions.push(Action::Told(id));
+    }
+
+    fn not_appended(&mut self, id: PurgeId, why: &str, now: Now, actions: &mut Vec<Action>) {
+        self.own.failed(id, now.mono_ms);
+        if self.stand_in == Some(id) {
+            return self.give_up_stand_in();
         }
-        self.beat.next_at = now.mono_ms;
+        self.journal.change_receipt(id, |receipt| receipt.reason = Some(why.to_owned()));
+        actions.push(Action::Told(id));
     }
 
     fn send_due(&mut self, now: Now, actions: &mut Vec<Action>) {
@@ -707,6 +827,7 @@ impl Fleet {
         if !self.beat.under_way && now_ms >= self.beat.next_at {
             self.send_beat(now_ms, actions);
         }
+        self.send_forgotten(now_ms, actions);
         let epoch = self.applied.epoch;
         if epoch == 0 {
             return;
@@ -716,8 +837,16 @@ impl Fleet {
             let read = Read { epoch, purges_after, unsafe_after, wait_ms: self.settings.beat_ms(), count: READ_COUNT };
             self.read.under_way = Some(self.send(UnderWay::Read { sent: now_ms, epoch }, Command::Read(read), actions));
         }
+        if self.stand_in.is_none()
+            && self.own.may_append(now_ms)
+            && let Some(purge) = self.journal.stand_in(now)
+        {
+            self.stand_in = Some(purge.id);
+            self.own.want(purge, now_ms);
+        }
         while let Some(purge) = self.own.next_to_append(now_ms) {
-            self.send(UnderWay::Append { epoch, id: purge.id }, Command::Append { epoch, purge }, actions);
+            let under_way = UnderWay::Append { term: self.own.term(), id: purge.id };
+            self.send(under_way, Command::Append { epoch, purge }, actions);
         }
         self.send_batches(epoch, now, actions);
         if let Some(issued_at) = self.own.youngest_waiting()
@@ -754,16 +883,40 @@ impl Fleet {
         self.send(UnderWay::Beat { sent: now_ms, applied: self.applied }, Command::Beat(Box::new(beat)), actions);
     }
 
+    fn send_forgotten(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+        self.forgetting.retain(|_, forgetting| now_ms < forgetting.until);
+        let mut due = Vec::new();
+        for (name, forgetting) in &mut self.forgetting {
+            if forgetting.next_at <= now_ms {
+                forgetting.next_at = forgetting.until; // unless it fails
+                due.push((name.clone(), forgetting.instance));
+            }
+        }
+        for (name, instance) in due {
+            self.send(UnderWay::Forget { name: name.clone(), instance }, Command::Leave { name, instance }, actions);
+        }
+    }
+
     fn send_batches(&mut self, epoch: u64, now: Now, actions: &mut Vec<Action>) {
-        if now.mono_ms < self.batches.next_at && self.journal.untold().0 < Batch::HASHES_MAX {
+        let is_early = now.mono_ms < self.batches.next_at && self.journal.untold().0 < Batch::HASHES_MAX;
+        if is_early || now.mono_ms < self.batches.retry_at {
             return;
         }
         self.batches.next_at = now.mono_ms + BATCH_MS;
-        while self.batches.under_way < BATCHES_MAX {
-            let Some(batch) = self.batches.waiting.pop_front().or_else(|| self.journal.take_batch(now)) else { return };
+        while self.batches.may_append() {
+            let batch = match self.batches.waiting.pop_front() {
+                Some(again) => again,
+                None => {
+                    let Some(batch) = self.journal.take_batch(now) else { return };
+                    if batch.hashes == [(Kind::Everything, 0)] {
+                        actions.push(Action::Note(Note::StoodIn));
+                    }
+                    batch
+                }
+            };
             self.batches.under_way += 1;
             let command = Command::AppendUnsafe { epoch, batch: batch.clone() };
-            self.send(UnderWay::AppendUnsafe { epoch, batch }, command, actions);
+            self.send(UnderWay::AppendUnsafe { term: self.own.term(), batch }, command, actions);
         }
     }
 

@@ -29,10 +29,10 @@ impl fmt::Display for Instance {
 /// What a node does with stored responses while it is cut off from the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// Serves them; for so long, where a limit is given.
-    Serve { at_most_ms: Option<u64> },
-    /// Serves none that was not validated for the request.
-    Revalidate,
+    /// Serves them, for so long; then it does as `Revalidate`. `None`: nobody knows for how long.
+    Serve { at_most_ms: Option<u64>, every_ms: u64 },
+    /// Serves those that were validated so long before the request at most.
+    Revalidate { every_ms: u64 },
     /// Serves none.
     Bypass,
 }
@@ -63,7 +63,8 @@ pub struct Member {
 pub struct Batch {
     /// Random, as that of a purge.
     pub id: PurgeId,
-    /// [`Kind::Url`], [`Kind::Group`] or [`Kind::Host`], and the hash. At most [`Batch::HASHES_MAX`].
+    /// [`Kind::Url`], [`Kind::Group`] or [`Kind::Host`], and the hash; at most [`Batch::HASHES_MAX`]. Or [`Kind::Everything`]
+    /// and 0, in the stead of more than a node keeps.
     pub hashes: Vec<(Kind, u128)>,
 }
 

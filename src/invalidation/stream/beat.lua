@@ -60,6 +60,14 @@ end
 if not fields.epoch then
   return { server, now_text, 'no_record' }
 end
+-- A member whose time cannot be read was written by nobody who knows how: it would be waited for, for ever.
+for node, member in pairs(members) do
+  local at = words(member)[5] or ''
+  if #at > 15 or not string.match(at, '^%d+$') then
+    members[node] = nil
+    redis.call('HDEL', record, 'node:' .. node)
+  end
+end
 
 local purges, unsafe = record .. ':purges:' .. fields.epoch, record .. ':unsafe:' .. fields.epoch
 -- What comes before the first entry of a stream that says so: others are not the journal's.

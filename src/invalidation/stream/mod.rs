@@ -22,12 +22,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-/// How long a node that ends waits until Redis has noted that it left.
+/// How long a node that ends waits until the fleet was told all that is in force here; and then until Redis has noted that
+/// it left.
 const LEAVE_WAIT: Duration = Duration::from_secs(1);
+/// How long it may take until Redis has noted that a node is forgotten: a little more than it is tried.
+const FORGET_WAIT: Duration = Duration::from_secs(6);
 /// What may happen with each read is logged no more often.
 const LOGGED_EVERY_MS: u64 = 60_000;
 
@@ -70,6 +73,8 @@ pub struct OtherNode {
 
 enum Input {
     Event(Event),
+    /// Forget the node of this name, and say when Redis has noted it.
+    Forget(String, oneshot::Sender<()>),
     /// Leave, and end.
     End(blocking::Sender<()>),
 }
@@ -119,6 +124,7 @@ impl Stream {
                     trust_ms: clock::ms(trust),
                     reconnected_at,
                     foreign_logged,
+                    forgetting: Vec::new(),
                 };
                 driver.run(received).await;
             });
@@ -161,13 +167,17 @@ impl Stream {
         self.is_name_taken.load(Ordering::Acquire)
     }
 
-    /// No purge waits any longer for the node of this name. False where none is known.
-    pub fn forget(&self, name: &str) -> bool {
-        let is_known = self.view.lock().nodes.iter().any(|node| node.name == name);
-        if is_known {
-            self.send(Event::Forget(name.to_owned()));
+    /// No purge of any node waits any longer for the node of this name.
+    pub async fn forget(&self, name: &str) -> Result<(), NotForgotten> {
+        if !self.view.lock().nodes.iter().any(|node| node.name == name) {
+            return Err(NotForgotten::Unknown);
         }
-        is_known
+        let (noted, is_noted) = oneshot::channel();
+        let _ = self.inputs.send(Input::Forget(name.to_owned(), noted)); // a node that ends drops it
+        match timeout(FORGET_WAIT, is_noted).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(NotForgotten::NotNoted),
+        }
     }
 
     /// Tells the fleet that this node serves no more, and ends. To be called when it does not.
@@ -187,10 +197,20 @@ impl Stream {
     }
 }
 
+/// Why a node is waited for as before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotForgotten {
+    /// No other node has this name.
+    Unknown,
+    /// Redis has not noted it, as far as is known.
+    NotNoted,
+}
+
 fn policy(own: &settings::Journal) -> Policy {
+    let every_ms = clock::ms(own.revalidate_every);
     match own.on_cutoff {
-        OnCutoff::Serve => Policy::Serve { at_most_ms: own.serve_at_most.map(clock::ms) },
-        OnCutoff::Revalidate => Policy::Revalidate,
+        OnCutoff::Serve => Policy::Serve { at_most_ms: Some(clock::ms(own.serves_for())), every_ms },
+        OnCutoff::Revalidate => Policy::Revalidate { every_ms },
         OnCutoff::Bypass => Policy::Bypass,
     }
 }
@@ -208,23 +228,37 @@ struct Driver {
     /// When the connections were last given up, boot-time ms.
     reconnected_at: u64,
     foreign_logged: RateLimit,
+    /// Who waits until Redis has noted that the node of this name is forgotten.
+    forgetting: Vec<(String, oneshot::Sender<()>)>,
 }
 
 impl Driver {
     async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
-        loop {
-            let wait = Duration::from_millis(self.fleet.wake_at().saturating_sub(clock::now().mono_ms));
-            let event = match timeout(wait, inputs.recv()).await {
-                Ok(Some(Input::Event(event))) => event,
-                Ok(Some(Input::End(done))) => {
-                    self.leave(inputs).await;
-                    let _ = done.send(()); // whoever asked may not wait
-                    return;
-                }
-                Ok(None) => return,
-                Err(_) => Event::Tick,
-            };
-            self.take(event);
+        while let Some(input) = self.next(&mut inputs).await {
+            if let Input::End(done) = input {
+                self.leave(inputs).await;
+                let _ = done.send(()); // whoever asked may not wait
+                return;
+            }
+            self.take_input(input);
+        }
+    }
+
+    /// What comes next, or that it is time.
+    async fn next(&self, inputs: &mut mpsc::UnboundedReceiver<Input>) -> Option<Input> {
+        let wait = Duration::from_millis(self.fleet.wake_at().saturating_sub(clock::now().mono_ms));
+        timeout(wait, inputs.recv()).await.unwrap_or(Some(Input::Event(Event::Tick)))
+    }
+
+    fn take_input(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => self.take(event),
+            Input::Forget(name, noted) => {
+                self.forgetting.retain(|(_, noted)| !noted.is_closed());
+                self.forgetting.push((name.clone(), noted));
+                self.take(Event::Forget(name));
+            }
+            Input::End(_) => {} // it ends already
         }
     }
 
@@ -275,6 +309,14 @@ impl Driver {
                 }
             }
             Action::Told(_) => self.stream.told.send_modify(|changes| *changes += 1),
+            Action::Forgotten(name) => {
+                let all = std::mem::take(&mut self.forgetting);
+                let (noted, waiting): (Vec<_>, Vec<_>) = all.into_iter().partition(|(waits_for, _)| *waits_for == name);
+                self.forgetting = waiting;
+                for (_, noted) in noted {
+                    let _ = noted.send(()); // whoever asked may not wait
+                }
+            }
             Action::Note(note) => self.note(note, now),
         }
     }
@@ -348,6 +390,17 @@ impl Driver {
                 tracing::info!(purges, "purges of this node are appended to the new epoch");
                 (JournalEvent::Repaired, purges)
             }
+            Note::GivenUp { purges } => {
+                tracing::error!(
+                    purges,
+                    "more purges wait for Redis than are kept (purge.receipts): in the stead of these everything is purged when it is back"
+                );
+                (JournalEvent::GivenUp, purges)
+            }
+            Note::StoodIn => {
+                tracing::error!(%applied, "more invalidations waited for Redis than are kept: the fleet drops everything in their stead");
+                (JournalEvent::StoodIn, 1)
+            }
             Note::NameTaken => {
                 tracing::error!(
                     node = self.stream.view.lock().node,
@@ -381,8 +434,20 @@ impl Driver {
         self.metrics.journal.nodes(view.nodes.len() + 1);
     }
 
-    /// Until Redis has noted it, or does not answer.
+    /// When the fleet was told all that is in force here, until Redis has noted that; or does not answer.
     async fn leave(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
+        let told = async {
+            while self.fleet.untold() > 0
+                && let Some(input) = self.next(&mut inputs).await
+            {
+                self.take_input(input);
+            }
+        };
+        let _ = timeout(LEAVE_WAIT, told).await; // what is left is counted
+        let left = self.fleet.untold();
+        if left > 0 {
+            tracing::error!(left, "purges and writes of this node that the fleet was not told end with it: purge again elsewhere");
+        }
         let now = clock::now();
         let mut awaited = None;
         for action in self.fleet.on(Event::Leave, now) {
@@ -418,7 +483,7 @@ const fn class(command: &Command) -> Option<JournalClass> {
 const fn policy_name(policy: Policy) -> &'static str {
     match policy {
         Policy::Serve { .. } => "serve",
-        Policy::Revalidate => "revalidate",
+        Policy::Revalidate { .. } => "revalidate",
         Policy::Bypass => "bypass",
     }
 }

@@ -1,7 +1,7 @@
 //! One request of a connection: from its head to the last byte of its answer.
 
 use super::{Shared, request};
-use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody};
+use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel};
 use crate::clock;
 use crate::http2;
 use crate::listener::{Handled, Handler, InterimSlot, Refusal, RequestHead, Response, ResponseFields, Sent};
@@ -9,30 +9,66 @@ use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::{StatusCode, date, name, proxy_status};
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderValue, SEC_WEBSOCKET_ACCEPT};
 use http::{HeaderMap, Method};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
+use tokio::io::copy_bidirectional;
 
 /// The client reset the stream before there was an answer. No such status goes out; it names the case in log and metrics.
 const CLIENT_LEFT: Refusal = Refusal { status: 499, reason: "client-left" };
 /// A handler that panicked: its request fails, nothing else.
 const PANIC: Refusal = Refusal { status: 500, reason: "panic" };
+/// An upstream that answers a request for a tunnel as if it had been none: as an answer of ours that would say that there is
+/// one (RFC 8441 §5).
+const DECLINED: Refusal = Refusal { status: 502, reason: "upgrade-declined" };
 /// An answer that does not fit HTTP/2.
 const UNFIT: Refusal = Refusal { status: 502, reason: "response-unfit" };
 
 /// Answers one request. Where its stream is reset this is dropped, and with it all work for it.
-pub(super) async fn to<H: Handler>(shared: Arc<Shared<H>>, request: http::Request<Incoming>) -> http::Response<Outgoing<H>> {
+pub(super) async fn to<H: Handler>(shared: Arc<Shared<H>>, mut request: http::Request<Incoming>) -> http::Response<Outgoing<H>> {
     let mut report = Report::new(shared);
-    match handle(&mut report, request).await {
-        Ok(response) => begin(report, response),
-        Err(refusal) => refuse(report, refusal),
+    let upgrade = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
+    match (handle(&mut report, request).await, upgrade) {
+        (Ok(Response { status, fields, body: ResponseBody::Tunnel(tunnel), outcome, .. }), Some(upgrade)) if status == 101 => {
+            open(report, (fields, outcome), tunnel, upgrade)
+        }
+        (Ok(Response { status, .. }), Some(_)) if status.is_success() => refuse(report, DECLINED),
+        (Ok(response), _) => begin(report, response),
+        (Err(refusal), _) => refuse(report, refusal),
     }
+}
+
+/// 200, where HTTP/1.1 has 101 (RFC 8441 §5): from then on the stream is a tunnel, until both sides ended it.
+fn open<H: Handler>(
+    mut report: Report<H>,
+    (fields, outcome): (ResponseFields, Outcome),
+    mut tunnel: Box<dyn Tunnel>,
+    upgrade: OnUpgrade,
+) -> http::Response<Outgoing<H>> {
+    let Some(mut headers) = headers(&fields) else { return refuse(report, UNFIT) };
+    headers.remove(SEC_WEBSOCKET_ACCEPT);
+    headers.remove(CONTENT_LENGTH);
+    report.answer = Some((StatusCode::OK, outcome));
+    tokio::spawn(async move {
+        let copied = match upgrade.await {
+            Ok(upgraded) => copy_bidirectional(&mut TokioIo::new(upgraded), &mut tunnel).await.ok(),
+            Err(_) => None,
+        };
+        report.body_bytes = copied.map_or(0, |(_, to_client)| to_client);
+        report.finish(copied.is_none().then_some(BodyError::Reset));
+    });
+    let mut answer = http::Response::new(Outgoing { source: Source::Done, left: None, report: None });
+    *answer.headers_mut() = headers;
+    answer
 }
 
 async fn handle<H: Handler>(report: &mut Report<H>, request: http::Request<Incoming>) -> Result<Response, Refusal> {
@@ -66,7 +102,7 @@ fn begin<H: Handler>(mut report: Report<H>, response: Response) -> http::Respons
     let bodiless = to_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let length = if bodiless { Some(0) } else { body.length() };
     let source = match body {
-        // Neither can be: 101 is unknown to HTTP/2, and what asks for it is dropped on the way in.
+        // Who does not ask for a tunnel as HTTP/2 has it does not get one: 101 is unknown to it.
         ResponseBody::Tunnel(_) => return refuse(report, UNFIT),
         _ if bodiless => Source::Done,
         ResponseBody::Empty => Source::Done,
@@ -82,12 +118,12 @@ fn begin<H: Handler>(mut report: Report<H>, response: Response) -> http::Respons
         Some(_) => {}
     }
     report.answer = Some((status, outcome));
+    report.waits_for_us(false);
     let left = length;
-    let mut outgoing = Outgoing { source, left, report };
-    if matches!(outgoing.source, Source::Done) {
-        outgoing.report.finish(None);
+    if matches!(source, Source::Done) {
+        report.finish(None);
     }
-    let mut answer = http::Response::new(outgoing);
+    let mut answer = http::Response::new(Outgoing { source, left, report: Some(report) });
     (*answer.status_mut(), *answer.headers_mut()) = (status, headers);
     answer
 }
@@ -95,12 +131,13 @@ fn begin<H: Handler>(mut report: Report<H>, response: Response) -> http::Respons
 /// The answer to a request that the connection itself refuses.
 fn refuse<H: Handler>(mut report: Report<H>, refusal: Refusal) -> http::Response<Outgoing<H>> {
     report.refuse(refusal);
+    report.waits_for_us(false);
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
     let text = format!("{} {}: {}\n", status.as_str(), status.canonical_reason().unwrap_or("Refused"), refusal.reason);
     let member = proxy_status::member(&report.shared.handler.name(), refusal.error(), Some(refusal.reason));
     let to_head = report.head.as_ref().is_some_and(|head| head.method == Method::HEAD);
     let source = if to_head { Source::Done } else { Source::Full(Bytes::from(text)) };
-    let mut answer = http::Response::new(Outgoing { source, left: None, report });
+    let mut answer = http::Response::new(Outgoing { source, left: None, report: Some(report) });
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     http2::append(headers, DATE.as_str().as_bytes(), &date::format(clock::now().wall_ms));
@@ -174,14 +211,32 @@ pub struct Outgoing<H: Handler> {
     source: Source,
     /// Bytes that are to come, where that is known.
     left: Option<u64>,
-    report: Report<H>,
+    /// `None`: the answer is a tunnel, which tells of itself.
+    report: Option<Report<H>>,
 }
 
 impl<H: Handler> Outgoing<H> {
-    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn finish(&mut self, aborted: Option<BodyError>) {
         self.source = Source::Done;
-        self.report.finish(Some(error));
+        if let Some(report) = &mut self.report {
+            report.finish(aborted);
+        }
+    }
+
+    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.finish(Some(error));
         Poll::Ready(Some(Err(error)))
+    }
+
+    fn poll_source(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        let polled = self.source.poll(context);
+        if let Some(report) = &mut self.report {
+            report.waits_for_us(polled.is_pending());
+            if let Poll::Ready(Some(Ok(Chunk::Data(data)))) = &polled {
+                report.body_bytes += data.len() as u64;
+            }
+        }
+        polled
     }
 }
 
@@ -192,7 +247,7 @@ impl<H: Handler> Body for Outgoing<H> {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         loop {
-            return match ready!(this.source.poll(context)) {
+            return match ready!(this.poll_source(context)) {
                 Some(Ok(Chunk::Data(data))) if data.is_empty() => continue,
                 Some(Ok(Chunk::Data(data))) => {
                     let length = data.len() as u64;
@@ -200,11 +255,9 @@ impl<H: Handler> Body for Outgoing<H> {
                         let Some(rest) = left.checked_sub(length) else { return this.fail(BodyError::Malformed) };
                         *left = rest;
                     }
-                    this.report.body_bytes += length;
                     // hyper does not ask again after the last byte of what is at hand.
                     if this.left == Some(0) && !matches!(this.source, Source::Stream(_)) {
-                        this.source = Source::Done;
-                        this.report.finish(None);
+                        this.finish(None);
                     }
                     Poll::Ready(Some(Ok(Frame::data(data))))
                 }
@@ -214,12 +267,11 @@ impl<H: Handler> Body for Outgoing<H> {
                     if !fields.iter().all(|(name, value)| http2::append(&mut trailers, name.as_bytes(), value)) {
                         return this.fail(BodyError::Malformed);
                     }
-                    this.source = Source::Done;
-                    this.report.finish(None);
+                    this.finish(None);
                     Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                 }
                 None => {
-                    this.report.finish(None);
+                    this.finish(None);
                     Poll::Ready(None)
                 }
                 Some(Err(error)) => this.fail(error),
@@ -246,12 +298,24 @@ struct Report<H: Handler> {
     /// Boot-time nanoseconds.
     began: u64,
     told: bool,
+    /// It waits for us, not for its client.
+    ours: bool,
 }
 
 impl<H: Handler> Report<H> {
     fn new(shared: Arc<Shared<H>>) -> Self {
         shared.began();
-        Self { shared, head: None, answer: None, body_bytes: 0, began: clock::nanos(), told: false }
+        let mut report = Self { shared, head: None, answer: None, body_bytes: 0, began: clock::nanos(), told: false, ours: false };
+        report.waits_for_us(true);
+        report
+    }
+
+    fn waits_for_us(&mut self, ours: bool) {
+        match (std::mem::replace(&mut self.ours, ours), ours) {
+            (false, true) => _ = self.shared.ours.fetch_add(1, Ordering::Relaxed),
+            (true, false) => _ = self.shared.ours.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
     }
 
     fn refuse(&mut self, refusal: Refusal) {
@@ -270,6 +334,7 @@ impl<H: Handler> Report<H> {
 
 impl<H: Handler> Drop for Report<H> {
     fn drop(&mut self) {
+        self.waits_for_us(false);
         match self.answer {
             Some(_) => self.finish(Some(BodyError::ClientLeft)),
             None => self.refuse(CLIENT_LEFT),

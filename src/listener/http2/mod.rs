@@ -9,58 +9,33 @@
 //! 9113 knows it no more.
 
 mod answer;
+mod frames;
 mod request;
+mod watched;
 
+pub use crate::config::settings::Http2 as Bounds;
+
+use crate::clock;
 use crate::config::settings::Limits;
 use crate::listener::{Handler, Peer, Protocol, Socket};
 use crate::observe::metrics::Bound;
 use answer::Outgoing;
+use frames::Excess;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use std::convert::Infallible;
+use std::error::Error;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
-
-/// What a connection may make us hold or do, besides [`Limits`].
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Requests at a time on one connection.
-    pub streams: u32,
-    /// Bytes of a request body that may come before they are read.
-    pub stream_window: u32,
-    /// The same for all of a connection.
-    pub connection_window: u32,
-    /// Bytes of an answer that are taken over before the socket takes them, per stream.
-    pub send_buffer: usize,
-    /// Streams that the other side reset before they were looked at; one more closes the connection (CVE-2023-44487).
-    pub resets_pending: usize,
-    /// Streams that we had to reset for its errors; one more closes the connection.
-    pub resets_of_errors: usize,
-    /// A connection on which nothing comes for this long is asked whether it is there...
-    pub keep_alive: Duration,
-    /// ...and closed if it does not answer within this.
-    pub keep_alive_timeout: Duration,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            streams: 256,
-            stream_window: 64 << 10,
-            connection_window: 1 << 20,
-            send_buffer: 256 << 10,
-            resets_pending: 20,
-            resets_of_errors: 256,
-            keep_alive: Duration::from_secs(20),
-            keep_alive_timeout: Duration::from_secs(10),
-        }
-    }
-}
+use watched::{Seen, Watched};
 
 /// What the requests of one connection share.
 struct Shared<H> {
@@ -68,6 +43,8 @@ struct Shared<H> {
     limits: Arc<Limits>,
     handler: Arc<H>,
     activity: Mutex<Activity>,
+    /// Requests that wait for us, not for their client.
+    ours: AtomicUsize,
     /// As many requests as a connection may have came.
     enough: Notify,
 }
@@ -97,6 +74,11 @@ impl<H: Handler> Shared<H> {
         activity.idle_since = Instant::now();
     }
 
+    /// An answer is ready of which the client does not take the next byte.
+    fn is_held_up(&self, seen: &Seen) -> bool {
+        seen.open() > self.ours.load(Ordering::Relaxed)
+    }
+
     /// Until when the connection may stay without a request.
     fn idle_until(&self) -> Instant {
         let Activity { active, served, idle_since } = *self.activity.lock();
@@ -116,7 +98,7 @@ where
 {
     peer.protocol = Protocol::Http2;
     let activity = Mutex::new(Activity { active: 0, served: 0, idle_since: Instant::now() });
-    let shared = Arc::new(Shared { peer, limits, handler, activity, enough: Notify::new() });
+    let shared = Arc::new(Shared { peer, limits, handler, activity, ours: AtomicUsize::new(0), enough: Notify::new() });
     let service = {
         let shared = Arc::clone(&shared);
         service_fn(move |request| {
@@ -124,22 +106,35 @@ where
             async move { Ok::<http::Response<Outgoing<H>>, Infallible>(answer::to(shared, request).await) }
         })
     };
-    let mut serving = pin!(builder(&shared.limits, &bounds).serve_connection(TokioIo::new(io), service));
+    let (socket, seen) = Watched::new(io, &bounds);
+    let mut serving = pin!(builder(&shared.limits, &bounds).serve_connection(TokioIo::new(socket), service));
+    let mut stall = Stall::default();
     // Once it ends: until when what is under way may go on; a drain has its own end.
     let mut ending: Option<Option<Instant>> = None;
+    let mut given = false;
     loop {
+        let look_at = Instant::now() + shared.limits.write_timeout / LOOKS_PER_WRITE_TIMEOUT;
         let wake_at = match ending {
             Some(Some(until)) => until,
-            Some(None) => Instant::now() + shared.limits.idle_timeout,
+            Some(None) => look_at,
+            None if seen.open() > 0 => look_at.min(shared.idle_until()),
             None => shared.idle_until(),
         };
         tokio::select! {
             biased;
             served = &mut serving => {
+                if seen.is_given_up() && !given {
+                    tell_excess(&shared, &seen);
+                }
                 if let Err(error) = served {
-                    tracing::debug!(client = %shared.peer.client, %error, "an HTTP/2 connection ended");
+                    ended(&shared, &error);
                 }
                 return;
+            }
+            () = given_up(&seen), if !given => {
+                given = true;
+                ending = Some(Some(Instant::now() + GOODBYE));
+                tell_excess(&shared, &seen);
             }
             _ = drain.wait_for(|drain| *drain), if ending.is_none() => {
                 serving.as_mut().graceful_shutdown();
@@ -151,6 +146,7 @@ where
             }
             () = sleep_until(wake_at) => match ending {
                 Some(Some(_)) => return,
+                _ if stall.lasts(&shared, &seen) => seen.give_up(),
                 None if shared.idle_until() <= Instant::now() => {
                     shared.handler.bound(Bound::IdleTimeout);
                     serving.as_mut().graceful_shutdown();
@@ -162,18 +158,73 @@ where
     }
 }
 
+/// How often it is looked whether a client takes its answers.
+const LOOKS_PER_WRITE_TIMEOUT: u32 = 4;
+/// How long a connection that is given up listens, so that its last frame is not lost to a reset.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Counts the bound for which the connection is given up.
+fn tell_excess<H: Handler>(shared: &Shared<H>, seen: &Seen) {
+    shared.handler.bound(match seen.excess() {
+        Some(Excess::Resets) => Bound::Http2Resets,
+        Some(Excess::Frames) => Bound::Http2IdleFrames,
+        None => Bound::WriteTimeout,
+    });
+}
+
+/// Ready once the connection is given up, which it finds out itself while it is served.
+async fn given_up(seen: &Seen) {
+    poll_fn(|_| if seen.is_given_up() { Poll::Ready(()) } else { Poll::Pending }).await;
+}
+
+/// For how long nothing of any answer could be written.
+#[derive(Debug, Default)]
+struct Stall {
+    /// Since when it was so at each look, boot-time nanoseconds.
+    since: Option<u64>,
+}
+
+impl Stall {
+    /// Looks; true once a client has taken nothing for `write_timeout` of answers that are there: by closed windows, or by
+    /// not reading at all.
+    fn lasts<H: Handler>(&mut self, shared: &Shared<H>, seen: &Seen) -> bool {
+        if !shared.is_held_up(seen) {
+            self.since = None;
+            return false;
+        }
+        let now = clock::nanos();
+        let since = (*self.since.get_or_insert(now)).max(seen.progress_at());
+        Duration::from_nanos(now.saturating_sub(since)) >= shared.limits.write_timeout
+    }
+}
+
+/// A connection ended with an error: counts the bound of h2 that was behind it.
+fn ended<H: Handler>(shared: &Shared<H>, error: &hyper::Error) {
+    tracing::debug!(client = %shared.peer.client, %error, "an HTTP/2 connection ended");
+    let reason = error.source().and_then(|source| source.downcast_ref::<h2::Error>()).and_then(h2::Error::reason);
+    if reason == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+        shared.handler.bound(Bound::Http2Errors);
+    }
+}
+
+/// Bytes that a field line takes beyond its own in the size of a list (RFC 9113 §6.5.2).
+const LINE_OVERHEAD: usize = 32;
+
 fn builder(limits: &Limits, bounds: &Bounds) -> Builder<TokioExecutor> {
+    // As much as may be understood: what is beyond `limits` is refused by us, and told of; h2 refuses in silence.
+    let header_list = limits.header_bytes.saturating_add(limits.header_count.saturating_mul(LINE_OVERHEAD));
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .auto_date_header(false)
+        .enable_connect_protocol()
         .max_concurrent_streams(bounds.streams)
         .initial_stream_window_size(bounds.stream_window)
         .initial_connection_window_size(bounds.connection_window)
         .max_send_buf_size(bounds.send_buffer)
         .max_pending_accept_reset_streams(bounds.resets_pending)
-        .max_local_error_reset_streams(bounds.resets_of_errors)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_local_error_reset_streams(bounds.errors)
+        .max_header_list_size(u32::try_from(header_list).unwrap_or(u32::MAX))
         .keep_alive_interval(bounds.keep_alive)
         .keep_alive_timeout(bounds.keep_alive_timeout);
     builder

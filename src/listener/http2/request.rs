@@ -4,10 +4,11 @@ use crate::body::BodyStream;
 use crate::config::settings::Limits;
 use crate::http2;
 use crate::listener::{Refusal, RequestBody, RequestHead};
-use crate::semantics::name;
+use crate::semantics::{Fields, name};
 use http::request::Parts;
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use std::pin::Pin;
 
 const fn bad(reason: &'static str) -> Refusal {
@@ -16,12 +17,17 @@ const fn bad(reason: &'static str) -> Refusal {
 
 /// The head. What is malformed by RFC 9113 §8 hyper refuses by itself.
 pub(super) fn head(parts: &Parts, limits: &Limits) -> Result<RequestHead, Refusal> {
-    if parts.method == http::Method::CONNECT {
+    let tunnel = parts.extensions.get::<Protocol>();
+    if parts.method == http::Method::CONNECT && tunnel.is_none_or(|protocol| protocol.as_str() != WEBSOCKET) {
         return Err(Refusal { status: 501, reason: "method" });
     }
-    let mut fields = http2::fields(&parts.headers).map_err(|_| bad("header"))?;
-    if fields.len() > limits.header_count {
+    // Crumbs of a cookie are counted before they are put together.
+    if parts.headers.len() > limits.header_count {
         return Err(Refusal { status: 431, reason: "header-count" });
+    }
+    let mut fields = http2::fields(&parts.headers).map_err(|_| bad("header"))?;
+    if fields.wire().len() > limits.header_bytes {
+        return Err(Refusal { status: 431, reason: "header-bytes" });
     }
     // :authority is what HTTP/1.1 has Host for; where both are there they say the same (RFC 9113 §8.3.1).
     if let Some(authority) = parts.uri.authority() {
@@ -39,7 +45,32 @@ pub(super) fn head(parts: &Parts, limits: &Limits) -> Result<RequestHead, Refusa
         return Err(Refusal { status: 417, reason: "expectation" });
     }
     fields.remove(name::TE);
-    Ok(RequestHead { method: parts.method.clone(), target, minor_version: 1, fields })
+    let method = if tunnel.is_some() { ask_to_upgrade(&mut fields)? } else { parts.method.clone() };
+    Ok(RequestHead { method, target, minor_version: 1, fields })
+}
+
+/// The one protocol that extended CONNECT leads to here.
+const WEBSOCKET: &str = "websocket";
+
+/// Extended CONNECT in the words of HTTP/1.1 (RFC 8441 §5, RFC 6455 §4.1).
+fn ask_to_upgrade(fields: &mut Fields) -> Result<http::Method, Refusal> {
+    fields.remove("sec-websocket-key");
+    let lines = [("connection", "upgrade"), ("upgrade", WEBSOCKET), ("sec-websocket-key", &nonce())];
+    lines.iter().try_for_each(|(name, value)| fields.push(name, value)).map_err(|_| bad("header"))?;
+    Ok(http::Method::GET)
+}
+
+/// Sixteen random bytes in base64: the last two bits of the 22nd digit are all that is left of the bytes.
+fn nonce() -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bits: u128 = rand::random();
+    let mut digits = String::with_capacity(24);
+    for _ in 0..21 {
+        digits.push(char::from(DIGITS[(bits & 63) as usize]));
+        bits >>= 6;
+    }
+    digits.push(char::from(DIGITS[((bits & 3) << 4) as usize]));
+    digits + "=="
 }
 
 /// The body. Its length was compared with what was announced, by hyper.

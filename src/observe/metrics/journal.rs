@@ -41,13 +41,17 @@ pub enum JournalEvent {
     Foreign,
     /// A purge of this node was appended once more.
     Repaired,
+    /// A purge of this node waited longer than it is kept.
+    GivenUp,
+    /// Everything was invalidated in the stead of what was not kept.
+    StoodIn,
     /// Another running node has the name of this one.
     NameTaken,
     CommandFailed,
 }
 
 impl JournalEvent {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Loss,
         Self::ServerChanged,
         Self::Unvouched,
@@ -57,6 +61,8 @@ impl JournalEvent {
         Self::Hole,
         Self::Foreign,
         Self::Repaired,
+        Self::GivenUp,
+        Self::StoodIn,
         Self::NameTaken,
         Self::CommandFailed,
     ];
@@ -71,6 +77,8 @@ impl JournalEvent {
             Self::Hole => "hole",
             Self::Foreign => "foreign",
             Self::Repaired => "repaired",
+            Self::GivenUp => "given_up",
+            Self::StoodIn => "stood_in",
             Self::NameTaken => "name_taken",
             Self::CommandFailed => "command_failed",
         }

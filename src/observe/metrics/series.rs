@@ -189,7 +189,7 @@ series! {
     UPSTREAM_DROPPED = Counter "tiercel_upstream_connections_dropped_total" ["upstream", "reason"]
         "Connections to upstreams closed that might have been used again: the upstream closed an idle one, or spoke on it, sent more than its response, or answered before it had the request.";
     TIER_LOOKUPS = Counter "tiercel_tier_lookups_total" ["tier", "result"]
-        "Look-ups in a tier outside the process, by what came of them: hit, stale (to be confirmed), miss, remembered (not there a moment ago), skipped (left alone), timeout, failed, unusable (purged, or not for the request), unreadable.";
+        "Look-ups in a tier outside the process, by what came of them: hit, stale (to be confirmed), miss, remembered (not there a moment ago), skipped (left alone), spared (it takes no writes, and the last look-ups found nothing), timeout, failed, unusable (purged, or not for the request), unreadable.";
     TIER_UNREADABLE = Counter "tiercel_tier_unreadable_total" ["tier", "reason"]
         "Records that could not be read: foreign, of another version, damaged, or malformed.";
     TIER_BROKEN_BODIES = Counter "tiercel_tier_broken_bodies_total" ["tier"]

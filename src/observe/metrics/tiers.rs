@@ -18,6 +18,8 @@ pub enum TierLookup {
     Remembered,
     /// Left alone: it does not answer, or this node is cut off from the journal.
     Skipped,
+    /// Not asked: it takes no writes, and the last look-ups found nothing.
+    Spared,
     /// No answer within the budget.
     Timeout,
     Failed,
@@ -28,12 +30,13 @@ pub enum TierLookup {
 }
 
 impl TierLookup {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Hit,
         Self::Stale,
         Self::Miss,
         Self::Remembered,
         Self::Skipped,
+        Self::Spared,
         Self::Timeout,
         Self::Failed,
         Self::Unusable,
@@ -46,6 +49,7 @@ impl TierLookup {
             Self::Miss => "miss",
             Self::Remembered => "remembered",
             Self::Skipped => "skipped",
+            Self::Spared => "spared",
             Self::Timeout => "timeout",
             Self::Failed => "failed",
             Self::Unusable => "unusable",

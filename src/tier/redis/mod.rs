@@ -18,22 +18,29 @@ use crate::clock;
 use crate::coalesce::lease::{Asking, Claim, Leases, Outcome};
 use crate::config::settings;
 use crate::observe::metrics::{Metrics, TierLookup};
-use crate::redis::{Breaker, FromRedisValue, Link, Redis, RedisError, Use, cmd};
+use crate::redis::{Breaker, Cmd, FromRedisValue, Link, Redis, RedisError, Use, cmd, pipe};
 use bytes::Bytes;
 use moka::sync::Cache;
 use queue::Queue;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Bytes of a body in one record.
 pub const SEGMENT: u64 = 256 * 1024;
 /// For one segment of a body that is being delivered.
 const SEGMENT_WITHIN: Duration = Duration::from_secs(2);
+/// For what people ask.
+const PEEK_WITHIN: Duration = Duration::from_secs(1);
 /// Look-ups in vain that are remembered; about 100 bytes each.
 const MISSES_MAX: u64 = 65_536;
 /// Failures in a row after which the tier is left alone.
 const BREAKER_AFTER: u32 = 5;
+/// While Redis takes no writes: so many look-ups in a row that find nothing, and then one in so many is made, until one finds
+/// something. What it holds gets less and less, and each miss would pay a round trip for nothing.
+const VAIN_MAX: u32 = 256;
+const SPARED_ONE_IN: u32 = 16;
 
 /// Where the records of one cache key are: all in one slot of a Cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,17 +70,54 @@ pub struct Found {
     pub claim: Claim,
 }
 
+/// What a look-up would find, for people.
+pub struct Peeked {
+    pub floor: Option<Bytes>,
+    pub primary: Option<Bytes>,
+    pub head: Option<Bytes>,
+    /// How long the head record is there yet; negative where it is not.
+    pub left_ms: i64,
+    pub lease: Option<Bytes>,
+}
+
 pub struct RedisTier {
     redis: Redis,
     settings: settings::RedisTier,
     /// One of each per worker, on its runtime.
     links: Box<[Links]>,
-    reading: Arc<Breaker>,
-    probing: Arc<AtomicBool>,
+    reading: Arc<Reading>,
+    /// Whether segments are given: look-ups may be answered all the same.
+    bodies: Breaker,
+    /// Look-ups in a row that found nothing, and those that were not made for that.
+    vain: AtomicU32,
+    spared: AtomicU32,
     /// Variants that were not there a moment ago.
     misses: Cache<u128, ()>,
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
+}
+
+/// Whether reading is answered.
+struct Reading {
+    breaker: Breaker,
+    metrics: Arc<Metrics>,
+    address: String,
+}
+
+impl Reading {
+    fn ended<T>(&self, result: &Result<T, RedisError>) {
+        match result {
+            Ok(_) if self.breaker.succeeded() => {
+                self.metrics.tiers.breaker(true);
+                tracing::info!(redis = self.address, "Redis answers again: the tier is used");
+            }
+            Err(error) if self.breaker.failed(clock::now().mono_ms) => {
+                self.metrics.tiers.breaker(false);
+                tracing::warn!(%error, redis = self.address, "Redis does not answer: the tier is left alone until it does");
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
 }
 
 struct Links {
@@ -88,8 +132,10 @@ impl RedisTier {
         let links = || Links { lookup: Arc::new(redis.link(Use::Lookup)), bodies: Arc::new(redis.link(Use::Bodies)) };
         Ok(Arc::new(Self {
             links: (0..workers.max(1)).map(|_| links()).collect(),
-            reading: Arc::new(Breaker::new(BREAKER_AFTER)),
-            probing: Arc::default(),
+            reading: Arc::new(Reading { breaker: Breaker::new(BREAKER_AFTER), metrics: Arc::clone(metrics), address: redis.address() }),
+            bodies: Breaker::new(BREAKER_AFTER),
+            vain: AtomicU32::new(0),
+            spared: AtomicU32::new(0),
             misses: Cache::builder().max_capacity(MISSES_MAX).time_to_live(settings.remember_misses).build(),
             queue,
             metrics: Arc::clone(metrics),
@@ -110,49 +156,113 @@ impl RedisTier {
         &self.redis
     }
 
-    /// Floor, primary record and the head record of one variant, in one round trip within the budget; and where a lease is
-    /// wanted, that too. Where none is, what was not there a moment ago is not looked for.
+    /// Until when a look-up that begins now may take.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.settings.lookup_budget
+    }
+
+    /// Floor, primary record and the head record of one variant, in one round trip; and where a lease is wanted, that too.
+    /// Where none is, what was not there a moment ago is not looked for.
     ///
     /// `None`: it cannot be known now.
-    pub async fn look(&self, worker: usize, place: Place, variant: u128, wanted: Option<Wanted<'_>>) -> Option<Found> {
+    pub async fn look(&self, worker: usize, place: Place, variant: u128, wanted: Option<Wanted<'_>>, deadline: Instant) -> Option<Found> {
         let keys = self.redis.keys().url(place.epoch, place.url);
         let names = [keys.head(variant), keys.primary(place.key), keys.floor()];
-        let found = match wanted {
+        // A Redis that takes no writes gives no leases.
+        let wanted = wanted.filter(|_| self.queue.takes_writes());
+        let known = if wanted.is_none() && self.misses.contains_key(&variant) {
+            Some(TierLookup::Remembered)
+        } else {
+            self.is_spared().then_some(TierLookup::Spared)
+        };
+        if let Some(known) = known {
+            self.metrics.tiers.lookup(known);
+            return None;
+        }
+        let mut read = cmd("MGET");
+        read.arg(&names);
+        let asked = async |link: &Link, within: Duration| match wanted {
             Some(Wanted { leases, is_vary_known, useless }) => {
                 let absent = if is_vary_known { 1 } else { 2 };
                 let asking = Asking { key: keys.lease(variant), records: &names, absent, useless };
-                let (claim, records) = self.ask(worker, async |link, budget| leases.ask_along(link, budget, asking).await).await?;
-                let mut records = records.into_iter().map(|Record(record)| record);
-                let mut next = || records.next().flatten();
-                Found { head: next(), primary: next(), floor: next(), claim }
-            }
-            None if self.misses.contains_key(&variant) => {
-                self.metrics.tiers.lookup(TierLookup::Remembered);
-                return None;
-            }
-            None => {
-                let mut command = cmd("MGET");
-                command.arg(&names);
-                let (head, primary, floor): (Record, Record, Record) =
-                    self.ask(worker, async |link, budget| link.query(&command, budget).await).await?;
-                if head.0.is_none() && primary.0.is_none() {
-                    self.misses.insert(variant, ());
+                match leases.ask_along(link, within, asking).await {
+                    // It cannot be taken, and the records can be read all the same.
+                    Err(error) if error.is_out_of_memory() || error.is_read_only() => {
+                        Ok((Claim::Unknown, link.query(&read, within).await?))
+                    }
+                    asked => asked,
                 }
-                Found { head: head.0, primary: primary.0, floor: floor.0, claim: Claim::Unknown }
             }
+            None => Ok((Claim::Unknown, link.query(&read, within).await?)),
         };
+        let (claim, records): (Claim, Vec<Record>) = self.ask(worker, deadline, &names, asked).await?;
+        let mut records = records.into_iter().map(|Record(record)| record);
+        let mut next = || records.next().flatten();
+        let found = Found { head: next(), primary: next(), floor: next(), claim };
+        if found.head.is_some() || found.primary.is_some() {
+            self.vain.store(0, Ordering::Relaxed);
+        } else {
+            self.vain.fetch_add(1, Ordering::Relaxed);
+            if wanted.is_none() {
+                self.misses.insert(variant, ());
+            }
+        }
         Some(found)
     }
 
-    /// One segment of a body, if it is there. `is_begun`: the body is being delivered, which is worth waiting for; else the
-    /// budget counts.
-    pub async fn segment(&self, worker: usize, place: Place, body: u128, number: u32, is_begun: bool) -> Result<Option<Bytes>, RedisError> {
+    /// Looks without taking or counting anything, on a connection of its own.
+    pub async fn peek(&self, place: Place, variant: u128) -> Result<Peeked, RedisError> {
+        let (link, keys) = (self.redis.link(Use::Admin), self.redis.keys().url(place.epoch, place.url));
+        link.ready(PEEK_WITHIN).await?;
+        let head = keys.head(variant);
+        let mut asked = pipe();
+        asked.cmd("MGET").arg(&[head.as_str(), &keys.primary(place.key), &keys.floor(), &keys.lease(variant)]).cmd("PTTL").arg(&head);
+        let (records, left_ms): ((Record, Record, Record, Record), i64) = link.pipeline(&asked, PEEK_WITHIN).await?;
+        let (Record(head), Record(primary), Record(floor), Record(lease)) = records;
+        Ok(Peeked { floor, primary, head, left_ms, lease })
+    }
+
+    /// Whether look-ups leave Redis alone because it does not answer.
+    pub fn is_left_alone(&self) -> bool {
+        !self.reading.breaker.is_closed()
+    }
+
+    /// Whether this look-up is not worth its round trip.
+    fn is_spared(&self) -> bool {
+        !self.queue.takes_writes()
+            && self.vain.load(Ordering::Relaxed) >= VAIN_MAX
+            && !self.spared.fetch_add(1, Ordering::Relaxed).is_multiple_of(SPARED_ONE_IN)
+    }
+
+    /// One segment of a body, if it is there. `deadline`: that of the look-up; without one the body is being delivered, which is
+    /// worth waiting for.
+    pub async fn segment(
+        &self,
+        worker: usize,
+        place: Place,
+        body: u128,
+        number: u32,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Bytes>, RedisError> {
+        if deadline.is_some() && !self.bodies.admits(clock::now().mono_ms) {
+            return Err(RedisError::Away);
+        }
         let link = &self.links[worker % self.links.len()].bodies;
-        let within = if is_begun { SEGMENT_WITHIN } else { self.settings.lookup_budget };
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + SEGMENT_WITHIN);
         let mut command = cmd("GET");
         command.arg(self.redis.keys().url(place.epoch, place.url).segment(body, number));
-        link.ready(within).await?;
-        Ok(link.query::<Record>(&command, within).await?.0)
+        let result = match link.ready(left(deadline)).await {
+            Ok(_) => link.query::<Record>(&command, left(deadline)).await,
+            Err(error) => Err(error),
+        };
+        match &result {
+            Ok(_) if self.bodies.succeeded() => tracing::info!(redis = self.redis.address(), "Redis gives long bodies again"),
+            Err(error) if self.bodies.failed(clock::now().mono_ms) => {
+                tracing::warn!(%error, redis = self.redis.address(), "Redis gives no long bodies: they are misses until it does");
+            }
+            Ok(_) | Err(_) => {}
+        }
+        Ok(result?.0)
     }
 
     /// Has something written, when its turn comes; where the queue is full it is dropped and counted.
@@ -177,57 +287,52 @@ impl RedisTier {
         self.queue.push(Write::Remove { name: self.redis.keys().url(place.epoch, place.url).head(variant) });
     }
 
-    /// What a command of a look-up comes to, unless the tier is left alone.
-    async fn ask<T>(&self, worker: usize, command: impl AsyncFnOnce(&Link, Duration) -> Result<T, RedisError>) -> Option<T> {
-        let now_ms = clock::now().mono_ms;
-        if !self.reading.is_closed() {
+    /// What a command of a look-up comes to, unless the tier is left alone. `names`: what it reads, for a probe.
+    async fn ask<T>(
+        &self,
+        worker: usize,
+        deadline: Instant,
+        names: &[String],
+        command: impl AsyncFnOnce(&Link, Duration) -> Result<T, RedisError>,
+    ) -> Option<T> {
+        let link = &self.links[worker % self.links.len()].lookup;
+        if !self.reading.breaker.is_closed() {
             self.metrics.tiers.lookup(TierLookup::Skipped);
-            self.probe(worker, now_ms);
+            if self.reading.breaker.admits(clock::now().mono_ms) {
+                let mut command = cmd("MGET");
+                command.arg(names);
+                tokio::spawn(probe(Arc::clone(link), Arc::clone(&self.reading), command, self.settings.lookup_budget));
+            }
             return None;
         }
-        let (link, budget) = (&self.links[worker % self.links.len()].lookup, self.settings.lookup_budget);
         // A connection that was never made is not away: the first look-up of a worker waits for it.
         if link.is_new() {
-            let _ = link.ready(budget).await; // the command tells
+            let _ = link.ready(left(deadline)).await; // the command tells
         }
-        match command(link, budget).await {
-            Ok(answer) => {
-                self.reading.succeeded();
-                Some(answer)
-            }
-            Err(error) => {
-                self.metrics.tiers.lookup(if error == RedisError::Timeout { TierLookup::Timeout } else { TierLookup::Failed });
-                if self.reading.failed(clock::now().mono_ms) {
-                    self.metrics.tiers.breaker(false);
-                    tracing::warn!(%error, redis = self.redis.address(), "Redis does not answer: the tier is left alone until it does");
-                }
-                None
-            }
+        let within = left(deadline);
+        // What was asked before took all the time: this says nothing of Redis that is not known.
+        if within.is_zero() && !link.is_new() {
+            self.metrics.tiers.lookup(TierLookup::Timeout);
+            return None;
         }
+        let result = command(link, within).await;
+        self.reading.ended(&result);
+        let failed = |error| if error == RedisError::Timeout { TierLookup::Timeout } else { TierLookup::Failed };
+        result.map_err(|error| self.metrics.tiers.lookup(failed(error))).ok()
     }
+}
 
-    /// Half open: a task of its own asks, so that no request pays for it.
-    fn probe(&self, worker: usize, now_ms: u64) {
-        if !self.reading.is_probe_due(now_ms) || self.probing.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let link = Arc::clone(&self.links[worker % self.links.len()].lookup);
-        let (breaker, probing) = (Arc::clone(&self.reading), Arc::clone(&self.probing));
-        let (metrics, within, address) = (Arc::clone(&self.metrics), self.settings.lookup_budget, self.redis.address());
-        tokio::spawn(async move {
-            match link.query::<String>(&cmd("PING"), within).await {
-                Ok(_) => {
-                    breaker.succeeded();
-                    metrics.tiers.breaker(true);
-                    tracing::info!(redis = address, "Redis answers again: the tier is used");
-                }
-                Err(_) => {
-                    breaker.failed(clock::now().mono_ms);
-                }
-            }
-            probing.store(false, Ordering::Release);
-        });
-    }
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// Half open: a task of its own asks what a look-up would, so that no request pays for it.
+async fn probe(link: Arc<Link>, reading: Arc<Reading>, command: Cmd, within: Duration) {
+    let result = match link.ready(within).await {
+        Ok(_) => link.query::<Vec<Record>>(&command, within).await,
+        Err(error) => Err(error),
+    };
+    reading.ended(&result);
 }
 
 /// A record, taken over without a copy.

@@ -74,6 +74,7 @@ pub struct Queue {
     entries_max: usize,
     bytes_max: u64,
     wake: Notify,
+    breaker: Breaker,
     metrics: Arc<Metrics>,
 }
 
@@ -99,6 +100,7 @@ impl Queue {
             entries_max: settings.queue_entries,
             bytes_max: settings.queue_bytes,
             wake: Notify::new(),
+            breaker: Breaker::new(BREAKER_AFTER),
             metrics,
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -131,6 +133,11 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// Whether Redis took the last writes, as far as is known.
+    pub fn takes_writes(&self) -> bool {
+        self.breaker.is_closed()
+    }
+
     async fn next(&self) -> Write {
         loop {
             if let Some(write) = self.take() {
@@ -154,9 +161,7 @@ impl Queue {
 
 /// Writes until the queue is gone.
 async fn work(queue: &Weak<Queue>, redis: &Redis) {
-    let (link, breaker) = (redis.link(Use::Bodies), Breaker::new(BREAKER_AFTER));
-    let script = Script::new(include_str!("store.lua"));
-    let writer = Writer { link, breaker, script };
+    let writer = Writer { link: redis.link(Use::Bodies), script: Script::new(include_str!("store.lua")) };
     let all: [_; WRITERS] = std::array::from_fn(|_| writer.run(queue));
     let [a, b, c, d] = all;
     tokio::join!(a, b, c, d);
@@ -164,7 +169,6 @@ async fn work(queue: &Weak<Queue>, redis: &Redis) {
 
 struct Writer {
     link: Link,
-    breaker: Breaker,
     script: Script,
 }
 
@@ -176,24 +180,23 @@ impl Writer {
         let _ = self.link.ready(WITHIN).await; // what is written first need not find nobody there
         while let Some(queue) = queue.upgrade() {
             if let Ok(write) = tokio::time::timeout(IDLE, queue.next()).await {
-                self.write(&queue.metrics, write).await;
+                self.write(&queue, write).await;
             }
         }
     }
 
-    async fn write(&self, metrics: &Metrics, mut write: Write) {
+    async fn write(&self, queue: &Queue, mut write: Write) {
         let told = if let Write::Store { told, .. } = &mut write { told.take() } else { None };
-        let (outcome, bytes) = self.carry_out(write).await;
-        metrics.tiers.write(outcome, bytes);
+        let (outcome, bytes) = self.carry_out(&queue.breaker, write).await;
+        queue.metrics.tiers.write(outcome, bytes);
         if let Some(told) = told {
             let _ = told.send(outcome); // who asked may have gone
         }
     }
 
     /// With the bytes that were written.
-    async fn carry_out(&self, write: Write) -> (TierWrite, u64) {
-        let now_ms = clock::now().mono_ms;
-        if !self.breaker.is_closed() && !self.breaker.is_probe_due(now_ms) {
+    async fn carry_out(&self, breaker: &Breaker, write: Write) -> (TierWrite, u64) {
+        if !breaker.admits(clock::now().mono_ms) {
             return (TierWrite::Skipped, 0);
         }
         let result = match write {
@@ -209,11 +212,13 @@ impl Writer {
         };
         match result {
             Ok(written) => {
-                self.breaker.succeeded();
+                if breaker.succeeded() {
+                    tracing::info!("Redis takes writes again");
+                }
                 written
             }
             Err(error) => {
-                if self.breaker.failed(clock::now().mono_ms) {
+                if breaker.failed(clock::now().mono_ms) {
                     tracing::warn!(%error, "Redis takes no writes: what is stored here is not shared until it does");
                 }
                 (TierWrite::Failed, 0)

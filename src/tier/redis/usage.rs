@@ -1,9 +1,9 @@
 //! What we keep in Redis, as far as a bounded look can tell; for people.
 
-use crate::redis::{Link, Redis, RedisError, Use, cmd, pipe};
+use crate::redis::{Holder, Link, Redis, RedisError, Use, pipe};
 use std::time::{Duration, Instant};
 
-/// Keys that are looked at, and for how long at most.
+/// Keys that are looked at, and for how long at most, in all.
 const KEYS_MAX: usize = 100_000;
 const TIME_MAX: Duration = Duration::from_secs(5);
 /// Keys that one step asks for.
@@ -14,15 +14,17 @@ const WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Default, serde::Serialize)]
 pub struct Usage {
     pub address: String,
-    /// Not all keys were looked at: the bound on keys or time was reached, or it is a Cluster, of which one node was asked.
+    /// Not all keys were looked at, because the bound on keys or time was reached; or a server may not be asked about itself.
     pub partial: bool,
+    /// Servers that were looked at: in a Cluster the masters.
+    pub servers: usize,
     pub keys_seen: usize,
     pub primary: Records,
     pub heads: Records,
     pub segments: Records,
     pub floors: Records,
     pub leases: Records,
-    /// Of the server, everything in it.
+    /// Of the servers, everything in them.
     pub used_memory_bytes: Option<u64>,
     pub max_memory_bytes: Option<u64>,
     pub max_memory_policy: Option<String>,
@@ -42,34 +44,47 @@ pub async fn usage(redis: &Redis) -> Result<Usage, RedisError> {
     let link = redis.link(Use::Admin);
     link.ready(WITHIN).await?;
     let mut usage = Usage { address: redis.address(), ..Usage::default() };
-    about_server(&link, &mut usage).await?;
-    let (began, mut cursor) = (Instant::now(), 0_u64);
+    let began = Instant::now();
+    for holder in link.holders(WITHIN).await? {
+        usage.servers += 1;
+        about_server(&link, holder, &mut usage).await?;
+        scan(&link, holder, &redis.keys().tier_pattern(), began, &mut usage).await?;
+    }
+    Ok(usage)
+}
+
+/// All keys of one server: each of its cursors counts there only.
+async fn scan(link: &Link, holder: Holder, pattern: &str, began: Instant, usage: &mut Usage) -> Result<(), RedisError> {
+    let mut cursor = 0_u64;
     loop {
-        let mut scan = cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(redis.keys().tier_pattern()).arg("COUNT").arg(STEP);
-        let (next, names): (u64, Vec<String>) = link.query(&scan, WITHIN).await?;
-        for name in &names {
-            usage.add(name, length(&link, name).await?);
+        if usage.keys_seen >= KEYS_MAX || began.elapsed() >= TIME_MAX {
+            usage.partial = true;
+            return Ok(());
+        }
+        let mut scan = pipe();
+        scan.cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(STEP);
+        let ((next, names),): ((u64, Vec<String>),) = link.pipeline_to(holder, &scan, WITHIN).await?;
+        if !names.is_empty() {
+            let mut measure = pipe();
+            for name in &names {
+                measure.cmd("STRLEN").arg(name);
+            }
+            let lengths: Vec<u64> = link.pipeline_to(holder, &measure, WITHIN).await?;
+            names.iter().zip(lengths).for_each(|(name, bytes)| usage.add(name, bytes));
+        }
+        if next == 0 {
+            return Ok(());
         }
         cursor = next;
-        let is_enough = usage.keys_seen >= KEYS_MAX || began.elapsed() >= TIME_MAX;
-        usage.partial |= is_enough && cursor != 0;
-        if cursor == 0 || is_enough {
-            return Ok(usage);
-        }
     }
 }
 
-async fn length(link: &Link, name: &str) -> Result<u64, RedisError> {
-    link.query(cmd("STRLEN").arg(name), WITHIN).await
-}
-
-async fn about_server(link: &Link, usage: &mut Usage) -> Result<(), RedisError> {
+async fn about_server(link: &Link, holder: Holder, usage: &mut Usage) -> Result<(), RedisError> {
     let asked: Result<(String, String), RedisError> =
-        link.pipeline(pipe().cmd("INFO").arg("memory").cmd("INFO").arg("stats"), WITHIN).await;
+        link.pipeline_to(holder, pipe().cmd("INFO").arg("memory").cmd("INFO").arg("stats"), WITHIN).await;
     let (memory, stats) = match asked {
         Ok(answers) => answers,
-        // A user that may not ask; or a Cluster, where each node has its own answer.
+        // A user that may not ask.
         Err(RedisError::Refused { .. } | RedisError::Unexpected(_)) => {
             usage.partial = true;
             return Ok(());
@@ -81,19 +96,23 @@ async fn about_server(link: &Link, usage: &mut Usage) -> Result<(), RedisError> 
         found.map(|value| value.trim().to_owned())
     };
     let number = |text: &str, name: &str| value(text, name)?.parse().ok();
-    usage.used_memory_bytes = number(&memory, "used_memory");
-    usage.max_memory_bytes = number(&memory, "maxmemory");
+    let add = |sum: &mut Option<u64>, more: Option<u64>| *sum = more.map_or(*sum, |more| Some(sum.unwrap_or(0) + more));
+    let limit: u64 = number(&memory, "maxmemory").unwrap_or(0);
+    add(&mut usage.used_memory_bytes, number(&memory, "used_memory"));
+    add(&mut usage.max_memory_bytes, Some(limit));
+    add(&mut usage.evicted_keys, number(&stats, "evicted_keys"));
     usage.max_memory_policy = value(&memory, "maxmemory_policy");
-    usage.evicted_keys = number(&stats, "evicted_keys");
-    let limit = usage.max_memory_bytes.unwrap_or(0);
+    let mut warnings = Vec::new();
     if limit == 0 {
-        usage.warnings.push("maxmemory is not set: Redis may take all memory of its host".into());
+        warnings.push("maxmemory is not set: Redis may take all memory of its host".to_owned());
     }
     if let Some(policy) = usage.max_memory_policy.as_deref().filter(|policy| limit > 0 && !policy.starts_with("volatile-")) {
         let what =
             if policy == "noeviction" { "takes no more when it is full" } else { "may evict the journal, which costs the whole tier" };
-        usage.warnings.push(format!("maxmemory-policy is {policy}: Redis {what}; volatile-lru or another volatile-* suits"));
+        warnings.push(format!("maxmemory-policy is {policy}: Redis {what}; volatile-lru or another volatile-* suits"));
     }
+    warnings.retain(|warning| !usage.warnings.contains(warning));
+    usage.warnings.append(&mut warnings);
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod upload;
 
 use super::codec::{self, Answer, Broken, Idle, Order, Reach};
 use super::pool::Hold;
+use super::wire::Wire;
 use super::{Arriving, FetchError, Outbound};
 use crate::body::BodyError;
 use crate::clock::Alarm;
@@ -22,14 +23,12 @@ use crate::listener::RequestBody;
 use crate::observe::metrics::Dropped;
 use bytes::{Buf, Bytes, BytesMut};
 use download::Download;
-use rustix::net::RecvFlags;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use upload::Upload;
 
 /// Room for the first read of an answer, and what an idle connection may keep.
@@ -43,7 +42,7 @@ const ROOM_MIN: usize = 1024;
 
 /// An open connection to an endpoint. Dropping it closes it.
 pub(super) struct Link {
-    stream: TcpStream,
+    stream: Wire,
     /// Bytes read and not used yet; empty while it is idle.
     buffer: BytesMut,
     alarm: Alarm,
@@ -54,26 +53,14 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream, home: usize) -> Self {
+    pub(super) fn new(stream: Wire, home: usize) -> Self {
         Self { stream, buffer: BytesMut::new(), alarm: Alarm::default(), home, abroad: false }
     }
 
-    /// Whether the peer neither closed nor sent anything. `closely` asks the kernel, because the runtime may not have
-    /// noticed yet what arrived already: this is what keeps a request off a connection that died a moment ago, and
-    /// bytes that nobody asked for from being taken for its answer.
-    pub(super) fn idle(&self, closely: bool) -> Idle {
-        let mut byte = [0];
-        let heard = match closely {
-            true => rustix::net::recv(&self.stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT)
-                .map(|(_, length)| length)
-                .map_err(io::Error::from),
-            false => self.stream.try_read(&mut byte),
-        };
-        match heard {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Idle::Quiet,
-            Ok(1..) => Idle::Spoke,
-            Ok(0) | Err(_) => Idle::Closed,
-        }
+    /// See [`Wire::idle`]: this is what keeps a request off a connection that died a moment ago, and bytes that nobody asked
+    /// for from being taken for its answer.
+    pub(super) fn idle(&mut self, closely: bool) -> Idle {
+        self.stream.idle(closely)
     }
 
     /// Goes to work for a request of this worker.
@@ -174,7 +161,12 @@ impl Conversation {
     }
 
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        self.upload.poll(context, &mut self.link.stream)
+        let sent = self.upload.poll(context, &mut self.link.stream);
+        // TLS may hold what the socket did not take; an error shows when the answer is read.
+        match Pin::new(&mut self.link.stream).poll_flush(context) {
+            Poll::Pending if matches!(sent, Poll::Ready(Ok(()))) => Poll::Pending,
+            _ => sent,
+        }
     }
 
     /// What comes next, with the bytes where it is data.
@@ -297,7 +289,7 @@ impl Trouble {
 /// dropped.
 struct Tunnel {
     early: BytesMut,
-    stream: TcpStream,
+    stream: Wire,
     _hold: Hold,
 }
 
@@ -328,26 +320,27 @@ impl AsyncWrite for Tunnel {
 mod tests {
     use super::*;
     use std::io::Write;
+    use tokio::net::TcpStream;
 
     /// Our end, and the peer's.
     async fn pair() -> (Link, std::net::TcpStream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (Link::new(stream, 0), listener.accept().unwrap().0)
+        (Link::new(Wire::Plain(stream), 0), listener.accept().unwrap().0)
     }
 
     #[tokio::test]
     async fn a_peer_that_closed_or_spoke_is_noticed_at_once_and_by_and_by() {
-        let (link, mut peer) = pair().await;
+        let (mut link, mut peer) = pair().await;
         assert_eq!((link.idle(true), link.idle(false)), (Idle::Quiet, Idle::Quiet));
         peer.write_all(b"x").unwrap();
         assert_eq!(link.idle(true), Idle::Spoke);
-        link.stream.readable().await.unwrap();
+        link.stream.socket().readable().await.unwrap();
         assert_eq!(link.idle(false), Idle::Spoke);
-        let (link, peer) = pair().await;
+        let (mut link, peer) = pair().await;
         drop(peer);
         assert_eq!(link.idle(true), Idle::Closed);
-        link.stream.readable().await.unwrap();
+        link.stream.socket().readable().await.unwrap();
         assert_eq!(link.idle(false), Idle::Closed);
     }
 }

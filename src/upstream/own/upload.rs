@@ -8,7 +8,6 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// What is left of a request. A piece is taken from the client only when the one before is written, so the origin's
@@ -46,7 +45,7 @@ impl Upload {
 
     /// Moves it on as far as client and origin allow. Ready when all of it is written, or with what went wrong on the
     /// client's side.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>, stream: &mut TcpStream) -> Poll<Result<(), BodyError>> {
+    pub(super) fn poll(&mut self, context: &mut Context<'_>, stream: &mut (impl AsyncWrite + Unpin)) -> Poll<Result<(), BodyError>> {
         if self.failed {
             return Poll::Pending;
         }
@@ -148,7 +147,7 @@ impl Upload {
         Ok(())
     }
 
-    fn poll_write(&mut self, context: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<()>> {
+    fn poll_write(&mut self, context: &mut Context<'_>, stream: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<()>> {
         let lead = &self.lead[self.lead_written..];
         let stream = Pin::new(stream);
         let written = if self.piece.is_empty() && self.tail.is_empty() {
@@ -176,6 +175,7 @@ mod tests {
     use socket2::SockRef;
     use std::future::poll_fn;
     use std::time::Duration;
+    use tokio::net::TcpStream;
 
     struct Pieces(Vec<Bytes>);
 

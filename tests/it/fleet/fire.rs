@@ -222,6 +222,10 @@ fn run(plan: Plan) -> Arc<Fire> {
     let stage = troubles.join().expect("no trouble of our own");
     if fire.plan.setup != Setup::Alone && fire.plan.fault.is_none() {
         assert!(stage.redis.iter().any(troubles::has_streams), "there is a journal in Redis");
+        let asked = |result: &str| stage.fleet.sum("tiercel_lease_asked_total", &[&format!("result=\"{result}\"")]);
+        let all = ["led", "given", "alone", "timed_out", "unknown"].map(|result| format!("{result} {}", asked(result)));
+        fire.tell(format!("leases, since the last start of each node: {}", all.join(", ")));
+        assert!(asked("led") > 0.0, "nodes fetch for each other");
     }
     drop(stage);
     runtime.shutdown_timeout(Duration::from_secs(2));

@@ -7,7 +7,7 @@ use crate::support::client::Client;
 use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
 use crate::support::origin::{Origin, PATIENCE, Script};
-use crate::support::redis::{Cluster, Redis, Restart, Sentinels};
+use crate::support::redis::{Cluster, Redis, Reply, Restart, Sentinels};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -409,6 +409,37 @@ async fn what_others_put_into_the_streams_is_passed_over() {
     let (status, receipt) = stage.purge(1, "10s");
     assert_eq!((status, &receipt["complete"]), (200, &json!(true)), "{receipt}");
     stage.all_have(PATH, &new).await;
+}
+
+#[tokio::test]
+async fn a_member_that_cannot_be_read_harms_nobody_and_one_of_a_later_version_is_waited_for() {
+    let stage = Stage::new(2, "on_cutoff = 'revalidate'");
+    stage.fill(PATH).await;
+    let record = "tiercel:{journal}";
+    stage.redis.ask(&["HSET", record, "node:odd", "nonsense"]);
+    let new = stage.publish();
+    let (status, receipt) = stage.purge(0, "10s");
+    assert_eq!((status, &receipt["complete"]), (200, &json!(true)), "{receipt}");
+    stage.all_have(PATH, &new).await;
+    assert!(matches!(stage.redis.ask(&["HEXISTS", record, "node:odd"]), Reply::Integer(0)), "it was taken out");
+
+    let now_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
+    stage.redis.ask(&["HSET", record, "node:later", &format!("{:032x} 1 0 0-0-0 {now_ms} stays dreams:7 server more", 7)]);
+    let (status, receipt) = stage.purge(0, "3s");
+    assert_eq!((status, state(&receipt, "later"), state(&receipt, "node-1")), (202, "waiting", "applied"), "{receipt}");
+    let admin = format!("http://{}", stage.node(0).admin);
+    let command = ["purge", "--key", "red", "--wait", "fleet", "--timeout", "100ms", "--admin", &admin];
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tiercel")).args(command).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let forget = ["nodes", "forget", "later", "--admin", &admin];
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tiercel")).args(forget).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let again = ["purge", "--key", "red", "--wait", "fleet", "--timeout", "10s", "--admin", &admin];
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tiercel")).args(again).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for node in &stage.fleet.nodes {
+        assert_eq!(node.metric("tiercel_journal_trusted", &[]), Some(1.0), "{}", node.name);
+    }
 }
 
 #[tokio::test]

@@ -7,14 +7,14 @@ use crate::support::link::Trouble;
 use crate::support::origin::{Gate, Origin, PATIENCE, Recorded, Script, Step, eventually};
 use crate::support::redis::{Cluster, Redis};
 use rand::RngExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 const NODES: usize = 3;
 
-/// Nobody's patience ends before the crowd is there, and a busy machine keeps the budget.
+/// Nobody's patience ends before the crowd is there, and a busy machine keeps the budget, and renews leases in time.
 const CONFIG: &str = "
 [server]
 name = '@NODE@'
@@ -29,6 +29,7 @@ node = '@NODE@'
 trust = '1s'
 [lease]
 wait = '@WAIT@'
+ttl = '5s'
 [cache.redis]
 url = 'redis://@REDIS@'
 lookup_budget = '5s'
@@ -82,6 +83,13 @@ impl Stage {
         self.fleet.nodes.iter().position(leads).expect("one of them")
     }
 
+    fn explain(&self, node: usize, path: &str) -> Value {
+        let asked = json!({"url": format!("http://{HOST}{path}")}).to_string();
+        let (status, explained) = self.node(node).admin("POST", "/v1/explain", &asked).expect("it answers");
+        assert_eq!(status, 200, "{explained}");
+        explained
+    }
+
     fn purge(&self, node: usize, path: &str, mode: &str) {
         let body = json!({"urls": [format!("http://{HOST}{path}")], "mode": mode, "wait": "fleet", "timeout": "10s"});
         let (status, receipt) = self.node(node).admin("POST", "/v1/purge", &body.to_string()).expect("it answers");
@@ -132,6 +140,7 @@ async fn three_thousand_requests_spread_over_three_nodes_are_one_origin_request(
     let crowd = gather(&stage.fleet, "/cold", 1).await;
     until_waiting(&stage.fleet, CROWD - NODES).await;
     stage.until_lease_waiters(NODES - 1).await;
+    assert_eq!(stage.explain(0, "/cold")["redis"]["lease"], "held: a node fetches, and others wait");
     gate.open();
     everybody_gets_its_variant(crowd).await;
     assert_eq!(stage.origin.total(), 1);
@@ -484,4 +493,73 @@ async fn a_cluster_of_three_masters_gives_leases_too() {
     for path in (0..10).map(|number| format!("/{number}")) {
         assert_eq!(origin.count(&path), 1, "{path}");
     }
+}
+
+#[tokio::test]
+async fn who_was_given_what_another_node_fetched_is_told_so() {
+    let gate = Gate::new();
+    let stage = Stage::new(in_turn(vec![gate.clone()], |_, _| fresh("x")));
+    let mut first = send(stage.node(0), "/x").await;
+    stage.leader().await;
+    let mut others = [send(stage.node(1), "/x").await, send(stage.node(1), "/x").await];
+    stage.until_lease_waiters(1).await;
+    gate.open();
+    assert!(answer(&mut first).await.says("fwd=uri-miss"));
+    for other in &mut others {
+        let answer = answer(other).await;
+        assert!(answer.says("hit") && answer.says("detail=LEASE"), "{}", answer.head);
+    }
+    let found = stage.get(2, "/x").await;
+    assert!(found.says("hit") && found.says("detail=REDIS"), "it was there when it asked: {}", found.head);
+}
+
+#[tokio::test]
+async fn explain_says_what_redis_holds_and_what_a_look_up_would_give() {
+    let stage = Stage::new(|request| match request.path.as_str() {
+        "/vary" => fresh("x").header("Vary", "X-Variant"),
+        _ => fresh("x"),
+    });
+    assert_eq!(stage.explain(0, "/x")["redis"], json!({"lookup": "miss: nothing is there", "stored": null, "lease": null}));
+    for path in ["/x", "/vary"] {
+        let mut client = Client::connect(stage.node(0).http).await;
+        assert_eq!(client.ask(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\nX-Variant: 1\r\n\r\n")).await.status, 200);
+    }
+    eventually("both are in Redis", || stage.ended("stored") == 2).await;
+    let there = stage.explain(1, "/x");
+    assert_eq!(there["stored"], Value::Null, "not in its memory");
+    assert_eq!(there["redis"]["lookup"], "hit: the stored response is fresh");
+    assert_eq!(there["redis"]["lease"], "stored");
+    assert_eq!((&there["redis"]["stored"]["bytes"], &there["redis"]["stored"]["status"]), (&json!(1), &json!(200)));
+    assert!(there["redis"]["stored"]["dropped_in_seconds"].as_u64() > Some(500), "{there}");
+    let other = &stage.explain(1, "/vary")["redis"];
+    assert_eq!(other["lookup"], "miss: other variants are there, none that this request selects");
+    assert_eq!(stage.origin.total(), 2, "asking changes nothing");
+    assert!(stage.explain(1, "/x")["stored"].is_null(), "nor does it promote");
+    stage.purge(2, "/x", "hard");
+    let purged = &stage.explain(1, "/x")["redis"];
+    assert_eq!(purged["lookup"], "fetch: what is stored was purged");
+    assert_eq!(purged["stored"]["matching_purge"]["kind"], "url", "{purged}");
+    stage.redis.pause();
+    let away = stage.explain(1, "/x")["redis"]["lookup"].as_str().expect("a text").to_owned();
+    assert!(away.starts_with("none: Redis does not answer"), "{away}");
+    stage.redis.resume();
+}
+
+#[tokio::test]
+async fn with_a_shield_the_owner_has_the_lease_and_writes_to_redis() {
+    let more = "[shield]\nlisten = '@PEER@'\npeers = [@PEERS@]\nsecret = '0123456789abcdef0123456789abcdef'\n";
+    let stage = Stage::with("2m", more, |request| fresh(request.path.clone()));
+    for number in 0..30 {
+        let path = format!("/{number}");
+        assert_eq!(stage.get(number % NODES, &path).await.text(), path);
+    }
+    let own = |node: &Node, name: &str, label: &str| node.metric(name, &[label]).expect("it runs") as usize;
+    eventually("all are told", || stage.ended("stored") == 30).await;
+    for node in &stage.fleet.nodes {
+        let led = own(node, "tiercel_lease_asked_total", "result=\"led\"");
+        assert_eq!(own(node, "tiercel_tier_writes_total", "outcome=\"stored\""), led, "{}: what it fetched, and nothing else", node.name);
+        assert_eq!(own(node, "tiercel_lease_asked_total", ""), led, "{}", node.name);
+    }
+    assert!(stage.fleet.sum("tiercel_shield_requests_total", &["outcome=\"answered\""]) > 0.0);
+    assert_eq!(stage.origin.total(), 30);
 }

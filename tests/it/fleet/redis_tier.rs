@@ -6,7 +6,8 @@ use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
 use crate::support::origin::{Gate, Origin, PATIENCE, Script};
 use crate::support::redis::{Cluster, Redis, Reply, Restart, Sentinels};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// A budget that a busy machine keeps; what it is by default is nothing that a test could rely on.
@@ -446,6 +447,14 @@ async fn a_cluster_of_three_masters_is_one_tier() {
         assert!(is_from_redis(&found) && found.whole && found.body == body(&path, ""), "{path}: {}", found.head);
     }
     assert_eq!(origin.total(), 12);
+    let names = |pattern: &str| cluster.masters.iter().map(|master| master.ask(&["KEYS", pattern]).list().len() as u64).sum::<u64>();
+    assert!(cluster.masters.iter().all(|master| master.ask(&["DBSIZE"]).integer() > 0), "each has some");
+    let (status, usage) = fleet.nodes[0].admin("GET", "/v1/redis", "").expect("it answers");
+    assert_eq!((status, usage["servers"].as_u64(), usage["partial"].as_bool()), (200, Some(3), Some(false)), "{usage}");
+    for (kind, pattern) in [("primary", "*}:p:*"), ("heads", "*}:h:*"), ("segments", "*}:s:*")] {
+        assert_eq!(usage[kind]["keys"].as_u64(), Some(names(pattern)), "{kind}: {usage}");
+    }
+    assert!(usage["used_memory_bytes"].as_u64() > Some(1_000_000), "{usage}");
 }
 
 #[tokio::test]
@@ -471,4 +480,144 @@ async fn the_master_that_sentinel_names_is_followed_through_a_failover() {
         }
         assert!(Instant::now() < deadline, "the new master is not found:\n{}", fleet.nodes[0].log());
     }
+}
+
+#[tokio::test]
+async fn what_redis_holds_stands_in_for_everybody_while_the_origin_fails() {
+    let (gate, redis) = (Gate::new(), Redis::start());
+    let (held, fails) = (gate.clone(), Arc::new(AtomicBool::new(false)));
+    let failing = Arc::clone(&fails);
+    let origin = Origin::start(move |request| {
+        if failing.load(Ordering::Relaxed) {
+            return Script::status(503, "").after(&held);
+        }
+        Script::ok(body(&request.path, "")).header("cache-control", "max-age=0, stale-if-error=3600").header("etag", "\"1\"")
+    });
+    let fleet = Fleet::start(&plan(2, &origin, &redis, ""));
+    let path = "/small";
+    assert_eq!(get(&fleet.nodes[0], path, "").await.status, 200);
+    until_written(&fleet.nodes[0], 1.0).await;
+    fails.store(true, Ordering::Relaxed);
+    let empty = &fleet.nodes[1];
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        let mut client = Client::connect(empty.http).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")).await;
+        clients.push(client);
+    }
+    until("one leads and the others wait", empty, || empty.metric("tiercel_coalesce_waiting", &[]) == Some(4.0)).await;
+    gate.open();
+    for mut client in clients {
+        let answer = client.answer(false).await.expect("an answer");
+        assert!(answer.status == 200 && answer.body == body(path, ""), "{}", answer.head);
+    }
+}
+
+#[tokio::test]
+async fn what_its_origin_withdrew_is_not_found_in_redis_either() {
+    let (redis, withdrawn) = (Redis::start(), Arc::new(AtomicBool::new(false)));
+    let is_withdrawn = Arc::clone(&withdrawn);
+    let origin = Origin::start(move |request| match is_withdrawn.load(Ordering::Relaxed) {
+        true => Script::ok("other").header("cache-control", "no-store"),
+        false => Script::ok(body(&request.path, "")).header("cache-control", "max-age=600").header("etag", "\"1\""),
+    });
+    let mut plan = plan(2, &origin, &redis, "");
+    plan.config = plan.config.replace("[cache]\n", "[cache]\nclient_directives = 'honour'\n");
+    let fleet = Fleet::start(&plan);
+    let node = &fleet.nodes[0];
+    get(node, "/small", "").await;
+    until_written(node, 1.0).await;
+    withdrawn.store(true, Ordering::Relaxed);
+    let mut client = Client::connect(node.http).await;
+    let asked = client.ask("GET /small HTTP/1.1\r\nHost: a.example\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(asked.text(), "other", "{}", asked.head);
+    until("the entry is gone", node, || heads(&redis).is_empty()).await;
+    assert_eq!(get(&fleet.nodes[1], "/small", "").await.text(), "other");
+}
+
+/// Look-ups by commands of their own alone, so that a test may forbid one.
+const WITHOUT_LEASES: &str = "[lease]\nenabled = false\n";
+
+fn commands(node: &Node, purpose: &str, outcome: &str) -> f64 {
+    let labels = [format!("use=\"{purpose}\""), format!("outcome=\"{outcome}\"")];
+    node.metric("tiercel_redis_commands_total", &labels.each_ref().map(String::as_str)).expect("it answers")
+}
+
+#[tokio::test]
+async fn what_redis_refuses_to_look_ups_it_refuses_to_probes() {
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(1, &origin, &redis, WITHOUT_LEASES));
+    let node = &fleet.nodes[0];
+    redis.ask(&["ACL", "SETUSER", "default", "-mget"]);
+    let is_open = || node.metric("tiercel_tier_breaker_open", &[]) == Some(1.0);
+    let deadline = Instant::now() + PATIENCE;
+    let mut number = 0;
+    while commands(node, "lookup", "refused") < 8.0 {
+        number += 1;
+        assert_eq!(get(node, &format!("/{number}"), "").await.status, 200);
+        assert!(Instant::now() < deadline, "it is not probed:\n{}", node.log());
+    }
+    assert_eq!(lookups(node, "failed"), 5.0, "five open it, and only probes are refused from then on");
+    assert!(is_open());
+    redis.ask(&["ACL", "SETUSER", "default", "+mget"]);
+    while is_open() {
+        number += 1;
+        get(node, &format!("/{number}"), "").await;
+        assert!(Instant::now() < deadline, "never used again:\n{}", node.log());
+    }
+}
+
+#[tokio::test]
+async fn segments_that_redis_does_not_give_are_not_asked_for_all_the_time() {
+    const BODIES: usize = 15;
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(2, &origin, &redis, WITHOUT_LEASES));
+    let path = |number: usize| format!("/{number}/300000");
+    for number in 0..BODIES {
+        get(&fleet.nodes[0], &path(number), "").await;
+    }
+    until_written(&fleet.nodes[0], BODIES as f64).await;
+    redis.ask(&["ACL", "SETUSER", "default", "-get"]);
+    let node = &fleet.nodes[1];
+    for number in 0..BODIES {
+        let answer = get(node, &path(number), "").await;
+        assert!(answer.whole && answer.body == body(&path(number), ""), "{}", answer.head);
+    }
+    let refused = commands(node, "bodies", "refused");
+    assert!((5.0..10.0).contains(&refused), "five, and a probe now and then: {refused} of {BODIES}");
+}
+
+#[tokio::test]
+async fn a_full_redis_that_has_nothing_is_hardly_asked() {
+    const REQUESTS: usize = 320;
+    const THERE: usize = 20;
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(2, &origin, &redis, ""));
+    let (full, other) = (&fleet.nodes[0], &fleet.nodes[1]);
+    for number in 0..THERE {
+        get(other, &format!("/there/{number}"), "").await;
+    }
+    until_written(other, THERE as f64).await;
+    redis.set("maxmemory", "1");
+    let mut client = Client::connect(full.http).await;
+    for number in 0..20 {
+        client.ask(format!("GET /full/{number} HTTP/1.1\r\nHost: a.example\r\n\r\n")).await;
+    }
+    let skipped = || full.metric("tiercel_tier_writes_total", &["outcome=\"skipped\""]) >= Some(1.0);
+    until("it is known to take no writes", full, skipped).await;
+    for number in 0..REQUESTS {
+        let path = format!("/vain/{number}");
+        let answer = client.ask(format!("GET {path} HTTP/1.1\r\nHost: a.example\r\n\r\n")).await;
+        assert!(answer.status == 200 && answer.body == body(&path, ""), "{}", answer.head);
+    }
+    let spared = lookups(full, "spared");
+    assert!(spared >= 50.0, "of {REQUESTS} requests {spared} were not looked for");
+    assert_eq!(full.metric("tiercel_tier_breaker_open", &[]), Some(0.0), "it answers");
+    // One look-up that finds something, and all are made again.
+    let mut found = Vec::new();
+    for number in 0..THERE {
+        found.push(is_from_redis(&get(full, &format!("/there/{number}"), "").await));
+    }
+    let first = found.iter().position(|found| *found).expect("one in so many is made");
+    assert!(found[first..].iter().all(|found| *found), "{found:?}");
 }

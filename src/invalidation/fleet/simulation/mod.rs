@@ -5,6 +5,7 @@
 
 mod chance;
 mod redis;
+mod stepped;
 mod world;
 
 use world::{Fault, Outcome, Tally, World};

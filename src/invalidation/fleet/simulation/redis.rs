@@ -195,11 +195,11 @@ impl Redis {
         }
         record.members.retain(|_, member| now_ms - member.at_ms < number(prune_ms));
         for [name, text] in restore.as_chunks::<2>().0 {
-            let member = codec::read_member(name, text).expect("the text of a member");
+            let member = codec::read_member(name, text);
             record.members.entry(name.clone()).or_insert(member);
         }
         let text = format!("{instance} {beat} {acknowledged} {applied} {now_ms} stays {policy} {}", self.server.0);
-        record.members.insert(name.clone(), codec::read_member(name, &text).expect("the text of a member"));
+        record.members.insert(name.clone(), codec::read_member(name, &text));
         let vouched = match vouch.as_str() {
             "" => false,
             "together" => record.doubt.as_ref().is_some_and(|doubt| !doubt.spoiled),

@@ -1,0 +1,197 @@
+//! TLS towards upstreams: whom we believe, what we show, and what is said where the two do not agree.
+
+use super::provider;
+use crate::config::settings::{CertificateFiles, PemFile, TlsVersion, UpstreamTls};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, SupportedProtocolVersion};
+use std::sync::Arc;
+
+/// What connections to one upstream have in common.
+pub struct Client {
+    pub config: Arc<ClientConfig>,
+    /// Asked for and verified instead of the endpoint's host.
+    name: Option<String>,
+}
+
+/// Sessions of an upstream that may be resumed.
+const SESSIONS: usize = 256;
+
+impl Client {
+    /// What is wrong otherwise.
+    pub fn new(settings: &UpstreamTls) -> Result<Self, ClientError> {
+        let provider = provider(&[]);
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = builder.with_protocol_versions(settings.min_version.and_later()).map_err(ClientError::Versions)?;
+        let builder = match settings.verify {
+            true => builder.with_webpki_verifier(verifier(settings.roots.as_ref(), &provider)?),
+            false => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+        };
+        let mut config = match &settings.certificate {
+            Some(files) => with_certificate(builder, files)?,
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![super::ALPN_HTTP1.into()];
+        config.resumption = Resumption::in_memory_sessions(SESSIONS);
+        Ok(Self { config: Arc::new(config), name: settings.server_name.clone() })
+    }
+
+    /// The name to ask for and to verify; `host`: that of the endpoint.
+    pub fn name(&self, host: &str) -> Option<ServerName<'static>> {
+        let name = self.name.as_deref().unwrap_or(host);
+        ServerName::try_from(name.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_owned()).ok()
+    }
+}
+
+/// Why there can be no TLS to an upstream.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("{0}")]
+    Versions(Error),
+    #[error("holds no certificate of an authority that can be used")]
+    NoRoots,
+    #[error("this machine has no certificates of authorities")]
+    NoSystemRoots,
+    #[error("the certificate cannot be used: {0}")]
+    Certificate(String),
+}
+
+impl ClientError {
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::Versions(_) => "leave min_version out",
+            Self::NoRoots => "name a PEM file with the certificates of those who may certify the upstream",
+            Self::NoSystemRoots => "install ca-certificates, or name ca_file",
+            Self::Certificate(_) => "name the certificate, then its chain, in cert_file, and its key in key_file",
+        }
+    }
+}
+
+fn verifier(roots: Option<&PemFile>, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, ClientError> {
+    let mut store = RootCertStore::empty();
+    let none = match roots {
+        Some(file) => {
+            store.add_parsable_certificates(CertificateDer::pem_slice_iter(&file.pem).filter_map(Result::ok));
+            ClientError::NoRoots
+        }
+        None => {
+            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            ClientError::NoSystemRoots
+        }
+    };
+    if store.is_empty() {
+        return Err(none);
+    }
+    WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).build().map_err(|_| none)
+}
+
+type Verified = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
+
+fn with_certificate(builder: Verified, files: &CertificateFiles) -> Result<ClientConfig, ClientError> {
+    let wrong = |error: &dyn std::fmt::Display| ClientError::Certificate(error.to_string());
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&files.certificate.pem).collect();
+    let key = PrivateKeyDer::from_pem_slice(&files.key.pem).map_err(|error| wrong(&error))?;
+    builder.with_client_auth_cert(chain.map_err(|error| wrong(&error))?, key).map_err(|error| wrong(&error))
+}
+
+impl TlsVersion {
+    /// It and all that came after it.
+    pub(super) const fn and_later(self) -> &'static [&'static SupportedProtocolVersion] {
+        const FROM_12: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+        const FROM_13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+        match self {
+            Self::Tls12 => FROM_12,
+            Self::Tls13 => FROM_13,
+        }
+    }
+}
+
+/// Takes every certificate (`insecure_skip_verify`); that the other side has its key is still verified.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Why a handshake with an upstream failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// Its certificate is not one that we accept.
+    Certificate(String),
+    /// It refused us.
+    Alert(String),
+    Protocol(String),
+}
+
+impl Failure {
+    /// `name`: whose certificate was expected.
+    pub fn of(error: &Error, name: &str) -> Self {
+        match error {
+            Error::InvalidCertificate(error) => Self::Certificate(told(error, name)),
+            Error::AlertReceived(alert) => Self::Alert(format!(
+                "{name} refused the handshake ({alert:?}); does it want a client certificate (tls.cert_file), another name (tls.server_name), or another version?"
+            )),
+            Error::InvalidMessage(_) => {
+                Self::Protocol(format!("{name} does not speak TLS on this port: write http://, or name its port for https"))
+            }
+            error => Self::Protocol(format!("{name}: {error}")),
+        }
+    }
+}
+
+fn told(error: &CertificateError, name: &str) -> String {
+    match error {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!("the certificate of {name} has expired: have it renewed there")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            format!("the certificate of {name} is not valid yet: look at the clocks")
+        }
+        CertificateError::NotValidForName => format!("the certificate is not for {name}: set tls.server_name to a name that it is for"),
+        CertificateError::NotValidForNameContext { presented, .. } => {
+            // `DnsName("shop.example")`, as the verifier tells it.
+            let names: Vec<_> = presented.iter().map(|name| name.split('"').nth(1).unwrap_or(name)).collect();
+            let names = names.join(", ");
+            format!("the certificate is for {names}, not for {name}: set tls.server_name to a name that it is for")
+        }
+        CertificateError::UnknownIssuer => {
+            format!("the certificate of {name} was issued by an authority that is not trusted here: name its certificate in tls.ca_file")
+        }
+        error => format!("the certificate of {name} is not acceptable: {error}"),
+    }
+}

@@ -1,0 +1,294 @@
+//! Clients that abuse HTTP/2, frame by frame, against the running binary: the connection ends with the right error, or the
+//! stream, where only that is wrong; others are served on, and memory stays where it was.
+
+use super::*;
+use crate::support::h2::{
+    CONTINUATION, DATA, END, END_HEADERS, Frame, GET, GOAWAY, HEADERS, PING, PRIORITY, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, ask,
+    connect, frame, get, line,
+};
+use crate::support::origin::Gate;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const FRAME_SIZE_ERROR: u32 = 6;
+const ENHANCE_YOUR_CALM: u32 = 0xb;
+
+/// Bytes that the process may hold more after an abuse than before. Beyond what any of these would take if it were kept.
+const GROWTH_MAX: u64 = 48 << 20;
+
+const H2C: &str = "[limits]\nwrite_timeout = \"400ms\"\n[listeners.http]\nh2c = true\n";
+
+fn guarded() -> Served {
+    serve_with(H2C, |request| match request.path.as_str() {
+        "/large" => fresh(&"x".repeat(4 << 20)),
+        _ => fresh("stored"),
+    })
+}
+
+impl Served {
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.tiercel.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// Runs an abuse while others go on asking over both protocols; they are all answered, and memory stays.
+    async fn while_others_ask<T>(&self, what: &str, abuse: impl Future<Output = T>) -> T {
+        let before = self.resident();
+        let over = AtomicBool::new(false);
+        let others = async {
+            let (mut second, mut first) = (connect(self.tiercel.http).await, self.client().await);
+            let (mut count, mut longest) = (0, Duration::ZERO);
+            while !over.load(Ordering::Relaxed) || count < 10 {
+                let began = Instant::now();
+                assert_eq!(ask(&mut second, get("/")).await.status(), 200, "{what}");
+                assert_eq!(first.ask(request("GET", "/", "", "")).await.status, 200, "{what}");
+                longest = longest.max(began.elapsed());
+                count += 1;
+            }
+            println!("{what}: others asked {count} times meanwhile, at most {longest:?} for two answers");
+        };
+        let abuse = async {
+            let came = abuse.await;
+            over.store(true, Ordering::Relaxed);
+            came
+        };
+        let (came, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(abuse, others) }).await.expect(what);
+        let grown = self.resident().saturating_sub(before);
+        println!("{what}: {} KiB more", grown >> 10);
+        assert!(grown < GROWTH_MAX, "{what}: {grown} bytes more");
+        came
+    }
+
+    async fn raw(&self) -> Raw {
+        Raw::connect(self.tiercel.http, &[]).await
+    }
+}
+
+fn reset(stream: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
+}
+
+fn asks(stream: u32) -> Vec<u8> {
+    frame(HEADERS, END | END_HEADERS, stream, GET)
+}
+
+fn odd(count: u32) -> impl Iterator<Item = u32> {
+    (0..count).map(|number| 2 * number + 1)
+}
+
+#[tokio::test]
+async fn floods_end_their_connection_as_one_that_asks_for_too_much() {
+    let served = guarded();
+    served.get("/").await;
+    let open_head = frame(HEADERS, END, 1, GET);
+    let cases = [
+        ("resets before anybody looked", odd(5_000).flat_map(|stream| [asks(stream), reset(stream)].concat()).collect(), "http2_errors"),
+        ("settings", frame(SETTINGS, 0, 0, &[]).repeat(40_000), "http2_idle_frames"),
+        ("pings", frame(PING, 0, 0, &[0; 8]).repeat(40_000), "http2_idle_frames"),
+        ("answers to pings that nobody sent", frame(PING, END, 0, &[0; 8]).repeat(40_000), "http2_idle_frames"),
+        ("priorities", frame(PRIORITY, 0, 3, &[0, 0, 0, 1, 9]).repeat(40_000), "http2_idle_frames"),
+        ("priority updates (RFC 9218)", frame(0x10, 0, 0, &[0, 0, 0, 1, b'u', b'=', b'3']).repeat(40_000), "http2_idle_frames"),
+        ("windows", frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()).repeat(40_000), "http2_idle_frames"),
+        ("frames of no known type", frame(0xbe, 0, 0, &[1; 9]).repeat(40_000), "http2_idle_frames"),
+        (
+            "a head in frames without end",
+            [&open_head[..], &frame(CONTINUATION, 0, 1, &line("x", "y").repeat(100)).repeat(20_000)].concat(),
+            "http2_errors",
+        ),
+        ("a head in empty frames", [open_head.clone(), frame(CONTINUATION, 0, 1, &[]).repeat(40_000)].concat(), "http2_errors"),
+        (
+            "streams that we reset for windows too large",
+            odd(2_000)
+                .flat_map(|stream| [asks(stream), frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes())].concat())
+                .collect(),
+            "http2_errors",
+        ),
+        (
+            "heads that we reset",
+            odd(2_000)
+                .flat_map(|stream| frame(HEADERS, END | END_HEADERS, stream, &[GET, &line("connection", "close")].concat()))
+                .collect(),
+            "http2_errors",
+        ),
+    ];
+    for (what, bytes, bound) in cases {
+        let bytes: Vec<u8> = bytes;
+        let before = served.bound(bound).await;
+        let code = served.while_others_ask(what, async { served.raw().await.send_to_the_end(&bytes).await }).await;
+        assert_eq!(code, Some(ENHANCE_YOUR_CALM), "{what}");
+        served.until_metric(&format!("tiercel_bound_reached_total{{bound=\"{bound}\"}}"), before + 1).await;
+    }
+}
+
+#[tokio::test]
+async fn resets_are_counted_over_time_also_where_each_request_was_under_way() {
+    let served = guarded();
+    served.get("/").await;
+    let abuse = async {
+        let mut raw = served.raw().await;
+        for stream in odd(2_000) {
+            raw.send(&[asks(stream), frame(PING, 0, 0, &[7; 8]), reset(stream)].concat()).await;
+            let answered = |frame: &Frame| frame.kind == GOAWAY || frame.kind == PING && frame.flags == END;
+            match raw.until(answered).await {
+                Some(frame) if frame.kind == PING => {}
+                goaway => return (stream, goaway.and_then(|frame| frame.code())),
+            }
+        }
+        panic!("it goes on");
+    };
+    let (stream, code) = served.while_others_ask("resets, one by one", abuse).await;
+    assert!(code == Some(ENHANCE_YOUR_CALM) && stream > 1_000, "{stream} {code:?}");
+    served.until_metric("tiercel_bound_reached_total{bound=\"http2_resets\"}", 1).await;
+}
+
+#[tokio::test]
+async fn who_takes_nothing_of_its_answers_is_cut_after_the_write_timeout() {
+    let served = guarded();
+    served.until_hit("/large", "").await;
+    served.get("/").await;
+    const LARGE: &[u8] = &[0x82, 0x86, 0x04, 6, b'/', b'l', b'a', b'r', b'g', b'e', 0x41, 12];
+    let large = [LARGE, HOST.as_bytes()].concat();
+    let requests: Vec<u8> = odd(100).flat_map(|stream| frame(HEADERS, END | END_HEADERS, stream, &large)).collect();
+    for (what, settings) in [("closed windows", &[(4, 0)][..]), ("a connection window that stays as it was", &[(4, 1 << 30)])] {
+        let before = served.bound("write_timeout").await;
+        let abuse = async {
+            let mut raw = Raw::connect(served.tiercel.http, settings).await;
+            raw.send(&requests).await;
+            // It shows that it is alive, which is no progress.
+            let mut pings = 0;
+            loop {
+                raw.send(&frame(PING, 0, 0, &[1; 8])).await;
+                match raw.until(|frame| frame.kind == GOAWAY || frame.kind == PING && frame.flags == END).await {
+                    Some(frame) if frame.kind == PING => pings += 1,
+                    goaway => return (pings, goaway.and_then(|frame| frame.code())),
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await; // paces the pings; nothing waits for it
+            }
+        };
+        let (pings, code) = served.while_others_ask(what, abuse).await;
+        assert!(pings > 0 && code == Some(ENHANCE_YOUR_CALM), "{what}: {pings} {code:?}");
+        assert_eq!(served.bound("write_timeout").await, before + 1, "{what}");
+    }
+    let not_reading = async {
+        let mut raw = Raw::connect(served.tiercel.http, &[(4, 1 << 30)]).await;
+        raw.send(&[frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes()), requests.clone()].concat()).await;
+        served.until_metric("tiercel_bound_reached_total{bound=\"write_timeout\"}", 3).await;
+    };
+    served.while_others_ask("a client that does not read", not_reading).await;
+}
+
+#[tokio::test]
+async fn heads_that_unpack_to_much_are_refused() {
+    let served = guarded();
+    served.get("/").await;
+    // A line of 3,000 bytes into the dynamic table, then named again and again, a byte each.
+    let value = [&[0x7f][..], &[0x80 | (2_900_u32 - 127) as u8 & 0x7f, ((2_900 - 127) >> 7) as u8], &[b'v'; 2_900]].concat();
+    let entry = [&[0x40, 1, b'x'][..], &value].concat();
+    let bomb = [GET, &entry, &[0xbe; 8_000]].concat();
+    let crumbs = [GET, &line("cookie", "a=b").repeat(1_200)].concat();
+    let many = [GET, &line("x", "1").repeat(129)].concat();
+    let at_limit = [GET, &line("cookie", "a=b").repeat(100)].concat();
+    let abuse = async {
+        for _ in 0..50 {
+            let code = served.raw().await.send_to_the_end(&frame(HEADERS, END | END_HEADERS, 1, &bomb)).await;
+            assert_eq!(code, Some(ENHANCE_YOUR_CALM), "a bomb");
+        }
+        let mut raw = served.raw().await;
+        for (number, (what, head, is_answered)) in
+            [("crumbs", &crumbs, false), ("lines", &many, false), ("crumbs within the limit", &at_limit, true)].into_iter().enumerate()
+        {
+            let stream = 2 * number as u32 + 1;
+            raw.send(&frame(HEADERS, END | END_HEADERS, stream, head)).await;
+            let answer = raw.until(|frame| frame.kind == HEADERS || frame.kind == GOAWAY).await.expect(what);
+            assert_eq!((answer.kind, answer.stream), (HEADERS, stream), "{what}");
+            // 200 is an entry of the static table; 431 is written out.
+            assert_eq!(answer.payload[0] == 0x88, is_answered, "{what}: {:?}", answer.payload);
+        }
+    };
+    served.while_others_ask("heads that unpack to much", abuse).await;
+    assert!(served.bound("header_count").await >= 1);
+}
+
+#[tokio::test]
+async fn what_is_malformed_ends_its_stream_with_an_error_and_no_other() {
+    let served = guarded();
+    let mut raw = served.raw().await;
+    let (method, scheme, path, authority) = (&[0x82][..], &[0x86][..], &[0x84][..], &[0x41, 1, b'a'][..]);
+    let mut stream = 1;
+    for (what, head) in [
+        ("a name in upper case", [GET, &line("X-Upper", "1")].concat()),
+        ("Connection", [GET, &line("connection", "close")].concat()),
+        ("Keep-Alive", [GET, &line("keep-alive", "1")].concat()),
+        ("Transfer-Encoding", [GET, &line("transfer-encoding", "chunked")].concat()),
+        ("Upgrade", [GET, &line("upgrade", "websocket")].concat()),
+        ("TE other than trailers", [GET, &line("te", "gzip")].concat()),
+        ("no path", [method, scheme, authority].concat()),
+        ("no scheme", [method, path, authority].concat()),
+        ("no method", [scheme, path, authority].concat()),
+        ("a path twice", [GET, path].concat()),
+        ("a pseudo-field after others", [method, scheme, path, &line("x", "1"), authority].concat()),
+        ("a pseudo-field of answers", [GET, &[0x88]].concat()),
+        ("a pseudo-field that nobody knows", [GET, &line(":x", "1")].concat()),
+        ("an empty path", [method, scheme, &line(":path", "")[..], authority].concat()),
+        ("a value with a line end", [GET, &line("x", "1\r\ny: 2")].concat()),
+        ("a length without a body", [GET, &line("content-length", "5")].concat()),
+    ] {
+        raw.send(&frame(HEADERS, END | END_HEADERS, stream, &head)).await;
+        let ended = raw.until(|frame| frame.stream == stream || frame.kind == GOAWAY).await.expect(what);
+        let refused = ended.kind == HEADERS && ended.payload[0] != 0x88;
+        assert!(ended.code() == Some(PROTOCOL_ERROR) || refused, "{what}: {ended:?}");
+        (raw, stream) = if ended.kind == GOAWAY { (served.raw().await, 1) } else { (raw, stream + 2) };
+    }
+    // More of a body than was announced, and less.
+    for (what, body) in [("too long", &b"123456"[..]), ("too short", b"1234")] {
+        let head = [&[0x83][..], scheme, path, authority, &line("content-length", "5")].concat();
+        raw.send(&[frame(HEADERS, END_HEADERS, stream, &head), frame(DATA, END, stream, body)].concat()).await;
+        let ended = raw.until(|frame| frame.stream == stream || frame.kind == GOAWAY).await.expect(what);
+        assert!(ended.kind != GOAWAY && (ended.kind == RST_STREAM || ended.payload[0] != 0x88), "{what}: {ended:?}");
+        stream += 2;
+    }
+    assert_eq!(served.origin.count("/"), 0, "none of them went on");
+    raw.send(&asks(stream)).await;
+    let answer = raw.until(|frame| frame.stream == stream).await.expect("the connection goes on");
+    assert_eq!((answer.kind, answer.payload[0]), (HEADERS, 0x88));
+}
+
+#[tokio::test]
+async fn what_breaks_the_connection_ends_it_with_an_error() {
+    let served = guarded();
+    for (what, bytes, code) in [
+        ("data for no stream", frame(DATA, END, 0, b"x"), PROTOCOL_ERROR),
+        ("data for a stream that was not opened", frame(DATA, END, 7, b"x"), PROTOCOL_ERROR),
+        ("a stream of even number", asks(2), PROTOCOL_ERROR),
+        ("a promise from a client", frame(5, END_HEADERS, 1, &[0, 0, 0, 2, 0x82]), PROTOCOL_ERROR),
+        ("a window of a stream that grows by nothing", [asks(1), frame(WINDOW_UPDATE, 0, 1, &[0; 4])].concat(), PROTOCOL_ERROR),
+        ("a window that grows by nothing", frame(WINDOW_UPDATE, 0, 0, &[0; 4]), PROTOCOL_ERROR),
+        ("a window beyond all bounds", frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes()), FLOW_CONTROL_ERROR),
+        ("settings of odd length", frame(SETTINGS, 0, 0, &[1]), PROTOCOL_ERROR),
+        ("a ping of odd length", frame(PING, 0, 0, &[1]), PROTOCOL_ERROR),
+        ("a frame larger than allowed", [&[1, 0, 0, 0, 0, 0, 0, 0, 1][..], &[0; 1 << 16]].concat(), FRAME_SIZE_ERROR),
+        ("a head that is no HPACK", frame(HEADERS, END | END_HEADERS, 1, &[0xff; 64]), PROTOCOL_ERROR),
+        ("a continuation of nothing", frame(CONTINUATION, END_HEADERS, 1, GET), PROTOCOL_ERROR),
+        ("another frame within a head", [frame(HEADERS, END, 1, GET), frame(PING, 0, 0, &[0; 8])].concat(), PROTOCOL_ERROR),
+        ("a reset of a stream that was not opened", reset(9), PROTOCOL_ERROR),
+    ] {
+        let ended = served.raw().await.send_to_the_end(&bytes).await;
+        assert_eq!(ended, Some(code), "{what}");
+    }
+    assert_eq!(served.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_says_goodbye_gets_the_answers_under_way() {
+    let gate = Gate::new();
+    let wait = gate.clone();
+    let served = serve_with(H2C, move |_| fresh("stored").after(&wait));
+    let mut raw = served.raw().await;
+    raw.send(&[asks(1), frame(GOAWAY, 0, 0, &[0; 8])].concat()).await;
+    served.origin.until("the request", |origin| origin.count("/") == 1).await;
+    gate.open();
+    assert!(raw.until(|frame| frame.kind == DATA && frame.stream == 1 && frame.flags & END != 0).await.is_some());
+    while raw.next().await.is_some() {}
+}
