@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 
 /// Writes to so many URLs, one after the other, at a pace that nobody's answer slows down.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +52,7 @@ impl Flood {
         let (over, asked, hits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let readers: Vec<_> = nodes.iter().map(|&node| runtime.spawn(read(node, over.clone(), asked.clone(), hits.clone()))).collect();
         let mut took = Vec::new();
-        while !writers.iter().all(|writer| writer.is_finished()) {
+        while !writers.iter().all(JoinHandle::is_finished) {
             let new = stage.publish();
             let sent = Instant::now();
             let body = json!({"urls": [format!("http://{HOST}{PATH}")], "wait": "fleet", "timeout": "10s"}).to_string();
