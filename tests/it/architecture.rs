@@ -109,7 +109,22 @@ const ARROWS: &[(&str, &[&str])] = &[
         "coalesce::flight",
         &["coalesce::sync", "coalesce::wake", "semantics::key::CacheKeyText", "semantics::vary::SecondaryKey", "observe", "clock"],
     ),
-    ("upstream", &["http1", "listener::*", "tls::client", "observe", "config::settings", "semantics", "body", "clock"]),
+    (
+        "upstream",
+        &[
+            "http1",
+            "http2",
+            "listener::*",
+            "tls::client",
+            "tls::ALPN_HTTP1",
+            "tls::ALPN_HTTP2",
+            "observe",
+            "config::settings",
+            "semantics",
+            "body",
+            "clock",
+        ],
+    ),
     (
         "shield",
         &[
