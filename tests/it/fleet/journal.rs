@@ -211,6 +211,17 @@ async fn a_node_that_is_cut_off_and_revalidates_does_not_hold_a_purge_up() {
     stage.all_have(PATH, &new).await;
 }
 
+/// Where both connections of a node took turns, each given up because the other was missing, it was cut off for ever.
+#[tokio::test]
+async fn a_node_whose_connections_come_back_one_after_the_other_is_back_too() {
+    let stage = Stage::new(2, "");
+    let link = stage.node(1).link.as_ref().expect("a link");
+    link.make(Trouble::Cut);
+    until("it is cut off", || stage.node(1).metric("tiercel_journal_trusted", &[]) == Some(0.0));
+    link.make(Trouble::OneEvery(Duration::from_millis(1200)));
+    stage.until_trusted();
+}
+
 #[tokio::test]
 async fn a_purge_waits_for_a_node_that_is_cut_off_and_serves() {
     let stage = Stage::new(2, "on_cutoff = 'serve'");
