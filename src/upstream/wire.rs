@@ -4,7 +4,7 @@
 
 use super::FetchError;
 use super::codec::Idle;
-use crate::tls;
+use crate::tls::ALPN_HTTP2;
 use crate::tls::client::{Client, Failure};
 use rustix::net::RecvFlags;
 use std::io::{self, IoSlice, Read};
@@ -39,7 +39,7 @@ impl Wire {
 
     /// Whether HTTP/2 was chosen (ALPN); in plain text nothing is.
     pub(super) fn chose_http2(&self) -> bool {
-        matches!(self, Self::Secure(stream) if stream.get_ref().1.alpn_protocol() == Some(tls::ALPN_HTTP2))
+        matches!(self, Self::Secure(stream) if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2))
     }
 
     /// Whether the peer neither closed nor sent anything. `closely` asks the kernel, because the runtime may not have

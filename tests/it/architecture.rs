@@ -128,7 +128,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "shield",
         &[
+            "http1::response",
             "http2",
+            "listener::*",
             "upstream",
             "invalidation::Position",
             "observe",
