@@ -356,7 +356,7 @@ fn neither_do_they_when_sentinels_make_a_lagging_replica_the_master() {
     finds_nothing(Plan { troubles, ..plan(Setup::Sentinel, "revalidate") });
 }
 
-/// Minutes each; `tests/run full` runs them one after the other.
+/// Minutes each; `tests/run full` and `tests/run long` run them one after the other.
 mod at_full_size {
     use super::*;
 
@@ -373,25 +373,25 @@ mod at_full_size {
     }
 
     #[test]
-    #[ignore = "minutes: tests/run full"]
+    #[ignore = "minutes: tests/run long"]
     fn nodes_that_revalidate_and_have_a_shield_do_not_either() {
         finds_nothing(Plan { shield: true, answers: 100_000, purges: 1_000, ..full(Setup::Standalone, "revalidate") });
     }
 
     #[test]
-    #[ignore = "minutes: tests/run full"]
+    #[ignore = "minutes: tests/run long"]
     fn nodes_that_serve_and_have_a_shield_do_not_either() {
         finds_nothing(Plan { shield: true, answers: 100_000, purges: 1_000, ..full(Setup::Standalone, "serve") });
     }
 
     #[test]
-    #[ignore = "minutes: tests/run full"]
+    #[ignore = "minutes: tests/run long"]
     fn nodes_that_revalidate_do_not_when_sentinels_make_a_lagging_replica_the_master() {
         finds_nothing(full(Setup::Sentinel, "revalidate"));
     }
 
     #[test]
-    #[ignore = "minutes: tests/run full"]
+    #[ignore = "minutes: tests/run long"]
     fn nodes_that_serve_do_not_when_sentinels_make_a_lagging_replica_the_master() {
         finds_nothing(full(Setup::Sentinel, "serve"));
     }

@@ -151,7 +151,7 @@ fn at_full_size_it_does_not_either() {
 }
 
 #[test]
-#[ignore = "a minute: tests/run full"]
+#[ignore = "a minute: tests/run long"]
 fn one_that_is_larger_than_the_map_costs_others_some_hits_and_nothing_else() {
     Flood { per_second: 2000, writes: 120_000, urls: 120_000, hits: 0.9 }.rages();
 }
