@@ -331,15 +331,15 @@ pub struct Fields {
 
 /// Bytes of a token (RFC 9110 §5.6.2).
 pub const fn is_token_byte(byte: u8) -> bool {
-    matches!(byte, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
-        | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z')
+    TOKEN_BYTES[byte as usize]
 }
 
 const TOKEN_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
     while byte < table.len() {
-        table[byte] = is_token_byte(byte as u8);
+        table[byte] = matches!(byte as u8, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z');
         byte += 1;
     }
     table
@@ -441,7 +441,7 @@ impl Fields {
 
     /// Where the next line begins, and its value trimmed, if the line may be taken.
     fn checked<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(u32, &'v [u8]), FieldError> {
-        if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|byte| TOKEN_BYTES[usize::from(*byte)]) {
+        if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|byte| is_token_byte(*byte)) {
             return Err(FieldError::Name);
         }
         let value = trim(value);
