@@ -217,7 +217,7 @@ pub fn head(
         fields,
         facts,
         secondary,
-        stamp: began.stamp,
+        stamp: began.stamp.into(),
         checked: Default::default(),
         tags,
         site: Arc::clone(&exchange.routed.site),
