@@ -5,7 +5,7 @@ use crate::semantics::key::KeyPolicy;
 use crate::semantics::policy::CachePolicy;
 use ipnet::IpNet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,6 +130,12 @@ impl TlsVersion {
             Self::Tls13 => "1.3",
         }
     }
+}
+
+/// Whether an address, one of IPv4 written as IPv6 too, lies in one of these networks.
+pub fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
 }
 
 /// Who connects.

@@ -4,14 +4,13 @@ use super::exchange::Arrival;
 use super::live::Live;
 use super::shield::FromPeer;
 use super::standing::Standing;
-use crate::config::settings::{Action, Server};
+use crate::config::settings::{Action, Server, is_in};
 use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::route;
 use crate::semantics::content::{self, Unkeyed};
 use crate::semantics::key::CacheKey;
 use crate::semantics::target::{Scheme, Target};
 use crate::semantics::{Fields, Method, cache_control, class, fields, forwarding, hop, name, upgrade};
-use ipnet::IpNet;
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -229,11 +228,6 @@ fn refuse_loops(fields: &Fields, own: &str, from_peer: bool) -> Result<(), Refus
         return Err(Refused { status: 508, reason: "loop", text: format!("the request passed {own} before (CDN-Loop)") });
     }
     Ok(())
-}
-
-pub fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
-    let address = address.to_canonical();
-    networks.iter().any(|network| network.contains(&address))
 }
 
 fn forwarded_scheme(fields: &Fields) -> Option<Scheme> {

@@ -207,11 +207,9 @@ fn keep(
         if pump(body, writer, &fill, || {}).await
             && let Some(complete) = fill.complete()
         {
-            // Counted there if not. What another node gave it offers itself.
-            if let Ok(stored) = store::whole(&task_proxy, &task_exchange, head, complete, &fill, 1, too_early)
-                && !from_peer
-            {
-                remote::offer(&task_proxy, &task_exchange, &stored, sent, None);
+            // Counted there if not.
+            if let Ok(stored) = store::whole(&task_proxy, &task_exchange, head, complete, &fill, 1, too_early) {
+                remote::offer(&task_proxy, &task_exchange, &stored, sent, from_peer, None);
             }
         } else {
             task_proxy.metrics.not_stored(NotStored::Incomplete);

@@ -463,9 +463,7 @@ impl Duty {
         if whole && let Some(complete) = fill.complete() {
             let wanted = self.leader.followers();
             match store::whole(&self.proxy, &self.exchange, head, complete, &fill, wanted, too_early) {
-                // What another node gave it offers itself.
-                Ok(_) if from_peer => {}
-                Ok(stored) => remote::offer(&self.proxy, &self.exchange, &stored, began.sent, lease.into_inner()),
+                Ok(stored) => remote::offer(&self.proxy, &self.exchange, &stored, began.sent, from_peer, lease.into_inner()),
                 Err(why) => tracing::debug!(reason = why.as_str(), "not stored after all"),
             }
         } else {

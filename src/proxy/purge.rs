@@ -1,8 +1,9 @@
 //! Invalidation by requests: the PURGE method, and unsafe methods (RFC 9111 §4.4).
 
 use super::exchange::{Arrival, Exchange};
-use super::{Proxy, admit, answer, remote};
+use super::{Proxy, answer, remote};
 use crate::cache::{GROUPS_MAX, Tags, named_groups, subject};
+use crate::config::settings::is_in;
 use crate::invalidation::{Mode, Receipt, Selector, Stamp};
 use crate::listener::{Response, ResponseFields};
 use crate::observe::log::RateLimit;
@@ -34,7 +35,7 @@ pub fn by_method(proxy: &Proxy, arrival: &Arrival<'_>, now: Now) -> Response {
     if allowed.is_empty() {
         return refuse(405, "PURGE is not allowed here", ALLOW_IT);
     }
-    if !admit::is_in(allowed, arrival.client) {
+    if !is_in(allowed, arrival.client) {
         return refuse(403, "PURGE is not allowed from this address", ALLOW_IT);
     }
     let (given, selectors) = selectors(arrival);

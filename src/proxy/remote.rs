@@ -477,9 +477,13 @@ fn explain_peeked(
     (lookup, stored)
 }
 
-/// Offers what was stored here to the tier, which writes it behind. `sent`: when its fetch, or what confirmed it, began.
-/// `lease`: others wait for it, so that it goes first, and they are told when it is there.
-pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, sent: Now, lease: Option<Lease>) {
+/// Offers what was stored here to the tier, which writes it behind, unless another node gave it (`from_peer`): that one offers
+/// it itself. `sent`: when its fetch, or what confirmed it, began. `lease`: others wait for it, so that it goes first, and they
+/// are told when it is there.
+pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, sent: Now, from_peer: bool, lease: Option<Lease>) {
+    if from_peer {
+        return;
+    }
     let (told, outcome) = oneshot::channel();
     let offered = write(proxy, exchange, response, sent, lease.is_some().then_some(told));
     let Some(lease) = lease else { return };

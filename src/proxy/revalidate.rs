@@ -32,10 +32,10 @@ pub struct Confirmed {
 }
 
 impl Confirmed {
-    /// Offers it to the tier that the fleet shares, if it was kept; unless another node confirmed it, which offers its own.
+    /// Offers it to the tier that the fleet shares, if it was kept.
     pub fn offer(&self, proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, sent: Now, lease: Option<Lease>) {
-        if self.not_stored.is_none() && !inbound.from_peer {
-            remote::offer(proxy, exchange, &self.response, sent, lease);
+        if self.not_stored.is_none() {
+            remote::offer(proxy, exchange, &self.response, sent, inbound.from_peer, lease);
         }
     }
 }

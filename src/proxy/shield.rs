@@ -12,7 +12,7 @@ use super::{Proxy, answer, forward};
 use crate::body::ResponseBody;
 use crate::cache::{StoredHead, StoredResponse, Tags, subject};
 use crate::clock;
-use crate::config::settings::Limits;
+use crate::config::settings::{Http2, Limits};
 use crate::invalidation::{Journal, Mark, Position, Stamp};
 use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent};
 use crate::observe::metrics::{Bound, ShieldOutcome};
@@ -253,7 +253,7 @@ impl PeerDoor {
         let header_count = limits.header_count.saturating_add(DESCRIBED_LINES);
         let url_bytes = limits.url_bytes.saturating_mul(3); // a byte may have been percent-encoded
         let header_bytes = limits.header_bytes.saturating_add(DESCRIBED_BYTES + 32 * header_count).saturating_add(url_bytes);
-        Limits { header_bytes, header_count, url_bytes, ..limits.clone() }
+        Limits { header_bytes, header_count, url_bytes, http2: Http2::of_peers(), ..limits.clone() }
     }
 
     fn admit(&self, head: &RequestHead) -> Result<Admitted, Refusal> {

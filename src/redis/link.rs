@@ -46,6 +46,8 @@ struct Line {
 struct Current {
     connection: Connection,
     connected: Connected,
+    /// Monotonic nanoseconds.
+    since: u64,
 }
 
 /// A connection that is up.
@@ -124,6 +126,12 @@ impl Link {
         self.line.current.borrow().as_ref().map(|current| current.connected.clone())
     }
 
+    /// How long the connection has been there, if there is one now.
+    pub fn up_for(&self) -> Option<Duration> {
+        let since = self.line.current.borrow().as_ref()?.since;
+        Some(Duration::from_nanos(clock::nanos().saturating_sub(since)))
+    }
+
     /// Waits for a connection, at most so long.
     pub async fn ready(&self, within: Duration) -> Result<Connected, RedisError> {
         self.start();
@@ -147,7 +155,7 @@ impl Link {
         self.start();
         let sent = clock::nanos();
         let current = self.line.current.borrow().clone();
-        let Some(Current { connection, connected }) = current else {
+        let Some(Current { connection, connected, .. }) = current else {
             self.line.count(RedisOutcome::Away, Duration::ZERO);
             return Err(RedisError::Away);
         };
@@ -234,7 +242,7 @@ async fn keep(line: Weak<Line>) {
         up.shared.metrics.redis.connect(up.purpose, attempt.is_ok());
         match attempt {
             Ok(current) => {
-                let born = clock::nanos();
+                let since = current.since;
                 up.silent_since.store(0, Ordering::Relaxed);
                 tracing::info!(redis = %up.shared.target, purpose = up.purpose.as_str(), generation, "connected to Redis");
                 let _counted = Counted::new(up.shared.metrics.redis.connections(up.purpose));
@@ -244,7 +252,7 @@ async fn keep(line: Weak<Line>) {
                 stay(up, connection, generation).await;
                 tracing::warn!(generation, "connection to Redis lost");
                 // One that did not last counts as a failed attempt.
-                if clock::nanos() - born > BACKOFF_LAST.as_nanos() as u64 {
+                if clock::nanos() - since > BACKOFF_LAST.as_nanos() as u64 {
                     backoff = BACKOFF_FIRST;
                 }
             }
@@ -273,7 +281,7 @@ async fn connect(line: &Line, generation: u64) -> Result<Current, RedisError> {
     if server.role == Role::Replica && target.wants_master() {
         return Err(RedisError::Refused { code: "READONLY".into(), detail: "the server that Sentinel names is a replica yet".into() });
     }
-    Ok(Current { connection, connected: Connected { generation, server } })
+    Ok(Current { connection, connected: Connected { generation, server }, since: clock::nanos() })
 }
 
 /// Until the connection is to be replaced; reads the clock of Redis now and then.

@@ -3,7 +3,7 @@
 use super::sockets;
 use super::workers::{Counted, Shared};
 use crate::clock;
-use crate::config::settings::{Limits, ListenerKind};
+use crate::config::settings::{Limits, ListenerKind, is_in};
 use crate::listener::proxy_protocol::{self, Announced};
 use crate::listener::{self, ClientSocket, Handler, Peer, Protocol, Refusal, http1, http2};
 use crate::observe::log::RateLimit;
@@ -50,9 +50,7 @@ impl Doorway {
     fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.proxy.live.load().limits)
     }
-}
 
-impl Doorway {
     async fn serve(&self, stream: TcpStream, mut peer: Peer, tls: Option<Arc<tls::Server>>) {
         let (limits, proxy, drain) = (self.limits(), Arc::clone(&self.proxy), self.drain.clone());
         let Some(socket) = self.begin(stream, &mut peer, limits.header_timeout).await else { return };
@@ -61,23 +59,21 @@ impl Doorway {
                 let handed_over =
                     http1::serve_unless_http2(socket, peer.clone(), Arc::clone(&limits), Arc::clone(&proxy), drain.clone()).await;
                 if let Some(socket) = handed_over {
-                    let bounds = limits.http2;
-                    Box::pin(http2::serve(socket, peer, limits, bounds, proxy, drain)).await;
+                    Box::pin(http2::serve(socket, peer, limits, proxy, drain)).await;
                 }
             }
             (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
             (ListenerKind::Clients, Some(tls)) => Box::pin(serve_secure(socket, peer, limits, proxy, drain, tls)).await,
             (ListenerKind::Peers, _) => {
                 let limits = Arc::new(PeerDoor::limits(&limits));
-                Box::pin(http2::serve(socket, peer, limits, http2::Bounds::of_peers(), PeerDoor::new(proxy), drain)).await;
+                Box::pin(http2::serve(socket, peer, limits, PeerDoor::new(proxy), drain)).await;
             }
         }
     }
 
     /// The socket of a connection, behind the header of a balancer that begins with one: `peer` is then whom it names.
     async fn begin(&self, stream: TcpStream, peer: &mut Peer, within: Duration) -> Option<ClientSocket> {
-        let ip = peer.client.ip().to_canonical();
-        if !self.announcing.load().iter().any(|network| network.contains(&ip)) {
+        if !is_in(&self.announcing.load(), peer.client.ip()) {
             return Some(ClientSocket::new(stream));
         }
         let began = clock::nanos();
@@ -269,8 +265,7 @@ async fn serve_secure(
     let Some(socket) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
     drop(tls);
     if socket.is_http2() {
-        let bounds = limits.http2;
-        http2::serve(socket, peer, limits, bounds, proxy, drain).await;
+        http2::serve(socket, peer, limits, proxy, drain).await;
     } else {
         http1::serve(socket, peer, limits, proxy, drain).await;
     }

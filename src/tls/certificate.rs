@@ -128,7 +128,7 @@ fn day(ms: i64) -> String {
     String::from_utf8_lossy(&date::format(ms)).into_owned()
 }
 
-fn chain(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+pub(super) fn chain(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
     match chain.map_err(not_pem)? {
         chain if chain.is_empty() => Err(nothing(text, CertificateError::NoCertificate)),
@@ -136,7 +136,7 @@ fn chain(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> 
     }
 }
 
-fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, CertificateError> {
+pub(super) fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, CertificateError> {
     match PrivateKeyDer::from_pem_slice(text) {
         Ok(key) => Ok(key),
         Err(pem::Error::NoItemsFound) => Err(nothing(text, CertificateError::NoKey)),

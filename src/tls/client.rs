@@ -1,12 +1,12 @@
 //! TLS towards upstreams: whom we believe, what we show, and what is said where the two do not agree.
 
-use super::provider;
+use super::{certificate, provider};
 use crate::config::settings::{CertificateFiles, PemFile, TlsVersion, UpstreamTls};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, SupportedProtocolVersion};
 use std::sync::Arc;
 
@@ -92,9 +92,9 @@ type Verified = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientC
 
 fn with_certificate(builder: Verified, files: &CertificateFiles) -> Result<ClientConfig, ClientError> {
     let wrong = |error: &dyn std::fmt::Display| ClientError::Certificate(error.to_string());
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&files.certificate.pem).collect();
-    let key = PrivateKeyDer::from_pem_slice(&files.key.pem).map_err(|error| wrong(&error))?;
-    builder.with_client_auth_cert(chain.map_err(|error| wrong(&error))?, key).map_err(|error| wrong(&error))
+    let chain = certificate::chain(&files.certificate.pem).map_err(|error| wrong(&error))?;
+    let key = certificate::private_key(&files.key.pem).map_err(|error| wrong(&error))?;
+    builder.with_client_auth_cert(chain, key).map_err(|error| wrong(&error))
 }
 
 impl TlsVersion {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tiercel::body::{BodyError, Chunk, ResponseBody, StoredBody};
 use tiercel::config::settings::Limits;
-use tiercel::listener::http2::{Bounds, serve};
+use tiercel::listener::http2::serve;
 use tiercel::listener::{Handled, Interim, InterimSlot, RequestBody, RequestHead};
 use tiercel::observe::metrics::Bound;
 use tiercel::semantics::{Fields, StatusCode};
@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn start(limits: Limits, script: impl Fn(&RequestHead, RequestBody, &mut InterimSlot) -> Handled + Send + Sync + 'static) -> Server {
-    Server::start(limits, |c| serve(c.socket, c.peer, c.limits, Bounds::default(), c.handler, c.draining), script).await
+    Server::start(limits, |c| serve(c.socket, c.peer, c.limits, c.handler, c.draining), script).await
 }
 
 async fn client(server: &Server) -> SendRequest<Full<Bytes>> {

@@ -1,8 +1,7 @@
 //! Where Redis is, and how to connect.
 
 use super::table::Table;
-use super::{SECRET_FILE_BYTES_MAX, check_fleet_secret, secret, secs};
-use crate::config::files::read_bytes;
+use super::{check_fleet_secret, secret, secs};
 use crate::config::raw::{RawAddresses, RawCacheRedis, RawLease, RawRedisMode, RawRedisTls, RedisKeys};
 use crate::config::report::{Report, shown};
 use crate::config::settings::{Lease, PemFile, Redis, RedisAddress, RedisAdmission, RedisMode, RedisTier, RedisTls};
@@ -279,8 +278,8 @@ fn tls(at: &str, raw: &RawRedisTls, addresses: &[RedisAddress], report: &mut Rep
         let given = path.as_ref()?;
         let at = join(at, key);
         let path = report.directory(&at).join(given);
-        match read_bytes(&path, SECRET_FILE_BYTES_MAX) {
-            Ok(pem) => Some(PemFile { path, pem }),
+        match PemFile::read(&path) {
+            Ok(file) => Some(file),
             Err(error) => {
                 let what = format!("cannot be read: {error}");
                 report.problem(&at, what, format!("\"{given}\""), "a readable PEM file", "create it, or correct the name");

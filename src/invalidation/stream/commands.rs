@@ -39,10 +39,13 @@ impl Commands {
         }
     }
 
-    /// Begins anew with both connections; with Sentinel, to whom is master by now.
-    pub(super) fn reconnect(&self) {
-        self.link.reconnect();
-        self.follow.reconnect();
+    /// Begins anew with both connections where both have been there for `age`; with Sentinel, to whom is master by now. While one
+    /// of them is being made nothing can succeed that needs it: the other, given up over that, would be missing in its turn.
+    pub(super) fn reconnect_after(&self, age: Duration) {
+        let links = [&self.link, &self.follow];
+        if links.iter().all(|link| link.up_for().is_some_and(|up_for| up_for >= age)) {
+            links.iter().for_each(|link| link.reconnect());
+        }
     }
 
     pub(super) async fn run(&self, command: Command) -> Result<Answer, RedisError> {

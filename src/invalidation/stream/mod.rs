@@ -111,7 +111,6 @@ impl Stream {
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             runtime.block_on(async move {
                 let commands = Arc::new(Commands::new(&redis, max_entries, trust));
-                let (read, reconnected_at) = (None, clock::now().mono_ms);
                 let foreign_logged = RateLimit::new(LOGGED_EVERY_MS);
                 let driver = Driver {
                     fleet,
@@ -120,9 +119,8 @@ impl Stream {
                     redis,
                     metrics,
                     inputs,
-                    read,
-                    trust_ms: clock::ms(trust),
-                    reconnected_at,
+                    read: None,
+                    trust,
                     foreign_logged,
                     forgetting: Vec::new(),
                 };
@@ -224,9 +222,7 @@ struct Driver {
     inputs: mpsc::UnboundedSender<Input>,
     /// The read that waits for news.
     read: Option<AbortHandle>,
-    trust_ms: u64,
-    /// When the connections were last given up, boot-time ms.
-    reconnected_at: u64,
+    trust: Duration,
     foreign_logged: RateLimit,
     /// Who waits until Redis has noted that the node of this name is forgotten.
     forgetting: Vec<(String, oneshot::Sender<()>)>,
@@ -280,11 +276,9 @@ impl Driver {
 
     /// A server that answers and takes nothing may have been replaced as master: where the trust has lapsed over that, the
     /// connections are made anew, and who is master is asked for.
-    fn look_elsewhere(&mut self, now: Now) {
-        let is_due = now.mono_ms.saturating_sub(self.reconnected_at) >= self.trust_ms;
-        if is_due && !self.stream.journal.is_trusted(now) {
-            self.reconnected_at = now.mono_ms;
-            self.commands.reconnect();
+    fn look_elsewhere(&self, now: Now) {
+        if !self.stream.journal.is_trusted(now) {
+            self.commands.reconnect_after(self.trust);
         }
     }
 

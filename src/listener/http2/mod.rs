@@ -13,8 +13,6 @@ mod frames;
 mod request;
 mod watched;
 
-pub use crate::config::settings::Http2 as Bounds;
-
 use crate::clock;
 use crate::config::settings::Limits;
 use crate::listener::{Handler, Peer, Protocol, Socket};
@@ -91,7 +89,7 @@ impl<H: Handler> Shared<H> {
 }
 
 /// Serves one connection to its end.
-pub async fn serve<S, H>(io: S, mut peer: Peer, limits: Arc<Limits>, bounds: Bounds, handler: Arc<H>, mut drain: watch::Receiver<bool>)
+pub async fn serve<S, H>(io: S, mut peer: Peer, limits: Arc<Limits>, handler: Arc<H>, mut drain: watch::Receiver<bool>)
 where
     S: Socket,
     H: Handler,
@@ -106,8 +104,8 @@ where
             async move { Ok::<http::Response<Outgoing<H>>, Infallible>(answer::to(shared, request).await) }
         })
     };
-    let (socket, seen) = Watched::new(io, &bounds);
-    let mut serving = pin!(builder(&shared.limits, &bounds).serve_connection(TokioIo::new(socket), service));
+    let (socket, seen) = Watched::new(io, &shared.limits.http2);
+    let mut serving = pin!(builder(&shared.limits).serve_connection(TokioIo::new(socket), service));
     let mut stall = Stall::default();
     // Once it ends: until when what is under way may go on; a drain has its own end.
     let mut ending: Option<Option<Instant>> = None;
@@ -210,7 +208,8 @@ fn ended<H: Handler>(shared: &Shared<H>, error: &hyper::Error) {
 /// Bytes that a field line takes beyond its own in the size of a list (RFC 9113 §6.5.2).
 const LINE_OVERHEAD: usize = 32;
 
-fn builder(limits: &Limits, bounds: &Bounds) -> Builder<TokioExecutor> {
+fn builder(limits: &Limits) -> Builder<TokioExecutor> {
+    let bounds = &limits.http2;
     // As much as may be understood: what is beyond `limits` is refused by us, and told of; h2 refuses in silence.
     let header_list = limits.header_bytes.saturating_add(limits.header_count.saturating_mul(LINE_OVERHEAD));
     let mut builder = Builder::new(TokioExecutor::new());

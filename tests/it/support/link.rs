@@ -22,6 +22,8 @@ pub enum Trouble {
     Held,
     /// What the server sends comes so much later.
     Slow(Duration),
+    /// One connection is let in each so long, others are reset at once.
+    OneEvery(Duration),
     /// What the server sends is replaced by as many bytes that mean nothing.
     Garbled,
 }
@@ -43,6 +45,7 @@ struct State {
     /// Both ends of each connection.
     open: HashMap<usize, [TcpStream; 2]>,
     accepted: usize,
+    let_in_at: Option<Instant>,
     dropped: bool,
 }
 
@@ -59,7 +62,7 @@ impl Link {
     pub fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let state = State { trouble: Trouble::None, server, open: HashMap::new(), accepted: 0, dropped: false };
+        let state = State { trouble: Trouble::None, server, open: HashMap::new(), accepted: 0, let_in_at: None, dropped: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         std::thread::spawn({
             let shared = shared.clone();
@@ -117,6 +120,19 @@ impl Drop for Link {
 }
 
 impl State {
+    /// Whether another connection is let in now.
+    fn lets_in(&mut self) -> bool {
+        let is_let_in = match self.trouble {
+            Trouble::Cut => false,
+            Trouble::OneEvery(pause) => self.let_in_at.is_none_or(|before| before.elapsed() >= pause),
+            _ => true,
+        };
+        if is_let_in {
+            self.let_in_at = Some(Instant::now());
+        }
+        is_let_in
+    }
+
     fn reset_all(&mut self) {
         for (_, ends) in self.open.drain() {
             for end in ends {
@@ -136,7 +152,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         state.accepted += 1;
         let number = state.accepted;
-        if state.trouble == Trouble::Cut {
+        if !state.lets_in() {
             let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO)); // dropped, it is reset
             continue;
         }
