@@ -1,22 +1,24 @@
-//! The memory tier: an index finds values, a policy of our own decides which may stay (byte weights, TinyLFU or LRU).
+//! The memory tier: an index of our own finds values, moka decides which may stay (byte weights, TinyLFU or LRU).
 //!
 //! Start reading at [`MemoryTier::update`]. Invariants: values are immutable and shared; every change of a key is made
-//! under its turn, and its closure does no I/O; a value comes into the index and leaves it under the lock of the policy,
-//! which knows of it exactly as long: nothing stays that is not weighed. No value is freed under a lock. The policy is told
-//! of reads by choice: see [`MemoryTier::get_at`] and decision 0012.
+//! under its turn, first in the index, then in moka, and its closure does no I/O; whatever moka lets go of leaves the
+//! index unless a newer value has taken its place. So a value in the index is in moka or about to be, and nothing
+//! stays that is not weighed. moka holds references that keep nothing alive: it frees what it let go of when it comes to
+//! it, an idle process perhaps never, and the bytes of a value must be gone when their weight is. moka is told of reads by choice: see [`MemoryTier::get`] and decision 0006.
 
 mod index;
-mod policy;
-mod sketch;
 
 use crate::clock;
 pub use crate::observe::metrics::Eviction;
-use index::{Index, SHARDS};
+use index::{Folded, Index, SHARDS};
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
 use parking_lot::Mutex;
-use policy::Policy;
 use std::cell::Cell;
-use std::sync::Arc;
+use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// What a value must tell about itself.
@@ -49,41 +51,42 @@ pub struct Setup<V> {
 
 /// Values by the 128-bit hash of their key; whoever stores compares the whole key.
 pub struct MemoryTier<V: Held> {
-    index: Index<V>,
-    policy: Mutex<Policy>,
-    on_eviction: OnEviction<V>,
-    /// Bytes and values that the policy knows of, to be read without its lock.
-    bytes: AtomicU64,
-    values: AtomicU64,
+    index: Arc<Index<V>>,
+    policy: Policy<V>,
     /// Changes of one key stand in line here.
     turns: Box<[Mutex<()>]>,
     reads: Reads,
     /// The shard of the index that is to be swept next.
     next_swept: AtomicUsize,
     capacity: u64,
-    admits_all: bool,
+    lru: bool,
 }
+
+type Policy<V> = Cache<u128, Weak<V>, BuildHasherDefault<Folded>>;
 
 /// Locks that changes share by key.
 const TURNS: usize = 256;
 /// Values that one [`MemoryTier::tend`] looks at for their deadline: well under a millisecond.
 const SWEPT_AT_ONCE: usize = 100_000;
-/// Values that go under one hold of the policy's lock.
-const EVICTED_AT_ONCE: usize = 256;
 
 impl<V: Held> MemoryTier<V> {
     pub fn new(setup: Setup<V>) -> Self {
+        let index = Arc::new(Index::new());
+        let policy = Cache::builder()
+            .name("memory")
+            .max_capacity(setup.capacity)
+            .eviction_policy(if setup.lru { EvictionPolicy::lru() } else { EvictionPolicy::tiny_lfu() })
+            .weigher(|_, value: &Weak<V>| value.upgrade().map_or(0, |value| value.weight())) // its putter holds it
+            .eviction_listener(listener(Arc::clone(&index), setup.on_eviction))
+            .build_with_hasher(BuildHasherDefault::default());
         Self {
-            index: Index::new(),
-            policy: Mutex::new(Policy::new(setup.capacity, setup.lru)),
-            on_eviction: setup.on_eviction,
-            bytes: AtomicU64::new(0),
-            values: AtomicU64::new(0),
+            index,
+            policy,
             turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
             reads: Reads::default(),
             next_swept: AtomicUsize::new(0),
             capacity: setup.capacity,
-            admits_all: setup.lru,
+            lru: setup.lru,
         }
     }
 
@@ -94,21 +97,20 @@ impl<V: Held> MemoryTier<V> {
 
     /// [`MemoryTier::get`] by a clock that was read already.
     ///
-    /// The policy learns of every miss, of the first read of a value in each period, and of a sample of the rest: what is
-    /// read often has long made its place sure. A read that finds the policy busy is not told.
+    /// The policy learns of every miss, of the first read of a value in each period, and of a sample of the rest: to
+    /// tell it of a read costs several times the read, and what is read often has long made its place sure.
     pub fn get_at(&self, key: u128, now_mono_ms: u64) -> Option<Arc<V>> {
         let found = self.index.read(key, now_mono_ms, self.reads.period());
-        let sampled = self.reads.count(&self.values);
-        let Some(found) = found else {
-            self.mark_wanted(key, 1);
-            return None;
-        };
-        if (found.is_first || sampled)
-            && let Some(mut policy) = self.policy.try_lock()
-        {
-            policy.used(found.place, key);
+        let sampled = self.reads.count(&self.policy);
+        match found {
+            Some((value, first)) => {
+                if first || sampled {
+                    self.policy.get(&key);
+                }
+                Some(value)
+            }
+            None => self.policy.get(&key).and(None),
         }
-        Some(found.value)
     }
 
     /// Changes the value of a key as one step; changes of one key stand in line.
@@ -117,36 +119,77 @@ impl<V: Held> MemoryTier<V> {
         let now_ms = clock::now().mono_ms;
         let there = self.index.peek(key, now_ms);
         match change(there.as_ref()) {
+            // The same value again would, as it leaves moka, be taken for what the index holds.
             Change::Put(value) if there.as_ref().is_some_and(|there| Arc::ptr_eq(there, &value)) => {}
-            Change::Put(value) => self.put(key, value, now_ms),
-            Change::Remove => self.take_out(key),
+            Change::Put(value) => {
+                self.index.put(key, Arc::clone(&value), now_ms.saturating_add(clock::ms(value.keep())), self.reads.period());
+                // Not replaced in place: where an entry whose weight changed is removed before moka has applied the change,
+                // moka 0.12.16 takes off the new weight for the old one, and its sum drifts for good.
+                self.policy.invalidate(&key);
+                self.policy.insert(key, Arc::downgrade(&value));
+            }
+            Change::Remove => {
+                self.policy.invalidate(&key); // whose listener counts it
+                self.index.remove(key);
+            }
             Change::Keep => {}
         }
     }
 
     /// Tells the admission policy that a key was wanted `times` times, so that what many waited for is not refused.
     pub fn mark_wanted(&self, key: u128, times: usize) {
-        if self.admits_all {
-            return;
-        }
-        let mut policy = self.policy.lock();
-        for _ in 0..times.min(sketch::MOST as usize) {
-            policy.wanted(key);
+        for _ in 0..times.min(15) {
+            self.policy.get(&key); // the frequency sketch counts to fifteen
         }
     }
 
     /// Whether a newcomer of this weight is certain to be admitted: there is room, or the policy always admits.
     pub fn is_sure_to_admit(&self, weight: u64) -> bool {
-        self.admits_all || self.usage().0 + weight <= self.capacity
+        self.lru || self.policy.weighted_size() + weight <= self.capacity
     }
 
     pub fn remove(&self, key: u128) {
         self.update(key, |_| Change::Remove);
     }
 
-    /// Drops what is past its deadline in the next shards; a background task calls it.
+    /// Does the housekeeping that is due; a background task calls it so that requests find little to do.
     pub fn tend(&self) {
-        let (now_ms, mut looked_at) = (clock::now().mono_ms, 0);
+        self.sweep(clock::now().mono_ms);
+        self.policy.run_pending_tasks();
+    }
+
+    /// Gives back about `share` of what is held, whatever moka walks past first; for memory pressure.
+    pub fn shed(&self, share: f64) -> u64 {
+        let goal = (self.policy.weighted_size() as f64 * share) as u64;
+        let mut shed = 0;
+        for (key, value) in &self.policy {
+            if shed >= goal {
+                break;
+            }
+            shed += value.upgrade().map_or(0, |value| u64::from(value.weight()));
+            self.remove(*key);
+        }
+        self.policy.run_pending_tasks();
+        shed
+    }
+
+    /// Every value, in no order, for bounded scans.
+    pub fn values(&self) -> impl Iterator<Item = Arc<V>> {
+        self.index.values()
+    }
+
+    /// Bytes and values held, as of the last housekeeping.
+    pub fn usage(&self) -> (u64, u64) {
+        (self.policy.weighted_size(), self.policy.entry_count())
+    }
+
+    pub const fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Drops what is past its deadline in the next shards. moka could do it, for an allocation and a list more per value.
+    fn sweep(&self, now_ms: u64) {
+        let mut looked_at = 0;
         for _ in 0..SHARDS {
             if looked_at >= SWEPT_AT_ONCE {
                 return;
@@ -156,80 +199,32 @@ impl<V: Held> MemoryTier<V> {
             for (key, value) in overdue {
                 let _turn = self.turn(key);
                 if self.index.holds(key, &value) {
-                    self.take_out(key);
+                    self.policy.invalidate(&key); // whose listener counts and forgets it
+                    self.index.remove(key);
                 }
             }
         }
     }
 
-    /// Gives back about `share` of what is held, what was used least lately first; for memory pressure.
-    pub fn shed(&self, share: f64) -> u64 {
-        let before = self.usage().0;
-        self.shrink(before - (before as f64 * share) as u64, Eviction::Removed);
-        before.saturating_sub(self.usage().0)
-    }
-
-    /// Every value, in no order, for bounded scans.
-    pub fn values(&self) -> impl Iterator<Item = Arc<V>> {
-        self.index.values()
-    }
-
-    /// Bytes and values held.
-    pub fn usage(&self) -> (u64, u64) {
-        (self.bytes.load(Ordering::Relaxed), self.values.load(Ordering::Relaxed))
-    }
-
-    pub const fn capacity(&self) -> u64 {
-        self.capacity
-    }
-
-    fn put(&self, key: u128, value: Arc<V>, now_ms: u64) {
-        let (weight, deadline_ms) = (value.weight(), now_ms.saturating_add(clock::ms(value.keep())));
-        let (is_admitted, left) = self.change(|policy| match policy.put(key, self.index.place(key), weight) {
-            Some(place) => (true, self.index.put(key, Arc::clone(&value), place, deadline_ms, self.reads.period())),
-            None => (false, self.index.remove(key).map(|(value, _)| value)),
-        });
-        drop(left);
-        if !is_admitted {
-            (self.on_eviction)(&value, Eviction::Size);
-        }
-        self.shrink(self.capacity, Eviction::Size);
-    }
-
-    /// Takes out whatever is there.
-    fn take_out(&self, key: u128) {
-        let left = self.change(|policy| {
-            let (value, place) = self.index.remove(key)?;
-            policy.remove(place);
-            Some(value)
-        });
-        if let Some(value) = left {
-            (self.on_eviction)(&value, if value.keep().is_zero() { Eviction::Dropped } else { Eviction::Removed });
-        }
-    }
-
-    /// Evicts until there are at most so many bytes.
-    fn shrink(&self, most: u64, why: Eviction) {
-        while self.usage().0 > most {
-            let left: Vec<Arc<V>> = self.change(|policy| {
-                let keys = std::iter::from_fn(|| policy.evict(most)).take(EVICTED_AT_ONCE);
-                keys.filter_map(|key| self.index.remove(key)).map(|(value, _)| value).collect()
-            });
-            left.iter().for_each(|value| (self.on_eviction)(value, why));
-        }
-    }
-
-    /// Changes policy and index together.
-    fn change<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
-        let mut policy = self.policy.lock();
-        let changed = change(&mut policy);
-        self.bytes.store(policy.bytes(), Ordering::Relaxed);
-        self.values.store(policy.values() as u64, Ordering::Relaxed);
-        changed
-    }
-
     fn turn(&self, key: u128) -> impl Drop + '_ {
         self.turns[(key >> 64) as usize % TURNS].lock()
+    }
+}
+
+/// Told by moka of each value that it lets go of. Takes no turn: it may run inside a change of any key.
+fn listener<V: Held>(
+    index: Arc<Index<V>>,
+    on_eviction: OnEviction<V>,
+) -> impl Fn(Arc<u128>, Weak<V>, RemovalCause) + Send + Sync + 'static {
+    move |key, value, cause| {
+        let Some(value) = index.forget(*key, &value) else { return }; // a newer value replaced it
+        let eviction = match cause {
+            RemovalCause::Size => Eviction::Size,
+            RemovalCause::Expired => Eviction::Dropped,
+            RemovalCause::Explicit if value.keep().is_zero() => Eviction::Dropped,
+            RemovalCause::Explicit | RemovalCause::Replaced => Eviction::Removed,
+        };
+        on_eviction(&value, eviction);
     }
 }
 
@@ -257,7 +252,7 @@ impl Reads {
     }
 
     /// Counts a read; says whether it is in the sample.
-    fn count(&self, values: &AtomicU64) -> bool {
+    fn count<V: Held>(&self, policy: &Policy<V>) -> bool {
         let sampled = CHANCE.with(|chance| {
             let mut x = chance.get(); // xorshift
             x ^= x << 13;
@@ -268,7 +263,7 @@ impl Reads {
         });
         if sampled {
             let count = self.count.fetch_add(u64::from(Self::TOLD_OF_REST), Ordering::Relaxed);
-            if count >= values.load(Ordering::Relaxed).max(Self::PERIOD_MIN) {
+            if count >= policy.entry_count().max(Self::PERIOD_MIN) {
                 self.count.store(0, Ordering::Relaxed);
                 self.period.fetch_add(1, Ordering::Relaxed);
             }
@@ -280,7 +275,7 @@ impl Reads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Weak;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     struct Value(u32, Duration);
 
@@ -304,11 +299,6 @@ mod tests {
 
     fn value(weight: u32) -> Arc<Value> {
         Arc::new(Value(weight, Duration::from_secs(60)))
-    }
-
-    /// Keys are hashes: how often they are asked for is counted by their bits.
-    fn hashed(number: u64) -> u128 {
-        crate::semantics::key::hash128(&number.to_ne_bytes())
     }
 
     #[test]
@@ -344,16 +334,16 @@ mod tests {
     #[test]
     fn what_many_wanted_is_admitted_into_a_full_tier() {
         let (tier, _) = tier(10_000, false);
-        for key in (1..=100).map(hashed) {
+        for key in 1..=100u128 {
             tier.update(key, |_| Change::Put(value(100)));
             tier.get(key);
         }
         tier.tend();
         assert!(!tier.is_sure_to_admit(100));
-        tier.mark_wanted(hashed(7_777), 15);
-        tier.update(hashed(7_777), |_| Change::Put(value(100)));
+        tier.mark_wanted(7_777, 15);
+        tier.update(7_777, |_| Change::Put(value(100)));
         tier.tend();
-        assert!(tier.get(hashed(7_777)).is_some());
+        assert!(tier.get(7_777).is_some());
     }
 
     #[test]
@@ -430,8 +420,8 @@ mod tests {
         assert_eq!((tier.usage(), evicted.load(Ordering::Relaxed)), ((10, 1), 0));
     }
 
-    /// Changes, evictions, deadlines and shedding of a few keys from four threads at once: a change of the one without the
-    /// other, or of another's place, would leave the two apart in the end.
+    /// Changes, evictions, deadlines and shedding of a few keys from four threads at once. A listener that took a newer
+    /// value's place for an older one's, or a change that missed moka, would leave the two apart in the end.
     #[test]
     fn index_and_policy_hold_the_same_after_races() {
         for (lru, seed) in [(true, 1), (false, 2)] {
@@ -446,12 +436,10 @@ mod tests {
             tier.tend();
             let held: u64 = tier.values().map(|value| u64::from(value.weight())).sum();
             assert_eq!(tier.usage(), (held, tier.values().count() as u64));
-            let mut indexed: Vec<u128> = KEYS.filter(|key| tier.index.place(*key).is_some()).collect();
-            let mut policy = tier.policy.lock();
-            let mut known: Vec<u128> = std::iter::from_fn(|| policy.evict(0)).collect();
-            known.sort_unstable();
-            indexed.sort_unstable();
-            assert_eq!(known, indexed);
+            for key in KEYS {
+                let indexed = tier.get(key).map(|value| Arc::as_ptr(&value));
+                assert_eq!(indexed, tier.policy.get(&key).map(|value| value.as_ptr()), "key {key}");
+            }
         }
     }
 
@@ -510,18 +498,14 @@ mod tests {
             .map(|_| {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let point = (random >> 11) as f64 / (1u64 << 53) as f64 * weights[KEYS - 1];
-                hashed(weights.partition_point(|sum| *sum < point) as u64)
+                crate::semantics::key::hash128(&weights.partition_point(|sum| *sum < point).to_ne_bytes())
             })
             .collect();
         let ours = hit_ratio(KEYS as u64 / 10, &trace, |tier, key| tier.get(key).is_some());
         let told_of_all = hit_ratio(KEYS as u64 / 10, &trace, |tier, key| {
-            let found = tier.index.read(key, clock::now().mono_ms, 0);
-            let mut policy = tier.policy.lock();
-            match &found {
-                Some(found) => policy.used(found.place, key),
-                None => policy.wanted(key),
-            }
-            found.is_some()
+            let there = tier.index.peek(key, clock::now().mono_ms).is_some();
+            tier.policy.get(&key);
+            there
         });
         assert!(told_of_all > 50.0 && ours > told_of_all - 2.0, "{ours} and {told_of_all}");
     }

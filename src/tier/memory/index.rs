@@ -1,14 +1,14 @@
 //! Where values are found: a sharded hash table, read under a shared lock that is held for one probe.
 //!
-//! Knows nothing of capacity. Invariant: no call leaves this module while a lock of a shard is held, and no value is freed
-//! under one.
+//! Knows nothing of capacity. Invariants: no call leaves this module while a lock of a shard is held, and no value is
+//! freed under one; [`Index::forget`] removes a value only while it is the very one that is there.
 
-use super::policy::Place;
 use parking_lot::RwLock;
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
-use std::sync::Arc;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Enough that threads seldom meet and that one shard is walked quickly; each costs an empty table.
 pub const SHARDS: usize = 128;
@@ -20,25 +20,11 @@ pub struct Index<V> {
 
 /// Aligned so that readers of one shard do not slow those of its neighbour.
 #[repr(align(128))]
-struct Shard<V>(RwLock<HashMap<Key, Slot<V>, BuildHasherDefault<Folded>>>);
-
-/// In halves: alone it would have to stand at a multiple of sixteen.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Key([u64; 2]);
+struct Shard<V>(RwLock<HashMap<u128, Slot<V>, BuildHasherDefault<Folded>>>);
 
 struct Slot<V> {
     value: Arc<V>,
     mark: Mark,
-    place: Place,
-}
-
-/// What a read finds.
-pub struct Found<V> {
-    pub value: Arc<V>,
-    /// Of its key in the policy's list.
-    pub place: Place,
-    /// Whether it is the first in its period.
-    pub is_first: bool,
 }
 
 impl<V> Index<V> {
@@ -46,45 +32,50 @@ impl<V> Index<V> {
         Self { shards: (0..SHARDS).map(|_| Shard(RwLock::new(HashMap::default()))).collect() }
     }
 
-    /// The value of a key unless its deadline has come, as read in `period`.
-    pub fn read(&self, key: u128, now_ms: u64, period: u64) -> Option<Found<V>> {
+    /// The value of a key unless its deadline has come, and whether this is its first read in `period`.
+    pub fn read(&self, key: u128, now_ms: u64, period: u64) -> Option<(Arc<V>, bool)> {
         let slots = self.shard(key).0.read();
-        let slot = slots.get(&Key::of(key)).filter(|slot| slot.mark.deadline_ms() > now_ms)?;
-        Some(Found { value: Arc::clone(&slot.value), place: slot.place, is_first: slot.mark.is_first_of(period) })
+        let slot = slots.get(&key)?;
+        (slot.mark.deadline_ms() > now_ms).then(|| (Arc::clone(&slot.value), slot.mark.is_first_of(period)))
     }
 
     /// The value of a key unless its deadline has come; counts as no read.
     pub fn peek(&self, key: u128, now_ms: u64) -> Option<Arc<V>> {
         let slots = self.shard(key).0.read();
-        slots.get(&Key::of(key)).filter(|slot| slot.mark.deadline_ms() > now_ms).map(|slot| Arc::clone(&slot.value))
+        slots.get(&key).filter(|slot| slot.mark.deadline_ms() > now_ms).map(|slot| Arc::clone(&slot.value))
     }
 
-    /// The place of a key, whatever its deadline.
-    pub fn place(&self, key: u128) -> Option<Place> {
-        self.shard(key).0.read().get(&Key::of(key)).map(|slot| slot.place)
+    /// Puts a value in the place of whatever is there; counts as read in `period`.
+    pub fn put(&self, key: u128, value: Arc<V>, deadline_ms: u64, period: u64) {
+        let slot = Slot { value, mark: Mark::new(deadline_ms, period) };
+        let replaced = self.shard(key).0.write().insert(key, slot);
+        drop(replaced);
     }
 
-    /// Puts a value in the place of whatever is there, which it gives back; counts as read in `period`.
-    pub fn put(&self, key: u128, value: Arc<V>, place: Place, deadline_ms: u64, period: u64) -> Option<Arc<V>> {
-        let slot = Slot { value, mark: Mark::new(deadline_ms, period), place };
-        self.shard(key).0.write().insert(Key::of(key), slot).map(|slot| slot.value)
-    }
-
-    /// Removes whatever is there and gives it back.
-    pub fn remove(&self, key: u128) -> Option<(Arc<V>, Place)> {
-        self.shard(key).0.write().remove(&Key::of(key)).map(|slot| (slot.value, slot.place))
+    /// Removes whatever is there.
+    pub fn remove(&self, key: u128) {
+        let removed = self.shard(key).0.write().remove(&key);
+        drop(removed);
     }
 
     /// Whether this very value is there.
     pub fn holds(&self, key: u128, value: &Arc<V>) -> bool {
-        self.shard(key).0.read().get(&Key::of(key)).is_some_and(|slot| Arc::ptr_eq(&slot.value, value))
+        self.shard(key).0.read().get(&key).is_some_and(|slot| Arc::ptr_eq(&slot.value, value))
+    }
+
+    /// Removes this value and gives it back, but not another one that has taken its place.
+    pub fn forget(&self, key: u128, value: &Weak<V>) -> Option<Arc<V>> {
+        match self.shard(key).0.write().entry(key) {
+            Entry::Occupied(slot) if Arc::as_ptr(&slot.get().value) == value.as_ptr() => Some(slot.remove().value),
+            _ => None,
+        }
     }
 
     /// The values of a shard whose deadline has come, and how many values it holds.
     pub fn overdue(&self, shard: usize, now_ms: u64) -> (Vec<(u128, Arc<V>)>, usize) {
         let slots = self.shards[shard % SHARDS].0.read();
         let overdue = slots.iter().filter(|(_, slot)| slot.mark.deadline_ms() <= now_ms);
-        (overdue.map(|(key, slot)| (key.whole(), Arc::clone(&slot.value))).collect(), slots.len())
+        (overdue.map(|(key, slot)| (*key, Arc::clone(&slot.value))).collect(), slots.len())
     }
 
     /// Every value, a shard at a time.
@@ -94,7 +85,7 @@ impl<V> Index<V> {
 
     fn shard(&self, key: u128) -> &Shard<V> {
         // Bits that the tables use neither to place nor to tell entries apart: those take both ends of the folded key.
-        &self.shards[(Key::of(key).folded() >> 40) as usize % SHARDS]
+        &self.shards[(Folded::fold(key) >> 40) as usize % SHARDS]
     }
 }
 
@@ -128,30 +119,15 @@ impl Mark {
     }
 }
 
-impl Key {
-    const fn of(key: u128) -> Self {
-        Self([(key >> 64) as u64, key as u64])
-    }
+/// Keys are good hashes already: half of one is the hash.
+#[derive(Default, Clone)]
+pub struct Folded(u64);
 
-    fn whole(self) -> u128 {
-        u128::from(self.0[0]) << 64 | u128::from(self.0[1])
-    }
-
-    /// Keys are good hashes already: half of one is the hash.
-    const fn folded(self) -> u64 {
-        self.0[0] ^ self.0[1]
+impl Folded {
+    const fn fold(key: u128) -> u64 {
+        key as u64 ^ (key >> 64) as u64
     }
 }
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.folded());
-    }
-}
-
-/// Takes the hash that a [`Key`] is.
-#[derive(Default)]
-struct Folded(u64);
 
 impl Hasher for Folded {
     fn finish(&self) -> u64 {
@@ -162,8 +138,8 @@ impl Hasher for Folded {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
         }
     }
-    fn write_u64(&mut self, folded: u64) {
-        self.0 = folded;
+    fn write_u128(&mut self, key: u128) {
+        self.0 = Self::fold(key);
     }
 }
 
@@ -172,26 +148,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_takes_one_slot_of_forty_bytes() {
-        assert_eq!(size_of::<(Key, Slot<u8>)>(), 40);
+    fn a_value_takes_one_slot_of_thirty_two_bytes() {
+        assert_eq!(size_of::<(u128, Slot<u8>)>(), 32);
     }
 
     #[test]
-    fn what_is_replaced_or_removed_comes_back() {
+    fn only_the_very_value_is_forgotten() {
         let index = Index::new();
         let (old, new) = (Arc::new(1), Arc::new(1));
-        assert!(index.put(7, Arc::clone(&old), 3, 100, 0).is_none());
-        assert!(index.put(7, Arc::clone(&new), 4, 100, 0).is_some_and(|there| Arc::ptr_eq(&there, &old)));
-        assert!(index.holds(7, &new) && !index.holds(7, &old) && index.place(7) == Some(4));
-        assert!(index.remove(7).is_some_and(|(there, place)| Arc::ptr_eq(&there, &new) && place == 4));
-        assert!(index.remove(7).is_none() && index.place(7).is_none() && index.values().next().is_none());
+        index.put(7, Arc::clone(&old), 100, 0);
+        index.put(7, Arc::clone(&new), 100, 0);
+        assert!(index.forget(7, &Arc::downgrade(&old)).is_none());
+        assert!(index.peek(7, 0).is_some_and(|there| Arc::ptr_eq(&there, &new)));
+        assert!(index.forget(7, &Arc::downgrade(&new)).is_some_and(|value| Arc::ptr_eq(&value, &new)));
+        assert!(index.peek(7, 0).is_none() && index.values().next().is_none());
     }
 
     #[test]
     fn a_value_is_there_until_its_deadline_and_not_at_it() {
         let index = Index::new();
-        index.put(7, Arc::new(1), 1, 100, 0);
-        index.put(8, Arc::new(2), 2, u64::MAX, 0);
+        index.put(7, Arc::new(1), 100, 0);
+        index.put(8, Arc::new(2), u64::MAX, 0);
         assert!(index.peek(7, 99).is_some() && index.read(7, 99, 0).is_some());
         assert!(index.peek(7, 100).is_none() && index.read(7, 100, 0).is_none());
         let overdue: Vec<u128> = (0..SHARDS).flat_map(|shard| index.overdue(shard, 100).0).map(|(key, _)| key).collect();
@@ -202,8 +179,8 @@ mod tests {
     #[test]
     fn the_first_read_of_a_period_is_known_and_the_deadline_stays() {
         let index = Index::new();
-        index.put(7, Arc::new(1), 1, 100, 0);
-        let first = |period| index.read(7, 99, period).expect("it is there").is_first;
+        index.put(7, Arc::new(1), 100, 0);
+        let first = |period| index.read(7, 99, period).expect("it is there").1;
         assert_eq!([first(0), first(1), first(1), first(2), first(u64::MAX)], [false, true, false, true, true]);
         assert!(index.peek(7, 99).is_some() && index.peek(7, 100).is_none());
     }
@@ -212,7 +189,7 @@ mod tests {
     fn keys_spread_over_shards() {
         let index = Index::new();
         for key in 0..12_800u64 {
-            index.put(crate::semantics::key::hash128(&key.to_ne_bytes()), Arc::new(()), 1, 1, 0);
+            index.put(crate::semantics::key::hash128(&key.to_ne_bytes()), Arc::new(()), 1, 0);
         }
         let largest = (0..SHARDS).map(|shard| index.overdue(shard, 1).1).max();
         assert!(largest < Some(160), "{largest:?}");
