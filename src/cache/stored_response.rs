@@ -36,7 +36,7 @@ pub struct StoredHead {
 }
 
 // With the two counts of an `Arc` this is a size of the allocator; the next one is 64 bytes more.
-const _: () = assert!(size_of::<StoredHead>() <= 432);
+const _: () = assert!(size_of::<StoredHead>() <= 368);
 
 impl StoredHead {
     /// As the rules see it.
