@@ -2,6 +2,7 @@
 
 use super::cache_control::{ResponseDirectives, delta_seconds};
 use super::fields::{Fields, Name, list, name};
+use super::forwarding;
 use super::key::hash128;
 use super::policy::CachePolicy;
 use super::targeted::{TargetList, Targeted};
@@ -36,7 +37,7 @@ pub struct Facts {
     /// Where in the share of `cache.ttl.jitter` this response lies: so many 65,536ths.
     pub jitter: u16,
     pub status: StatusCode,
-    /// The request carried Authorization.
+    /// The request carried Authorization, or Client-Cert.
     pub authorized: bool,
     /// The request carried Cookie.
     pub cookie: bool,
@@ -46,7 +47,7 @@ pub struct Facts {
 }
 
 // One of these is held per stored response.
-const _: () = assert!(size_of::<Facts>() <= 192);
+const _: () = assert!(size_of::<Facts>() <= 168);
 
 impl Facts {
     /// The facts of a response whose head came at `response_time` to a request sent at `request_time`.
@@ -67,13 +68,18 @@ impl Facts {
             targets: targets.id(),
             jitter: 0,
             status: response.status,
-            authorized: request.fields.has(name::AUTHORIZATION),
+            authorized: forwarding::has_credentials(request.fields),
             cookie: request.fields.has(name::COOKIE),
             set_cookie: fields.has(name::SET_COOKIE) && !governing.hides_set_cookie(),
             directives: governing.directives,
             expires_ms: governing.expires_ms,
             targeted: governing.targeted,
         }
+    }
+
+    /// Whether the response says that it is for others, too, than who asked with credentials (§3.5).
+    pub fn is_for_all(&self) -> bool {
+        self.directives.public || self.directives.must_revalidate || self.directives.s_maxage.is_some()
     }
 
     /// With the jitter of the stored response that came of this fetch for this key: always the same, and spread evenly.
@@ -174,9 +180,8 @@ impl Facts {
 
     /// Bytes of memory on the heap.
     pub fn memory(&self) -> usize {
-        let directives = self.directives.no_cache_fields.memory() + self.directives.private_fields.memory();
         let targeted = self.targeted.as_ref().map_or(0, |targeted| targeted.memory());
-        directives + targeted + self.vary.memory() + self.etag.as_ref().map_or(0, |tag| tag.len())
+        self.directives.memory() + targeted + self.vary.memory() + self.etag.as_ref().map_or(0, |tag| tag.len())
     }
 
     /// A tenth of the time since Last-Modified (§4.2.2), for statuses that allow it or with `public`. Not where the
@@ -216,7 +221,7 @@ impl Governing {
 
     /// Whether Set-Cookie is kept from everybody but the client that asked.
     fn hides_set_cookie(&self) -> bool {
-        self.directives.private_fields.names("set-cookie") || self.directives.no_cache_fields.names("set-cookie")
+        self.directives.rare().private_fields.names("set-cookie") || self.directives.rare().no_cache_fields.names("set-cookie")
     }
 }
 

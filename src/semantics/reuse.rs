@@ -7,7 +7,7 @@
 use super::cache_control::{RequestDirectives, Seconds};
 use super::freshness::Facts;
 use super::policy::{CachePolicy, ClientDirectives, SetCookie};
-use super::{Now, Request, name};
+use super::{Now, Request, forwarding, name};
 
 /// What the journal says of a stored response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +144,7 @@ pub fn only_if_cached(request: Request<'_>) -> bool {
 /// Fields that must be left out when the response is reused without asking the origin: those named by
 /// `no-cache="..."` (RFC 9111 §5.2.2.4), lower case.
 pub fn withheld_fields(facts: &Facts) -> &[String] {
-    &facts.directives.no_cache_fields
+    &facts.directives.rare().no_cache_fields
 }
 
 /// Whether Set-Cookie must be left out when the response is reused: it was stored under another policy than today's.
@@ -181,9 +181,7 @@ fn refused_by_policy(facts: &Facts, policy: &CachePolicy) -> bool {
 /// §3.5 for the request that brought the response; a request that asks with Authorization is held to the same, since
 /// what it would be told may be other than what was told without.
 fn authorization_allows(request: Request<'_>, facts: &Facts) -> bool {
-    let directives = &facts.directives;
-    let concerned = facts.authorized || request.fields.has(name::AUTHORIZATION);
-    !concerned || directives.public || directives.must_revalidate || directives.s_maxage.is_some()
+    !(facts.authorized || forwarding::has_credentials(request.fields)) || facts.is_for_all()
 }
 
 /// Lifetime minus age, or the time since a soft purge where that is longer ago; zero and below is stale (§4.2).
@@ -277,11 +275,11 @@ fn is_within(ttl_ms: i64, window_ms: u64) -> bool {
 }
 
 fn while_revalidate_ms(facts: &Facts, policy: &CachePolicy) -> u64 {
-    facts.directives.stale_while_revalidate.map_or(policy.stale_while_revalidate_ms, millis)
+    facts.directives.rare().stale_while_revalidate.map_or(policy.stale_while_revalidate_ms, millis)
 }
 
 fn if_error_ms(facts: &Facts, policy: &CachePolicy) -> u64 {
-    facts.directives.stale_if_error.map_or(policy.stale_if_error_ms, millis)
+    facts.directives.rare().stale_if_error.map_or(policy.stale_if_error_ms, millis)
 }
 
 fn millis(seconds: Seconds) -> u64 {
