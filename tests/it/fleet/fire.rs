@@ -173,8 +173,8 @@ fn run(plan: Plan) -> Arc<Fire> {
         Setup::Standalone => redis.push(Redis::start()),
         Setup::Cluster => redis.extend(Cluster::start().masters),
         Setup::Sentinel => {
-            redis.push(Redis::start());
-            redis.push(Redis::replica_of(&redis[0], &[]));
+            redis.push(Redis::with_options(&NEEDS_A_REPLICA));
+            redis.push(Redis::replica_of(&redis[0], &NEEDS_A_REPLICA));
             sentinels = Some(Sentinels::watch(&redis[0], 1, 1000));
         }
     }
@@ -242,6 +242,9 @@ fn run(plan: Plan) -> Arc<Fire> {
 /// Nothing may be stale but what says so, and what is slow here is slow because the machine is.
 const COMMON: &str = "[server]\nname = '@NODE@'\nworkers = 2\n[cache]\nstale_if_error = '0s'\n[memory]\nlimit = '256MiB'\n\
     [log]\nlevel = 'warn'\n[upstreams.default]\nendpoints = ['@ORIGIN@']\n";
+
+/// What is assumed of a master that may be replaced: alone, while it has not heard of that, it takes nothing.
+const NEEDS_A_REPLICA: [(&str, &str); 2] = [("min-replicas-to-write", "1"), ("min-replicas-max-lag", "1")];
 
 const SHIELD: &str = "[shield]\nlisten = '@PEER@'\npeers = [@PEERS@]\nsecret = '0123456789abcdef0123456789abcdef'\n\
     back_off = '200ms'\nback_off_max = '400ms'\n";

@@ -4,7 +4,7 @@ use super::address;
 use super::client::{Answer, Client};
 use super::link::Link;
 use super::origin::PATIENCE;
-use super::process::{CONTINUE, KILL, Process, STOP, TERMINATE, command, write_config};
+use super::process::{CONTINUE, KILL, Process, TERMINATE, command, write_config};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -135,7 +135,7 @@ impl Node {
 
     /// SIGSTOP: connections stay, and nothing is answered.
     pub fn pause(&self) {
-        self.signal(STOP);
+        self.process.as_ref().expect("it runs").stop();
     }
 
     pub fn resume(&self) {

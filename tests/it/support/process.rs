@@ -2,6 +2,7 @@
 
 use super::origin::PATIENCE;
 use parking_lot::{Condvar, Mutex};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ pub const INTERRUPT: i32 = 2;
 pub const USER_1: i32 = 10;
 pub const TERMINATE: i32 = 15;
 pub const CONTINUE: i32 = 18;
-pub const STOP: i32 = 19;
+const STOP: i32 = 19;
 
 pub struct Process {
     child: Child,
@@ -103,6 +104,12 @@ impl Process {
     pub fn signal(&self, number: i32) {
         let sent = Command::new("kill").args([format!("-{number}"), self.child.id().to_string()]).status().expect("kill runs");
         assert!(sent.success());
+    }
+
+    /// SIGSTOP, and waits until all of its threads have stopped: they go on for a while after the signal was sent.
+    pub fn stop(&self) {
+        self.signal(STOP);
+        waitid(WaitId::Pid(Pid::from_child(&self.child)), WaitIdOptions::STOPPED).expect("a child of ours");
     }
 
     /// Whether it has not ended.

@@ -109,6 +109,10 @@ impl Stage {
     }
 
     fn make(&mut self, trouble: Trouble) {
+        if self.sentinels.is_some() {
+            // A pause before may have been one too many for the Sentinels.
+            self.until_replicated();
+        }
         let node = self.random.random_range(0..self.fleet.nodes.len());
         let beyond_trust = self.fire.plan.trust + Duration::from_millis(self.random.random_range(300..1500));
         match trouble {
@@ -170,6 +174,9 @@ impl Stage {
 
     /// The server that has the journal; not to be asked for while one is paused.
     fn master(&self) -> &Redis {
+        if self.sentinels.is_some() {
+            return &self.redis[0];
+        }
         self.redis.iter().find(|redis| has_streams(redis)).unwrap_or(&self.redis[0])
     }
 
@@ -306,8 +313,6 @@ impl Stage {
 
     /// The replica misses what comes, and is made the master.
     fn fail_over(&mut self) {
-        // A pause before may have been one too many for the Sentinels.
-        self.until_replicated();
         self.redis[1].stop_following();
         self.fire.wait(Duration::from_millis(500));
         self.redis[0].kill();

@@ -2,9 +2,13 @@
 
 use super::Redis;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// The name under which they know the master.
 pub const NAME: &str = "fleet";
+
+/// A Sentinel that was held up for two seconds, by its disk or others' load, does nothing for thirty ("tilt").
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Three of them, of which two must agree.
 pub struct Sentinels {
@@ -44,7 +48,7 @@ impl Sentinels {
 
     /// Waits until they agree that this one is the master, and it knows.
     pub fn until_master(&self, expected: &Redis) {
-        self.servers[0].until("the replica is the master", |_| {
+        self.servers[0].until_within(PATIENCE, "the replica is the master", |_| {
             self.master() == Some(expected.address()) && expected.info("replication", "role").as_deref() == Some("master")
         });
     }
