@@ -12,12 +12,11 @@ import os
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from hit import HERE, Server, fetch, nginx
+from hit import HERE, Server, fetch, load, nginx
 
 BYTES = 100_000
 SMALL = 4_000
@@ -95,17 +94,10 @@ def tiercel(binary, origin, cpu, work):
     return server.await_port(int(server.await_said(r"listener http http://127\.0\.0\.1:(\d+)")))
 
 
-def load(server, cpu, seconds, path, coding, script=None):
+def cost(server, cpu, seconds, path, coding, script=None):
     """CPU microseconds of the server per request."""
     more = ["-s", str(script)] if script else []
-    command = ["wrk", "-t1", "-c16", f"-d{seconds}s", "--timeout", "10s", "-H", f"Accept-Encoding: {coding}", *more, f"http://127.0.0.1:{server.port}{path}"]
-    before = server.cpu_seconds()
-    said = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {cpu}), check=True).stdout
-    spent = server.cpu_seconds() - before
-    requests = int(re.search(r"(\d+) requests in", said)[1])
-    if requests == 0 or "Non-2xx" in said or "Socket errors" in said:
-        sys.exit(f"{server.name} {path}: not all was well\n{said}")
-    return spent / requests * 1e6
+    return load(server, path, seconds, 16, cpu, "-H", f"Accept-Encoding: {coding}", *more)[2]
 
 
 def size(server, path, coding):
@@ -132,7 +124,7 @@ def first(ours, origin, cpus, work, args):
             level = max((level for level, theirs in levels.items() if theirs >= length), default=1)
             script = work / "never-twice.lua"
             script.write_text(NEVER_TWICE.format(path=path))
-            pairs = [[load(server, cpus[1], args.secs, path, "gzip", script) for server in (ours, peers[level])] for _ in range(args.rounds)]
+            pairs = [[cost(server, cpus[1], args.secs, path, "gzip", script) for server in (ours, peers[level])] for _ in range(args.rounds)]
             us, theirs = (statistics.median(side) for side in zip(*pairs))
             print(f"first {kind}: {length} bytes in {us:.0f} us; nginx gzip {level}: {levels[level]} bytes in {theirs:.0f} us")
             well &= verdict(f"first {kind}", us / theirs, FIRST_MOST)
@@ -154,7 +146,7 @@ def hits(ours, cpus, work, args):
         (work / same[1:]).write_bytes(os.urandom(length))
         size(ours, same, "identity")
         cells = [(f"/{page}.json", coding), (same, coding)]
-        pairs = [[load(ours, cpus[1], args.secs, path, coding) for path, coding in cells] for _ in range(args.rounds)]
+        pairs = [[cost(ours, cpus[1], args.secs, path, coding) for path, coding in cells] for _ in range(args.rounds)]
         form, plain = (statistics.median(side) for side in zip(*pairs))
         print(f"hit {coding}: {length} bytes in {form:.1f} us; without a coding {plain:.1f} us")
         well &= verdict(f"hit {coding}, {length} bytes", form / plain, HIT_MOST)

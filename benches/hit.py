@@ -157,9 +157,10 @@ def tiercel(binary, origin, cpu, work):
     return server.await_port(int(server.await_said(r"listener http http://127\.0\.0\.1:(\d+)")))
 
 
-def load(server, path, seconds, connections, cpu):
-    """Requests completed, requests per second, and CPU microseconds per request of the server."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", f"http://127.0.0.1:{server.port}{path}"]
+def load(server, path, seconds, connections, cpu, *options):
+    """Requests completed, requests per second, and CPU microseconds per request of the server; `options`: of wrk."""
+    url = f"http://127.0.0.1:{server.port}{path}"
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", *options, url]
     before = server.cpu_seconds()
     said = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {cpu}), check=True).stdout
     spent = server.cpu_seconds() - before

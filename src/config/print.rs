@@ -228,6 +228,12 @@ fn upstream(u: &Upstream) -> Value {
     json!({
         "endpoints": u.endpoints.iter().map(|endpoint| endpoint.url.clone()).collect::<Vec<_>>(),
         "balance": match u.balance { Balance::RoundRobin => "round_robin", Balance::LeastRequests => "least_requests" },
+        "http": u.http.as_str(),
+        "http2": {
+            "streams": u.http2.streams,
+            "stream_window": print_size(u.http2.stream_window.into()),
+            "keep_alive": print_duration(u.http2.keep_alive),
+        },
         "http1": match u.http1 { UpstreamCodec::Own => "own", UpstreamCodec::Hyper => "hyper" },
         "connections": u.connections,
         "queue": u.queue,

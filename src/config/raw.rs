@@ -351,8 +351,11 @@ pub struct RawUpstream {
     /// `http://host:port` or `https://host:port`, one or more.
     pub endpoints: Option<Vec<String>>,
     pub balance: Option<RawBalance>,
+    /// What is spoken to the endpoints. `auto`: over TLS what they choose, HTTP/2 first; in plain text HTTP/1.1.
+    pub http: Option<RawUpstreamHttp>,
     /// What speaks HTTP/1.1 to the endpoints.
     pub http1: Option<RawCodec>,
+    pub http2: RawUpstreamHttp2,
     /// Connections per endpoint.
     pub connections: Option<u64>,
     /// Requests that may wait for a connection, per endpoint.
@@ -379,6 +382,29 @@ pub struct RawUpstream {
     /// Field lines of a response head.
     pub header_count: Option<u64>,
     pub tls: RawUpstreamTls,
+}
+
+/// The version of HTTP that is spoken to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum RawUpstreamHttp {
+    #[serde(rename = "1.1")]
+    One,
+    #[serde(rename = "2")]
+    Two,
+    #[serde(rename = "auto")]
+    Auto,
+}
+
+/// Connections of HTTP/2 to the endpoints.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawUpstreamHttp2 {
+    /// Requests at a time on one connection, where the upstream allows as many.
+    pub streams: Option<u64>,
+    /// Bytes of a response that may come before they are read; a connection has as many for each of its streams.
+    pub stream_window: Option<RawSize>,
+    /// A connection with requests is asked every so often whether the upstream is there, and closed if it does not answer in the same time.
+    pub keep_alive: Option<RawDuration>,
 }
 
 /// TLS towards endpoints with https.

@@ -298,7 +298,9 @@ pub struct Upstream {
     pub name: String,
     pub endpoints: Vec<Endpoint>,
     pub balance: Balance,
+    pub http: UpstreamHttp,
     pub http1: UpstreamCodec,
+    pub http2: UpstreamHttp2,
     /// Connections per endpoint.
     pub connections: usize,
     /// Requests that may wait for a connection, per endpoint.
@@ -362,6 +364,45 @@ pub struct Endpoint {
 pub enum Balance {
     RoundRobin,
     LeastRequests,
+}
+
+/// The version of HTTP that is spoken to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UpstreamHttp {
+    #[default]
+    One,
+    /// Over TLS it must be chosen (ALPN); in plain text it is known that the upstream speaks it.
+    Two,
+    /// Over TLS what is chosen, HTTP/2 first; in plain text HTTP/1.1.
+    Auto,
+}
+
+impl UpstreamHttp {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::One => "1.1",
+            Self::Two => "2",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// Connections of HTTP/2 to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpstreamHttp2 {
+    /// Requests at a time on one connection, where the upstream allows as many.
+    pub streams: usize,
+    /// Bytes of a response that may come before they are read.
+    pub stream_window: u32,
+    /// A connection with requests is asked every so often whether the upstream is there.
+    pub keep_alive: Duration,
+}
+
+impl Default for UpstreamHttp2 {
+    fn default() -> Self {
+        Self { streams: 100, stream_window: 128 << 10, keep_alive: Duration::from_secs(15) }
+    }
 }
 
 /// What speaks HTTP/1.1 to an upstream.

@@ -54,10 +54,10 @@ impl<T> Clockwork<T> {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Looks up only kinds that moved after change `since`; 0, nothing found, without a lock if none did.
-    pub fn look(&self, since: u64, find: impl FnOnce(&T, Kinds) -> u64) -> u64 {
+    /// Looks up only kinds that moved after change `since`; nothing is found, without a lock, if none did.
+    pub fn look<R: Default>(&self, since: u64, find: impl FnOnce(&T, Kinds) -> R) -> R {
         let moved = self.moved_since(since);
-        if moved.is_empty() { 0 } else { find(&self.state.read().value, moved) }
+        if moved.is_empty() { R::default() } else { find(&self.state.read().value, moved) }
     }
 
     /// Reads the state as a whole.

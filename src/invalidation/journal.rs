@@ -312,8 +312,10 @@ impl Journal {
     /// while it is provisional), `folded` if it may have been meant for something else, `applies` unless the fetch began
     /// after it.
     pub fn deciding_match(&self, subject: &Subject<'_>, stamp: &Stamp) -> Option<serde_json::Value> {
-        let purge = self.purges.read(|ledger| Match::deciding(ledger, "purge", subject, &stamp.purge));
-        let unsafe_method = self.unsafe_methods.read(|ledger| Match::deciding(ledger, "unsafe_method", subject, &stamp.unsafe_method));
+        // As a check does: a kind that never moved is not looked for in what was folded either.
+        let purge = self.purges.look(0, |ledger, kinds| Match::deciding(ledger, "purge", kinds, subject, &stamp.purge));
+        let unsafe_method =
+            self.unsafe_methods.look(0, |ledger, kinds| Match::deciding(ledger, "unsafe_method", kinds, subject, &stamp.unsafe_method));
         let deciding = purge.into_iter().chain(unsafe_method).max_by_key(Match::rank)?;
         Some(deciding.json())
     }
@@ -371,9 +373,9 @@ struct Match {
 }
 
 impl Match {
-    fn deciding(ledger: &Ledger, class: &'static str, subject: &Subject<'_>, stamp: &Mark) -> Option<Self> {
+    fn deciding(ledger: &Ledger, class: &'static str, kinds: Kinds, subject: &Subject<'_>, stamp: &Mark) -> Option<Self> {
         let mut deciding: Option<Self> = None;
-        ledger.each_match(subject, Kinds::ALL, |kind, slot, folded| {
+        ledger.each_match(subject, kinds, |kind, slot, folded| {
             for (mode, mark) in [(Mode::Soft, slot.soft), (Mode::Hard, slot.hard)] {
                 let found = Self { class, kind, mode, mark, folded, severity: slot.severity_of(mode, stamp) };
                 if mark != Mark::default() && deciding.is_none_or(|deciding| found.rank() >= deciding.rank()) {

@@ -124,9 +124,29 @@ pub fn failed(
     }
     line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&exchange.routed.node, failure.token, None));
     deliver::add_own_lines(&mut fields, &exchange.routed, &outcome);
+    if is_grpc(exchange) {
+        return grpc(fields, failure, outcome);
+    }
     // The cause without internals: no addresses, no names of upstreams.
     let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY);
     text(failure.status, fields, format!("{}\n", status.canonical_reason().unwrap_or("error")), outcome)
+}
+
+fn is_grpc(exchange: &Exchange) -> bool {
+    exchange.fields.text(name::CONTENT_TYPE).is_some_and(|kind| kind.to_ascii_lowercase().starts_with("application/grpc"))
+}
+
+/// Statuses of gRPC.
+const INTERNAL: &str = "13";
+const UNAVAILABLE: &str = "14";
+
+/// A failure as clients of gRPC read it: the head is the trailers as well, and has the cause as a status of gRPC.
+fn grpc(mut fields: Fields, failure: &Failure, outcome: Outcome) -> Response {
+    let status = if failure.status == 400 { INTERNAL } else { UNAVAILABLE };
+    for (name, value) in [("content-type", "application/grpc"), ("grpc-status", status), ("grpc-message", failure.token)] {
+        let _ = fields.set(name, value); // constants
+    }
+    respond(200, fields, Bytes::new(), outcome)
 }
 
 /// The route has no upstream any more (a reload took it away between admission and fetch).

@@ -11,6 +11,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootC
 use std::sync::Arc;
 
 /// What connections to one upstream have in common.
+#[derive(Clone)]
 pub struct Client {
     pub config: Arc<ClientConfig>,
     /// Asked for and verified instead of the endpoint's host.
@@ -37,6 +38,13 @@ impl Client {
         config.alpn_protocols = vec![super::ALPN_HTTP1.into()];
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
         Ok(Self { config: Arc::new(config), name: settings.server_name.clone() })
+    }
+
+    /// The same, but that these protocols are offered (ALPN), the best first.
+    pub fn offering(&self, protocols: &[&[u8]]) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Self { config: Arc::new(config), name: self.name.clone() }
     }
 
     /// The name to ask for and to verify; `host`: that of the endpoint.

@@ -232,8 +232,8 @@ pub(in crate::invalidation) fn read_proposed(epoch: &str) -> Result<Answer, Dama
 }
 
 /// Arguments of the script `leave`.
-pub(in crate::invalidation) fn leave(name: &str, instance: Option<Instance>) -> [String; 2] {
-    [name.to_owned(), instance.map_or_else(String::new, |instance| instance.to_string())]
+pub(in crate::invalidation) fn leave(name: &str, instance: Instance) -> [String; 2] {
+    [name.to_owned(), instance.to_string()]
 }
 
 /// What a read of both streams gave: of each entry its place, and its fields.

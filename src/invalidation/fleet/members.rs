@@ -6,7 +6,7 @@
 
 use super::super::Position;
 use super::super::receipt::NodeState;
-use super::protocol::{Member, Policy, Server};
+use super::protocol::{Instance, Member, Policy, Server};
 use std::collections::BTreeMap;
 
 /// A node, and since when its heartbeat stands.
@@ -70,8 +70,16 @@ impl Members {
         }
     }
 
-    pub(super) fn forget(&mut self, name: &str) {
-        self.by_name.remove(name);
+    /// The life of this name that is known here.
+    pub(super) fn instance(&self, name: &str) -> Option<Instance> {
+        self.by_name.get(name).map(|seen| seen.member.instance)
+    }
+
+    /// Unless the node is back, in another life.
+    pub(super) fn forget(&mut self, name: &str, instance: Instance) {
+        if self.instance(name) == Some(instance) {
+            self.by_name.remove(name);
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Seen> {

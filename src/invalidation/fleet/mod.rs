@@ -165,8 +165,8 @@ pub struct Fleet {
     /// The purge that is appended in the stead of those that were given up.
     stand_in: Option<PurgeId>,
     batches: Batches,
-    /// Names of nodes that Redis is to be told to forget: when next, and until when it is tried.
-    forgetting: BTreeMap<String, (u64, u64)>,
+    /// Nodes that Redis is to be told to forget, by name.
+    forgetting: BTreeMap<String, Forgetting>,
     leaving: bool,
     faults: Faults,
 }
@@ -194,6 +194,7 @@ enum UnderWay {
     Propose,
     Forget {
         name: String,
+        instance: Instance,
     },
     Leave,
 }
@@ -280,6 +281,14 @@ impl Batches {
     }
 }
 
+/// A life of a node that Redis is to be told to forget: when next, and until when it is tried.
+#[derive(Debug)]
+struct Forgetting {
+    instance: Instance,
+    next_at: u64,
+    until: u64,
+}
+
 /// Faults that tests plant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Faults {
@@ -351,11 +360,18 @@ impl Fleet {
             Event::Answered(ticket, answer) => self.answered(ticket, answer, now, &mut actions),
             Event::Failed(ticket, why) => self.failed(ticket, &why, now, &mut actions),
             Event::Forget(name) => {
-                self.forgetting.insert(name, (now.mono_ms, now.mono_ms + FORGET_MS));
+                // The life that is known here: it may be back by now, and then purges have to wait for it.
+                match self.members.instance(&name) {
+                    Some(instance) => {
+                        let forgetting = Forgetting { instance, next_at: now.mono_ms, until: now.mono_ms + FORGET_MS };
+                        self.forgetting.insert(name, forgetting);
+                    }
+                    None => actions.push(Action::Forgotten(name)),
+                }
             }
             Event::Leave => {
                 self.leaving = true;
-                let command = Command::Leave { name: self.settings.name.clone(), instance: Some(self.instance) };
+                let command = Command::Leave { name: self.settings.name.clone(), instance: self.instance };
                 self.send(UnderWay::Leave, command, &mut actions);
             }
         }
@@ -368,7 +384,7 @@ impl Fleet {
     /// Boot-time ms at which the next [`Event::Tick`] is wanted, where nothing else happens.
     pub fn wake_at(&self) -> u64 {
         let beat = if self.beat.under_way { u64::MAX } else { self.beat.next_at };
-        let beat = self.forgetting.values().map(|(next_at, _)| *next_at).fold(beat, u64::min);
+        let beat = self.forgetting.values().map(|forgetting| forgetting.next_at).fold(beat, u64::min);
         if self.applied.epoch == 0 {
             return beat;
         }
@@ -444,9 +460,9 @@ impl Fleet {
                 self.beat.proposing = false;
                 self.beat.next_at = now.mono_ms;
             }
-            (Some(UnderWay::Forget { name }), Answer::Left) => {
+            (Some(UnderWay::Forget { name, instance }), Answer::Left) => {
                 self.forgetting.remove(&name);
-                self.members.forget(&name);
+                self.members.forget(&name, instance);
                 actions.push(Action::Forgotten(name));
             }
             (Some(UnderWay::Leave) | None, _) => {}
@@ -480,9 +496,9 @@ impl Fleet {
                 self.beat.proposing = false;
                 self.beat.next_at = retry_at;
             }
-            Some(UnderWay::Forget { name }) => {
-                if let Some((next_at, _)) = self.forgetting.get_mut(&name) {
-                    *next_at = retry_at;
+            Some(UnderWay::Forget { name, .. }) => {
+                if let Some(forgetting) = self.forgetting.get_mut(&name) {
+                    forgetting.next_at = retry_at;
                 }
             }
             Some(UnderWay::Leave) | None => {}
@@ -868,14 +884,16 @@ impl Fleet {
     }
 
     fn send_forgotten(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
-        self.forgetting.retain(|_, (_, until)| now_ms < *until);
-        let due: Vec<String> =
-            self.forgetting.iter().filter(|(_, (next_at, _))| *next_at <= now_ms).map(|(name, _)| name.clone()).collect();
-        for name in due {
-            if let Some((next_at, until)) = self.forgetting.get_mut(&name) {
-                *next_at = *until; // unless it fails
+        self.forgetting.retain(|_, forgetting| now_ms < forgetting.until);
+        let mut due = Vec::new();
+        for (name, forgetting) in &mut self.forgetting {
+            if forgetting.next_at <= now_ms {
+                forgetting.next_at = forgetting.until; // unless it fails
+                due.push((name.clone(), forgetting.instance));
             }
-            self.send(UnderWay::Forget { name: name.clone() }, Command::Leave { name, instance: None }, actions);
+        }
+        for (name, instance) in due {
+            self.send(UnderWay::Forget { name: name.clone(), instance }, Command::Leave { name, instance }, actions);
         }
     }
 

@@ -99,9 +99,8 @@ pub enum Command {
     AppendUnsafe { epoch: u64, batch: Batch },
     /// Script: a new epoch, if the record still is as expected. [`Answer::Proposed`].
     Propose(Proposal),
-    /// Script: sets `left` for the member if it still is this instance; any instance where `None` (forgotten by hand).
-    /// [`Answer::Left`].
-    Leave { name: String, instance: Option<Instance> },
+    /// Script: sets `left` for the member if it still is this instance. [`Answer::Left`].
+    Leave { name: String, instance: Instance },
 }
 
 /// A heartbeat: renews the registration of the node and asks how things stand.

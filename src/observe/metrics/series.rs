@@ -192,6 +192,8 @@ series! {
         "Requests sent once more on a fresh connection, by why the first attempt failed.";
     UPSTREAM_CONNECTIONS = Gauge "tiercel_upstream_connections" ["upstream", "state"]
         "Connections to upstreams, active or idle.";
+    UPSTREAM_STREAMS = Gauge "tiercel_upstream_streams" ["upstream"]
+        "Requests under way to upstreams over HTTP/2.";
     UPSTREAM_DROPPED = Counter "tiercel_upstream_connections_dropped_total" ["upstream", "reason"]
         "Connections to upstreams closed that might have been used again: the upstream closed an idle one, or spoke on it, sent more than its response, or answered before it had the request.";
     TIER_LOOKUPS = Counter "tiercel_tier_lookups_total" ["tier", "result"]

@@ -2,7 +2,7 @@
 
 use crate::support::client::Client;
 use crate::support::fleet::Fleet;
-use crate::support::origin::{Script, eventually};
+use crate::support::origin::{Recorded, Script, eventually};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -15,6 +15,11 @@ pub fn fresh(body: impl Into<Vec<u8>>) -> Script {
 
 pub fn body_of(variant: &str) -> Vec<u8> {
     [variant.as_bytes(), &[b'.'; 5000]].concat()
+}
+
+/// Fresh, and of the variant that is asked for, `none` if it is not.
+pub fn its_variant(request: &Recorded) -> Script {
+    fresh(body_of(request.field("x-variant").unwrap_or("none"))).header("Vary", "X-Variant")
 }
 
 /// Two crowds together would need more descriptors than there are.

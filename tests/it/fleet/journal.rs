@@ -1,6 +1,8 @@
 //! The fleet's journal in one Redis: what a purge on one node means on the others, whatever happens to Redis, to the links
 //! to it and to the nodes.
 
+mod flood;
+
 use crate::support::client::Client;
 use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
@@ -334,38 +336,6 @@ async fn what_a_write_invalidates_on_one_node_goes_on_all() {
     for node in &stage.fleet.nodes {
         assert!(node.get(HOST, "/other").await.says("hit"), "{}", node.name);
     }
-}
-
-#[tokio::test]
-async fn a_flood_of_writes_touches_neither_other_urls_nor_purges() {
-    const WRITES: usize = 4000;
-    let stage = Stage::new(2, "");
-    stage.fill(PATH).await;
-    let before = stage.origin.count(PATH);
-    let address = stage.node(0).http;
-    let writer = tokio::spawn(async move {
-        let mut client = Client::connect(address).await;
-        for number in 0..WRITES {
-            client.send(format!("POST /write/{number} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n")).await;
-            assert_eq!(client.answer(false).await.expect("an answer").status, 204);
-        }
-    });
-    while !writer.is_finished() {
-        for node in &stage.fleet.nodes {
-            assert!(node.get(HOST, PATH).await.says("hit"), "{}", node.name);
-        }
-    }
-    writer.await.expect("all were answered");
-    assert_eq!(stage.origin.count(PATH), before);
-    let told = |node: &Node| node.metric("tiercel_journal_untold", &[]) == Some(0.0);
-    until("the fleet is told", || told(stage.node(0)));
-    assert_eq!(stage.node(0).metric("tiercel_journal_untold_lost_total", &[]), Some(0.0));
-    let batches = stage.node(0).metric("tiercel_journal_appended_total", &["unsafe_method"]).expect("it runs");
-    assert!(batches >= WRITES as f64 / 256.0 && batches < WRITES as f64, "{batches} batches");
-    let new = stage.publish();
-    let (status, receipt) = stage.purge(1, "10s");
-    assert_eq!(status, 200, "{receipt}");
-    stage.all_have(PATH, &new).await;
 }
 
 #[tokio::test]

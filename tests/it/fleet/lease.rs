@@ -1,6 +1,6 @@
 //! Three nodes and one Redis, without a shield: one of them fetches, the others have it from Redis.
 
-use super::crowd::{CROWD, HOST, body_of, everybody_gets_its_variant, fresh, gather, room_for_a_crowd, until_waiting};
+use super::crowd::{CROWD, HOST, body_of, everybody_gets_its_variant, fresh, gather, its_variant, room_for_a_crowd, until_waiting};
 use crate::support::client::{Answer, Client};
 use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
@@ -154,9 +154,8 @@ async fn four_variants_of_a_known_vary_are_four_origin_requests() {
     let gate = Gate::new();
     let held = gate.clone();
     let stage = Stage::new(move |request| {
-        let variant = request.field("x-variant").unwrap_or("none");
-        let script = fresh(body_of(variant)).header("Vary", "X-Variant");
-        if variant == "none" { script } else { script.after(&held) }
+        let script = its_variant(request);
+        if request.field("x-variant").is_none() { script } else { script.after(&held) }
     });
     for node in 0..NODES {
         assert_eq!(stage.get(node, "/cold").await.body, body_of("none"));
@@ -175,8 +174,7 @@ async fn four_variants_of_an_unknown_vary_are_at_most_five_origin_requests() {
     let _guard = room_for_a_crowd().await;
     let gate = Gate::new();
     let held = gate.clone();
-    let stage =
-        Stage::new(move |request| fresh(body_of(request.field("x-variant").unwrap_or("none"))).header("Vary", "X-Variant").after(&held));
+    let stage = Stage::new(move |request| its_variant(request).after(&held));
     let crowd = gather(&stage.fleet, "/cold", 4).await;
     until_waiting(&stage.fleet, CROWD - NODES).await;
     stage.until_lease_waiters(NODES - 1).await;

@@ -66,6 +66,7 @@ fn no_node_serves_what_a_complete_purge_took() {
         assert!(2 * sum.complete > sum.purges / 2 && sum.promoted > count, "{sum:?}");
         assert!(sum.epochs > count && sum.kept > count / 10 && sum.trims > count / 10 && sum.servers > count, "{sum:?}");
         assert!(sum.holes > count / 50 && sum.foreign > count / 10 && sum.names_taken > count / 50, "{sum:?}");
+        assert!(sum.alone > count && sum.recovering > count && sum.damaged > count, "{sum:?}");
     }
 }
 

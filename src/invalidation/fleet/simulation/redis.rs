@@ -65,27 +65,61 @@ impl Redis {
 
     /// Does a command; `None` where a read has nothing to answer yet.
     pub(super) fn run(&mut self, command: &Command, world_ms: u64) -> Option<Answer> {
+        let answer = self.answer(command, world_ms, |words| words)?;
+        Some(answer.expect("what the model writes can be read"))
+    }
+
+    /// Does a command, and what it answers is damaged: a word of it, or all behind one. A name is not: who cannot trust a text
+    /// of Redis' to be the one that was written cannot trust any.
+    pub(super) fn run_damaged(&mut self, command: &Command, world_ms: u64, pick: u64) -> Result<Answer, &'static str> {
+        let damage = |mut words: Vec<String>| {
+            let at = usize::try_from(pick >> 8).unwrap_or(usize::MAX) % words.len().max(1);
+            match words.get_mut(at) {
+                Some(word) if at < 12 || at % 2 == 1 => *word = "?".into(),
+                _ => words.truncate(6),
+            }
+            words
+        };
+        self.answer(command, world_ms, damage).unwrap_or(Err("nothing came")).map_err(|_| "damaged")
+    }
+
+    fn answer(
+        &mut self,
+        command: &Command,
+        world_ms: u64,
+        way: impl Fn(Vec<String>) -> Vec<String>,
+    ) -> Option<Result<Answer, &'static str>> {
         let now_ms = self.now_ms(world_ms);
+        let one = |word: String| way(vec![word]).concat();
         let answer = match command {
             Command::Beat(beat) => {
                 let mut words = vec![self.server.0.to_string(), now_ms.to_string()];
                 words.extend(self.beat(&codec::beat(beat), now_ms));
+                let words = way(words);
                 codec::read_beat(&words).map(|answer| Answer::Beat(Box::new(answer)))
             }
-            Command::Read(read) => codec::read_found(read, &self.read(read)?).map(Answer::Read),
+            Command::Read(read) => {
+                let mut found = self.read(read)?;
+                for (place, _) in found.iter_mut().flatten() {
+                    *place = one(std::mem::take(place));
+                }
+                codec::read_found(read, &found).map(Answer::Read)
+            }
             Command::Append { epoch, purge } => {
-                codec::read_appended(*epoch, self.append(0, &codec::append_purge(*epoch, purge, ENTRIES_MAX), now_ms).as_deref())
+                let place = self.append(0, &codec::append_purge(*epoch, purge, ENTRIES_MAX), now_ms).map(one);
+                codec::read_appended(*epoch, place.as_deref())
             }
             Command::AppendUnsafe { epoch, batch } => {
-                codec::read_appended(*epoch, self.append(1, &codec::append_batch(*epoch, batch, ENTRIES_MAX), now_ms).as_deref())
+                let place = self.append(1, &codec::append_batch(*epoch, batch, ENTRIES_MAX), now_ms).map(one);
+                codec::read_appended(*epoch, place.as_deref())
             }
-            Command::Propose(proposal) => codec::read_proposed(&self.propose(&codec::propose(proposal), now_ms)),
+            Command::Propose(proposal) => codec::read_proposed(&one(self.propose(&codec::propose(proposal), now_ms))),
             Command::Leave { name, instance } => {
                 self.leave(&codec::leave(name, *instance));
                 Ok(Answer::Left)
             }
         };
-        Some(answer.expect("what the model writes can be read"))
+        Some(answer.map_err(|_| "damaged"))
     }
 
     /// `beat.lua`. From the status on; what stands before it is the same in each answer.
@@ -233,9 +267,24 @@ impl Redis {
     /// `leave.lua`.
     fn leave(&mut self, [name, instance]: &[String; 2]) {
         let member = self.data.record.as_mut().and_then(|record| record.members.get_mut(name));
-        if let Some(member) = member.filter(|member| instance.is_empty() || *instance == member.instance.to_string()) {
+        if let Some(member) = member.filter(|member| *instance == member.instance.to_string()) {
             member.left = true;
         }
+    }
+
+    /// A node of a later version appends a purge; where it got its place.
+    pub(super) fn append_later_version(&mut self, world_ms: u64) -> Option<Position> {
+        let epoch = self.epoch();
+        let id = format!("{:032x}", world_ms).into_bytes();
+        let words = [epoch.to_string().into_bytes(), b"purges".into(), b"last".into(), ENTRIES_MAX.to_string().into_bytes()];
+        let arguments: Vec<Vec<u8>> = words.into_iter().chain([id, b"2".into(), b"{}".into()]).collect();
+        let place = self.append(0, &arguments, self.now_ms(world_ms))?;
+        codec::position(epoch, &place)
+    }
+
+    /// The last purge.
+    pub(super) fn last(&self) -> Option<Position> {
+        self.data.record.as_ref().map(|record| record.last[0])
     }
 
     pub(super) fn epoch(&self) -> u64 {

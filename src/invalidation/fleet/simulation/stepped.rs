@@ -271,7 +271,8 @@ fn what_a_node_drops_because_it_was_trimmed_counts_as_a_wide_purge() {
 
 #[test]
 fn a_node_is_forgotten_when_redis_has_noted_it() {
-    let mut world = World::new(&[Policy::Bypass, Policy::Serve { at_most_ms: Some(FORGET_AFTER_MS - 4000), every_ms: 0 }]);
+    let serves = Policy::Serve { at_most_ms: Some(FORGET_AFTER_MS - 4000), every_ms: 0 };
+    let mut world = World::new(&[Policy::Bypass, serves, serves]);
     world.nodes[1].sends = false;
     let id = world.purge(0, "a.test/");
     world.is_up = false;
@@ -287,9 +288,33 @@ fn a_node_is_forgotten_when_redis_has_noted_it() {
     assert!(world.nodes[0].is_complete(id));
     world.is_up = false;
     let now = world.now();
-    world.nodes[0].drive(Event::Forget("node-1".into()), now);
+    world.nodes[0].drive(Event::Forget("node-2".into()), now);
     world.pass(10_000);
     world.is_up = true;
     world.pass(1000);
-    assert_eq!(world.nodes[0].forgotten.len(), 1, "whoever asked has been told that it failed");
+    assert_eq!(world.nodes[0].forgotten, ["node-1"], "whoever asked has been told that it failed");
+    let now = world.now();
+    world.nodes[0].drive(Event::Forget("node-1".into()), now);
+    assert_eq!(world.nodes[0].forgotten, ["node-1", "node-1"], "there is nothing to do");
+}
+
+#[test]
+fn a_node_that_is_back_in_another_life_is_not_forgotten() {
+    let serves = Policy::Serve { at_most_ms: Some(FORGET_AFTER_MS - 4000), every_ms: 0 };
+    let mut world = World::new(&[Policy::Bypass, serves]);
+    world.nodes[0].sends = false;
+    let mut again = Node::new(1, serves);
+    again.fleet.instance = Instance(7);
+    world.nodes[1] = again;
+    world.pass(3 * TRUST_MS);
+    assert!(world.nodes[1].journal.is_trusted(world.now()), "it has its name again");
+    let now = world.now();
+    world.nodes[0].drive(Event::Forget("node-1".into()), now);
+    world.nodes[0].sends = true;
+    world.pass(1000);
+    assert_eq!(world.nodes[0].forgotten, ["node-1"], "the life that was known");
+    world.nodes[1].sends = false;
+    let id = world.purge(0, "a.test/");
+    world.pass(3 * TRUST_MS);
+    assert!(!world.nodes[0].is_complete(id), "it may serve");
 }

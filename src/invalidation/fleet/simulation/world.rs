@@ -8,9 +8,10 @@ use super::chance::Chance;
 use super::redis::{Data, Redis};
 use crate::config::settings::PurgeBounds;
 use crate::invalidation::journal::Order;
+use crate::invalidation::kind::Kinds;
 use crate::invalidation::model::LedgerFaults;
 use crate::invalidation::selector::{group_hash, key_hash, union};
-use crate::invalidation::{CheckedUpTo, Journal, Mode, PurgeId, Selector, Stamp, Subject};
+use crate::invalidation::{CheckedUpTo, Journal, Mode, Position, PurgeId, Selector, Stamp, Subject};
 use crate::semantics::Now;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::Validity;
@@ -20,8 +21,6 @@ use std::sync::Arc;
 
 const TRUST_MS: u64 = 3000;
 const NODES: usize = 3;
-/// In some worlds somebody starts one more under the name of another: its place.
-const TWIN: usize = NODES;
 
 /// Site, authority, path and query.
 const RESOURCES: [(&str, &str, &str); 5] = [
@@ -110,6 +109,8 @@ struct Temper {
     /// One message in so many is lost, or late; 0 for none.
     lost: u64,
     late: u64,
+    /// One answer in so many is not what it should be.
+    damaged: u64,
     /// Nodes are cut off, or paused, at most so long; and Redis is down.
     long_ms: u64,
     outage_ms: u64,
@@ -123,6 +124,7 @@ impl Temper {
             kinds,
             lost: chance.of([0, 200, 60, 20]),
             late: chance.of([0, 100, 25, 8]),
+            damaged: chance.of([0, 0, 200, 40]),
             long_ms: chance.of([1500, 5000, 9000, 20_000]),
             outage_ms: chance.of([100, 1500, 5000, 9000]),
             resources: chance.of([1, 2, 4, RESOURCES.len()]),
@@ -142,13 +144,27 @@ struct Flight {
 
 /// What a running process holds.
 struct Process {
-    fleet: Fleet,
+    /// None where it is alone.
+    fleet: Option<Fleet>,
     journal: Arc<Journal>,
     memory: [Option<Rc<Stored>>; RESOURCES.len()],
     flights: Vec<Flight>,
+    /// Own purges that may have hit much, and when they were issued on the boot-time clock.
+    wide: Vec<(Selector, u64)>,
+}
+
+/// What a process is to the fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Member,
+    /// Somebody starts it under the name of a member, in some worlds.
+    Twin,
+    /// It has a journal of its own.
+    Alone,
 }
 
 struct Node {
+    role: Role,
     name: String,
     policy: Policy,
     /// Its boot-time clock against the world's.
@@ -212,6 +228,10 @@ pub(super) struct World {
     writes: Vec<(usize, u64, Selector, u64)>,
     /// Writes up to this moment, made since all was calm, are known on every node.
     told_writes: u64,
+    /// Purges that nobody here can read: their places, and when they were made.
+    later_versions: Vec<(Position, u64)>,
+    recovery_ms: u64,
+    tells_unsafe: bool,
     calm_since: u64,
     flights: u64,
     calm: bool,
@@ -234,11 +254,19 @@ pub(super) struct Tally {
     pub(super) holes: u64,
     pub(super) foreign: u64,
     pub(super) names_taken: u64,
+    /// Purges of nodes without a fleet.
+    pub(super) alone: u64,
+    pub(super) recovering: u64,
+    pub(super) damaged: u64,
 }
 
 impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
-        let Self { served, promoted, complete, purges, epochs, kept, trims, gaps, servers, unvouched, holes, foreign, names_taken } = other;
+        let Self { served, promoted, complete, purges, epochs, kept, trims, gaps, servers, unvouched, holes, foreign, names_taken, .. } =
+            other;
+        self.alone += other.alone;
+        self.recovering += other.recovering;
+        self.damaged += other.damaged;
         self.served += served;
         self.promoted += promoted;
         self.complete += complete;
@@ -261,19 +289,22 @@ impl World {
     pub(super) fn new(seed: u64, fault: Fault) -> Self {
         let mut chance = Chance::new(seed);
         let serve = chance.one_in(2);
-        // Who serves while cut off cannot be told that its name was given away.
-        let processes = if !serve && chance.one_in(3) { NODES + 1 } else { NODES };
-        let nodes = (0..processes)
-            .map(|number| {
+        // Who uses while cut off what it has stored, or confirmed a while ago, cannot be told that its name was given away.
+        let twin = (!serve && chance.one_in(3)).then_some(Role::Twin);
+        let alone = chance.one_in(3).then_some(Role::Alone);
+        let nodes = [Role::Member; NODES].into_iter().chain(twin).chain(alone).enumerate();
+        let nodes = nodes
+            .map(|(number, role)| {
                 let policy = match (serve, chance.below(3)) {
                     (true, 0) => Policy::Serve { at_most_ms: Some(2000), every_ms: chance.of([0, 3000]) },
                     (true, _) => Policy::Serve { at_most_ms: None, every_ms: 0 },
                     (false, 0) => Policy::Bypass,
-                    // With `revalidate_every` above zero a purge can miss such a node: decision 0010, doubts.
-                    (false, _) => Policy::Revalidate { every_ms: 0 },
+                    (false, _) if twin.is_some() => Policy::Revalidate { every_ms: 0 },
+                    (false, _) => Policy::Revalidate { every_ms: chance.of([0, 3000]) },
                 };
                 let clock_ms = 1000 + chance.below(1_000_000);
                 Node {
+                    role,
                     name: format!("node-{}", number % NODES),
                     policy,
                     clock_ms,
@@ -288,6 +319,7 @@ impl World {
             })
             .collect();
         let temper = Temper::new(&mut chance);
+        let (recovery_ms, tells_unsafe) = (chance.of([0, 500, 10_000]), !chance.one_in(8));
         let mut world = Self {
             fault,
             serve,
@@ -308,13 +340,18 @@ impl World {
             purges: Vec::new(),
             writes: Vec::new(),
             told_writes: 0,
+            later_versions: Vec::new(),
+            recovery_ms,
+            tells_unsafe,
             calm_since: u64::MAX,
             flights: 0,
             calm: false,
             seen: Tally::default(),
         };
-        for node in 0..NODES {
-            world.start(node);
+        for node in 0..world.nodes.len() {
+            if world.nodes[node].role != Role::Twin {
+                world.start(node);
+            }
         }
         world
     }
@@ -344,7 +381,7 @@ impl World {
     }
 
     fn disturb(&mut self, node: usize) -> Outcome {
-        let kind = self.chance.below(27);
+        let kind = self.chance.below(29);
         if self.temper.kinds & (1 << kind) == 0 {
             return Ok(());
         }
@@ -388,16 +425,46 @@ impl World {
                 self.redis.delete_entry(stream, from_last);
             }
             24 => self.put_something_foreign(),
-            26 => self.loses_next_append = true,
-            _ if self.nodes.len() > TWIN => {
-                self.crash(TWIN);
-                let of = self.index(NODES);
-                self.nodes[TWIN].name = self.nodes[of].name.clone();
-                self.start(TWIN);
+            25 => {
+                if let Some(twin) = self.twin() {
+                    self.crash(twin);
+                    let of = self.index(NODES);
+                    self.nodes[twin].name = self.nodes[of].name.clone();
+                    self.start(twin);
+                }
             }
-            _ => {}
+            26 => self.forget(node)?,
+            27 => self.purge_by_a_later_version(),
+            _ => self.loses_next_append = true,
         }
         Ok(())
+    }
+
+    fn twin(&self) -> Option<usize> {
+        self.nodes.iter().position(|node| node.role == Role::Twin)
+    }
+
+    /// Somebody says on a node that another one never comes back. It has ended; its name may come back.
+    fn forget(&mut self, node: usize) -> Outcome {
+        let gone = self.index(NODES);
+        let name = self.nodes[gone].name.clone();
+        let runs = self.nodes.iter().any(|other| other.name == name && other.process.is_some());
+        if runs || !self.runs(node) || self.nodes[node].role == Role::Alone {
+            return Ok(());
+        }
+        self.drive(node, Event::Forget(name))
+    }
+
+    /// A node of a later version purges by what this one cannot read.
+    fn purge_by_a_later_version(&mut self) {
+        if self.redis_down_until > self.now_ms {
+            return;
+        }
+        self.moment += 1;
+        if let Some(position) = self.redis.append_later_version(self.now_ms) {
+            self.later_versions.push((position, self.moment));
+            self.answer_parked();
+        }
     }
 
     /// Into one of the journal's streams, by somebody who has nothing to do with it.
@@ -420,8 +487,8 @@ impl World {
     pub(super) fn calm_down(&mut self) -> Outcome {
         self.calm = true;
         self.loses_next_append = false;
-        if self.nodes.len() > TWIN {
-            self.crash(TWIN);
+        if let Some(twin) = self.twin() {
+            self.crash(twin);
         }
         (self.redis_down_until, self.redis_paused_until) = (self.now_ms, self.now_ms);
         for node in 0..NODES {
@@ -442,6 +509,13 @@ impl World {
         for node in 0..NODES {
             let now = self.now(node);
             let Some(process) = &self.nodes[node].process else { return Err(format!("node {node} is gone")) };
+            let Some(fleet) = &process.fleet else { return Err(format!("node {node} has no fleet")) };
+            let others: Vec<_> = fleet.members().map(|seen| seen.member.name.clone()).collect();
+            let knows_all = (0..NODES).filter(|other| *other != node).all(|other| others.contains(&self.nodes[other].name));
+            let is_whole = fleet.has_started() && !fleet.is_name_taken() && fleet.unappended() == 0 && knows_all;
+            if !is_whole || self.redis.last() != Some(fleet.applied()) {
+                return Err(format!("node {node} knows {others:?} and has not all: {}", self.state(node)));
+            }
             if !process.journal.is_trusted(now) || process.journal.epoch() != epoch {
                 return Err(format!("node {node} does not trust the journal, or is in another epoch than {epoch}: {}", self.state(node)));
             }
@@ -463,7 +537,7 @@ impl World {
     }
 
     fn state(&self, node: usize) -> String {
-        let Some(Process { fleet, .. }) = &self.nodes[node].process else { return "none".into() };
+        let Some(Process { fleet: Some(fleet), .. }) = &self.nodes[node].process else { return "none".into() };
         let now = self.now(node).mono_ms;
         format!("at {now}: {} {} {:?} {:?} {:?}", fleet.applied, fleet.unsafe_applied, fleet.lease, fleet.beat, fleet.read)
     }
@@ -611,14 +685,19 @@ impl World {
         if self.nodes[node].process.is_some() {
             return;
         }
+        let receipts = self.chance.of([40, 40, 40, 3]);
         let bounds = PurgeBounds {
-            receipts: 40,
+            receipts,
             map_capacity: if self.chance.one_in(4) { 3 } else { 1000 },
             fold_slots: 64,
-            recovery: std::time::Duration::ZERO,
+            recovery: std::time::Duration::from_millis(self.recovery_ms),
         };
         let ledger = LedgerFaults { soft_overwrites_hard: self.fault == Fault::SoftOverwritesHard, fold_forgets: false };
-        let journal = Arc::new(Journal::with_faults(&bounds, Order::Fleet { tell_unsafe: true }, ledger));
+        if self.nodes[node].role == Role::Alone {
+            self.begin(node, None, Arc::new(Journal::new(&bounds)));
+            return;
+        }
+        let journal = Arc::new(Journal::with_faults(&bounds, Order::Fleet { tell_unsafe: self.tells_unsafe }, ledger));
         let instance = Instance(u128::from(self.chance.next()));
         let settings = Settings {
             name: self.nodes[node].name.clone(),
@@ -626,7 +705,7 @@ impl World {
             trust_ms: TRUST_MS,
             repair_ms: 600_000,
             forget_after_ms: 3_600_000,
-            receipts: 40,
+            receipts,
         };
         let mut fleet = Fleet::new(settings, instance, Arc::clone(&journal));
         fleet.faults = Faults {
@@ -634,10 +713,14 @@ impl World {
             acknowledged_before_apply: self.fault == Fault::AcknowledgedBeforeApply,
             previous_ignored: self.fault == Fault::PreviousIgnored,
         };
+        self.begin(node, Some(fleet), journal);
+    }
+
+    fn begin(&mut self, node: usize, fleet: Option<Fleet>, journal: Arc<Journal>) {
         let place = &mut self.nodes[node];
         place.life += 1;
         (place.careless, place.paused_until, place.wakes_at) = (false, 0, 0);
-        place.process = Some(Process { fleet, journal, memory: Default::default(), flights: Vec::new() });
+        place.process = Some(Process { fleet, journal, memory: Default::default(), flights: Vec::new(), wide: Vec::new() });
         let life = place.life;
         self.later(0, What::Wake { node, life });
     }
@@ -663,18 +746,21 @@ impl World {
     fn drive(&mut self, node: usize, event: Event) -> Outcome {
         let now = self.now(node);
         let life = self.nodes[node].life;
-        let Some(process) = self.nodes[node].process.as_mut() else { return Ok(()) };
-        let actions = process.fleet.on(event, now);
+        let fleet = |world: &mut Self| world.nodes[node].process.as_mut().and_then(|process| process.fleet.take());
+        let Some(mut fleet) = fleet(self) else { return Ok(()) };
+        let (actions, wake_at) = (fleet.on(event, now), fleet.wake_at());
+        if let Some(process) = self.nodes[node].process.as_mut() {
+            process.fleet = Some(fleet);
+        }
         for action in actions {
             match action {
                 Action::Send(ticket, command) => self.send(node, life, ticket, command),
-                Action::Told(id) => self.told(node, id),
+                Action::Told(id) => self.told(node, id)?,
                 Action::Forgotten(_) => {}
                 Action::Note(note) => self.note(note),
             }
         }
-        let Some(process) = &self.nodes[node].process else { return Ok(()) };
-        let wake_ms = process.fleet.wake_at().saturating_sub(now.mono_ms).max(1);
+        let wake_ms = wake_at.saturating_sub(now.mono_ms).max(1);
         let place = &mut self.nodes[node];
         if wake_ms < 1_000_000 && !(self.now_ms + 1..=self.now_ms + wake_ms).contains(&place.wakes_at) {
             place.wakes_at = self.now_ms + wake_ms;
@@ -700,16 +786,26 @@ impl World {
         }
     }
 
-    fn told(&mut self, node: usize, id: PurgeId) {
-        let Some(process) = &self.nodes[node].process else { return };
-        let Some(receipt) = process.journal.receipt(&id.to_string()) else { return };
-        if let Some(logged) = self.purges.iter_mut().find(|logged| logged.id == id)
-            && receipt.complete
-            && logged.complete.is_none()
-        {
+    /// A client is told of its purge: what counts is what it reads.
+    fn told(&mut self, node: usize, id: PurgeId) -> Outcome {
+        let Some(process) = &self.nodes[node].process else { return Ok(()) };
+        let Some(receipt) = process.journal.receipt(&id.to_string()) else { return Ok(()) };
+        let Some(logged) = self.purges.iter_mut().find(|logged| logged.id == id) else { return Ok(()) };
+        let told = receipt.json(logged.selectors.iter().map(|selector| selector.text().into_owned()));
+        let is_complete = told["complete"] == true;
+        let waits = told["nodes"].as_array().is_some_and(|nodes| nodes.iter().any(|node| node["state"] == "waiting"));
+        let place: Option<Position> = told["position"].as_str().and_then(|text| text.parse().ok());
+        let is_placed = told["acknowledged"] == "fleet" && place == Some(receipt.position);
+        let as_given = told["selectors"].as_array().is_some_and(|all| all.iter().all(|one| one["given"] == one["normalised"]));
+        let consistent = if is_complete { is_placed && !waits } else { is_placed || place.is_none() };
+        if !consistent && self.fault == Fault::None || !as_given {
+            return Err(format!("a receipt contradicts itself: {told}"));
+        }
+        if is_complete && logged.complete.is_none() {
             logged.complete = Some(self.moment);
             self.seen.complete += 1;
         }
+        Ok(())
     }
 
     // The network and Redis.
@@ -746,6 +842,16 @@ impl World {
                 self.answer(node, life, ticket, answer);
             }
             return self.restart_redis(before);
+        }
+        if !self.calm && self.temper.damaged > 0 && self.chance.one_in(self.temper.damaged) {
+            self.seen.damaged += 1;
+            let pick = self.chance.next();
+            let answer = if pick.is_multiple_of(4) { Ok(Answer::Left) } else { self.redis.run_damaged(command, self.now_ms, pick) };
+            self.later(1, What::ToNode { node, life, ticket, answer });
+            if is_append {
+                self.answer_parked();
+            }
+            return;
         }
         match self.redis.run(command, self.now_ms) {
             Some(answer) => self.answer(node, life, ticket, answer),
@@ -789,6 +895,8 @@ impl World {
     fn restart_redis(&mut self, data: Data) {
         self.drop_parked();
         self.servers += 1;
+        // No node remembers these: what a server loses of them is lost.
+        self.later_versions.clear();
         let ahead_ms = i64::try_from(self.chance.below(400)).expect("small") - 200;
         self.redis.become_another(self.servers, data, ahead_ms);
         let down_ms = self.chance.below(self.temper.outage_ms);
@@ -821,12 +929,18 @@ impl World {
         let trusted = process.journal.is_trusted(now);
         let cut_off_ms = now.mono_ms.saturating_sub(process.journal.trusted_until());
         let serves = match policy {
-            Policy::Serve { at_most_ms, .. } => process.fleet.is_remembered() && at_most_ms.is_none_or(|most| cut_off_ms < most),
+            Policy::Serve { at_most_ms, .. } => {
+                process.fleet.as_ref().is_some_and(Fleet::is_remembered) && at_most_ms.is_none_or(|most| cut_off_ms < most)
+            }
             Policy::Revalidate { .. } | Policy::Bypass => false,
         };
         if !trusted && !serves && !careless {
             let every_ms = match policy {
-                Policy::Serve { every_ms, .. } | Policy::Revalidate { every_ms } if process.fleet.is_remembered() => every_ms,
+                Policy::Serve { every_ms, .. } | Policy::Revalidate { every_ms }
+                    if process.fleet.as_ref().is_some_and(Fleet::is_remembered) =>
+                {
+                    every_ms
+                }
                 _ => 0,
             };
             let recent = process.memory[request.resource].clone().filter(|stored| self.now_ms < stored.facts.began_ms + every_ms);
@@ -837,7 +951,11 @@ impl World {
                 _ => self.fetch(node, request, None),
             };
         }
+        let is_alone = process.fleet.is_none();
         if let Some(stored) = process.memory[request.resource].clone() {
+            if request.born.is_multiple_of(8) {
+                self.explain(node, &stored)?;
+            }
             match process.journal.check(&Self::subject(&stored.facts), &stored.stamp, &stored.checked) {
                 Validity::Valid => return self.serve(node, request, &stored.facts, "memory", false),
                 Validity::Soft { .. } if self.chance.one_in(2) => return self.serve(node, request, &stored.facts, "memory, stale", true),
@@ -845,7 +963,7 @@ impl World {
                 Validity::Purged | Validity::Unconfirmed => {}
             }
         }
-        if trusted && !self.chance.one_in(4) {
+        if trusted && !is_alone && !self.chance.one_in(4) {
             let epoch = process.journal.epoch();
             let delay = self.delay();
             self.later(delay, What::TierAsked { node, life, epoch, request });
@@ -901,6 +1019,7 @@ impl World {
         let slow = self.chance.one_in(5);
         let long = self.chance.below(if slow { 3000 } else { 100 });
         let life = self.nodes[node].life;
+        self.recovers(node, request.resource)?;
         let Some(process) = self.nodes[node].process.as_mut() else { return Ok(()) };
         let facts = Facts::new(request.resource, (began, self.now_ms), vec![], vec![]);
         let refreshed =
@@ -939,7 +1058,7 @@ impl World {
         }
         let stamp = if fault == Fault::StampAtFetchEnd { process.journal.stamp() } else { stamp };
         let validity = process.journal.validity(&Self::subject(&facts), &stamp);
-        let trusted = process.journal.is_trusted(now);
+        let trusted = process.journal.is_trusted(now) && process.fleet.is_some();
         if validity != Validity::Purged {
             let place = &mut process.memory[facts.resource];
             if place.as_ref().is_none_or(|there| facts.began > there.facts.began) {
@@ -968,10 +1087,10 @@ impl World {
     /// `stale` answers, and those that are only asked about at the origin, may be older than a soft purge.
     fn serve(&mut self, node: usize, request: Request, facts: &Facts, from: &str, stale: bool) -> Outcome {
         self.seen.served += 1;
-        let life = self.nodes[node].life;
+        let (life, is_alone) = (self.nodes[node].life, self.nodes[node].role == Role::Alone);
         for purge in &self.purges {
             let here = purge.node == node && purge.life == life && purge.issued < request.born;
-            let complete = purge.complete.is_some_and(|complete| complete < request.born);
+            let complete = !is_alone && purge.complete.is_some_and(|complete| complete < request.born);
             let newer = facts.began < purge.issued && purge.selectors.iter().any(|selector| facts.matches(selector));
             if newer && (here || complete) && !(stale && purge.mode == Mode::Soft) {
                 return Err(format!(
@@ -991,7 +1110,8 @@ impl World {
             }
         }
         for (writer, life_of_writer, selector, written) in &self.writes {
-            let here = *writer == node && *life_of_writer == life || (self.calm_since..self.told_writes).contains(written);
+            let is_told = self.tells_unsafe && !is_alone && (self.calm_since..self.told_writes).contains(written);
+            let here = *writer == node && *life_of_writer == life || is_told;
             if here && *written < request.born && facts.began < *written && facts.matches(selector) {
                 return Err(format!(
                     "node {node} answers from {from} what began at {} though it wrote {selector:?} at {written}",
@@ -999,6 +1119,52 @@ impl World {
                 ));
             }
         }
+        Ok(())
+    }
+
+    /// What `tiercel explain` says of a stored response agrees with what is done with it.
+    fn explain(&self, node: usize, stored: &Stored) -> Outcome {
+        let Some(process) = &self.nodes[node].process else { return Ok(()) };
+        let subject = Self::subject(&stored.facts);
+        let validity = process.journal.validity(&subject, &stored.stamp);
+        let told = process.journal.deciding_match(&subject, &stored.stamp);
+        let applies = told.as_ref().filter(|told| told["applies"] == true);
+        let agrees = match validity {
+            Validity::Purged => applies.is_some_and(|told| told["mode"] == "hard"),
+            Validity::Soft { .. } => applies.is_some_and(|told| told["mode"] == "soft"),
+            Validity::Valid | Validity::Unconfirmed => applies.is_none(),
+        };
+        // What has its place says which, and when; what is provisional neither.
+        let is_dated = told.as_ref().is_none_or(|told| match told["position"].as_str() {
+            Some(text) => text.parse::<Position>().is_ok() && told["at"].is_string(),
+            None => told["at"].is_null(),
+        });
+        let later = self.later_versions.iter().any(|&(position, moment)| {
+            let applied = process.journal.stamp().purge.position;
+            stored.facts.began < moment && applied.epoch == position.epoch && applied >= position
+        });
+        if !agrees || !is_dated || later && validity != Validity::Purged {
+            return Err(format!(
+                "node {node} finds {validity:?} and explains it by {told:?}; unreadable purges: {:?}",
+                self.later_versions
+            ));
+        }
+        Ok(())
+    }
+
+    /// A miss of what a wide purge took of late counts as caused by it.
+    fn recovers(&mut self, node: usize, resource: usize) -> Outcome {
+        let now = self.now(node);
+        let Some(process) = &self.nodes[node].process else { return Ok(()) };
+        let facts = Facts::new(resource, (0, 0), vec![], vec![]);
+        let recovers = process.journal.is_recovering(&Self::subject(&facts), now);
+        // Purges that follow each other closely count as one, from the first on.
+        let window_ms = self.recovery_ms - self.recovery_ms.div_ceil(32);
+        let took = |(selector, at): &(Selector, u64)| now.mono_ms - at < window_ms && facts.matches(selector);
+        if process.wide.iter().any(took) && !recovers || recovers && self.recovery_ms == 0 {
+            return Err(format!("node {node}: recovering {recovers} within {} ms, after {:?}", self.recovery_ms, process.wide));
+        }
+        self.seen.recovering += u64::from(recovers);
         Ok(())
     }
 
@@ -1011,9 +1177,22 @@ impl World {
         let selectors: Vec<Selector> = (0..count).map(|_| self.selector()).collect();
         let mode = if self.chance.one_in(3) { Mode::Soft } else { Mode::Hard };
         let life = self.nodes[node].life;
-        let Some(process) = &self.nodes[node].process else { return Ok(()) };
+        let Some(process) = self.nodes[node].process.as_mut() else { return Ok(()) };
         self.moment += 1;
         let issued = self.moment;
+        let wide = selectors.iter().filter(|selector| Kinds::WIDE.contains(selector.kind()));
+        process.wide.extend(wide.map(|selector| (selector.clone(), now.mono_ms)));
+        if process.fleet.is_none() {
+            let receipt = process.journal.purge(selectors.clone(), mode, "simulation", now);
+            let kept = process.journal.receipt(&receipt.id);
+            if kept.map(|kept| kept.json([])) != Some(receipt.json([])) || !receipt.complete {
+                return Err(format!("a purge of a node without a fleet is not complete at once: {receipt:?}"));
+            }
+            let id = receipt.id.parse().map_err(|_| format!("no id: {receipt:?}"))?;
+            self.purges.push(Logged { id, node, life, selectors, mode, issued, complete: None });
+            self.seen.alone += 1;
+            return Ok(());
+        }
         let purge = process.journal.issue(selectors.clone(), mode, "simulation", now);
         self.purges.push(Logged { id: purge.id, node, life, selectors, mode, issued, complete: None });
         self.seen.purges += 1;

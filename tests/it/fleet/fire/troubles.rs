@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 
 /// How long the fleet has to be whole again after a trouble.
 const RECOVERY: Duration = Duration::from_secs(30);
@@ -196,10 +197,13 @@ impl Stage {
         fire.wait(how_long);
         let others: Vec<_> = (0..fire.nodes.len()).filter(|other| *other != node).collect();
         self.clients.block_on(async {
-            for resource in &held {
-                if let Some(other) = others.first() {
-                    purge(fire, *other, fire.world.prepare_url(resource.number, true)).await;
-                }
+            if let Some(&other) = others.first() {
+                // Each waits for the node that sleeps: together they wait once.
+                let purges = held.iter().map(|resource| {
+                    let (fire, prepared) = (fire.clone(), fire.world.prepare_url(resource.number, true));
+                    async move { purge(&fire, other, prepared).await }
+                });
+                purges.collect::<JoinSet<()>>().join_all().await;
             }
             let mut asked = Vec::new();
             for resource in &held {

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Which lines of src/invalidation the simulation of the fleet's journal runs, by file.
+
+    tests/fleet-simulation/coverage.py [SEEDS]      default: 3000; needs rustup component add llvm-tools
+
+Counted are the lines of the program: not the simulation, not test modules, and not src/invalidation/stream, which is the way to a real
+Redis (tests/it/fleet runs that). Fails below 95 %.
+"""
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+SOURCES = HERE.parent.parent / "src" / "invalidation"
+LEAST = 95.0
+
+
+def run(*command, **environment):
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
+
+
+def end_of_program(source):
+    """The line at which a file's test module begins."""
+    lines = source.read_text().splitlines()
+    for number, (line, following) in enumerate(zip(lines, lines[1:]), start=1):
+        if line == "#[cfg(test)]" and following.startswith("mod ") and following.endswith("{"):
+            return number
+    return len(lines) + 1
+
+
+def main():
+    seeds = sys.argv[1] if len(sys.argv) > 1 else "3000"
+    host = next(line.split()[1] for line in run("rustc", "-vV").splitlines() if line.startswith("host:"))
+    tools = pathlib.Path(run("rustc", "--print", "sysroot").strip()) / "lib" / "rustlib" / host / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        profile = f"{folder}/run.profraw"
+        target = os.environ.get("CARGO_TARGET_DIR", str(HERE.parent.parent / "target" / "coverage"))
+        settings = {"RUSTFLAGS": "-C instrument-coverage", "CARGO_TARGET_DIR": target, "LLVM_PROFILE_FILE": profile, "SEEDS": seeds}
+        cargo = ["cargo", "test", "--release", "--locked", "--manifest-path", str(HERE / "Cargo.toml")]
+        built = run(*cargo, "--no-run", "--message-format", "json", **settings)
+        program = next(part.split('"')[0] for part in built.split('"executable":"')[1:])
+        run(program, "no_node_serves", **settings)
+        run(str(tools / "llvm-profdata"), "merge", "-sparse", profile, "-o", f"{folder}/merged")
+        listing = run(str(tools / "llvm-cov"), "export", program, f"-instr-profile={folder}/merged", "--format=lcov")
+    files, source = {}, None
+    for line in listing.splitlines():
+        if line.startswith("SF:"):
+            source = pathlib.Path(line[3:]).resolve()
+        elif line.startswith("DA:"):
+            number, count = map(int, line[3:].split(",")[:2])
+            lines = files.setdefault(source, {})
+            lines[number] = max(lines.get(number, 0), count)
+    every = run_of_all = 0
+    for source, lines in sorted(files.items()):
+        if SOURCES not in source.parents or "simulation" in source.parts or source.name == "model.rs":
+            continue
+        end = end_of_program(source)
+        lines = {number: count for number, count in lines.items() if number < end}
+        if not lines:
+            continue
+        ran = sum(count > 0 for count in lines.values())
+        missed = " ".join(str(number) for number, count in sorted(lines.items()) if count == 0)
+        print(f"{100 * ran / len(lines):5.1f} %  {ran:4} of {len(lines):4}  {source.relative_to(SOURCES)}  {missed}")
+        every, run_of_all = every + len(lines), run_of_all + ran
+    share = 100 * run_of_all / every
+    print(f"{share:5.1f} %  {run_of_all} of {every}")
+    sys.exit(share < LEAST)
+
+
+main()
