@@ -51,6 +51,8 @@ pub struct Outcome {
     pub client: Option<std::net::IpAddr>,
     /// Query strings may be logged.
     pub log_query: bool,
+    /// It was asked for by https.
+    pub is_secure: bool,
 }
 
 /// What of the request decided about the coding of an answer, beyond what its own Vary names.
