@@ -62,6 +62,7 @@ fn limits() -> Limits {
         rate_limit_callers: 16,
         rate_limit_budget: std::time::Duration::from_secs(1),
         compression_threads: 1,
+        dictionary_memory: 1 << 20,
         http2: tiercel::config::settings::Http2::default(),
     }
 }

@@ -1,6 +1,7 @@
 //! Joins rules and tiers: stored responses and their variants.
 
 pub mod codec;
+mod dictionaries;
 mod form;
 mod request_counts;
 mod search_rules;
@@ -9,6 +10,7 @@ mod tags;
 mod variants;
 mod vary_memory;
 
+pub use dictionaries::Dictionaries;
 pub use form::{Effort, Form, Forms};
 pub use request_counts::{Counted, RequestCounts};
 pub use search_rules::SearchRules;

@@ -44,6 +44,7 @@ const FIXED: &[&str] = &[
     "limits.waiting",
     "limits.rate_limit_callers",
     "limits.compression_threads",
+    "limits.dictionary_memory",
     "fill.marker_first",
     "fill.marker_max",
     "fill.marker_count",

@@ -221,6 +221,7 @@ fn limits(l: &Limits) -> Value {
         "rate_limit_callers": l.rate_limit_callers,
         "rate_limit_budget": print_duration(l.rate_limit_budget),
         "compression_threads": l.compression_threads,
+        "dictionary_memory": print_size(l.dictionary_memory),
         "http2": http2(&l.http2),
     })
 }
@@ -451,6 +452,9 @@ fn compression(how: &Compression) -> Value {
         "hot_max_size": print_size(how.hot_max_bytes),
         "decode_max_size": print_size(how.decode.bytes),
         "decode_max_ratio": how.decode.ratio,
+        "dictionaries": how.dictionaries.enabled,
+        "dictionary_max_size": print_size(how.dictionaries.max_bytes),
+        "dictionary_forms": how.dictionaries.forms_max,
     })
 }
 

@@ -389,6 +389,8 @@ pub struct RawLimits {
     pub rate_limit_budget: Option<RawDuration>,
     /// Pieces of bodies that are coded at a time, beside the cores that serve; `auto`: one fewer than there are cores.
     pub compression_threads: Option<RawWorkers>,
+    /// What compression dictionaries that are kept may hold, beside `memory.limit`'s shares.
+    pub dictionary_memory: Option<RawSize>,
     pub http2: RawHttp2,
 }
 
@@ -1007,6 +1009,12 @@ pub struct RawCompressionTable {
     pub decode_max_size: Option<RawSize>,
     /// Bytes that each of its bytes may stand for, beyond the first MiB.
     pub decode_max_ratio: Option<u64>,
+    /// Responses that the origin declares to be compression dictionaries (RFC 9842) are kept, and others coded against them.
+    pub dictionaries: Option<bool>,
+    /// Neither a dictionary nor what is coded against one is longer.
+    pub dictionary_max_size: Option<RawSize>,
+    /// Forms of one response against dictionaries; beyond, the oldest goes.
+    pub dictionary_forms: Option<u64>,
 }
 
 /// How much work goes into a form.

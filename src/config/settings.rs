@@ -270,6 +270,8 @@ pub struct Limits {
     pub rate_limit_budget: Duration,
     /// Pieces of bodies that are coded at a time, beside the cores that serve.
     pub compression_threads: usize,
+    /// What compression dictionaries that are kept may hold.
+    pub dictionary_memory: u64,
     pub http2: Http2,
 }
 

@@ -78,13 +78,15 @@ pub enum Bound {
     CompressionThreads,
     HotForms,
     DecodedBytes,
+    DictionarySize,
+    DictionaryMemory,
     Http2Resets,
     Http2IdleFrames,
     Http2Errors,
 }
 
 impl Bound {
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 47] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -127,6 +129,8 @@ impl Bound {
         Self::CompressionThreads,
         Self::HotForms,
         Self::DecodedBytes,
+        Self::DictionarySize,
+        Self::DictionaryMemory,
         Self::Http2Resets,
         Self::Http2IdleFrames,
         Self::Http2Errors,
@@ -175,6 +179,8 @@ impl Bound {
             Self::CompressionThreads => "compression_threads",
             Self::HotForms => "hot_forms",
             Self::DecodedBytes => "decoded_bytes",
+            Self::DictionarySize => "dictionary_size",
+            Self::DictionaryMemory => "dictionary_memory",
             Self::Http2Resets => "http2_resets",
             Self::Http2IdleFrames => "http2_idle_frames",
             Self::Http2Errors => "http2_errors",
@@ -393,6 +399,32 @@ impl CodedFrom {
     }
 }
 
+/// What became of a dictionary that a client named (RFC 9842) for what might be coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DictionaryUse {
+    /// The answer was coded against it.
+    Used,
+    /// It is not kept here (any more).
+    Unknown,
+    /// The response is too long, or its length is not known as yet.
+    Length,
+    /// A page of another origin asks, which may not read the response.
+    OtherOrigin,
+}
+
+impl DictionaryUse {
+    pub const ALL: [Self; 4] = [Self::Used, Self::Unknown, Self::Length, Self::OtherOrigin];
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Used => "used",
+            Self::Unknown => "unknown",
+            Self::Length => "length",
+            Self::OtherOrigin => "other_origin",
+        }
+    }
+}
+
 /// Why a value left a tier for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -451,6 +483,8 @@ pub trait Gauges: Send + Sync {
     fn markers(&self) -> usize;
     /// Entries in the journal's map, folded entries.
     fn journal(&self) -> (usize, u64);
+    /// Compression dictionaries that are kept, and their bytes.
+    fn dictionaries(&self) -> (u64, u64);
     /// Callers of rate limits that are remembered.
     fn rate_limit_callers(&self) -> u64;
     fn fleet(&self) -> FleetUsage;
@@ -475,8 +509,9 @@ pub struct Metrics {
     shield_names_failed: IntCounter,
     early_refreshes: IntCounter,
     /// By coding, then by [`CodedFrom`].
-    coded: [Vec<IntCounter>; 3],
+    coded: [Vec<IntCounter>; Coding::ALL.len()],
     remade: Vec<IntCounter>,
+    dictionaries: Vec<IntCounter>,
     stores: [IntCounter; 2],
     written_bytes: IntCounter,
     evictions: Vec<IntCounter>,
@@ -534,6 +569,7 @@ impl Metrics {
             shield_peers: ["fit", "ejected"].map(|state| shield_peers.with_label_values(&[state])),
             coded: Coding::ALL.map(|coding| CodedFrom::ALL.map(|from| coded.with_label_values(&[coding.as_str(), from.as_str()])).into()),
             remade: children(&series::REMADE.counters(&registry), Coding::ALL.map(Coding::as_str)),
+            dictionaries: children(&series::DICTIONARY_REQUESTS.counters(&registry), DictionaryUse::ALL.map(DictionaryUse::as_str)),
             early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
@@ -599,6 +635,9 @@ impl Metrics {
     }
     pub fn remade(&self, coding: Coding) {
         self.remade[coding as usize].inc();
+    }
+    pub fn dictionary(&self, used: DictionaryUse) {
+        self.dictionaries[used as usize].inc();
     }
     pub fn refused(&self, reason: &'static str, status: u16) {
         self.refused.with_label_values(&[reason, CLASSES[class(status)]]).inc();

@@ -9,9 +9,10 @@ pub use ranges::slices;
 use super::Proxy;
 use super::admit::Past;
 use super::blocks::{self, BlockStream};
+use super::dictionaries;
 use super::exchange::{Arrival, Exchange};
 use super::flight::{self, FlightBody, FlightHead, Own};
-use super::forms::{self, Make, Unmade};
+use super::forms::{self, Choice, Unmade};
 use super::live::Routed;
 use super::resume::Resuming;
 use super::shield::FromPeer;
@@ -21,7 +22,7 @@ use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader};
 use crate::listener::{ExtraLines, Response, ResponseFields};
 use crate::observe::metrics::{Bound, CodedFrom, StaleReason};
-use crate::proxy::outcome::{CacheResult, Outcome, Source, Timing};
+use crate::proxy::outcome::{CacheResult, Negotiated, Outcome, Source, Timing};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::coding;
 use crate::semantics::policy::Compression;
@@ -443,25 +444,34 @@ fn in_coding(
     let negotiated = match made {
         // They are of what may be coded.
         Some(made) if made.not_worth_it => Some(None),
-        Some(_) => Some(coding::coding_for(asked.request, &policy.codings).map(Make::Coded)),
+        Some(_) => Some(forms::plain(asked.request, policy)),
         None if matches!(body, Body::Blocks { .. }) => None,
         None => forms::negotiate(asked.request, head.as_response(), body.length(), policy),
     };
-    outcome.negotiated = negotiated.is_some() && !coding::varies_on_coding(&head.fields);
+    let takes_dictionary = policy.dictionaries().is_some() && negotiated.is_some() && !head.fields.has(name::CONTENT_ENCODING);
+    let says_not = |field| !coding::varies_on(&head.fields, field);
+    outcome.negotiated =
+        Negotiated::new(negotiated.is_some() && says_not(name::ACCEPT_ENCODING), takes_dictionary && says_not(name::AVAILABLE_DICTIONARY));
+    let mut choice = None;
+    if takes_dictionary && asked.request.fields.has(name::AVAILABLE_DICTIONARY) {
+        choice = dictionaries::choose(asked.proxy, asked.request, policy, head, body.length(), made);
+    }
+    let choice = choice.or_else(|| Some(forms::choose(negotiated.flatten()?, made)));
     let remade;
-    let (head, body) = 'form: {
-        let Some(make) = negotiated.flatten() else { break 'form (head, body) };
-        outcome.coding = make.coding();
-        if let (Some(coding), Body::Stored { response, .. }) = (outcome.coding, &body)
-            && let Some(form) = made.and_then(|made| made.get(coding))
-        {
-            asked.proxy.metrics.coded(coding, CodedFrom::Store);
+    let (head, body) = match (choice, body) {
+        (Some(Choice::Made(form)), Body::Stored { response, .. }) => {
+            outcome.coding = Some(form.id.coding);
+            asked.proxy.metrics.coded(form.id.coding, CodedFrom::Store);
             asked.proxy.hot_forms.hit(&asked.proxy.metrics, policy, head, form);
-            break 'form (&form.head, Body::Stored { body: form.body(), length: form.length, response });
+            (&form.head, Body::Stored { body: form.body(), length: form.length, response })
         }
-        remade = Arc::new(head.with_fields(make.fields(&head.fields)));
-        let unmade = Unmade { proxy: asked.proxy, routed: asked.routed, policy, make, source: head, body: Box::new(body) };
-        (&remade, Body::Unmade(unmade))
+        (Some(Choice::Make(make)), body) => {
+            outcome.coding = make.coding();
+            remade = Arc::new(head.with_fields(make.fields(&head.fields)));
+            let unmade = Unmade { proxy: asked.proxy, routed: asked.routed, policy, make, source: head, body: Box::new(body) };
+            (&remade, Body::Unmade(unmade))
+        }
+        (_, body) => (head, body),
     };
     answer(asked, head, body, age_ms, outcome, now)
 }

@@ -10,7 +10,7 @@ use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::semantics::reuse::{MustAsk, Reuse, StaleWhy, Unusable, Validity};
 use crate::semantics::storage::NotStored;
 use crate::semantics::widening::{Widening, widening};
-use crate::semantics::{Fields, Now, content, date, name};
+use crate::semantics::{Fields, Now, content, date, dictionary, name};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -80,11 +80,19 @@ impl Proxy {
             "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| json!(vary.names())),
             "shield": arrival.routed.shield.as_ref().map(|shield| shield::explain(shield, arrival.exact.as_deref().unwrap_or(&arrival.key))),
             "do_not_line_up": self.markers.is_set(arrival.key.hash(), now.mono_ms),
+            "dictionary": self.explain_dictionary(arrival),
             "stored": found,
             "not_stored": self.refusals.get(&arrival.key.hash()).map(NotStored::as_str),
             "variants": self.memory.get(arrival.key.hash()).filter(|set| *set.key() == arrival.key).map_or(0, |set| set.responses().len()),
             "decision": decision,
         })
+    }
+
+    /// Whether the dictionary is here that the request names.
+    fn explain_dictionary(&self, arrival: &Arrival<'_>) -> Option<&'static str> {
+        let hash = dictionary::available(&arrival.fields)?;
+        let is_here = self.dictionaries.get(arrival.target.origin(), hash).is_some();
+        Some(if is_here { "kept" } else { "unknown" })
     }
 
     fn explain_stored(&self, arrival: &Arrival<'_>, response: &Arc<StoredResponse>, validity: Validity, now: Now) -> Value {
@@ -98,7 +106,7 @@ impl Proxy {
             "status": head.status.as_u16(),
             "bytes": response.length,
             "blocks": blocks::count(self, response).map(|(here, of)| json!({"size": response.blocks().map(|blocks| blocks.size), "here": here, "of": of})),
-            "forms": response.forms.iter().flat_map(|forms| forms.iter()).map(|form| (form.coding.as_str().to_owned(), json!(form.length))).collect::<serde_json::Map<_, _>>(),
+            "forms": response.forms.iter().flat_map(|forms| forms.iter()).map(|form| (form.id.to_string(), json!(form.length))).collect::<serde_json::Map<_, _>>(),
             "age_seconds": age_ms as f64 / 1000.0,
             "freshness_lifetime_seconds": lifetime.ms as f64 / 1000.0,
             "freshness_from": lifetime.source.as_str(),

@@ -5,7 +5,7 @@
 //! response. It is looked for by the head that source and stored response share, so that it makes no difference whether a
 //! flight, its followers or a later hit wanted it first.
 //!
-//! Invariant: of one head and coding one form is made at a time. An entry of [`Making`] ends with its task, and where the
+//! Invariant: of one head, coding and dictionary one form is made at a time. An entry of [`Making`] ends with its task, and where the
 //! source was on its way, with that: whoever of the two is last hangs up the form.
 
 use super::Proxy;
@@ -13,13 +13,13 @@ use super::deliver::{Body, failed};
 use super::exchange::Exchange;
 use super::lead::pump;
 use super::live::Routed;
-use super::outcome::Outcome;
+use super::outcome::{Negotiated, Outcome};
 use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody};
 use crate::cache::{Effort, Form, Forms, StoredHead, StoredResponse};
 use crate::coalesce::fill::{CompleteBody, Fill, FillReader};
 use crate::coalesce::pinned::Kept;
 use crate::observe::metrics::CodedFrom;
-use crate::semantics::coding::{self, Coding};
+use crate::semantics::coding::{self, Coding, FormId, Wanted};
 use crate::semantics::policy::Compression;
 use crate::semantics::{Fields, Method, Request, Response, name};
 use crate::tier::memory::Change;
@@ -38,16 +38,15 @@ use std::task::{Context, Poll};
 /// Forms that are being made. As many as there are requests for them at most: a task without readers ends.
 #[derive(Default)]
 pub struct Making {
-    entries: Mutex<HashMap<Key, Entry>>,
+    /// By the address of the head that they are of, which each entry keeps.
+    entries: Mutex<HashMap<usize, Vec<Entry>>>,
     numbers: AtomicU64,
 }
-
-/// Address of the head that it is of, which the entry keeps, and the coding.
-type Key = (usize, Coding);
 
 struct Entry {
     /// Tells it from one that took its place.
     number: u64,
+    wanted: Wanted,
     source: Arc<StoredHead>,
     policy: Arc<Compression>,
     fill: Fill,
@@ -65,49 +64,61 @@ enum Entered {
     Make(u64),
 }
 
-fn key(source: &Arc<StoredHead>, coding: Coding) -> Key {
-    (Arc::as_ptr(source) as usize, coding)
+fn address(source: &Arc<StoredHead>) -> usize {
+    Arc::as_ptr(source) as usize
 }
 
 impl Making {
-    fn enter(&self, source: &Arc<StoredHead>, coding: Coding, policy: &Arc<Compression>, fill: &Fill) -> Entered {
+    fn enter(&self, source: &Arc<StoredHead>, wanted: &Wanted, policy: &Arc<Compression>, fill: &Fill) -> Entered {
         let mut entries = self.entries.lock();
-        let there = entries.get(&key(source, coding));
-        // One that failed, or whose first bytes went, is no use to who comes now.
-        if let Some((fill, reader)) = there.and_then(|there| Some((there.fill.clone(), there.fill.reader(0, None)?))) {
-            return Entered::Follow(fill, reader);
+        let of_source = entries.entry(address(source)).or_default();
+        let there = of_source.iter().position(|entry| entry.wanted == *wanted);
+        if let Some(at) = there {
+            let fill = &of_source[at].fill;
+            if let Some(reader) = fill.reader(0, None) {
+                return Entered::Follow(fill.clone(), reader);
+            }
+            // One that failed, or whose first bytes went, is no use to who comes now.
+            of_source.swap_remove(at);
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let (source, policy, fill) = (Arc::clone(source), Arc::clone(policy), fill.clone());
-        entries.insert(key(&source, coding), Entry { number, source, policy, fill, settled: false, ready: None });
+        let (wanted, source, policy, fill) = (wanted.clone(), Arc::clone(source), Arc::clone(policy), fill.clone());
+        of_source.push(Entry { number, wanted, source, policy, fill, settled: false, ready: None });
         Entered::Make(number)
     }
 
     /// The task of an entry is over; `form`: where it came out whole. What can be hung up by now.
-    fn over(&self, source: &Arc<StoredHead>, coding: Coding, number: u64, form: Option<CompleteBody>) -> Option<(Entry, CompleteBody)> {
+    fn over(&self, source: &Arc<StoredHead>, number: u64, form: Option<CompleteBody>) -> Option<(Entry, CompleteBody)> {
         let mut entries = self.entries.lock();
-        let entry = entries.get_mut(&key(source, coding)).filter(|entry| entry.number == number)?;
-        if form.is_some() && !entry.settled {
-            entry.ready = form;
+        let of_source = entries.get_mut(&address(source))?;
+        let at = of_source.iter().position(|entry| entry.number == number)?;
+        if form.is_some() && !of_source[at].settled {
+            of_source[at].ready = form;
             return None;
         }
-        let entry = entries.remove(&key(source, coding))?;
+        let entry = of_source.swap_remove(at);
+        if of_source.is_empty() {
+            entries.remove(&address(source));
+        }
         Some((entry, form?))
     }
 
     /// Under this head nothing more is stored. What can be hung up by now.
-    fn settle(&self, source: &Arc<StoredHead>) -> Vec<(Coding, Entry, CompleteBody)> {
+    fn settle(&self, source: &Arc<StoredHead>) -> Vec<(Entry, CompleteBody)> {
         let mut entries = self.entries.lock();
-        if entries.is_empty() {
-            return Vec::new();
+        let Some(of_source) = entries.get_mut(&address(source)) else { return Vec::new() };
+        let (mut settled, mut at) = (Vec::new(), 0);
+        while at < of_source.len() {
+            of_source[at].settled = true;
+            match of_source[at].ready.take() {
+                Some(form) => settled.push((of_source.swap_remove(at), form)),
+                None => at += 1,
+            }
         }
-        let settle = |coding| {
-            let entry = entries.get_mut(&key(source, coding))?;
-            entry.settled = true;
-            let form = entry.ready.take()?;
-            Some((coding, entries.remove(&key(source, coding))?, form))
-        };
-        Coding::ALL.into_iter().filter_map(settle).collect()
+        if of_source.is_empty() {
+            entries.remove(&address(source));
+        }
+        settled
     }
 }
 
@@ -130,14 +141,14 @@ impl Drop for Settling {
 }
 
 fn settle(proxy: &Proxy, source: &Arc<StoredHead>) {
-    for (coding, entry, form) in proxy.making.settle(source) {
-        hang_up(proxy, coding, &entry, &form);
+    for (entry, form) in proxy.making.settle(source) {
+        hang_up(proxy, &entry, &form);
     }
 }
 
 /// Hangs a form that was made on what it is of, if that is stored.
-fn hang_up(proxy: &Proxy, coding: Coding, entry: &Entry, form: &CompleteBody) {
-    if let Some(body) = hang(proxy, &entry.source, &entry.policy, coding, &form.segments, Effort::Fast) {
+fn hang_up(proxy: &Proxy, entry: &Entry, form: &CompleteBody) {
+    if let Some(body) = hang(proxy, &entry.source, &entry.policy, &entry.wanted, &form.segments, Effort::Fast) {
         entry.fill.stored(&body);
     }
 }
@@ -147,7 +158,7 @@ pub fn hang(
     proxy: &Proxy,
     source: &Arc<StoredHead>,
     policy: &Arc<Compression>,
-    coding: Coding,
+    made: &Wanted,
     form: &[Bytes],
     effort: Effort,
 ) -> Option<Arc<StoredBody>> {
@@ -162,12 +173,13 @@ pub fn hang(
     proxy.memory.update(hash, |set| {
         let Some(set) = set else { return Change::Keep };
         let Some(there) = set.responses().iter().find(|there| Arc::ptr_eq(&there.head, source)) else { return Change::Keep };
-        let forms = if coding::is_worth_it(length, there.length) {
+        // What is against a dictionary says nothing of other forms.
+        let forms = if coding::is_worth_it(length, there.length) || made.dictionary.is_some() {
             let kept = Kept::new(form, &proxy.pins);
             hung = Some(Arc::clone(kept.body()));
-            Forms::with(there.forms.as_deref(), Arc::clone(policy), Form::new(source, coding, kept, length, effort))
+            Forms::with(there.forms.as_deref(), Arc::clone(policy), Form::new(source, made, kept, length, effort))
         } else {
-            Forms::none(Arc::clone(policy))
+            Forms::none(there.forms.as_deref(), Arc::clone(policy))
         };
         let with_forms = Arc::new(there.with_forms(Some(Arc::new(forms))));
         set.swapped(there, &with_forms).map_or(Change::Keep, |set| Change::Put(Arc::new(set)))
@@ -182,10 +194,10 @@ pub fn by_policy<'r>(response: &'r StoredResponse, policy: &Arc<Compression>) ->
 }
 
 /// What is to be made of a response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Make {
-    /// A form in this coding, which is kept.
-    Coded(Coding),
+    /// A form, which is kept.
+    Coded(Wanted),
     /// The bytes without the coding in which the upstream gave them, for one client: few cannot read what most can.
     Decoded(Coding),
 }
@@ -204,8 +216,8 @@ pub struct Unmade<'a> {
 impl Unmade<'_> {
     /// Its bytes: as another request has them made, or as they are made from now on.
     pub fn begin(self) -> ResponseBody {
-        match self.make {
-            Make::Coded(coding) => self.coded(coding),
+        match self.make.clone() {
+            Make::Coded(wanted) => self.coded(wanted),
             Make::Decoded(coding) => match decoding(coding, self.policy) {
                 Some(codec) => {
                     let (pool, is_events) = (self.proxy.pool.clone(), is_events(&self.source.fields));
@@ -217,17 +229,18 @@ impl Unmade<'_> {
         }
     }
 
-    fn coded(self, coding: Coding) -> ResponseBody {
+    fn coded(self, wanted: Wanted) -> ResponseBody {
         let Self { proxy, routed, policy, source, body, .. } = self;
-        let length = body.length();
+        let (coding, length) = (wanted.coding, body.length());
         if let Body::Stored { body, length, .. } = &*body
             && *length <= AT_ONCE as u64
+            && wanted.dictionary.is_none()
         {
-            return made_at_once(proxy, policy, coding, source, body);
+            return made_at_once(proxy, policy, &wanted, source, body);
         }
         let settings = &routed.settings.fill;
         let (writer, fill) = Fill::new(Arc::clone(&proxy.budget), settings, None, routed.route.cache.max_object_bytes);
-        let number = match proxy.making.enter(source, coding, policy, &fill) {
+        let number = match proxy.making.enter(source, &wanted, policy, &fill) {
             Entered::Follow(fill, reader) => {
                 proxy.metrics.coded(coding, CodedFrom::Following);
                 return following(&fill, reader);
@@ -235,7 +248,7 @@ impl Unmade<'_> {
             Entered::Make(number) => number,
         };
         proxy.metrics.coded(coding, CodedFrom::Making);
-        let end = End { proxy: Arc::clone(proxy), source: Arc::clone(source), coding, number, form: None };
+        let end = End { proxy: Arc::clone(proxy), source: Arc::clone(source), number, form: None };
         let is_over = match &*body {
             Body::Flight { fill, .. } => fill.complete().is_some() || fill.failure().is_some(),
             _ => true,
@@ -244,7 +257,7 @@ impl Unmade<'_> {
             // The fetch may have ended before there was an entry to be settled.
             settle(proxy, source);
         }
-        let (Some(reader), Some(codec)) = (fill.reader(0, None), encoding(coding, policy, length)) else { return failed() };
+        let (Some(reader), Some(codec)) = (fill.reader(0, None), encoding(&wanted, policy, length)) else { return failed() };
         // What is stored is worth finishing though nobody waits; of what is on its way its own readers decide.
         let ticket = matches!(*body, Body::Stored { .. }).then(|| fill.ticket());
         let coded = Coded::new(stream_of(*body, source), codec, proxy.pool.clone(), is_events(&source.fields));
@@ -267,8 +280,8 @@ fn stream_of(body: Body<'_>, head: &Arc<StoredHead>) -> Pin<Box<dyn BodyStream>>
     }
 }
 
-fn encoding(coding: Coding, policy: &Compression, length: Option<u64>) -> Option<Codec> {
-    told(coding, Encoder::new(coding, &policy.level, length)).map(Codec::Encode)
+fn encoding(wanted: &Wanted, policy: &Compression, length: Option<u64>) -> Option<Codec> {
+    told(wanted.coding, Encoder::new(wanted, &policy.level, length)).map(Codec::Encode)
 }
 
 fn decoding(coding: Coding, policy: &Compression) -> Option<Codec> {
@@ -284,7 +297,6 @@ pub fn told<T>(coding: Coding, made: std::io::Result<T>) -> Option<T> {
 struct End {
     proxy: Arc<Proxy>,
     source: Arc<StoredHead>,
-    coding: Coding,
     number: u64,
     /// Once it is whole.
     form: Option<CompleteBody>,
@@ -292,8 +304,8 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        if let Some((entry, form)) = self.proxy.making.over(&self.source, self.coding, self.number, self.form.take()) {
-            hang_up(&self.proxy, self.coding, &entry, &form);
+        if let Some((entry, form)) = self.proxy.making.over(&self.source, self.number, self.form.take()) {
+            hang_up(&self.proxy, &entry, &form);
         }
     }
 }
@@ -302,14 +314,14 @@ impl Drop for End {
 fn made_at_once(
     proxy: &Arc<Proxy>,
     policy: &Arc<Compression>,
-    coding: Coding,
+    wanted: &Wanted,
     source: &Arc<StoredHead>,
     body: &Arc<StoredBody>,
 ) -> ResponseBody {
-    proxy.metrics.coded(coding, CodedFrom::Making);
-    let Some(form) = told(coding, encoder::encode(coding, &policy.level, body.segments())) else { return failed() };
+    proxy.metrics.coded(wanted.coding, CodedFrom::Making);
+    let Some(form) = told(wanted.coding, encoder::encode(wanted, &policy.level, body.segments())) else { return failed() };
     let form = Bytes::copy_from_slice(&form); // without slack
-    hang(proxy, source, policy, coding, std::slice::from_ref(&form), Effort::Fast);
+    hang(proxy, source, policy, wanted, std::slice::from_ref(&form), Effort::Fast);
     ResponseBody::Full(form)
 }
 
@@ -325,17 +337,17 @@ pub fn code_through(proxy: &Proxy, exchange: &Exchange, inbound: &mut Inbound, o
     if policy.sensitive && matches!(negotiated, Some(Make::Coded(_))) {
         return;
     }
-    outcome.negotiated = !coding::varies_on_coding(&inbound.fields);
+    outcome.negotiated = Negotiated::new(!coding::varies_on(&inbound.fields, name::ACCEPT_ENCODING), false);
     let Some(make) = negotiated else { return };
     if exchange.method != Method::HEAD {
-        let codec = match make {
-            Make::Coded(coding) => encoding(coding, policy, inbound.length),
-            Make::Decoded(coding) => decoding(coding, policy),
+        let codec = match &make {
+            Make::Coded(wanted) => encoding(wanted, policy, inbound.length),
+            Make::Decoded(coding) => decoding(*coding, policy),
         };
         let Some(codec) = codec else { return };
         let Some(body) = inbound.body.take() else { return };
-        if let Make::Coded(coding) = make {
-            proxy.metrics.coded(coding, CodedFrom::Alone);
+        if let Make::Coded(wanted) = &make {
+            proxy.metrics.coded(wanted.coding, CodedFrom::Alone);
         }
         let coded = Coded::new(body.into_stream(), codec, proxy.pool.clone(), is_events(&inbound.fields));
         inbound.body = Some(Arriving::Stream(Box::pin(coded)));
@@ -349,22 +361,41 @@ pub fn negotiate(request: Request<'_>, response: Response<'_>, length: Option<u6
     if let Some(coding) = coding::decodable(response) {
         return Some((!coding::reads(request.fields, coding)).then_some(Make::Decoded(coding)));
     }
-    coding::may_be_coded(response, length, policy).then(|| coding::coding_for(request, &policy.codings).map(Make::Coded))
+    coding::may_be_coded(response, length, policy).then(|| plain(request, policy))
+}
+
+/// What is made for this request where no dictionary helps.
+pub fn plain(request: Request<'_>, policy: &Compression) -> Option<Make> {
+    coding::coding_for(request, &policy.codings).map(|coding| Make::Coded(Wanted::plain(coding)))
+}
+
+/// What goes out in a coding.
+pub enum Choice<'m> {
+    /// A form that is there.
+    Made(&'m Arc<Form>),
+    Make(Make),
+}
+
+/// A form, if it is there.
+pub fn choose(make: Make, made: Option<&Forms>) -> Choice<'_> {
+    let id = make.coding().map(|coding| FormId { coding, dictionary: None });
+    let there = made.zip(id).and_then(|(made, id)| made.get(id));
+    there.map_or(Choice::Make(make), Choice::Made)
 }
 
 impl Make {
     /// The fields of what is made.
-    pub fn fields(self, fields: &Fields) -> Fields {
+    pub fn fields(&self, fields: &Fields) -> Fields {
         match self {
-            Self::Coded(coding) => coding::coded_fields(fields, coding, None),
+            Self::Coded(wanted) => coding::coded_fields(fields, wanted.coding, None),
             Self::Decoded(_) => coding::decoded_fields(fields),
         }
     }
 
     /// The coding that is of our making.
-    pub const fn coding(self) -> Option<Coding> {
+    pub const fn coding(&self) -> Option<Coding> {
         match self {
-            Self::Coded(coding) => Some(coding),
+            Self::Coded(wanted) => Some(wanted.coding),
             Self::Decoded(_) => None,
         }
     }

@@ -8,7 +8,7 @@ use super::{Proxy, forms};
 use crate::cache::{Effort, Form, StoredHead};
 use crate::observe::metrics::{Bound, Metrics};
 use crate::pages;
-use crate::semantics::coding::Coding;
+use crate::semantics::coding::FormId;
 use crate::semantics::policy::Compression;
 use crate::transform::encoder;
 use bytes::Bytes;
@@ -31,7 +31,7 @@ struct Hot {
     /// The head that it is of.
     source: Weak<StoredHead>,
     policy: Arc<Compression>,
-    coding: Coding,
+    id: FormId,
 }
 
 /// Forms that may wait.
@@ -50,7 +50,7 @@ impl HotForms {
         }
         let before = form.hits.fetch_add(SAMPLE, Ordering::Relaxed);
         if before < policy.hot_hits && before.saturating_add(SAMPLE) >= policy.hot_hits {
-            self.line_up(metrics, Hot { source: Arc::downgrade(source), policy: Arc::clone(policy), coding: form.coding }, form);
+            self.line_up(metrics, Hot { source: Arc::downgrade(source), policy: Arc::clone(policy), id: form.id }, form);
         }
     }
 
@@ -82,25 +82,27 @@ impl Proxy {
         if let Some(hot) = self.hot_forms.next(at_most)
             && let Some(source) = hot.source.upgrade()
         {
-            make_smaller(self, &source, &hot.policy, hot.coding);
+            make_smaller(self, &source, &hot.policy, hot.id);
         }
     }
 }
 
-fn make_smaller(proxy: &Proxy, source: &Arc<StoredHead>, policy: &Arc<Compression>, coding: Coding) {
+fn make_smaller(proxy: &Proxy, source: &Arc<StoredHead>, policy: &Arc<Compression>, id: FormId) {
     let set = proxy.memory.get(source.key.hash());
     let response = set.iter().flat_map(|set| set.responses()).find(|response| Arc::ptr_eq(&response.head, source));
     let Some((response, body)) = response.and_then(|response| Some((response, response.body()?))) else { return };
-    let Some(there) = by_policy(response, policy).and_then(|forms| forms.get(coding)) else { return };
+    let Some(there) = by_policy(response, policy).and_then(|forms| forms.get(id)) else { return };
+    // Without its dictionary it stays as it is.
+    let Some(wanted) = there.wanted() else { return };
     if response.length > policy.hot_max_bytes {
         return;
     }
-    let Some(form) = forms::told(coding, encoder::encode(coding, &policy.hot_level, body.segments())) else { return };
+    let Some(form) = forms::told(wanted.coding, encoder::encode(&wanted, &policy.hot_level, body.segments())) else { return };
     if (form.len() as u64) < there.length {
         // Without slack, and where large bodies stand.
         let form = pages::gather(std::slice::from_ref(&form)).unwrap_or_else(|| Bytes::copy_from_slice(&form));
-        if hang(proxy, source, policy, coding, &[form], Effort::High).is_some() {
-            proxy.metrics.remade(coding);
+        if hang(proxy, source, policy, &wanted, &[form], Effort::High).is_some() {
+            proxy.metrics.remade(wanted.coding);
         }
     }
 }

@@ -13,6 +13,7 @@ mod ask;
 mod blocks;
 mod content;
 mod deliver;
+mod dictionaries;
 mod exchange;
 mod explain;
 mod fill;
@@ -39,7 +40,7 @@ pub use live::{Live, Routed};
 pub use purge::log_refusal as log_refused_purge;
 pub use shield::PeerDoor;
 
-use crate::cache::{Counted, RequestCounts, SearchRules, StoredResponse, Tags, Variants, VaryMemory, subject};
+use crate::cache::{Counted, Dictionaries, RequestCounts, SearchRules, StoredResponse, Tags, Variants, VaryMemory, subject};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -101,6 +102,7 @@ pub struct Proxy {
     making: Making,
     pool: Pool,
     hot_forms: HotForms,
+    pub dictionaries: Dictionaries,
     pub metrics: Arc<Metrics>,
     pub access_log: Arc<AccessLog>,
     /// The process holds nearly all it may: new fills are not stored.
@@ -193,7 +195,7 @@ fn at_once(
 
 impl Proxy {
     pub fn new(settings: &Settings, live: Live, journal: Arc<Journal>, metrics: Arc<Metrics>, access_log: Arc<AccessLog>) -> Arc<Self> {
-        let (told, full) = (Arc::clone(&metrics), Arc::clone(&metrics));
+        let [told, full, crowded] = std::array::from_fn(|_| Arc::clone(&metrics));
         let memory = MemoryTier::new(Setup {
             capacity: settings.memory.stored_bytes(),
             lru: settings.memory.policy == crate::config::settings::Eviction::Lru,
@@ -218,6 +220,7 @@ impl Proxy {
             budget,
             making: Making::default(),
             hot_forms: HotForms::default(),
+            dictionaries: Dictionaries::new(settings.limits.dictionary_memory, move || crowded.bound(Bound::DictionaryMemory)),
             pool: Pool::new(settings.limits.compression_threads, Arc::clone(&metrics)),
             metrics,
             access_log,
@@ -379,6 +382,9 @@ impl Gauges for Proxy {
     }
     fn journal(&self) -> (usize, u64) {
         self.journal.usage()
+    }
+    fn dictionaries(&self) -> (u64, u64) {
+        self.dictionaries.usage()
     }
     fn rate_limit_callers(&self) -> u64 {
         self.live.load().buckets.count()

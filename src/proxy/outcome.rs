@@ -32,7 +32,7 @@ pub struct Outcome {
     /// The coding that we made of it.
     pub coding: Option<Coding>,
     /// What the client reads decided about its coding, and the response does not say so itself.
-    pub negotiated: bool,
+    pub negotiated: Negotiated,
     /// This node was cut off from the fleet's journal when the request came.
     pub cut_off: bool,
     /// Configured reason of a bypass rule, or another token for `detail`.
@@ -53,6 +53,37 @@ pub struct Outcome {
     pub log_query: bool,
     /// It was asked for by https.
     pub is_secure: bool,
+}
+
+/// What of the request decided about the coding of an answer, beyond what its own Vary names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Negotiated {
+    #[default]
+    Nothing,
+    Coding,
+    Dictionary,
+    CodingAndDictionary,
+}
+
+impl Negotiated {
+    pub const fn new(coding: bool, dictionary: bool) -> Self {
+        match (coding, dictionary) {
+            (false, false) => Self::Nothing,
+            (true, false) => Self::Coding,
+            (false, true) => Self::Dictionary,
+            (true, true) => Self::CodingAndDictionary,
+        }
+    }
+
+    /// For Vary.
+    pub const fn as_str(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::Coding => Some("accept-encoding"),
+            Self::Dictionary => Some("available-dictionary"),
+            Self::CodingAndDictionary => Some("accept-encoding, available-dictionary"),
+        }
+    }
 }
 
 /// The id of a request that nobody named: 128 bits of chance, as hexadecimal digits.

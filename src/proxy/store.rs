@@ -2,7 +2,7 @@
 
 use super::exchange::Exchange;
 use super::flight::Candidate;
-use super::{Proxy, remote};
+use super::{Proxy, dictionaries, remote};
 use crate::cache::{Blocks, Insertion, StoredHead, StoredResponse, Tags, Variants, subject};
 use crate::clock;
 use crate::coalesce::fill::{CompleteBody, Fill};
@@ -303,6 +303,7 @@ pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>
         }
     }
     if let Some(weight) = weight {
+        dictionaries::keep(proxy, exchange, response);
         proxy.metrics.stored(weight);
     }
 }

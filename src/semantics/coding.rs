@@ -6,23 +6,35 @@
 //!
 //! A coded form keeps the opaque part of the entity tag and makes it weak: whatever form a client has, If-None-Match finds
 //! it, and neither If-Match nor If-Range takes the bytes of one for those of another (§8.8.1). See decision 0011.
+//!
+//! Two codings are against a dictionary that both ends have (RFC 9842); which one that is, [`super::dictionary`] says.
 
+use super::dictionary::{Dictionary, DictionaryHash};
 use super::fields::{list, trim};
 use super::policy::Compression;
 use super::vary::split_weight;
 use super::{Fields, Method, Name, Request, Response, StatusCode, name};
+use smallvec::SmallVec;
+use std::fmt;
+use std::sync::Arc;
 
-/// A coding that we make and read.
+/// A coding that we make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Coding {
     Gzip,
     Brotli,
     Zstd,
+    /// Brotli against a dictionary (RFC 9842 §4).
+    Dcb,
+    /// Zstandard against a dictionary (RFC 9842 §5).
+    Dcz,
 }
 
 impl Coding {
-    pub const ALL: [Self; 3] = [Self::Gzip, Self::Brotli, Self::Zstd];
+    pub const ALL: [Self; 5] = [Self::Gzip, Self::Brotli, Self::Zstd, Self::Dcb, Self::Dcz];
+    /// Those that need no dictionary. We read them, too.
+    pub const PLAIN: [Self; 3] = [Self::Gzip, Self::Brotli, Self::Zstd];
 
     /// As in Content-Encoding and Accept-Encoding.
     pub const fn as_str(self) -> &'static str {
@@ -30,6 +42,22 @@ impl Coding {
             Self::Gzip => "gzip",
             Self::Brotli => "br",
             Self::Zstd => "zstd",
+            Self::Dcb => "dcb",
+            Self::Dcz => "dcz",
+        }
+    }
+
+    /// Whether it is against a dictionary.
+    pub const fn takes_dictionary(self) -> bool {
+        matches!(self, Self::Dcb | Self::Dcz)
+    }
+
+    /// The same against a dictionary, where there is such a coding.
+    const fn with_dictionary(self) -> Option<Self> {
+        match self {
+            Self::Brotli => Some(Self::Dcb),
+            Self::Zstd => Some(Self::Dcz),
+            Self::Gzip | Self::Dcb | Self::Dcz => None,
         }
     }
 
@@ -40,10 +68,45 @@ impl Coding {
     }
 }
 
+/// What tells the forms of a response apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FormId {
+    pub coding: Coding,
+    /// What it is against, where the coding takes one.
+    pub dictionary: Option<DictionaryHash>,
+}
+
+impl fmt::Display for FormId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.dictionary {
+            None => f.write_str(self.coding.as_str()),
+            Some(hash) => write!(f, "{} {hash}", self.coding.as_str()),
+        }
+    }
+}
+
+/// What a form is to be made in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub coding: Coding,
+    /// Where the coding takes one.
+    pub dictionary: Option<Arc<Dictionary>>,
+}
+
+impl Wanted {
+    pub const fn plain(coding: Coding) -> Self {
+        Self { coding, dictionary: None }
+    }
+
+    pub fn id(&self) -> FormId {
+        FormId { coding: self.coding, dictionary: self.dictionary.as_ref().map(|dictionary| dictionary.hash()) }
+    }
+}
+
 /// What a client reads: weights in thousandths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepted {
-    codings: [Option<u16>; 3],
+    codings: [Option<u16>; Coding::ALL.len()],
     identity: Option<u16>,
     /// Of whatever is not named.
     others: Option<u16>,
@@ -59,7 +122,7 @@ impl Accepted {
         if !request.has(name::ACCEPT_ENCODING) {
             return None;
         }
-        let mut accepted = Self { codings: [None; 3], identity: None, others: None };
+        let mut accepted = Self { codings: [None; Coding::ALL.len()], identity: None, others: None };
         for (weight, coding) in request.values(name::ACCEPT_ENCODING).flat_map(list).take(MEMBERS_MAX).map(split_weight) {
             let place = match Coding::named(coding) {
                 Some(coding) => &mut accepted.codings[coding as usize],
@@ -72,9 +135,10 @@ impl Accepted {
         Some(accepted)
     }
 
-    /// Zero: not to be sent.
+    /// Zero: not to be sent. Who has a dictionary names the codings that take it; a wildcard does not (RFC 9842 §6.1).
     pub fn weight(&self, coding: Coding) -> u16 {
-        self.codings[coding as usize].or(self.others).unwrap_or(0)
+        let others = if coding.takes_dictionary() { None } else { self.others };
+        self.codings[coding as usize].or(others).unwrap_or(0)
     }
 
     /// Whether bytes without a coding may be sent: unless they are refused by name, or by `*;q=0` without being named.
@@ -111,6 +175,14 @@ pub fn coding_for(request: Request<'_>, offered: &[Coding]) -> Option<Coding> {
     (!(is_part && by_tag && accepted.takes_identity())).then_some(coding)
 }
 
+/// The coding in which a request is answered that has a dictionary, if that is one which takes it; of those that it likes as
+/// well as others these, because they are smaller by far.
+pub fn coding_with_dictionary(request: Request<'_>, offered: &[Coding]) -> Option<Coding> {
+    let with_dictionary = offered.iter().filter_map(|coding| coding.with_dictionary());
+    let all: SmallVec<[Coding; Coding::ALL.len()]> = with_dictionary.chain(offered.iter().copied()).collect();
+    coding_for(request, &all).filter(|coding| coding.takes_dictionary())
+}
+
 /// Whether a response of this head and this many bytes, where that is known, may be coded: by its status, type and size,
 /// and if nothing forbids it (RFC 9110 §7.7: no-transform).
 pub fn may_be_coded(response: Response<'_>, length: Option<u64>, policy: &Compression) -> bool {
@@ -131,7 +203,8 @@ pub fn decodable(response: Response<'_>) -> Option<Coding> {
     }
     let mut lines = fields.values(name::CONTENT_ENCODING);
     let coding = lines.next().filter(|_| lines.next().is_none()).and_then(|value| Coding::named(trim(value)))?;
-    (has_whole_content(response.status) && !forbids_transformation(fields)).then_some(coding)
+    let is_readable = !coding.takes_dictionary(); // nobody says which one it is
+    (is_readable && has_whole_content(response.status) && !forbids_transformation(fields)).then_some(coding)
 }
 
 /// Whether this client can be given bytes in that coding: it takes it, or refuses bytes without one. Who says nothing is taken to
@@ -159,9 +232,9 @@ fn forbids_transformation(fields: &Fields) -> bool {
     fields.values(name::CACHE_CONTROL).any(|value| value.windows(WORD.len()).any(|part| part.eq_ignore_ascii_case(WORD)))
 }
 
-/// Whether the response says already that Accept-Encoding selects.
-pub fn varies_on_coding(fields: &Fields) -> bool {
-    let selects = |member: &[u8]| member == b"*" || member.eq_ignore_ascii_case(name::ACCEPT_ENCODING.as_str().as_bytes());
+/// Whether the response says already that this field of a request selects.
+pub fn varies_on(fields: &Fields, field: Name) -> bool {
+    let selects = |member: &[u8]| member == b"*" || member.eq_ignore_ascii_case(field.as_str().as_bytes());
     fields.has(name::VARY) && fields.values(name::VARY).flat_map(list).any(selects)
 }
 
@@ -209,6 +282,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// As they stand in the configuration.
     const OFFERED: [Coding; 3] = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
 
     fn chosen(lines: &[(&str, &str)]) -> &'static str {
@@ -249,6 +323,33 @@ mod tests {
         }
         assert_eq!(chosen(&[]), "identity");
         assert_eq!(chosen(&[("accept-encoding", "gzip;q=0.5"), ("accept-encoding", "br")]), "br", "lines are one list");
+    }
+
+    #[test]
+    fn a_coding_with_a_dictionary_is_chosen_by_name_and_weight() {
+        let chosen = |lines: &[(&str, &str)], offered: &[Coding]| {
+            coding_with_dictionary(Asked::get(lines).request(), offered).map_or("none", Coding::as_str)
+        };
+        for (accept, want) in [
+            ("gzip, br, zstd, dcb, dcz", "dcz"),
+            ("gzip, br, zstd, dcb", "dcb"),
+            ("dcb;q=0.9, dcz;q=0.8", "dcb"),
+            ("DCZ", "dcz"),
+            ("gzip, dcz;q=0.5", "none"),
+            ("gzip;q=0.5, dcz;q=0.5", "dcz"),
+            ("dcz;q=0, dcb;q=0", "none"),
+            ("*", "none"),
+            ("*, dcb", "dcb"),
+            ("identity, dcz;q=0.9", "none"),
+            ("", "none"),
+        ] {
+            assert_eq!(chosen(&[("accept-encoding", accept)], &OFFERED), want, "{accept}");
+        }
+        let both = ("accept-encoding", "br, dcb, dcz");
+        assert_eq!(chosen(&[both], &[Coding::Brotli, Coding::Zstd]), "dcb", "in the order of the configuration");
+        assert_eq!((chosen(&[both], &[Coding::Brotli]), chosen(&[both], &[Coding::Gzip])), ("dcb", "none"));
+        assert_eq!(chosen(&[both, ("range", "bytes=0-1")], &OFFERED), "none");
+        assert_eq!(chosen(&[], &OFFERED), "none");
     }
 
     #[test]
@@ -332,6 +433,7 @@ mod tests {
             &[][..],
             &[("content-encoding", "compress")],
             &[("content-encoding", "gzip, br")],
+            &[("content-encoding", "dcb")],
             &[BR, BR],
             &[BR, ("cache-control", "no-transform")],
             &[BR, ("content-range", "bytes 0-1/2")],
@@ -349,9 +451,9 @@ mod tests {
     #[test]
     fn vary_is_looked_at_as_a_list() {
         for (vary, want) in [("accept-encoding", true), ("Origin, Accept-Encoding", true), ("*", true), ("accept", false), ("", false)] {
-            assert_eq!(varies_on_coding(&fields(&[("vary", vary)])), want, "{vary}");
+            assert_eq!(varies_on(&fields(&[("vary", vary)]), name::ACCEPT_ENCODING), want, "{vary}");
         }
-        assert!(!varies_on_coding(&fields(&[])));
+        assert!(!varies_on(&fields(&[]), name::ACCEPT_ENCODING));
     }
 
     #[test]
@@ -363,11 +465,13 @@ mod tests {
         /// Whatever is asked: what is chosen is offered and has the largest weight; nothing refused is chosen.
         #[test]
         fn what_is_chosen_is_wanted_most(
-            accept in "((gzip|br|zstd|identity|\\*|deflate|[a-z;=,\"]{0,4})(;q=[01](\\.[0-9]{0,3})?)?,? ?){0,7}",
-            offered in prop::sample::subsequence(OFFERED.to_vec(), 0..=3),
+            accept in "((gzip|br|zstd|dcb|dcz|identity|\\*|deflate|[a-z;=,\"]{0,4})(;q=[01](\\.[0-9]{0,3})?)?,? ?){0,7}",
+            offered in prop::sample::subsequence(Coding::ALL.to_vec(), 0..=Coding::ALL.len()),
         ) {
             let request = fields(&[("accept-encoding", &accept)]);
             let accepted = Accepted::of(&request).unwrap();
+            let with_dictionary = coding_with_dictionary(Asked::get(&[("accept-encoding", &accept)]).request(), &offered);
+            prop_assert!(with_dictionary.is_none_or(|coding| coding.takes_dictionary() && accepted.weight(coding) > 0));
             match accepted.best(&offered) {
                 Some(coding) => {
                     prop_assert!(offered.contains(&coding) && accepted.weight(coding) > 0);

@@ -12,6 +12,7 @@ pub mod coding;
 pub mod condition;
 pub mod content;
 pub mod date;
+pub mod dictionary;
 pub mod fields;
 pub mod forwarding;
 pub mod freshness;

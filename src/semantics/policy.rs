@@ -199,6 +199,18 @@ pub struct Compression {
     /// `compression.hot_max_size`: longer responses are not made anew.
     pub hot_max_bytes: u64,
     pub decode: DecodeLimits,
+    pub dictionaries: DictionaryPolicy,
+}
+
+/// Compression dictionaries (RFC 9842).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DictionaryPolicy {
+    /// `compression.dictionaries`: responses that the origin declares to be dictionaries are kept, and others coded against them.
+    pub enabled: bool,
+    /// `compression.dictionary_max_size`: neither a dictionary nor what is coded against one is longer.
+    pub max_bytes: u64,
+    /// `compression.dictionary_forms`: forms of one response against dictionaries.
+    pub forms_max: usize,
 }
 
 /// What a coded response of the upstream may stand for, where a client cannot read its coding.
@@ -226,8 +238,8 @@ impl Levels {
     pub const fn of(&self, coding: Coding) -> u8 {
         match coding {
             Coding::Gzip => self.gzip,
-            Coding::Brotli => self.brotli,
-            Coding::Zstd => self.zstd,
+            Coding::Brotli | Coding::Dcb => self.brotli,
+            Coding::Zstd | Coding::Dcz => self.zstd,
         }
     }
 }
@@ -250,6 +262,12 @@ pub const COMPRESSIBLE_TYPES: [&str; 13] = [
 ];
 
 impl Compression {
+    /// How dictionaries are used; `None` where they are not: what shows secrets beside what others chose is neither made
+    /// one nor coded against one (RFC 9842 §9.2).
+    pub fn dictionaries(&self) -> Option<&DictionaryPolicy> {
+        (self.dictionaries.enabled && !self.sensitive).then_some(&self.dictionaries)
+    }
+
     /// Whether a Content-Type is of these types.
     pub fn is_of_types(&self, content_type: &[u8]) -> bool {
         let essence = trim(content_type.split(|byte| *byte == b';').next().unwrap_or_default());
@@ -276,6 +294,7 @@ impl Default for Compression {
             hot_level: Levels { gzip: 9, brotli: 11, zstd: 19 },
             hot_max_bytes: 2 << 20,
             decode: DecodeLimits { ratio: 100, bytes: 256 << 20 },
+            dictionaries: DictionaryPolicy { enabled: false, max_bytes: 4 << 20, forms_max: 8 },
         }
     }
 }

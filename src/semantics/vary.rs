@@ -130,6 +130,8 @@ fn is_written_as_asked(name: &str, request: &Fields, policy: &CachePolicy, out: 
         "accept-encoding" => name::ACCEPT_ENCODING,
         "accept-language" if !policy.vary.languages.is_empty() => name::ACCEPT_LANGUAGE,
         "accept" if !policy.vary.images.is_empty() => name::ACCEPT,
+        "available-dictionary" if asked::has_dictionaries(policy) => name::AVAILABLE_DICTIONARY,
+        "dictionary-id" if asked::has_dictionaries(policy) => name::DICTIONARY_ID,
         _ => return false,
     };
     let start = out.len();

@@ -1,4 +1,4 @@
-//! Work that no request waits for: memory watch, housekeeping of the memory tier, sweeping what was purged, taking back
+//! Work that no request waits for: memory watch, housekeeping of the memory tier and of dictionaries, sweeping what was purged, taking back
 //! what slow clients pin.
 
 use crate::observe::metrics::Gauges;
@@ -30,6 +30,7 @@ pub fn spawn(proxy: Weak<Proxy>) -> std::io::Result<()> {
         while let Some(proxy) = proxy.upgrade() {
             proxy.memory.tend();
             proxy.relieve();
+            proxy.dictionaries.tend();
             watch_memory(&proxy, &mut scale);
             // Unsafe methods invalidate too often for a walk each time; what they made invalid goes with the next look-up.
             let applied = proxy.journal.stamp().purge;

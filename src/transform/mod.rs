@@ -5,5 +5,6 @@
 
 pub mod coded;
 pub mod decoder;
+mod delta;
 pub mod encoder;
 pub mod pool;

@@ -117,6 +117,9 @@ impl Gauges for Scripted {
     fn journal(&self) -> (usize, u64) {
         (18, 19)
     }
+    fn dictionaries(&self) -> (u64, u64) {
+        (26, 27)
+    }
     fn rate_limit_callers(&self) -> u64 {
         21
     }

@@ -6,6 +6,7 @@ mod blocks;
 mod commands;
 mod compression;
 mod content;
+mod dictionaries;
 mod equivalent;
 mod forwarding;
 mod freshness;

@@ -18,6 +18,9 @@ pub struct Base {
 
 /// Types of one route; each costs time on every request.
 const TYPES_MAX: usize = 64;
+/// What every client of RFC 9842 can decode (§5: a window of 8 MB), and half of the largest window of brotli, so that dictionary
+/// and response are within one.
+const DICTIONARY_BYTES_MAX: u64 = 8_000_000;
 
 impl Base {
     /// `None` where nothing is coded.
@@ -42,6 +45,11 @@ impl Base {
         let decode = &mut how.decode;
         decode.bytes = table.size("decode_max_size", raw.decode_max_size.as_ref(), decode.bytes, 1 << 20..=1 << 50);
         decode.ratio = table.count("decode_max_ratio", raw.decode_max_ratio, decode.ratio, 1..=1_000_000);
+        let dictionaries = &mut how.dictionaries;
+        dictionaries.enabled = raw.dictionaries.unwrap_or(dictionaries.enabled);
+        let (size, bounds) = (raw.dictionary_max_size.as_ref(), 1 << 10..=DICTIONARY_BYTES_MAX);
+        dictionaries.max_bytes = table.size("dictionary_max_size", size, dictionaries.max_bytes, bounds);
+        dictionaries.forms_max = table.count("dictionary_forms", raw.dictionary_forms, dictionaries.forms_max as u64, 1..=64) as usize;
         levels(&join(at, "level"), &raw.level, &mut how.level, report);
         levels(&join(at, "hot_level"), &raw.hot_level, &mut how.hot_level, report);
     }

@@ -286,6 +286,7 @@ fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
         waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
         rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, 65_536, 16..=100_000_000),
         compression_threads: threads("compression_threads", raw.compression_threads.as_ref(), (machine::cores() - 1).max(1), &mut t),
+        dictionary_memory: t.size("dictionary_memory", raw.dictionary_memory.as_ref(), 64 * MIB, MIB..=64 * GIB),
         rate_limit_budget: t.timeout("rate_limit_budget", raw.rate_limit_budget.as_ref(), Duration::from_millis(25)),
         http2: http2(&raw.http2, report),
     }

@@ -132,6 +132,7 @@ pub(super) mod tests {
             rate_limit_callers: 16,
             rate_limit_budget: std::time::Duration::from_secs(1),
             compression_threads: 1,
+            dictionary_memory: 1 << 20,
             http2: crate::config::settings::Http2::default(),
         }
     }

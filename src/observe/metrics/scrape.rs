@@ -47,6 +47,8 @@ const READ: &[Series] = &[
     series::JOURNAL_ENTRIES,
     series::JOURNAL_FOLDED,
     series::RATE_LIMIT_CALLERS,
+    series::DICTIONARIES,
+    series::DICTIONARY_BYTES,
     series::JOURNAL_TRUSTED,
     series::JOURNAL_REMEMBERED,
     series::JOURNAL_EPOCH,
@@ -94,6 +96,7 @@ impl Scrape {
         let (flights, waiting) = read.map(Gauges::flights).unwrap_or_default();
         let (entries, folded) = read.map(Gauges::journal).unwrap_or_default();
         let fleet = read.map(Gauges::fleet).unwrap_or_default();
+        let (dictionaries, dictionary_bytes) = read.map(Gauges::dictionaries).unwrap_or_default();
         let markers = read.map(Gauges::markers).unwrap_or_default();
         vec![
             value(&series::TIER_BYTES, &[MEMORY], tier.bytes),
@@ -109,6 +112,8 @@ impl Scrape {
             value(&series::JOURNAL_ENTRIES, &[], entries as u64),
             value(&series::JOURNAL_FOLDED, &[], folded),
             value(&series::RATE_LIMIT_CALLERS, &[], read.map(Gauges::rate_limit_callers).unwrap_or_default()),
+            value(&series::DICTIONARIES, &[], dictionaries),
+            value(&series::DICTIONARY_BYTES, &[], dictionary_bytes),
             value(&series::JOURNAL_TRUSTED, &[], u64::from(fleet.trusted)),
             value(&series::JOURNAL_REMEMBERED, &[], u64::from(fleet.remembered)),
             value(&series::JOURNAL_EPOCH, &[], fleet.epoch),

@@ -118,6 +118,12 @@ series! {
         "Answers in a coding of ours, by where the form came from.";
     REMADE = Counter "tiercel_compress_remade_total" ["coding"]
         "Forms that were sent often and made smaller in the background.";
+    DICTIONARY_REQUESTS = Counter "tiercel_compress_dictionary_requests_total" ["outcome"]
+        "Requests that named a compression dictionary for what might be coded, by what became of that.";
+    DICTIONARIES = Gauge "tiercel_compress_dictionaries" []
+        "Compression dictionaries that are kept.";
+    DICTIONARY_BYTES = Gauge "tiercel_compress_dictionary_bytes" []
+        "Bytes of compression dictionaries that are kept; limits.dictionary_memory at most.";
     EARLY_REFRESHES = Counter "tiercel_cache_early_refreshes_total" []
         "Revalidations in the background that were begun before the end of freshness (cache.early_refresh).";
     LEADERS = Counter "tiercel_coalesce_leaders_total" []

@@ -58,8 +58,8 @@ pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Opt
         let status = outcome.cache_status(route.show_key.then_some(key));
         lines.add_written(name::CACHE_STATUS, |value| status.write(&routed.node, value));
     }
-    if outcome.negotiated {
-        line(lines, name::VARY, name::ACCEPT_ENCODING.as_str().as_bytes());
+    if let Some(fields) = outcome.negotiated.as_str() {
+        line(lines, name::VARY, fields.as_bytes());
     }
     add_own_lines(lines, routed, outcome);
 }

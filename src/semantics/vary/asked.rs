@@ -9,7 +9,8 @@ use super::super::{Fields, Name, name};
 use super::normal::split_weight;
 
 /// Fields that the policy may decide.
-pub const DECIDED: [Name; 3] = [name::ACCEPT, name::ACCEPT_ENCODING, name::ACCEPT_LANGUAGE];
+pub const DECIDED: [Name; 5] =
+    [name::ACCEPT, name::ACCEPT_ENCODING, name::ACCEPT_LANGUAGE, name::AVAILABLE_DICTIONARY, name::DICTIONARY_ID];
 
 /// What becomes of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub fn write_asked(field: Name, request: &Fields, policy: &CachePolicy, out: &mu
             AcceptEncoding::Normalise if accepts_gzip(request) => write("gzip", out),
             AcceptEncoding::Normalise | AcceptEncoding::Identity => write("identity", out),
         },
+        // Nor is a dictionary of the client's any business of the origin's then.
+        name::AVAILABLE_DICTIONARY | name::DICTIONARY_ID if has_dictionaries(policy) => Asked::Nothing,
         name::ACCEPT_LANGUAGE if !policy.vary.languages.is_empty() => match best_language(request, &policy.vary.languages) {
             Some(language) => write(language, out),
             None => Asked::Nothing,
@@ -39,6 +42,11 @@ pub fn write_asked(field: Name, request: &Fields, policy: &CachePolicy, out: &mu
         name::ACCEPT if !policy.vary.images.is_empty() => write_images(request, &policy.vary.images, out),
         _ => Asked::AsSent,
     }
+}
+
+/// Whether dictionaries are used here.
+pub fn has_dictionaries(policy: &CachePolicy) -> bool {
+    policy.compression.as_ref().is_some_and(|how| how.dictionaries().is_some())
 }
 
 fn write(value: &str, out: &mut Vec<u8>) -> Asked {
