@@ -27,13 +27,14 @@ pub(crate) use resolve::Host;
 use crate::body::{Again, BodyError, BodyStream, Chunk};
 use crate::clock;
 use crate::config::settings;
-use crate::listener::{InterimSender, RequestBody};
+use crate::listener::{Announced, InterimSender, RequestBody};
 use crate::observe::metrics::Metrics;
 use crate::semantics::{Fields, StatusCode};
 use crate::tls::client::Client;
 use bytes::Bytes;
 use http::Method;
 use smallvec::SmallVec;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -55,6 +56,8 @@ pub struct Outbound {
     pub interim: Option<InterimSender>,
     /// Worker on whose runtime this runs.
     pub worker: usize,
+    /// The ends of the client's connection, for upstreams that are told by the PROXY protocol; `None`: we ask for ourselves.
+    pub client: Option<Announced>,
 }
 
 /// A response head and its body. Dropping the body early closes the connection.
@@ -119,9 +122,13 @@ pub struct Upstream {
 
 /// One address of an upstream, as configured.
 struct Endpoint {
-    /// `host:port`: Host where none is given, and the endpoint's name in logs.
+    /// As it stands in logs: `host:port`, or `unix:/path`.
+    name: Arc<str>,
+    /// Host where none is given.
     authority: Arc<str>,
     port: u16,
+    /// Where it is one of this machine.
+    socket: Option<PathBuf>,
     /// What the certificate has to name, where there is TLS.
     secure: Option<Arc<str>>,
     host: Arc<resolve::Host>,
@@ -146,8 +153,13 @@ impl Upstream {
     /// `workers`: how many cores keep idle connections of their own.
     pub fn new(settings: Arc<settings::Upstream>, workers: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         let endpoint = |endpoint: &settings::Endpoint| Endpoint {
+            name: match &endpoint.socket {
+                Some(_) => endpoint.url.as_str().into(),
+                None => authority(&endpoint.host, endpoint.port, endpoint.is_secure).into(),
+            },
             authority: authority(&endpoint.host, endpoint.port, endpoint.is_secure).into(),
             port: endpoint.port,
+            socket: endpoint.socket.clone(),
             secure: endpoint.is_secure.then(|| endpoint.host.as_str().into()),
             host: resolve::Host::new(&endpoint.host),
             pool: pool::Pool::new(settings.clone(), workers, metrics.clone()),
@@ -232,7 +244,7 @@ mod tests {
             fields.push(name, value).unwrap();
         }
         let (method, path_and_query) = (Method::GET, "/".to_owned());
-        Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0 }
+        Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0, client: None }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::pool::{Connection, Slot, Want};
 use super::{Endpoint, FetchError, Inbound, Outbound, Unanswered, Upstream};
 use crate::clock;
 use crate::http1::response::Asked;
-use crate::listener::RequestBody;
+use crate::listener::{Announced, RequestBody};
 use crate::observe::log::RateLimit;
 use crate::semantics::{invalidation, name};
 use crate::upstream::error::Retry;
@@ -35,7 +35,7 @@ pub(super) async fn send(upstream: &Upstream, request: Outbound) -> Result<Inbou
             })
         }
     };
-    sent.map_err(|error| Unanswered { error, endpoint: tried.map(|at| Arc::clone(&upstream.endpoints[at].authority)) })
+    sent.map_err(|error| Unanswered { error, endpoint: tried.map(|at| Arc::clone(&upstream.endpoints[at].name)) })
 }
 
 /// An attempt that failed, and what of it decides whether there may be another.
@@ -78,7 +78,8 @@ async fn attempts(
     let name = &upstream.settings.name;
     let repeatable = is_repeatable(&request);
     let body = if let RequestBody::Full(bytes) = &request.body { Some(bytes.clone()) } else { None };
-    let (mut left, mut avoid, mut fresh) = (upstream.settings.retries, None, false);
+    // A connection that began with a client's address is that client's, and one request's.
+    let (mut left, mut avoid, mut fresh) = (upstream.settings.retries, None, upstream.settings.proxy_protocol.is_some());
     loop {
         let at = upstream.pick(avoid);
         *tried = Some(at);
@@ -147,7 +148,7 @@ impl Attempt<'_> {
                 .flatten(),
         };
         let message = Message::new(settings.http1, request, &asked, &self.endpoint.authority).map_err(Failed::before)?;
-        let (connection, connect) = self.connection().await?;
+        let (connection, connect) = self.connection(request.client).await?;
         let interim = request.interim.clone();
         let order = Order {
             settings,
@@ -167,7 +168,7 @@ impl Attempt<'_> {
 
     fn inbound(&self, answer: Answer, connect: Option<Duration>, first_byte: Duration) -> Inbound {
         let Answer { head, body, tunnel } = answer;
-        let endpoint = self.endpoint.authority.clone();
+        let endpoint = self.endpoint.name.clone();
         Inbound {
             status: head.status,
             fields: head.fields,
@@ -182,7 +183,7 @@ impl Attempt<'_> {
     }
 
     /// A connection, and how long it took to make one if it is new.
-    async fn connection(&self) -> Result<(Connection, Option<Duration>), Failed> {
+    async fn connection(&self, client: Option<Announced>) -> Result<(Connection, Option<Duration>), Failed> {
         let (endpoint, settings) = (self.endpoint, &self.upstream.settings);
         let permit = match endpoint.pool.acquire(self.want).await.map_err(Failed::before)? {
             Slot::Connection(connection) => return Ok((connection, None)),
@@ -190,14 +191,24 @@ impl Attempt<'_> {
         };
         let began = Instant::now();
         let opened = async {
-            let addresses = endpoint.host.addresses(settings.connect_timeout).await?;
-            let turn = endpoint.turn.fetch_add(1, Ordering::Relaxed);
+            let deadline = Instant::now() + settings.connect_timeout;
+            let mut stream = match &endpoint.socket {
+                Some(path) => connect::connect_socket(path, settings.connect_timeout).await?,
+                None => {
+                    let addresses = endpoint.host.addresses(settings.connect_timeout).await?;
+                    let turn = endpoint.turn.fetch_add(1, Ordering::Relaxed);
+                    connect::connect(&connect::order(&addresses, turn, endpoint.port), settings.connect_timeout).await?
+                }
+            };
+            if let Some(version) = settings.proxy_protocol {
+                connect::announce(&mut stream, version, client, deadline).await?;
+            }
             let secure = match (&endpoint.secure, &self.upstream.tls) {
                 (None, _) => None,
                 (Some(host), Some(client)) => Some((client, &**host)),
                 (Some(_), None) => return Err(FetchError::TlsProtocol("TLS to this upstream could not be set up".into())),
             };
-            Link::open(&connect::order(&addresses, turn, endpoint.port), secure, settings, self.want.worker).await
+            Link::open(stream, secure, settings, self.want.worker, deadline).await
         };
         let opened = opened.await;
         let took = began.elapsed();
@@ -221,7 +232,7 @@ impl Attempt<'_> {
         static LIMIT: RateLimit = RateLimit::new(WARN_INTERVAL_MS);
         let is_tls = matches!(error, FetchError::TlsCertificate(_) | FetchError::TlsAlert(_) | FetchError::TlsProtocol(_));
         if is_tls && let Some(held_back) = LIMIT.pass(clock::now().mono_ms) {
-            let (upstream, endpoint) = (&*self.upstream.name, &*self.endpoint.authority);
+            let (upstream, endpoint) = (&*self.upstream.name, &*self.endpoint.name);
             tracing::warn!(upstream, endpoint, %error, held_back, "TLS to an upstream failed");
         }
     }
