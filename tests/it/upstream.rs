@@ -72,7 +72,7 @@ fn upstream(origin: &Origin) -> Arc<Upstream> {
 
 fn request(method: Method, path: &str, body: RequestBody) -> Outbound {
     let (path_and_query, fields) = (path.to_owned(), Fields::new());
-    Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0 }
+    Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0, client: None }
 }
 
 pub fn get(path: &str) -> Outbound {
