@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(50);
 
 fn endpoint(host: &str, port: u16) -> settings::Endpoint {
-    settings::Endpoint { url: format!("http://{host}:{port}"), host: host.to_owned(), port, is_secure: false }
+    settings::Endpoint { url: format!("http://{host}:{port}"), host: host.to_owned(), port, is_secure: false, socket: None }
 }
 
 fn codec() -> settings::UpstreamCodec {
@@ -59,6 +59,7 @@ fn to(addresses: &[SocketAddr]) -> settings::Upstream {
         header_bytes: 16 * 1024,
         header_count: 100,
         tls: settings::UpstreamTls::default(),
+        proxy_protocol: None,
     }
 }
 
