@@ -50,8 +50,7 @@ pub fn effective(settings: &Settings) -> Value {
 }
 
 fn listener(listener: &Listener) -> Value {
-    let mut table =
-        json!({"address": listener.address.to_string(), "h2c": listener.h2c, "proxy_protocol": networks(&listener.proxy_protocol)});
+    let mut table = json!({"address": dollars(&listener.address.to_string()), "h2c": listener.h2c, "proxy_protocol": networks(&listener.proxy_protocol)});
     if let Some(tls) = &listener.tls {
         let pair = |files: &CertificateFiles| {
             let mut pair = json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
@@ -76,6 +75,9 @@ fn listener(listener: &Listener) -> Value {
         if let Some(clients) = &tls.client_certificates {
             print_clients(clients, &mut table["tls"]);
         }
+    }
+    if let ListenAddress::Unix { mode, .. } = &listener.address {
+        table["socket_mode"] = json!(format!("{mode:04o}"));
     }
     if let Some(port) = listener.redirect_to_https {
         table["redirect_to_https"] = json!(port);
@@ -280,6 +282,7 @@ fn upstream(u: &Upstream) -> Value {
         "header_bytes": print_size(u.header_bytes as u64),
         "header_count": u.header_count,
         "tls": upstream_tls(u),
+        "proxy_protocol": match u.proxy_protocol { None => "off", Some(ProxyProtocol::V1) => "v1", Some(ProxyProtocol::V2) => "v2" },
     })
 }
 

@@ -176,8 +176,10 @@ pub enum RawRuntime {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawListener {
-    /// Address and port; port 0 takes a free one.
+    /// Address and port; port 0 takes a free one. `unix:/path`: a socket of this machine.
     pub address: Option<String>,
+    /// Who may connect to a socket of this machine, as permissions of a file, in octal.
+    pub socket_mode: Option<String>,
     /// Serve HTTP/2 in plain text, too, to clients that begin with its preface (prior knowledge).
     pub h2c: Option<bool>,
     /// Balancers that begin each connection with the PROXY protocol, version 1 or 2: networks or addresses.
@@ -444,7 +446,7 @@ pub struct RawFill {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawUpstream {
-    /// `http://host:port` or `https://host:port`, one or more.
+    /// `http://host:port`, `https://host:port` or `unix:/path`, one or more.
     pub endpoints: Option<Vec<String>>,
     pub balance: Option<RawBalance>,
     /// What is spoken to the endpoints. `auto`: over TLS what they choose, HTTP/2 first; in plain text HTTP/1.1.
@@ -478,6 +480,17 @@ pub struct RawUpstream {
     /// Field lines of a response head.
     pub header_count: Option<u64>,
     pub tls: RawUpstreamTls,
+    /// Begin each connection with the PROXY protocol.
+    pub proxy_protocol: Option<RawProxyProtocol>,
+}
+
+/// Whether upstreams are told of clients by the PROXY protocol, in which version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawProxyProtocol {
+    Off,
+    V1,
+    V2,
 }
 
 /// The version of HTTP that is spoken to an upstream.

@@ -40,7 +40,7 @@ impl Settings {
     pub fn sockets(&self) -> impl Iterator<Item = Listener> {
         let peers = self.shield.listen.map(|address| Listener {
             name: "shield".into(),
-            address,
+            address: ListenAddress::Tcp(address),
             kind: ListenerKind::Peers,
             h2c: true,
             proxy_protocol: Vec::new(),
@@ -81,7 +81,7 @@ pub enum Runtime {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub name: String,
-    pub address: SocketAddr,
+    pub address: ListenAddress,
     pub kind: ListenerKind,
     /// HTTP/2 in plain text is served to clients that begin with its preface.
     pub h2c: bool,
@@ -91,6 +91,44 @@ pub struct Listener {
     pub redirect_to_https: Option<u16>,
     /// `None`: plain text.
     pub tls: Option<Arc<ListenerTls>>,
+}
+
+/// Where a listener is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ListenAddress {
+    Tcp(SocketAddr),
+    Unix {
+        path: PathBuf,
+        /// Who may connect, as permissions of a file.
+        mode: u32,
+    },
+}
+
+impl ListenAddress {
+    /// What a path is written behind.
+    pub const UNIX: &str = "unix:";
+
+    /// 0 also where there is none.
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Tcp(address) => address.port(),
+            Self::Unix { .. } => 0,
+        }
+    }
+
+    /// Whether only its listener's name tells which one it is.
+    pub const fn is_any_port(&self) -> bool {
+        matches!(self, Self::Tcp(address) if address.port() == 0)
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix { path, .. } => write!(f, "{}{}", Self::UNIX, path.display()),
+        }
+    }
 }
 
 /// TLS of a listener.
@@ -376,6 +414,15 @@ pub struct Upstream {
     pub header_count: usize,
     /// For endpoints with https.
     pub tls: UpstreamTls,
+    /// Each connection begins with it, and serves the requests of one client: one request.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// Versions of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    V1,
+    V2,
 }
 
 /// TLS towards an upstream.
@@ -408,6 +455,8 @@ pub struct Endpoint {
     pub port: u16,
     /// https.
     pub is_secure: bool,
+    /// The socket, where it is one of this machine: `host` is then `localhost`.
+    pub socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,6 +13,7 @@ mod socket;
 
 pub use extra::ExtraLines;
 pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
+pub use proxy_protocol::Announced;
 pub use secure::{SecureSocket, Shaken, shake_hands};
 pub use socket::{ClientSocket, Socket, Unread};
 

@@ -4,13 +4,14 @@ use super::deliver::edit;
 use super::exchange::Exchange;
 use crate::cache::StoredResponse;
 use crate::config::settings::UpstreamHost;
-use crate::listener::{InterimSender, Protocol, RequestBody};
+use crate::listener::{Announced, InterimSender, Peer, Protocol, RequestBody};
 use crate::route;
 use crate::semantics::vary::Asked;
 use crate::semantics::{Fields, Method, Name, Target, forwarding, hop, name, upgrade, validation, vary};
 use crate::shield::Question;
 use crate::upstream::{FetchError, Outbound};
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// What is asked of the origin.
@@ -81,7 +82,15 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     fields.remove(name::HOST);
     // A part of a body is got by the method that stored it.
     let method = if is_of_stored { exchange.as_stored().method.clone() } else { exchange.method.clone() };
-    Ok(Outbound { method, path_and_query, host, fields, body, upgrade: wants_upgrade, interim, worker: exchange.peer.worker })
+    let (worker, client) = (exchange.peer.worker, Some(ends(exchange)));
+    Ok(Outbound { method, path_and_query, host, fields, body, upgrade: wants_upgrade, interim, worker, client })
+}
+
+/// The ends of the client's connection: of the client as believed, whose port only its own connection tells.
+fn ends(exchange: &Exchange) -> Announced {
+    let Peer { client: peer, local, .. } = exchange.peer;
+    let port = if peer.ip() == exchange.client { peer.port() } else { 0 };
+    Announced { client: SocketAddr::new(exchange.client, port), local }
 }
 
 /// The request as it goes to another node of the fleet, which makes of it what this one would have made: what the client

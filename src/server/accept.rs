@@ -4,8 +4,8 @@ use super::sockets;
 use super::workers::{Counted, Shared};
 use crate::clock;
 use crate::config::settings::{Limits, ListenerKind, is_in};
-use crate::listener::proxy_protocol::{self, Announced};
-use crate::listener::{self, ClientSocket, Handler, Peer, Refusal, Shaken, http1, http2};
+use crate::listener::proxy_protocol;
+use crate::listener::{self, Announced, ClientSocket, Handler, Peer, Refusal, Shaken, http1, http2};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::{PeerDoor, Proxy};
@@ -14,9 +14,10 @@ use crate::tls;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
 use parking_lot::Mutex;
-use rustix::net::SocketFlags;
+use rustix::net::{AddressFamily, SocketFlags};
+use socket2::SockRef;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -115,7 +116,7 @@ pub fn spawn(
     stop: watch::Receiver<bool>,
     open: Arc<()>,
 ) {
-    let local = socket.local_addr().ok().filter(|local| !local.ip().is_unspecified());
+    let local = local(&socket);
     match register(socket) {
         Ok(listener) => {
             tokio::spawn(async move {
@@ -127,6 +128,15 @@ pub fn spawn(
         Err(error) => tracing::error!(%error, listener = &*doorway.name(), "cannot listen"),
     }
 }
+
+/// Where every connection arrives, if that is one place.
+fn local(socket: &TcpListener) -> Option<SocketAddr> {
+    let is_unix = SockRef::from(socket).local_addr().is_ok_and(|local| local.is_unix());
+    if is_unix { Some(THIS_MACHINE) } else { socket.local_addr().ok().filter(|local| !local.ip().is_unspecified()) }
+}
+
+/// What stands for both ends of a connection over a socket of this machine: who may connect is a matter of its permissions.
+const THIS_MACHINE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// tokio's own listener would register each connection with epoll at once: see [`ClientSocket`].
 #[expect(unsafe_code, reason = "tokio wants to be told that the descriptor stays the same one")]
@@ -225,7 +235,10 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// The next connection in the queue, not blocking.
 fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     let (stream, client) = rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
-    let client = client.and_then(|client| SocketAddr::try_from(client).ok());
+    let client = client.and_then(|client| match client.address_family() {
+        AddressFamily::UNIX => Some(THIS_MACHINE),
+        _ => SocketAddr::try_from(client).ok(),
+    });
     Ok((stream.into(), client.ok_or(io::ErrorKind::ConnectionAborted)?))
 }
 

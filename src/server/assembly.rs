@@ -1,11 +1,12 @@
 //! Builds the program from settings, and rebuilds what a reload changes.
 
 use super::accept::Doorway;
+use super::sockets::{Opened, SocketFile};
 use super::workers::Workers;
 use super::{background, certificates, control::Controller, sockets};
 use crate::admin;
 use crate::coalesce::lease::Leases;
-use crate::config::settings::{Listener, ListenerKind};
+use crate::config::settings::{ListenAddress, Listener, ListenerKind};
 use crate::config::{self, Settings, Sources};
 use crate::invalidation::journal::{Journal, Order};
 use crate::invalidation::stream::Stream;
@@ -58,8 +59,10 @@ struct Doors {
 
 /// An open listener.
 struct Door {
-    wanted: SocketAddr,
-    bound: SocketAddr,
+    wanted: ListenAddress,
+    bound: ListenAddress,
+    /// The name of its socket, which goes with the door.
+    _file: Option<SocketFile>,
     stop: watch::Sender<bool>,
     doorway: Arc<Doorway>,
 }
@@ -73,7 +76,7 @@ impl Door {
     /// only the name tells which is which.
     fn is(&self, listener: &Listener) -> bool {
         let alike = self.wanted == listener.address && self.doorway.kind == listener.kind;
-        alike && (self.wanted.port() != 0 || self.name() == listener.name)
+        alike && (!self.wanted.is_any_port() || self.name() == listener.name)
     }
 }
 
@@ -81,14 +84,25 @@ impl Door {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Listening {
     pub name: String,
-    pub address: SocketAddr,
+    pub address: ListenAddress,
     pub is_secure: bool,
 }
 
 impl Listening {
     pub fn url(&self) -> String {
         let scheme = if self.is_secure { Scheme::Https } else { Scheme::Http };
-        format!("{}://{}", scheme.as_str(), self.address)
+        match &self.address {
+            ListenAddress::Tcp(address) => format!("{}://{address}", scheme.as_str()),
+            socket @ ListenAddress::Unix { .. } => socket.to_string(),
+        }
+    }
+
+    /// `None`: a socket of this machine.
+    pub const fn tcp(&self) -> Option<SocketAddr> {
+        match &self.address {
+            ListenAddress::Tcp(address) => Some(*address),
+            ListenAddress::Unix { .. } => None,
+        }
     }
 }
 
@@ -141,7 +155,7 @@ fn clients_of_sites(settings: &Settings) -> tls::Sites<'_> {
 }
 
 /// A listener that is bound and not served yet.
-type Bind = (Listener, Vec<TcpListener>);
+type Bind = (Listener, Opened);
 
 impl Server {
     /// Binds every address, then starts to serve. Nothing is left behind on an error.
@@ -289,8 +303,8 @@ fn bind_all(settings: &Settings, listeners: impl IntoIterator<Item = Listener>) 
             ListenerKind::Clients => format!("listeners.{}.address", listener.name),
             ListenerKind::Peers => "shield.listen".to_owned(),
         };
-        let sockets = sockets::bind(listener.address, count).with_context(key)?;
-        Ok((listener, sockets))
+        let bound = sockets::bind_listener(&listener.address, count).with_context(key)?;
+        Ok((listener, bound))
     };
     listeners.into_iter().map(bind).collect()
 }
@@ -302,7 +316,8 @@ fn bind_one(key: &'static str, address: Option<SocketAddr>) -> Result<Option<Tcp
 
 impl State {
     pub fn listeners(&self) -> Vec<Listening> {
-        let listening = |door: &Door| Listening { name: door.name(), address: door.bound, is_secure: door.doorway.tls.load().is_some() };
+        let listening =
+            |door: &Door| Listening { name: door.name(), address: door.bound.clone(), is_secure: door.doorway.tls.load().is_some() };
         let mut all: Vec<_> = self.doors.lock().open.iter().map(listening).collect();
         all.sort();
         all
@@ -352,8 +367,7 @@ impl State {
                 false
             }
         });
-        for (listener, sockets) in bound {
-            let bound = sockets[0].local_addr()?;
+        for (listener, Opened { address: bound, sockets, file }) in bound {
             let stop = watch::Sender::new(false);
             let name = Mutex::new(listener.name.as_str().into());
             let (kind, h2c) = (listener.kind, AtomicBool::new(listener.h2c));
@@ -363,7 +377,7 @@ impl State {
             let redirect_to_https = AtomicU16::new(listener.redirect_to_https.unwrap_or(0));
             let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, redirect_to_https, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
-            open.push(Door { wanted: listener.address, bound, stop, doorway });
+            open.push(Door { wanted: listener.address, bound, _file: file, stop, doorway });
         }
         Ok(())
     }

@@ -1,12 +1,88 @@
-//! Listening sockets: one per address and core with SO_REUSEPORT, so that cores share nothing while accepting.
+//! Listening sockets: one per address and core with SO_REUSEPORT, so that cores share nothing while accepting. Of a socket
+//! that has a path there is one, from which all cores accept; std's TcpListener serves as the owner of its descriptor.
 
+use crate::config::settings::ListenAddress;
 use anyhow::{Context, Result};
-use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
+use std::fs::Permissions;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 /// Connections that the kernel queues per socket before they are accepted.
 const BACKLOG: i32 = 4096;
+
+/// What a listener accepts from.
+pub struct Opened {
+    pub address: ListenAddress,
+    pub sockets: Vec<TcpListener>,
+    /// Where it is a socket of this machine.
+    pub file: Option<SocketFile>,
+}
+
+/// As many sockets as there are workers to accept from them.
+pub fn bind_listener(address: &ListenAddress, count: usize) -> Result<Opened> {
+    match address {
+        ListenAddress::Tcp(address) => {
+            let sockets = bind(*address, count)?;
+            Ok(Opened { address: ListenAddress::Tcp(sockets[0].local_addr()?), sockets, file: None })
+        }
+        ListenAddress::Unix { path, mode } => {
+            let (socket, file) = bind_file(path, *mode).with_context(|| format!("cannot listen on {address}"))?;
+            let sockets = (0..count).map(|_| socket.try_clone()).collect::<std::io::Result<_>>()?;
+            Ok(Opened { address: address.clone(), sockets, file: Some(file) })
+        }
+    }
+}
+
+/// The name of a listening socket; dropped, it goes, unless it is somebody else's by then.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|there| there == self.identity) {
+            let _ = std::fs::remove_file(&self.path); // whoever starts next takes it for what it is
+        }
+    }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    let file = std::fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}
+
+/// Binds under another name first, so that nobody connects before the permissions are right, and what a process left behind
+/// that is gone is replaced at once.
+fn bind_file(path: &Path, mode: u32) -> Result<(TcpListener, SocketFile)> {
+    if let Ok(there) = std::fs::symlink_metadata(path) {
+        anyhow::ensure!(there.file_type().is_socket(), "there is something that is no socket: choose another path, or remove it");
+        let listens = Socket::new(Domain::UNIX, Type::STREAM, None)?.connect(&SockAddr::unix(path)?).is_ok();
+        anyhow::ensure!(!listens, "another process listens there");
+    }
+    let mut new = path.as_os_str().to_owned();
+    new.push(format!(".{}", std::process::id()));
+    let new = PathBuf::from(new);
+    let _ = std::fs::remove_file(&new); // of an earlier process with our number
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::unix(&new)?).context("cannot bind: does the directory exist, and may this user write to it?")?;
+    let placed = std::fs::set_permissions(&new, Permissions::from_mode(mode)).and_then(|()| {
+        socket.listen(BACKLOG)?;
+        std::fs::rename(&new, path)
+    });
+    if let Err(error) = placed {
+        let _ = std::fs::remove_file(&new); // the error says enough
+        return Err(error.into());
+    }
+    let file = SocketFile { path: path.to_owned(), identity: identity(path)? };
+    Ok((socket.into(), file))
+}
 
 /// Binds `count` sockets to one address; port 0 is resolved by the first. All or none.
 ///

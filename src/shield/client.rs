@@ -78,6 +78,7 @@ impl Client {
             upgrade: false,
             interim: None,
             worker: question.worker,
+            client: None,
         };
         let message = http2::message(&request, false, &question.authority)?;
         let order = Order {

@@ -12,9 +12,9 @@ use crate::listener::{Interim, InterimSender};
 use crate::observe::metrics::{Bound, Metrics};
 use crate::semantics::{Fields, StatusCode};
 use crate::tls::client::Client;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// An open connection to an endpoint. Dropping it closes it.
@@ -34,16 +34,14 @@ pub(super) enum Idle {
 }
 
 impl Link {
-    /// Connects to the first address that answers, in this order, and shakes hands where there is TLS to be, within
-    /// `connect_timeout`.
+    /// Shakes hands where there is TLS to be.
     pub(super) async fn open(
-        addresses: &[SocketAddr],
+        stream: TcpStream,
         secure: Option<(&Client, &str)>,
         settings: &settings::Upstream,
         home: usize,
+        deadline: Instant,
     ) -> Result<Self, FetchError> {
-        let deadline = Instant::now() + settings.connect_timeout;
-        let stream = super::connect::connect(addresses, settings.connect_timeout).await?;
         Ok(match (settings.http1, secure) {
             (_, Some((client, host))) => Self::Own(own::Link::new(Wire::secure(stream, client, host, deadline).await?, home)),
             (UpstreamCodec::Own, None) => Self::Own(own::Link::new(Wire::Plain(stream), home)),

@@ -31,7 +31,7 @@ pub(crate) use wire::Wire;
 use crate::body::{Again, BodyError, BodyStream, Chunk};
 use crate::clock;
 use crate::config::settings::{self, UpstreamHttp};
-use crate::listener::{InterimSender, RequestBody};
+use crate::listener::{Announced, InterimSender, RequestBody};
 use crate::observe::metrics::Metrics;
 use crate::semantics::{Fields, StatusCode};
 use crate::tls::client::Client;
@@ -39,11 +39,13 @@ use crate::tls::{ALPN_HTTP1, ALPN_HTTP2};
 use bytes::Bytes;
 use http::Method;
 use smallvec::SmallVec;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 /// A request ready to go: fields without those of a connection; Host included in `fields`.
 pub struct Outbound {
@@ -60,6 +62,8 @@ pub struct Outbound {
     pub interim: Option<InterimSender>,
     /// Worker on whose runtime this runs.
     pub worker: usize,
+    /// The ends of the client's connection, for upstreams that are told by the PROXY protocol; `None`: we ask for ourselves.
+    pub client: Option<Announced>,
 }
 
 /// A response head and its body. Dropping the body early closes the connection.
@@ -133,9 +137,13 @@ const CHOICE: Duration = Duration::from_secs(300);
 
 /// One address of an upstream, as configured.
 struct Endpoint {
-    /// `host:port`: Host where none is given, and the endpoint's name in logs.
+    /// As it stands in logs: `host:port`, or `unix:/path`.
+    name: Arc<str>,
+    /// Host where none is given.
     authority: Arc<str>,
     port: u16,
+    /// Where it is one of this machine.
+    socket: Option<PathBuf>,
     /// What the certificate has to name, where there is TLS.
     secure: Option<Arc<str>>,
     host: Arc<resolve::Host>,
@@ -164,8 +172,13 @@ impl Upstream {
     /// `workers`: how many cores keep idle connections of their own.
     pub fn new(settings: Arc<settings::Upstream>, workers: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         let endpoint = |endpoint: &settings::Endpoint| Endpoint {
+            name: match &endpoint.socket {
+                Some(_) => endpoint.url.as_str().into(),
+                None => authority(&endpoint.host, endpoint.port, endpoint.is_secure).into(),
+            },
             authority: authority(&endpoint.host, endpoint.port, endpoint.is_secure).into(),
             port: endpoint.port,
+            socket: endpoint.socket.clone(),
             secure: endpoint.is_secure.then(|| endpoint.host.as_str().into()),
             host: resolve::Host::new(&endpoint.host),
             pool: pool::Pool::new(settings.clone(), workers, metrics.clone()),
@@ -234,6 +247,18 @@ impl Endpoint {
         self.http2.as_ref().filter(|_| self.http1_until.load(Ordering::Relaxed) <= clock::nanos())
     }
 
+    /// A connection to where it is, within this time from when it is first polled.
+    fn connect(&self, within: Duration) -> impl Future<Output = Result<TcpStream, FetchError>> + Send + 'static {
+        let (socket, host, port) = (self.socket.clone(), Arc::clone(&self.host), self.port);
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        async move {
+            match socket {
+                Some(path) => connect::connect_socket(&path, within).await,
+                None => connect(&connect::order(&host.addresses(within).await?, turn, port), within).await,
+            }
+        }
+    }
+
     fn chose_http1(&self) {
         self.http1_until.store(clock::nanos() + CHOICE.as_nanos() as u64, Ordering::Relaxed);
     }
@@ -285,7 +310,7 @@ mod tests {
             fields.push(name, value).unwrap();
         }
         let (method, path_and_query) = (Method::GET, "/".to_owned());
-        Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0 }
+        Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0, client: None }
     }
 
     #[test]

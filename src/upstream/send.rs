@@ -6,7 +6,7 @@
 //! a byte in return, and the request is idempotent and its body, if it has one, still at hand (RFC 9110 §9.2.2).
 
 use super::codec::{Answer, Broken, Link, Message, Order, Reach, Terms};
-use super::connect::{self, connect};
+use super::connect;
 use super::http2::{self, Connections, Granted};
 use super::pool::{Connection, Slot, Want};
 use super::wire::Wire;
@@ -14,14 +14,13 @@ use super::{Clients, Endpoint, FetchError, Inbound, Outbound, Unanswered, Upstre
 use crate::clock;
 use crate::config::settings::UpstreamHttp;
 use crate::http1::response::Asked;
-use crate::listener::{InterimSender, RequestBody};
+use crate::listener::{Announced, InterimSender, RequestBody};
 use crate::observe::log::RateLimit;
 use crate::semantics::{invalidation, name};
 use crate::tls::client::Client;
 use crate::upstream::error::Retry;
 use http::Method;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -39,7 +38,7 @@ pub(super) async fn send(upstream: &Upstream, request: Outbound) -> Result<Inbou
             })
         }
     };
-    sent.map_err(|error| Unanswered { error, endpoint: tried.map(|at| Arc::clone(&upstream.endpoints[at].authority)) })
+    sent.map_err(|error| Unanswered { error, endpoint: tried.map(|at| Arc::clone(&upstream.endpoints[at].name)) })
 }
 
 /// An attempt that failed, and what of it decides whether there may be another.
@@ -83,7 +82,8 @@ async fn attempts(
     let name = &upstream.settings.name;
     let repeatable = is_repeatable(&request);
     let body = if let RequestBody::Full(bytes) = &request.body { Some(bytes.clone()) } else { None };
-    let (mut left, mut avoid, mut fresh) = (upstream.settings.retries, None, false);
+    // A connection that began with a client's address is that client's, and one request's.
+    let (mut left, mut avoid, mut fresh) = (upstream.settings.retries, None, upstream.settings.proxy_protocol.is_some());
     loop {
         let at = upstream.pick(avoid);
         *tried = Some(at);
@@ -161,7 +161,7 @@ impl Attempt<'_> {
             }
         }
         let message = Message::new(settings.http1, request, &asked, &self.endpoint.authority).map_err(Failed::before)?;
-        let (connection, connect) = self.connection().await?;
+        let (connection, connect) = self.connection(request.client).await?;
         let interim = request.interim.clone();
         let order = self.order(asked, interim.as_ref());
         let answered = order.carry_out(message, request, connection).await;
@@ -197,14 +197,12 @@ impl Attempt<'_> {
     /// Opens a connection for HTTP/2; `None`: the endpoint chose HTTP/1.1, and may.
     fn dial(&self) -> impl Future<Output = Result<Option<Wire>, FetchError>> + Send + 'static {
         let (endpoint, settings) = (self.endpoint, Arc::clone(&self.upstream.settings));
-        let (host, port) = (Arc::clone(&endpoint.host), endpoint.port);
-        let turn = endpoint.turn.fetch_add(1, Ordering::Relaxed);
+        let connected = endpoint.connect(settings.connect_timeout);
         let secure = self.secure(|clients| &clients.http2).map(|secure| secure.map(|(client, host)| (client.clone(), host.to_owned())));
         async move {
             let deadline = Instant::now() + settings.connect_timeout;
             let secure = secure?;
-            let addresses = host.addresses(settings.connect_timeout).await?;
-            let stream = connect(&connect::order(&addresses, turn, port), settings.connect_timeout).await?;
+            let stream = connected.await?;
             let Some((client, host)) = secure else { return Ok(Some(Wire::Plain(stream))) };
             let wire = Wire::secure(stream, &client, &host, deadline).await?;
             match wire.chose_http2() {
@@ -245,7 +243,7 @@ impl Attempt<'_> {
 
     fn inbound(&self, answer: Answer, connect: Option<Duration>, first_byte: Duration) -> Inbound {
         let Answer { head, body, tunnel } = answer;
-        let endpoint = self.endpoint.authority.clone();
+        let endpoint = self.endpoint.name.clone();
         Inbound {
             status: head.status,
             fields: head.fields,
@@ -260,7 +258,7 @@ impl Attempt<'_> {
     }
 
     /// A connection, and how long it took to make one if it is new.
-    async fn connection(&self) -> Result<(Connection, Option<Duration>), Failed> {
+    async fn connection(&self, client: Option<Announced>) -> Result<(Connection, Option<Duration>), Failed> {
         let (endpoint, settings) = (self.endpoint, &self.upstream.settings);
         let permit = match endpoint.pool.acquire(self.want).await.map_err(Failed::before)? {
             Slot::Connection(connection) => return Ok((connection, None)),
@@ -268,10 +266,13 @@ impl Attempt<'_> {
         };
         let began = Instant::now();
         let opened = async {
-            let addresses = endpoint.host.addresses(settings.connect_timeout).await?;
-            let turn = endpoint.turn.fetch_add(1, Ordering::Relaxed);
+            let deadline = Instant::now() + settings.connect_timeout;
+            let mut stream = endpoint.connect(settings.connect_timeout).await?;
+            if let Some(version) = settings.proxy_protocol {
+                connect::announce(&mut stream, version, client, deadline).await?;
+            }
             let secure = self.secure(|clients| &clients.http1)?;
-            Link::open(&connect::order(&addresses, turn, endpoint.port), secure, settings, self.want.worker).await
+            Link::open(stream, secure, settings, self.want.worker, deadline).await
         };
         let opened = opened.await;
         let took = began.elapsed();
@@ -295,7 +296,7 @@ impl Attempt<'_> {
         static LIMIT: RateLimit = RateLimit::new(WARN_INTERVAL_MS);
         let is_tls = matches!(error, FetchError::TlsCertificate(_) | FetchError::TlsAlert(_) | FetchError::TlsProtocol(_));
         if is_tls && let Some(held_back) = LIMIT.pass(clock::now().mono_ms) {
-            let (upstream, endpoint) = (&*self.upstream.name, &*self.endpoint.authority);
+            let (upstream, endpoint) = (&*self.upstream.name, &*self.endpoint.name);
             tracing::warn!(upstream, endpoint, %error, held_back, "TLS to an upstream failed");
         }
     }

@@ -40,7 +40,7 @@ impl Node {
         let sources = Sources { file: Some(file), ..Sources::default() };
         let settings = config::load(&sources).unwrap_or_else(|problems| panic!("{problems}"));
         let server = Server::start(sources, settings, None).expect("it starts");
-        let address = server.listeners()[0].address;
+        let address = server.listeners()[0].tcp().expect("a port");
         let node = Self { server: Some(server), address, origin, redis, _folder: folder };
         node.until_trusted(1).await;
         node

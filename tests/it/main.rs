@@ -20,6 +20,7 @@ mod panics;
 mod redis;
 mod rules;
 mod serve;
+mod sockets;
 mod support;
 mod tls;
 mod upstream;

@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(50);
 
 fn endpoint(host: &str, port: u16) -> settings::Endpoint {
-    settings::Endpoint { url: format!("http://{host}:{port}"), host: host.to_owned(), port, is_secure: false }
+    settings::Endpoint { url: format!("http://{host}:{port}"), host: host.to_owned(), port, is_secure: false, socket: None }
 }
 
 fn codec() -> settings::UpstreamCodec {
@@ -59,6 +59,7 @@ fn to(addresses: &[SocketAddr]) -> settings::Upstream {
         header_bytes: 16 * 1024,
         header_count: 100,
         tls: settings::UpstreamTls::default(),
+        proxy_protocol: None,
     }
 }
 
@@ -72,7 +73,7 @@ fn upstream(origin: &Origin) -> Arc<Upstream> {
 
 fn request(method: Method, path: &str, body: RequestBody) -> Outbound {
     let (path_and_query, fields) = (path.to_owned(), Fields::new());
-    Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0 }
+    Outbound { method, path_and_query, host: None, fields, body, upgrade: false, interim: None, worker: 0, client: None }
 }
 
 pub fn get(path: &str) -> Outbound {

@@ -42,7 +42,7 @@ pub fn run(options: Options) -> Result<()> {
     };
     let settings = config::load(&sources).map_err(|problems| anyhow::anyhow!("{problems}"))?;
     crate::server::serve(sources, settings, |server| {
-        let proxy = server.listeners().first().map_or(options.listen, |listener| listener.address);
+        let proxy = server.listeners().first().map_or(options.listen, |listener| listener.tcp().unwrap_or(options.listen));
         let text = welcome(proxy, server.admin.unwrap_or(options.admin), origin);
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush()); // nobody may be reading

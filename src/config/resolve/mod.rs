@@ -130,7 +130,7 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
         let address = SocketAddr::from(([127, 0, 0, 1], 8080));
         return vec![Listener {
             name: "http".into(),
-            address,
+            address: ListenAddress::Tcp(address),
             kind: ListenerKind::Clients,
             h2c: false,
             proxy_protocol: Vec::new(),
@@ -145,7 +145,7 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             report.problem(&path, "a listener without an address", "", net::ADDRESS_ALLOWED, "write address = \"127.0.0.1:8080\"");
             return None;
         };
-        let address = net::address(&join(&path, "address"), address, report)?;
+        let address = net::listen_address(&path, address, raw.socket_mode.as_deref(), report)?;
         if raw.h2c.unwrap_or(false) && raw.tls.is_some() {
             let remedy = "remove h2c; tls.http2 offers HTTP/2 there";
             report.problem(&join(&path, "h2c"), "HTTP/2 in plain text on a listener with TLS", "true", "h2c without tls", remedy);
@@ -414,21 +414,26 @@ fn label(path: &str, name: &str, report: &mut Report) {
 
 /// No two listeners may want the same socket; an unspecified address covers every other with its port.
 fn check_addresses(settings: &Settings, report: &mut Report) {
-    let mut taken: Vec<(String, SocketAddr)> = Vec::new();
-    let clients = settings.listeners.iter().map(|listener| (join(&join("listeners", &listener.name), "address"), listener.address));
+    let mut taken: Vec<(String, ListenAddress)> = Vec::new();
+    let clients = settings.listeners.iter().map(|listener| (join(&join("listeners", &listener.name), "address"), listener.address.clone()));
     let own = [
         ("admin.address", settings.admin.address),
         ("metrics.address", settings.metrics.address),
         ("shield.listen", settings.shield.listen),
     ];
-    for (path, address) in clients.chain(own.into_iter().filter_map(|(path, address)| Some((path.to_owned(), address?)))) {
-        let covers = |other: &SocketAddr| {
-            let wide = address.ip().is_unspecified() || other.ip().is_unspecified();
-            address.port() != 0 && address.port() == other.port() && (wide || address.ip() == other.ip())
+    let own = own.into_iter().filter_map(|(path, address)| Some((path.to_owned(), ListenAddress::Tcp(address?))));
+    for (path, address) in clients.chain(own) {
+        let covers = |other: &ListenAddress| match (&address, other) {
+            (ListenAddress::Tcp(address), ListenAddress::Tcp(other)) => {
+                let wide = address.ip().is_unspecified() || other.ip().is_unspecified();
+                address.port() != 0 && address.port() == other.port() && (wide || address.ip() == other.ip())
+            }
+            (ListenAddress::Unix { path, .. }, ListenAddress::Unix { path: other, .. }) => path == other,
+            _ => false,
         };
         if let Some((other, _)) = taken.iter().find(|(_, other)| covers(other)) {
             let what = format!("the same address as {other}");
-            report.problem(&path, what, format!("\"{address}\""), "an address of its own", "choose another port");
+            report.problem(&path, what, format!("\"{address}\""), "an address of its own", "choose another port or path");
         }
         taken.push((path, address));
     }

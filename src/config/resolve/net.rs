@@ -3,13 +3,14 @@
 use super::table::Table;
 use super::{KIB, MIB, label, secs};
 use crate::config::problem::nearest;
-use crate::config::raw::{RawBalance, RawCodec, RawUpstream, RawUpstreamHttp, RawUpstreamHttp2};
+use crate::config::raw::{RawBalance, RawCodec, RawProxyProtocol, RawUpstream, RawUpstreamHttp, RawUpstreamHttp2};
 use crate::config::report::Report;
-use crate::config::settings::{Balance, Endpoint, Upstream, UpstreamCodec, UpstreamHttp, UpstreamHttp2};
+use crate::config::settings::{Balance, Endpoint, ListenAddress, ProxyProtocol, Upstream, UpstreamCodec, UpstreamHttp, UpstreamHttp2};
 use crate::config::shape::join;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a listening address may be.
@@ -33,6 +34,45 @@ fn address_remedy(text: &str) -> String {
         _ => bare.to_owned(),
     };
     if guess.parse::<SocketAddr>().is_ok() { format!("write \"{guess}\"") } else { "write an IP address, not a name".into() }
+}
+
+/// Where a listener for clients is; `mode`: of a socket of this machine.
+pub fn listen_address(at: &str, text: &str, mode: Option<&str>, report: &mut Report) -> Option<ListenAddress> {
+    let (address_at, mode_at) = (join(at, "address"), join(at, "socket_mode"));
+    let Some(path) = text.strip_prefix(ListenAddress::UNIX) else {
+        if mode.is_some() {
+            report.problem(&mode_at, "permissions of a port", "", "an address unix:/path", "remove it");
+        }
+        return address(&address_at, text, report).map(ListenAddress::Tcp);
+    };
+    let path = socket_path(&address_at, path, report)?;
+    let mode = match mode {
+        None => SOCKET_MODE,
+        Some(text) => match u32::from_str_radix(text.trim_start_matches("0o"), 8) {
+            Ok(mode) if mode <= 0o777 => mode,
+            _ => {
+                let remedy = "write \"0660\" for owner and group, \"0666\" for everybody";
+                report.problem(&mode_at, "not permissions", format!("\"{text}\""), "three or four octal digits", remedy);
+                SOCKET_MODE
+            }
+        },
+    };
+    Some(ListenAddress::Unix { path, mode })
+}
+
+/// Owner and group of the process.
+const SOCKET_MODE: u32 = 0o660;
+/// What the kernel takes (unix(7)), less what a name of its own needs while a socket is put in place.
+const SOCKET_PATH_BYTES_MAX: usize = 100;
+
+/// The path of a socket of this machine.
+fn socket_path(at: &str, text: &str, report: &mut Report) -> Option<PathBuf> {
+    if !text.starts_with('/') || text.ends_with('/') || text.len() > SOCKET_PATH_BYTES_MAX {
+        let (found, allowed) = (format!("\"{text}\""), format!("an absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes"));
+        report.problem(at, "not a path of a socket", found, allowed, "write for example \"unix:/run/tiercel/http.sock\"");
+        return None;
+    }
+    Some(text.into())
 }
 
 /// A listening address, or the word `off`.
@@ -112,11 +152,17 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
     }
     let at = join(&path, "endpoints");
     let endpoints: Vec<Endpoint> =
-        urls.iter().enumerate().filter_map(|(index, url)| endpoint(&format!("{at}[{index}]"), url, report)).collect();
+        urls.iter().enumerate().filter_map(|(index, url)| endpoint_or_socket(&format!("{at}[{index}]"), url, report)).collect();
     let is_secure = endpoints.iter().any(|endpoint| endpoint.is_secure);
     if is_secure && matches!(raw.http1, Some(RawCodec::Hyper)) {
         let remedy = "leave http1 out";
         report.problem(&join(&path, "http1"), "a codec for plain text", "\"hyper\"", "\"own\" for https", remedy);
+    }
+    let speaks_http2 = matches!(raw.http, Some(RawUpstreamHttp::Two | RawUpstreamHttp::Auto));
+    if speaks_http2 && matches!(raw.proxy_protocol, Some(RawProxyProtocol::V1 | RawProxyProtocol::V2)) {
+        let remedy = "leave http out, or proxy_protocol";
+        let what = "one client's connections, and requests of many clients on each (HTTP/2)";
+        report.problem(&join(&path, "proxy_protocol"), what, "", "proxy_protocol with http = \"1.1\"", remedy);
     }
     let http2 = http2(&join(&path, "http2"), &raw.http2, report);
     let tls = super::tls::upstream(&join(&path, "tls"), &raw.tls, is_secure, report);
@@ -153,6 +199,11 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
         header_bytes: t.size("header_bytes", raw.header_bytes.as_ref(), 64 * KIB, 512..=16 * MIB) as usize,
         header_count: t.count("header_count", raw.header_count, 200, 1..=10_000) as usize,
         tls,
+        proxy_protocol: match raw.proxy_protocol {
+            None | Some(RawProxyProtocol::Off) => None,
+            Some(RawProxyProtocol::V1) => Some(ProxyProtocol::V1),
+            Some(RawProxyProtocol::V2) => Some(ProxyProtocol::V2),
+        },
     }
 }
 
@@ -166,9 +217,16 @@ fn http2(path: &str, raw: &RawUpstreamHttp2, report: &mut Report) -> UpstreamHtt
     }
 }
 
+/// One that is reached over the network, or a socket of this machine: `unix:/path`.
+fn endpoint_or_socket(at: &str, url: &str, report: &mut Report) -> Option<Endpoint> {
+    let Some(path) = url.strip_prefix(ListenAddress::UNIX) else { return endpoint(at, url, report) };
+    let socket = Some(socket_path(at, path, report)?);
+    Some(Endpoint { url: url.to_owned(), host: "localhost".into(), port: 80, is_secure: false, socket })
+}
+
 /// `http://host[:port]` or `https://host[:port]`.
 pub fn endpoint(path: &str, url: &str, report: &mut Report) -> Option<Endpoint> {
-    const ALLOWED: &str = r#""http://host:port" or "https://host:port", without a path"#;
+    const ALLOWED: &str = r#""http://host:port" or "https://host:port", without a path, or "unix:/path""#;
     let mut refuse = |what: &str, remedy: String| {
         report.problem(path, what, format!("\"{url}\""), ALLOWED, remedy);
         None
@@ -196,7 +254,7 @@ pub fn endpoint(path: &str, url: &str, report: &mut Report) -> Option<Endpoint> 
     match port {
         None => refuse("not a port", "write a port between 1 and 65535".into()),
         Some(_) if !is_host(&host) => refuse("not a host", "write a host name or an IP address (IPv6 in brackets)".into()),
-        Some(port) => Some(Endpoint { url: url.trim_end_matches('/').to_owned(), host, port, is_secure }),
+        Some(port) => Some(Endpoint { url: url.trim_end_matches('/').to_owned(), host, port, is_secure, socket: None }),
     }
 }
 
