@@ -43,6 +43,7 @@ impl Settings {
             address,
             kind: ListenerKind::Peers,
             h2c: true,
+            http3: None,
             proxy_protocol: Vec::new(),
             tls: None,
         });
@@ -84,10 +85,21 @@ pub struct Listener {
     pub kind: ListenerKind,
     /// HTTP/2 in plain text is served to clients that begin with its preface.
     pub h2c: bool,
+    /// HTTP/3 over UDP on the same port; there only with TLS.
+    pub http3: Option<Http3>,
     /// Who begins each connection with the PROXY protocol.
     pub proxy_protocol: Vec<IpNet>,
     /// `None`: plain text.
     pub tls: Option<Arc<ListenerTls>>,
+}
+
+/// HTTP/3 on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http3 {
+    /// The port that clients are told; `None`: that of the listener.
+    pub port: Option<u16>,
+    /// Every client shows first that its address is its own.
+    pub retry: bool,
 }
 
 /// TLS of a listener.

@@ -5,7 +5,7 @@ use super::workers::{Counted, Shared};
 use crate::clock;
 use crate::config::settings::{Limits, ListenerKind, is_in};
 use crate::listener::proxy_protocol::{self, Announced};
-use crate::listener::{self, ClientSocket, Handler, Peer, Protocol, Refusal, http1, http2};
+use crate::listener::{self, AltSvc, ClientSocket, Handler, Peer, Protocol, Refusal, SecureSocket, http1, http2};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::{PeerDoor, Proxy};
@@ -36,18 +36,21 @@ pub struct Doorway {
     pub announcing: ArcSwap<Vec<IpNet>>,
     /// A reload may change it; connections keep what they have.
     pub tls: ArcSwapOption<tls::Server>,
+    pub address: SocketAddr,
+    /// The port where clients are told that HTTP/3 is.
+    pub alternative: Option<u16>,
     pub proxy: Arc<Proxy>,
     /// Turns true when the process drains.
     pub drain: watch::Receiver<bool>,
 }
 
 impl Doorway {
-    fn name(&self) -> Arc<str> {
+    pub fn name(&self) -> Arc<str> {
         Arc::clone(&self.name.lock())
     }
 
     /// Bounds as the configuration says now: a connection keeps those under which it was accepted.
-    fn limits(&self) -> Arc<Limits> {
+    pub fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.proxy.live.load().limits)
     }
 
@@ -63,7 +66,14 @@ impl Doorway {
                 }
             }
             (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
-            (ListenerKind::Clients, Some(tls)) => Box::pin(serve_secure(socket, peer, limits, proxy, drain, tls)).await,
+            (ListenerKind::Clients, Some(tls)) => {
+                let Some(socket) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
+                drop(tls);
+                match self.alternative {
+                    None => Box::pin(serve_secure(socket, peer, limits, proxy, drain)).await,
+                    Some(port) => Box::pin(serve_secure(socket, peer, limits, AltSvc::new(proxy, port), drain)).await,
+                }
+            }
             (ListenerKind::Peers, _) => {
                 let limits = Arc::new(PeerDoor::limits(&limits));
                 Box::pin(http2::serve(socket, peer, limits, PeerDoor::new(proxy), drain)).await;
@@ -254,20 +264,11 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
     });
 }
 
-async fn serve_secure(
-    socket: ClientSocket,
-    peer: Peer,
-    limits: Arc<Limits>,
-    proxy: Arc<Proxy>,
-    drain: watch::Receiver<bool>,
-    tls: Arc<tls::Server>,
-) {
-    let Some(socket) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
-    drop(tls);
+async fn serve_secure<H: Handler>(socket: SecureSocket, peer: Peer, limits: Arc<Limits>, handler: Arc<H>, drain: watch::Receiver<bool>) {
     if socket.is_http2() {
-        http2::serve(socket, peer, limits, proxy, drain).await;
+        http2::serve(socket, peer, limits, handler, drain).await;
     } else {
-        http1::serve(socket, peer, limits, proxy, drain).await;
+        http1::serve(socket, peer, limits, handler, drain).await;
     }
 }
 

@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -134,7 +134,12 @@ fn secure(settings: &Settings) -> Result<Secured> {
 }
 
 /// A listener that is bound and not served yet.
-type Bind = (Listener, Vec<TcpListener>);
+struct Bind {
+    listener: Listener,
+    sockets: Vec<TcpListener>,
+    /// For HTTP/3.
+    quic: Option<UdpSocket>,
+}
 
 impl Server {
     /// Binds every address, then starts to serve. Nothing is left behind on an error.
@@ -283,7 +288,11 @@ fn bind_all(settings: &Settings, listeners: impl IntoIterator<Item = Listener>) 
             ListenerKind::Peers => "shield.listen".to_owned(),
         };
         let sockets = sockets::bind(listener.address, count).with_context(key)?;
-        Ok((listener, sockets))
+        let quic = match listener.http3 {
+            Some(_) => Some(sockets::bind_udp(sockets[0].local_addr()?).with_context(key)?),
+            None => None,
+        };
+        Ok(Bind { listener, sockets, quic })
     };
     listeners.into_iter().map(bind).collect()
 }
@@ -344,16 +353,23 @@ impl State {
                 false
             }
         });
-        for (listener, sockets) in bound {
+        for Bind { listener, sockets, quic } in bound {
             let bound = sockets[0].local_addr()?;
+            let alternative = listener.http3.map(|http3| http3.port.unwrap_or(bound.port()));
             let stop = watch::Sender::new(false);
             let name = Mutex::new(listener.name.as_str().into());
             let (kind, h2c) = (listener.kind, AtomicBool::new(listener.h2c));
             let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.subscribe());
             let announcing = ArcSwap::from_pointee(listener.proxy_protocol.clone());
             let tls = ArcSwapOption::new(secured.get(&listener.name).cloned());
-            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, proxy, drain });
+            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, address: bound, alternative, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
+            #[cfg(feature = "http3")]
+            if let Some(socket) = quic.zip(listener.http3) {
+                workers.listen_quic(socket, &doorway, &stop.subscribe());
+            }
+            #[cfg(not(feature = "http3"))]
+            drop(quic); // there is none: the configuration would have been refused
             open.push(Door { wanted: listener.address, bound, stop, doorway });
         }
         Ok(())

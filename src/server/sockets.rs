@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 
 /// Connections that the kernel queues per socket before they are accepted.
@@ -26,6 +26,13 @@ pub fn bind(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>> {
         bound.push(open(at, true, true).with_context(told)?);
     }
     Ok(bound)
+}
+
+/// Binds the UDP socket beside those.
+pub fn bind_udp(address: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(address).with_context(|| format!("cannot listen on {address} (UDP), for HTTP/3: is the port taken?"))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 fn open(address: SocketAddr, shared: bool, listen: bool) -> std::io::Result<TcpListener> {

@@ -2,6 +2,8 @@
 
 mod certificates;
 mod handshakes;
+#[cfg(feature = "http3")]
+mod http3;
 mod upstream;
 
 use crate::support::client::Client;
