@@ -82,6 +82,10 @@ quantity!(
 );
 
 quantity!(
+    /// `true`: to port 443; `false`; or a port.
+    RawRedirectToHttps, {"oneOf": [{"type": "boolean"}, {"type": "integer", "minimum": 1, "maximum": 65535}]}
+);
+quantity!(
     /// One address, or several.
     RawAddresses, {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 );
@@ -134,6 +138,9 @@ pub struct RawConfig {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    /// Send everything that comes without TLS to https, at port 443 or this one.
+    pub redirect_to_https: Option<RawRedirectToHttps>,
+    pub hsts: RawHsts,
     pub rate_limit: RawRateLimit,
 }
 
@@ -181,6 +188,8 @@ pub struct RawListener {
     pub http3_retry: Option<bool>,
     /// Balancers that begin each connection with the PROXY protocol, version 1 or 2: networks or addresses.
     pub proxy_protocol: Option<Vec<String>>,
+    /// Send everything that comes without TLS to https, at port 443 or this one.
+    pub redirect_to_https: Option<RawRedirectToHttps>,
     /// Makes it a listener for https.
     pub tls: Option<RawListenerTls>,
 }
@@ -203,6 +212,14 @@ pub struct RawListenerTls {
     pub handshakes: Option<u64>,
     /// File with a secret that nodes share, so that each resumes sessions of the others; read again on reload.
     pub ticket_key_file: Option<String>,
+    /// Whether clients are asked for certificates.
+    pub client_certificates: Option<RawAsked>,
+    /// PEM: the certificates of those who may certify clients.
+    pub client_ca_file: Option<String>,
+    /// PEM: revocation lists of all of these.
+    pub client_crl_file: Option<String>,
+    /// What the upstream is told of a client's certificate (RFC 9440).
+    pub client_cert_field: Option<RawTold>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
@@ -212,6 +229,85 @@ pub struct RawCertificate {
     pub cert_file: Option<String>,
     /// PEM: the private key, without a passphrase.
     pub key_file: Option<String>,
+    /// DER: an OCSP response about the certificate, to be stapled to it.
+    pub ocsp_file: Option<String>,
+}
+
+/// Whether clients show certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawAsked {
+    /// They are not asked.
+    Off,
+    /// Who shows one is known by it.
+    Optional,
+    /// Who shows none is not served.
+    Required,
+}
+
+/// What the upstream is told of a client's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawTold {
+    /// Nothing.
+    Off,
+    /// Client-Cert.
+    Cert,
+    /// Client-Cert and Client-Cert-Chain.
+    Chain,
+}
+
+/// What a site asks of its clients' certificates, instead of what the listener does.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawSiteTls {
+    /// Whether clients are asked for certificates.
+    pub client_certificates: Option<RawAsked>,
+    /// PEM: the certificates of those who may certify clients.
+    pub client_ca_file: Option<String>,
+    /// PEM: revocation lists of all of these.
+    pub client_crl_file: Option<String>,
+    /// What the upstream is told of a client's certificate (RFC 9440).
+    pub client_cert_field: Option<RawTold>,
+}
+
+/// The keys about client certificates that listener and site share, seen alike.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientKeys<'a> {
+    pub asked: Option<RawAsked>,
+    pub ca_file: Option<&'a str>,
+    pub crl_file: Option<&'a str>,
+    pub field: Option<RawTold>,
+}
+
+macro_rules! client_keys {
+    ($($owner:ident),*) => {$(
+        impl $owner {
+            /// The keys about client certificates.
+            pub fn client_keys(&self) -> ClientKeys<'_> {
+                ClientKeys {
+                    asked: self.client_certificates,
+                    ca_file: self.client_ca_file.as_deref(),
+                    crl_file: self.client_crl_file.as_deref(),
+                    field: self.client_cert_field,
+                }
+            }
+        }
+    )*};
+}
+
+client_keys!(RawListenerTls, RawSiteTls);
+
+/// Strict-Transport-Security (RFC 6797), on answers over https.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawHsts {
+    /// For so long browsers come by https only; `off`: the field is not sent.
+    pub max_age: Option<RawDurationOrOff>,
+    /// For all hosts below this one, too.
+    pub include_subdomains: Option<bool>,
+    /// Consent to be put on the lists that browsers are built with.
+    pub preload: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -451,6 +547,7 @@ pub enum RawCodec {
 pub struct RawSite {
     /// `shop.example.com`, `*.example.com`; none: the default site, for every other host.
     pub hosts: Option<Vec<String>>,
+    pub tls: RawSiteTls,
     /// Where routes go that name no upstream of their own. Not needed where there is one upstream, or one named `default`.
     pub upstream: Option<String>,
     /// In order; the first that matches wins. One that matches everything is added at the end.
@@ -477,6 +574,9 @@ pub struct RawSite {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    /// Send everything that comes without TLS to https, at port 443 or this one.
+    pub redirect_to_https: Option<RawRedirectToHttps>,
+    pub hsts: RawHsts,
     pub rate_limit: RawRateLimit,
     pub purge: RawRoutePurge,
     pub log: RawRouteLog,
@@ -528,6 +628,9 @@ pub struct RawRoute {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    /// Send everything that comes without TLS to https, at port 443 or this one.
+    pub redirect_to_https: Option<RawRedirectToHttps>,
+    pub hsts: RawHsts,
     pub rate_limit: RawRateLimit,
     pub purge: RawRoutePurge,
     pub log: RawRouteLog,
@@ -1190,6 +1293,8 @@ pub struct RouteKeys<'a> {
     pub cache_status: Option<bool>,
     pub show_key: Option<bool>,
     pub x_cache: Option<bool>,
+    pub redirect_to_https: Option<&'a RawRedirectToHttps>,
+    pub hsts: &'a RawHsts,
     pub purge_allow: Option<&'a [String]>,
     pub log_query: Option<bool>,
     pub rate_limit: &'a RawRateLimit,
@@ -1214,6 +1319,8 @@ macro_rules! route_keys {
                     cache_status: self.cache_status,
                     show_key: self.show_key,
                     x_cache: self.x_cache,
+                    redirect_to_https: self.redirect_to_https.as_ref(),
+                    hsts: &self.hsts,
                     purge_allow: self.purge.allow.as_deref(),
                     log_query: self.log.query,
                     rate_limit: &self.rate_limit,

@@ -17,7 +17,7 @@ pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 pub use tiers::{TierLookup, TierSeries, TierWrite};
-pub use tls::{Handshake, TlsSeries};
+pub use tls::{CertificateChange, Handshake, TlsSeries};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;

@@ -56,6 +56,7 @@ pub fn too_many_requests(arrival: &Arrival<'_>, limit: &RateLimit, rejected: Rej
     }
     line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&arrival.routed.node, "http_request_denied", Some("rate-limit")));
     line(&mut fields, name::VIA, arrival.routed.via.as_bytes());
+    deliver::add_hsts(&mut fields, &arrival.routed, &outcome);
     text(429, fields, format!("too many requests: try again in {seconds} s\n"), outcome)
 }
 
@@ -70,6 +71,12 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
             line(&mut fields, name::LOCATION, location.as_bytes());
             (*status, Bytes::new())
         }
+        (LocalAnswer::ToHttps(port), _) => {
+            let (host, path_and_query) = (arrival.target.host(), arrival.target.path_and_query());
+            let port = if port == 443 { String::new() } else { format!(":{port}") };
+            line(&mut fields, name::LOCATION, ["https://", host, &port, path_and_query].concat().as_bytes());
+            (308, Bytes::new())
+        }
         (LocalAnswer::Respond, Action::Respond { status, content_type, body }) => {
             line(&mut fields, name::CONTENT_TYPE, content_type.as_bytes());
             (*status, body.clone())
@@ -81,6 +88,7 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
     };
     deliver::edit(&mut fields, &arrival.routed.route.response_edits);
     line(&mut fields, name::VIA, arrival.routed.via.as_bytes());
+    deliver::add_hsts(&mut fields, &arrival.routed, &outcome);
     respond(status, fields, body, outcome)
 }
 

@@ -5,7 +5,7 @@ use super::workers::{Counted, Shared};
 use crate::clock;
 use crate::config::settings::{Limits, ListenerKind, is_in};
 use crate::listener::proxy_protocol::{self, Announced};
-use crate::listener::{self, AltSvc, ClientSocket, Handler, Peer, Protocol, Refusal, SecureSocket, http1, http2};
+use crate::listener::{self, AltSvc, ClientSocket, Handler, Peer, Refusal, SecureSocket, Shaken, http1, http2};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::{PeerDoor, Proxy};
@@ -18,7 +18,7 @@ use rustix::net::SocketFlags;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -39,6 +39,8 @@ pub struct Doorway {
     pub address: SocketAddr,
     /// The port where clients are told that HTTP/3 is.
     pub alternative: Option<u16>,
+    /// Port of https where clients are sent that come without it, 0: they are served. A reload may change it.
+    pub redirect_to_https: AtomicU16,
     pub proxy: Arc<Proxy>,
     /// Turns true when the process drains.
     pub drain: watch::Receiver<bool>,
@@ -67,8 +69,9 @@ impl Doorway {
             }
             (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
             (ListenerKind::Clients, Some(tls)) => {
-                let Some(socket) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
+                let Some(Shaken { socket, identity }) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
                 drop(tls);
+                peer.identity = identity;
                 match self.alternative {
                     None => Box::pin(serve_secure(socket, peer, limits, proxy, drain)).await,
                     Some(port) => Box::pin(serve_secure(socket, peer, limits, AltSvc::new(proxy, port), drain)).await,
@@ -253,7 +256,8 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
     let Ok(local) = local.map_or_else(|| stream.local_addr(), Ok) else { return };
     let tls = doorway.tls.load_full();
     let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
-    let peer = Peer { client, local, worker: counted.worker(), scheme, listener: doorway.name(), protocol: Protocol::Http1 };
+    let redirect_to_https = Some(doorway.redirect_to_https.load(Ordering::Relaxed)).filter(|port| *port != 0);
+    let peer = Peer { scheme, redirect_to_https, ..Peer::plain(client, local, counted.worker(), doorway.name()) };
     let doorway = Arc::clone(doorway);
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);

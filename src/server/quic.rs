@@ -125,6 +125,6 @@ async fn serve(incoming: Incoming, worker: usize, doorway: &Doorway, tls: Arc<tl
     drop((handshake, tls));
     let client = connection.remote_address();
     let local = SocketAddr::new(connection.local_ip().unwrap_or(doorway.address.ip()), doorway.address.port());
-    let peer = Peer { client, local, worker, scheme: Scheme::Https, listener: doorway.name(), protocol: Protocol::Http3 };
+    let peer = Peer { scheme: Scheme::Https, protocol: Protocol::Http3, ..Peer::plain(client, local, worker, doorway.name()) };
     http3::serve(connection, peer, limits, Arc::clone(&doorway.proxy), doorway.drain.clone()).await;
 }

@@ -1,11 +1,11 @@
 //! TLS towards upstreams: whom we believe, what we show, and what is said where the two do not agree.
 
+use super::clients::authorities;
 use super::{certificate, provider};
 use crate::config::settings::{CertificateFiles, PemFile, TlsVersion, UpstreamTls};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, SupportedProtocolVersion};
 use std::sync::Arc;
@@ -79,15 +79,12 @@ impl ClientError {
 }
 
 fn verifier(roots: Option<&PemFile>, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, ClientError> {
-    let mut store = RootCertStore::empty();
-    let none = match roots {
-        Some(file) => {
-            store.add_parsable_certificates(CertificateDer::pem_slice_iter(&file.pem).filter_map(Result::ok));
-            ClientError::NoRoots
-        }
+    let (store, none) = match roots {
+        Some(file) => (authorities(file), ClientError::NoRoots),
         None => {
+            let mut store = RootCertStore::empty();
             store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            ClientError::NoSystemRoots
+            (store, ClientError::NoSystemRoots)
         }
     };
     if store.is_empty() {

@@ -146,7 +146,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shield::replay", &["shield::hop"]),
     ("shield::health", &[]),
     ("observe", &["proxy::outcome", "listener::*", "body::BodyError", "config::settings", "semantics", "clock"]),
-    ("config", &["semantics", "tls::SUITES", "tls::certificate", "tls::client", "tls::tickets", "clock"]),
+    ("config", &["semantics", "tls::SUITES", "tls::certificate", "tls::client", "tls::clients", "tls::tickets", "clock"]),
     ("config::settings", &["semantics::condition", "semantics::key", "semantics::policy"]),
     ("body", &["semantics::Fields"]),
     ("clock", &["semantics::Now"]),
@@ -154,6 +154,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pages", &[]),
     ("tls", &["observe", "config::settings", "semantics::date", "clock"]),
     ("tls::x509", &["semantics::date"]),
+    ("tls::ocsp", &["tls::x509"]),
     ("sync", &[]),
     ("semantics", &[]),
 ];

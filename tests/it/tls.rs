@@ -1,9 +1,11 @@
 //! TLS to clients, with curl, openssl and rustls in front of a real process.
 
 mod certificates;
+mod clients;
 mod handshakes;
 #[cfg(feature = "http3")]
 mod http3;
+mod https;
 mod upstream;
 
 use crate::support::client::Client;

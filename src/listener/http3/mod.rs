@@ -43,7 +43,7 @@ type Resolver = RequestResolver<quic::Connection, Bytes>;
 
 /// What a listener's QUIC connections are accepted with.
 pub fn config(tls: &tls::Server, limits: &Limits) -> Option<Arc<ServerConfig>> {
-    let mut secure = rustls::ServerConfig::clone(&tls.config);
+    let mut secure = rustls::ServerConfig::clone(&tls.own_way());
     secure.alpn_protocols = vec![ALPN.into()];
     secure.max_early_data_size = 0; // what comes in 0-RTT may be a replay
     let initial = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13()?.quic_suite()?;

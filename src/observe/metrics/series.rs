@@ -244,8 +244,10 @@ series! {
         "TLS handshakes with clients, by version of TLS and by what came of them.";
     TLS_CERTIFICATE_EXPIRY = Gauge "tiercel_tls_certificate_expiry_seconds" ["listener", "certificate"]
         "How long the certificate in use is still valid, by listener and file; divided by 86400: days.";
+    TLS_REVOCATION_EXPIRY = Gauge "tiercel_tls_revocation_expiry_seconds" ["listener", "file"]
+        "How long revocation lists and OCSP responses in use are still good, by listener and file; not positive: they are not used.";
     TLS_CERTIFICATE_CHANGES = Counter "tiercel_tls_certificate_changes_total" ["outcome"]
-        "Changes of certificate files: replaced, or refused (the old certificate stays).";
+        "Changes of certificate files: replaced, refused (the old certificate stays), or unstapled (shown without its OCSP response).";
     REFUSED = Counter "tiercel_refused_total" ["reason", "code"]
         "Requests refused before they were handled, by reason and class of status.";
     BOUND_REACHED = Counter "tiercel_bound_reached_total" ["bound"]
