@@ -87,9 +87,14 @@ pub fn changes(old: &Settings, new: &Settings) -> Result<Vec<String>, Problems> 
     }
     changed.sort();
     changed.dedup();
-    let refused: Vec<Problem> =
-        changed.iter().filter(|path| FIXED.contains(&path.as_str())).map(|path| refusal(path, &before, &after)).collect();
+    let refused: Vec<Problem> = changed.iter().filter(|path| is_fixed(path)).map(|path| refusal(path, &before, &after)).collect();
     if refused.is_empty() { Ok(changed) } else { Err(Problems::new(refused)) }
+}
+
+/// HTTP/3 of a listener that stays has its socket from the start.
+fn is_fixed(path: &str) -> bool {
+    let of_listener = path.strip_prefix("listeners.").and_then(|rest| rest.rsplit_once('.'));
+    FIXED.contains(&path) || of_listener.is_some_and(|(_, key)| key.starts_with("http3"))
 }
 
 fn refusal(path: &str, before: &Value, after: &Value) -> Problem {

@@ -51,6 +51,13 @@ pub fn effective(settings: &Settings) -> Value {
 
 fn listener(listener: &Listener) -> Value {
     let mut table = json!({"address": dollars(&listener.address.to_string()), "h2c": listener.h2c, "proxy_protocol": networks(&listener.proxy_protocol)});
+    table["http3"] = json!(listener.http3.is_some());
+    if let Some(http3) = &listener.http3 {
+        table["http3_retry"] = json!(http3.retry);
+        if let Some(port) = http3.port {
+            table["http3_port"] = json!(port);
+        }
+    }
     if let Some(tls) = &listener.tls {
         let pair = |files: &CertificateFiles| {
             let mut pair = json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});

@@ -182,6 +182,12 @@ pub struct RawListener {
     pub socket_mode: Option<String>,
     /// Serve HTTP/2 in plain text, too, to clients that begin with its preface (prior knowledge).
     pub h2c: Option<bool>,
+    /// Serve HTTP/3, too, over UDP on the same port: experimental, on listeners with TLS, in builds that have it.
+    pub http3: Option<bool>,
+    /// The UDP port that clients are told, where it is another from outside.
+    pub http3_port: Option<u16>,
+    /// Have every client of HTTP/3 show first that its address is its own, not only when many come at once.
+    pub http3_retry: Option<bool>,
     /// Balancers that begin each connection with the PROXY protocol, version 1 or 2: networks or addresses.
     pub proxy_protocol: Option<Vec<String>>,
     /// Send everything that comes without TLS to https, at port 443 or this one.

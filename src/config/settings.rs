@@ -43,6 +43,7 @@ impl Settings {
             address: ListenAddress::Tcp(address),
             kind: ListenerKind::Peers,
             h2c: true,
+            http3: None,
             proxy_protocol: Vec::new(),
             redirect_to_https: None,
             tls: None,
@@ -85,6 +86,8 @@ pub struct Listener {
     pub kind: ListenerKind,
     /// HTTP/2 in plain text is served to clients that begin with its preface.
     pub h2c: bool,
+    /// HTTP/3 over UDP on the same port; there only with TLS.
+    pub http3: Option<Http3>,
     /// Who begins each connection with the PROXY protocol.
     pub proxy_protocol: Vec<IpNet>,
     /// Port of https to which everything is sent that comes without it.
@@ -129,6 +132,15 @@ impl fmt::Display for ListenAddress {
             Self::Unix { path, .. } => write!(f, "{}{}", Self::UNIX, path.display()),
         }
     }
+}
+
+/// HTTP/3 on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http3 {
+    /// The port that clients are told; `None`: that of the listener.
+    pub port: Option<u16>,
+    /// Every client shows first that its address is its own.
+    pub retry: bool,
 }
 
 /// TLS of a listener.

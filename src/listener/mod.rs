@@ -3,14 +3,18 @@
 //! The seam: `http1` (ours) parses and frames, `http2` has hyper do so; [`Handler`] answers. The proxy never knows which
 //! protocol it serves.
 
+mod alt_svc;
 mod extra;
 pub mod http1;
 pub mod http2;
+#[cfg(feature = "http3")]
+pub mod http3;
 mod interim;
 pub mod proxy_protocol;
 mod secure;
 mod socket;
 
+pub use alt_svc::AltSvc;
 pub use extra::ExtraLines;
 pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
 pub use proxy_protocol::Announced;
@@ -83,6 +87,7 @@ pub struct Identity {
 pub enum Protocol {
     Http1,
     Http2,
+    Http3,
 }
 
 /// The request's body, framing already undone.

@@ -83,10 +83,11 @@ pub enum Bound {
     Http2Resets,
     Http2IdleFrames,
     Http2Errors,
+    Http3Resets,
 }
 
 impl Bound {
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 48] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -134,6 +135,7 @@ impl Bound {
         Self::Http2Resets,
         Self::Http2IdleFrames,
         Self::Http2Errors,
+        Self::Http3Resets,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -184,6 +186,7 @@ impl Bound {
             Self::Http2Resets => "http2_resets",
             Self::Http2IdleFrames => "http2_idle_frames",
             Self::Http2Errors => "http2_errors",
+            Self::Http3Resets => "http3_resets",
         }
     }
 }
@@ -508,6 +511,7 @@ pub struct Metrics {
     shield_peers: [IntGauge; 2],
     shield_names_failed: IntCounter,
     early_refreshes: IntCounter,
+    http3_retries: IntCounter,
     /// By coding, then by [`CodedFrom`].
     coded: [Vec<IntCounter>; Coding::ALL.len()],
     remade: Vec<IntCounter>,
@@ -571,6 +575,7 @@ impl Metrics {
             remade: children(&series::REMADE.counters(&registry), Coding::ALL.map(Coding::as_str)),
             dictionaries: children(&series::DICTIONARY_REQUESTS.counters(&registry), DictionaryUse::ALL.map(DictionaryUse::as_str)),
             early_refreshes: single(&series::EARLY_REFRESHES.counters(&registry)),
+            http3_retries: single(&series::HTTP3_RETRIES.counters(&registry)),
             stores: ["stored", "rejected"].map(|outcome| stores.with_label_values(&[MEMORY, outcome])),
             written_bytes: series::STORED_BYTES.counters(&registry).with_label_values(&[MEMORY]),
             evictions: Eviction::ALL.iter().map(|eviction| evictions.with_label_values(&[MEMORY, eviction.as_str()])).collect(),
@@ -690,6 +695,10 @@ impl Metrics {
     /// A name of peers was not resolved.
     pub fn shield_name_failed(&self) {
         self.shield_names_failed.inc();
+    }
+    /// A client of HTTP/3 was asked to show that its address is its own.
+    pub fn http3_retry(&self) {
+        self.http3_retries.inc();
     }
     pub fn early_refresh(&self) {
         self.early_refreshes.inc();

@@ -177,6 +177,7 @@ fn describe_client(exchange: &Exchange, fields: &mut Fields) {
     append(fields, name::FORWARDED, &["for=", open, &address, close, ";host=\"", authority, "\";proto=", scheme].concat());
     set(fields, name::X_REQUEST_ID, exchange.request_id.as_bytes());
     let version = match (exchange.peer.protocol, exchange.minor_version) {
+        (Protocol::Http3, _) => "3 ",
         (Protocol::Http2, _) => "2 ",
         (Protocol::Http1, 0) => "1.0 ",
         (Protocol::Http1, _) => "1.1 ",

@@ -5,7 +5,7 @@ use super::workers::{Counted, Shared};
 use crate::clock;
 use crate::config::settings::{Limits, ListenerKind, is_in};
 use crate::listener::proxy_protocol;
-use crate::listener::{self, Announced, ClientSocket, Handler, Peer, Refusal, Shaken, http1, http2};
+use crate::listener::{self, AltSvc, Announced, ClientSocket, Handler, Peer, Refusal, SecureSocket, Shaken, http1, http2};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::{PeerDoor, Proxy};
@@ -37,6 +37,8 @@ pub struct Doorway {
     pub announcing: ArcSwap<Vec<IpNet>>,
     /// A reload may change it; connections keep what they have.
     pub tls: ArcSwapOption<tls::Server>,
+    /// The port where clients are told that HTTP/3 is.
+    pub alternative: Option<u16>,
     /// Port of https where clients are sent that come without it, 0: they are served. A reload may change it.
     pub redirect_to_https: AtomicU16,
     pub proxy: Arc<Proxy>,
@@ -45,12 +47,12 @@ pub struct Doorway {
 }
 
 impl Doorway {
-    fn name(&self) -> Arc<str> {
+    pub fn name(&self) -> Arc<str> {
         Arc::clone(&self.name.lock())
     }
 
     /// Bounds as the configuration says now: a connection keeps those under which it was accepted.
-    fn limits(&self) -> Arc<Limits> {
+    pub fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.proxy.live.load().limits)
     }
 
@@ -66,7 +68,15 @@ impl Doorway {
                 }
             }
             (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
-            (ListenerKind::Clients, Some(tls)) => Box::pin(serve_secure(socket, peer, limits, proxy, drain, tls)).await,
+            (ListenerKind::Clients, Some(tls)) => {
+                let Some(Shaken { socket, identity }) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
+                drop(tls);
+                peer.identity = identity;
+                match self.alternative {
+                    None => Box::pin(serve_secure(socket, peer, limits, proxy, drain)).await,
+                    Some(port) => Box::pin(serve_secure(socket, peer, limits, AltSvc::new(proxy, port), drain)).await,
+                }
+            }
             (ListenerKind::Peers, _) => {
                 let limits = Arc::new(PeerDoor::limits(&limits));
                 Box::pin(http2::serve(socket, peer, limits, PeerDoor::new(proxy), drain)).await;
@@ -270,21 +280,11 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
     });
 }
 
-async fn serve_secure(
-    socket: ClientSocket,
-    mut peer: Peer,
-    limits: Arc<Limits>,
-    proxy: Arc<Proxy>,
-    drain: watch::Receiver<bool>,
-    tls: Arc<tls::Server>,
-) {
-    let Some(Shaken { socket, identity }) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
-    drop(tls);
-    peer.identity = identity;
+async fn serve_secure<H: Handler>(socket: SecureSocket, peer: Peer, limits: Arc<Limits>, handler: Arc<H>, drain: watch::Receiver<bool>) {
     if socket.is_http2() {
-        http2::serve(socket, peer, limits, proxy, drain).await;
+        http2::serve(socket, peer, limits, handler, drain).await;
     } else {
-        http1::serve(socket, peer, limits, proxy, drain).await;
+        http1::serve(socket, peer, limits, handler, drain).await;
     }
 }
 

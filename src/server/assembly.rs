@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -155,7 +155,12 @@ fn clients_of_sites(settings: &Settings) -> tls::Sites<'_> {
 }
 
 /// A listener that is bound and not served yet.
-type Bind = (Listener, Opened);
+struct Bind {
+    listener: Listener,
+    opened: Opened,
+    /// For HTTP/3.
+    quic: Option<UdpSocket>,
+}
 
 impl Server {
     /// Binds every address, then starts to serve. Nothing is left behind on an error.
@@ -303,8 +308,12 @@ fn bind_all(settings: &Settings, listeners: impl IntoIterator<Item = Listener>) 
             ListenerKind::Clients => format!("listeners.{}.address", listener.name),
             ListenerKind::Peers => "shield.listen".to_owned(),
         };
-        let bound = sockets::bind_listener(&listener.address, count).with_context(key)?;
-        Ok((listener, bound))
+        let opened = sockets::bind_listener(&listener.address, count).with_context(key)?;
+        let quic = match (listener.http3, &opened.address) {
+            (Some(_), ListenAddress::Tcp(address)) => Some(sockets::bind_udp(*address).with_context(key)?),
+            _ => None, // the configuration would have been refused
+        };
+        Ok(Bind { listener, opened, quic })
     };
     listeners.into_iter().map(bind).collect()
 }
@@ -367,7 +376,8 @@ impl State {
                 false
             }
         });
-        for (listener, Opened { address: bound, sockets, file }) in bound {
+        for Bind { listener, opened: Opened { address: bound, sockets, file }, quic } in bound {
+            let alternative = listener.http3.map(|http3| http3.port.unwrap_or(bound.port()));
             let stop = watch::Sender::new(false);
             let name = Mutex::new(listener.name.as_str().into());
             let (kind, h2c) = (listener.kind, AtomicBool::new(listener.h2c));
@@ -375,8 +385,14 @@ impl State {
             let announcing = ArcSwap::from_pointee(listener.proxy_protocol.clone());
             let tls = ArcSwapOption::new(secured.get(&listener.name).cloned());
             let redirect_to_https = AtomicU16::new(listener.redirect_to_https.unwrap_or(0));
-            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, redirect_to_https, proxy, drain });
+            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, alternative, redirect_to_https, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
+            #[cfg(feature = "http3")]
+            if let Some(socket) = quic.zip(listener.http3) {
+                workers.listen_quic(socket, &doorway, &stop.subscribe());
+            }
+            #[cfg(not(feature = "http3"))]
+            drop(quic); // there is none: the configuration would have been refused
             open.push(Door { wanted: listener.address, bound, _file: file, stop, doorway });
         }
         Ok(())

@@ -8,6 +8,8 @@ mod background;
 mod certificates;
 mod control;
 mod lifecycle;
+#[cfg(feature = "http3")]
+mod quic;
 mod sockets;
 mod workers;
 

@@ -5,7 +5,7 @@ use crate::config::settings::ListenAddress;
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
 use std::fs::Permissions;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -102,6 +102,13 @@ pub fn bind(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>> {
         bound.push(open(at, true, true).with_context(told)?);
     }
     Ok(bound)
+}
+
+/// Binds the UDP socket beside those.
+pub fn bind_udp(address: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(address).with_context(|| format!("cannot listen on {address} (UDP), for HTTP/3: is the port taken?"))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 fn open(address: SocketAddr, shared: bool, listen: bool) -> std::io::Result<TcpListener> {

@@ -13,6 +13,14 @@ use tokio::sync::{mpsc, watch};
 pub enum Command {
     /// Accept from this socket until `stop` turns true, then empty its queue and close it.
     Listen { socket: TcpListener, doorway: Arc<Doorway>, stop: watch::Receiver<bool>, open: Arc<()> },
+    /// The same for HTTP/3.
+    #[cfg(feature = "http3")]
+    ListenQuic {
+        socket: (std::net::UdpSocket, crate::config::settings::Http3),
+        doorway: Arc<Doorway>,
+        stop: watch::Receiver<bool>,
+        open: Arc<()>,
+    },
     /// Serve a connection that another worker accepted.
     Serve { arrived: Arrived, doorway: Arc<Doorway> },
     /// End: whatever connections are left are cut.
@@ -167,6 +175,18 @@ impl Workers {
         }
     }
 
+    /// The same for HTTP/3, whose socket is one worker's.
+    #[cfg(feature = "http3")]
+    pub fn listen_quic(
+        &self,
+        socket: (std::net::UdpSocket, crate::config::settings::Http3),
+        doorway: &Arc<Doorway>,
+        stop: &watch::Receiver<bool>,
+    ) {
+        let (doorway, open) = (Arc::clone(doorway), Arc::clone(&self.shared.sockets));
+        let _ = self.shared.commands[0].send(Command::ListenQuic { socket, doorway, stop: stop.clone(), open }); // as above
+    }
+
     /// Ends the threads; whatever connections are left are cut.
     pub fn end(self) {
         match self.kind {
@@ -191,6 +211,8 @@ async fn obey(worker: usize, mut commands: mpsc::UnboundedReceiver<Command>, sha
         let Some(shared) = shared.upgrade() else { return };
         match command {
             Command::Listen { socket, doorway, stop, open } => accept::spawn(worker, socket, doorway, shared, stop, open),
+            #[cfg(feature = "http3")]
+            Command::ListenQuic { socket, doorway, stop, open } => super::quic::spawn(worker, socket, doorway, shared, stop, open),
             Command::Serve { arrived, doorway } => accept::serve(arrived, &doorway),
             Command::End => return,
         }

@@ -148,6 +148,11 @@ impl Server {
         })
     }
 
+    /// The listener's own way, whomever the client wants: where the two cannot be told apart.
+    pub fn own_way(&self) -> Arc<ServerConfig> {
+        self.ways[0].config.load_full()
+    }
+
     /// How the handshake with this client goes on.
     pub fn choose(&self, hello: &ClientHello<'_>) -> Chosen {
         let of_site = || *self.of_sites.get((self.site_of)(hello.server_name()?)?)?;

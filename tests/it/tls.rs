@@ -3,6 +3,8 @@
 mod certificates;
 mod clients;
 mod handshakes;
+#[cfg(feature = "http3")]
+mod http3;
 mod https;
 mod upstream;
 

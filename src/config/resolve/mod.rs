@@ -133,6 +133,7 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             address: ListenAddress::Tcp(address),
             kind: ListenerKind::Clients,
             h2c: false,
+            http3: None,
             proxy_protocol: Vec::new(),
             redirect_to_https: None,
             tls: None,
@@ -150,14 +151,52 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             let remedy = "remove h2c; tls.http2 offers HTTP/2 there";
             report.problem(&join(&path, "h2c"), "HTTP/2 in plain text on a listener with TLS", "true", "h2c without tls", remedy);
         }
+        let http3 = http3(&path, raw, report);
         let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
         let announcing = raw.proxy_protocol.as_deref().unwrap_or_default();
         let proxy_protocol = net::networks(&join(&path, "proxy_protocol"), announcing, report);
         let redirect_to_https = https::redirect(&path, raw.redirect_to_https.as_ref(), None, report);
         let (kind, h2c) = (ListenerKind::Clients, raw.h2c.unwrap_or(false));
-        Some(Listener { name: name.clone(), address, kind, h2c, proxy_protocol, redirect_to_https, tls })
+        if http3.is_some() && tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some()) {
+            let remedy = "remove http3, or give it a listener that asks for no certificates";
+            report.problem(&join(&path, "http3"), "clients are not asked for certificates over HTTP/3", "true", "false", remedy);
+        }
+        Some(Listener { name: name.clone(), address, kind, h2c, http3, proxy_protocol, redirect_to_https, tls })
     };
     raw.iter().filter_map(listener).collect()
+}
+
+fn http3(path: &str, raw: &RawListener, report: &mut Report) -> Option<Http3> {
+    if !raw.http3.unwrap_or(false) {
+        if raw.http3_port.is_some() || raw.http3_retry.is_some() {
+            report.problem(
+                path,
+                "keys for HTTP/3 on a listener without it",
+                "http3_port or http3_retry",
+                "with http3 = true",
+                "write http3 = true",
+            );
+        }
+        return None;
+    }
+    let mut refuse = |what: &str, allowed: &str, remedy: &str| report.problem(&join(path, "http3"), what, "true", allowed, remedy);
+    if !cfg!(feature = "http3") {
+        refuse("this build has no HTTP/3", "false", "take the image, or build with `cargo build --release --features http3`");
+    }
+    if raw.tls.is_none() {
+        refuse("HTTP/3 is always encrypted", "a listener with tls", "add [listeners.NAME.tls] with a certificate, or remove http3");
+    }
+    if raw.address.as_deref().is_some_and(|address| address.starts_with(ListenAddress::UNIX)) {
+        refuse("HTTP/3 comes over UDP", "a listener with IP address and port", "remove http3, or give it a listener of its own");
+    }
+    if raw.proxy_protocol.is_some() {
+        refuse(
+            "the PROXY protocol does not come over UDP",
+            "http3 without proxy_protocol",
+            "remove one of the two, or give HTTP/3 a listener of its own",
+        );
+    }
+    Some(Http3 { port: raw.http3_port.filter(|port| *port > 0), retry: raw.http3_retry.unwrap_or(false) })
 }
 
 fn admin(raw: &RawAdmin, report: &mut Report) -> Admin {

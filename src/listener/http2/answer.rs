@@ -3,13 +3,15 @@
 use super::{Shared, request};
 use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel};
 use crate::clock;
+use crate::config::settings::Limits;
 use crate::http2;
-use crate::listener::{Handled, Handler, InterimSlot, Refusal, RequestHead, Response, ResponseFields, Sent};
+use crate::listener::{Handled, Handler, InterimSlot, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::{StatusCode, date, name, proxy_status};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderValue, SEC_WEBSOCKET_ACCEPT};
+use http::request::Parts;
 use http::{HeaderMap, Method};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -35,9 +37,20 @@ const UNFIT: Refusal = Refusal { status: 502, reason: "response-unfit" };
 
 /// Answers one request. Where its stream is reset this is dropped, and with it all work for it.
 pub(super) async fn to<H: Handler>(shared: Arc<Shared<H>>, mut request: http::Request<Incoming>) -> http::Response<Outgoing<H>> {
-    let mut report = Report::new(shared);
     let upgrade = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
-    match (handle(&mut report, request).await, upgrade) {
+    let (parts, incoming) = request.into_parts();
+    answer(shared, parts, |head, limits| request::body(head, incoming, limits), upgrade).await
+}
+
+/// The same for a head and a body, whatever they came by.
+pub(in crate::listener) async fn answer<H: Handler>(
+    shared: Arc<Shared<H>>,
+    parts: Parts,
+    body: impl FnOnce(&RequestHead, &Limits) -> Result<RequestBody, Refusal>,
+    upgrade: Option<OnUpgrade>,
+) -> http::Response<Outgoing<H>> {
+    let mut report = Report::new(shared);
+    match (handle(&mut report, parts, body).await, upgrade) {
         (Ok(Response { status, fields, body: ResponseBody::Tunnel(tunnel), outcome, .. }), Some(upgrade)) if status == 101 => {
             open(report, (fields, outcome), tunnel, upgrade)
         }
@@ -71,11 +84,14 @@ fn open<H: Handler>(
     answer
 }
 
-async fn handle<H: Handler>(report: &mut Report<H>, request: http::Request<Incoming>) -> Result<Response, Refusal> {
-    let (parts, incoming) = request.into_parts();
+async fn handle<H: Handler>(
+    report: &mut Report<H>,
+    parts: Parts,
+    body: impl FnOnce(&RequestHead, &Limits) -> Result<RequestBody, Refusal>,
+) -> Result<Response, Refusal> {
     let limits = Arc::clone(&report.shared.limits);
     let head = report.head.insert(request::head(&parts, &limits)?);
-    let body = request::body(head, incoming, &limits)?;
+    let body = body(head, &limits)?;
     drop(parts);
     let (shared, mut slot) = (&report.shared, InterimSlot::default());
     let handled = catch_unwind(AssertUnwindSafe(|| shared.handler.handle(&shared.peer, head, body, &mut slot)));

@@ -8,7 +8,7 @@
 //! allow it, where [`http1`](super::http1) sees the preface and hands the socket over. An Upgrade to h2c is not taken: RFC
 //! 9113 knows it no more.
 
-mod answer;
+pub(in crate::listener) mod answer;
 mod frames;
 mod request;
 mod watched;
@@ -36,15 +36,15 @@ use tokio::time::{Instant, sleep_until};
 use watched::{Seen, Watched};
 
 /// What the requests of one connection share.
-struct Shared<H> {
-    peer: Peer,
-    limits: Arc<Limits>,
-    handler: Arc<H>,
+pub(in crate::listener) struct Shared<H> {
+    pub peer: Peer,
+    pub limits: Arc<Limits>,
+    pub handler: Arc<H>,
     activity: Mutex<Activity>,
     /// Requests that wait for us, not for their client.
     ours: AtomicUsize,
     /// As many requests as a connection may have came.
-    enough: Notify,
+    pub enough: Notify,
 }
 
 struct Activity {
@@ -56,6 +56,11 @@ struct Activity {
 }
 
 impl<H: Handler> Shared<H> {
+    pub fn new(peer: Peer, limits: Arc<Limits>, handler: Arc<H>) -> Arc<Self> {
+        let activity = Mutex::new(Activity { active: 0, served: 0, idle_since: Instant::now() });
+        Arc::new(Self { peer, limits, handler, activity, ours: AtomicUsize::new(0), enough: Notify::new() })
+    }
+
     fn began(&self) {
         let mut activity = self.activity.lock();
         activity.active += 1;
@@ -78,7 +83,7 @@ impl<H: Handler> Shared<H> {
     }
 
     /// Until when the connection may stay without a request.
-    fn idle_until(&self) -> Instant {
+    pub fn idle_until(&self) -> Instant {
         let Activity { active, served, idle_since } = *self.activity.lock();
         match (active, served) {
             (0, 0) => idle_since + self.limits.header_timeout,
@@ -95,8 +100,7 @@ where
     H: Handler,
 {
     peer.protocol = Protocol::Http2;
-    let activity = Mutex::new(Activity { active: 0, served: 0, idle_since: Instant::now() });
-    let shared = Arc::new(Shared { peer, limits, handler, activity, ours: AtomicUsize::new(0), enough: Notify::new() });
+    let shared = Shared::new(peer, limits, handler);
     let service = {
         let shared = Arc::clone(&shared);
         service_fn(move |request| {
@@ -208,10 +212,14 @@ fn ended<H: Handler>(shared: &Shared<H>, error: &hyper::Error) {
 /// Bytes that a field line takes beyond its own in the size of a list (RFC 9113 §6.5.2).
 const LINE_OVERHEAD: usize = 32;
 
+/// The size of a list of fields that may be understood: what is beyond `limits` is refused by us, and told of; h2 refuses in
+/// silence.
+pub(in crate::listener) fn header_list(limits: &Limits) -> u32 {
+    u32::try_from(limits.header_bytes.saturating_add(limits.header_count.saturating_mul(LINE_OVERHEAD))).unwrap_or(u32::MAX)
+}
+
 fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     let bounds = &limits.http2;
-    // As much as may be understood: what is beyond `limits` is refused by us, and told of; h2 refuses in silence.
-    let header_list = limits.header_bytes.saturating_add(limits.header_count.saturating_mul(LINE_OVERHEAD));
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -223,7 +231,7 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
         .max_send_buf_size(bounds.send_buffer)
         .max_pending_accept_reset_streams(bounds.resets_pending)
         .max_local_error_reset_streams(bounds.errors)
-        .max_header_list_size(u32::try_from(header_list).unwrap_or(u32::MAX))
+        .max_header_list_size(header_list(limits))
         .keep_alive_interval(bounds.keep_alive)
         .keep_alive_timeout(bounds.keep_alive_timeout);
     builder

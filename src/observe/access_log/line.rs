@@ -239,6 +239,7 @@ impl Line<'_> {
 
     const fn protocol(&self) -> &'static str {
         match (self.peer.protocol, self.head.minor_version) {
+            (Protocol::Http3, _) => "HTTP/3",
             (Protocol::Http2, _) => "HTTP/2",
             (Protocol::Http1, 0) => "HTTP/1.0",
             (Protocol::Http1, _) => "HTTP/1.1",

@@ -182,6 +182,8 @@ series! {
         "From when a purge got its place in the fleet's journal until it was in force on this node.";
     CUT_OFF_REQUESTS = Counter "tiercel_cut_off_requests_total" ["policy"]
         "Requests that came while this node was cut off from the fleet's journal, by what was done about it.";
+    HTTP3_RETRIES = Counter "tiercel_http3_retries_total" []
+        "Clients of HTTP/3 that were asked to show that their address is their own (Retry) before their handshake went on.";
     UPSTREAM_REQUESTS = Counter "tiercel_upstream_requests_total" ["upstream", "code"]
         "Responses of upstreams, by class of status.";
     UPSTREAM_ERRORS = Counter "tiercel_upstream_errors_total" ["upstream", "error"]

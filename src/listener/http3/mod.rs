@@ -1,0 +1,215 @@
+//! HTTP/3 connections: quinn has QUIC, h3 the protocol, [`Handler`] answers. Experimental, as h3 is.
+//!
+//! A request is answered by what answers those of HTTP/2 ([`super::http2::answer`]); here is what differs: how it comes in and
+//! how its answer goes out. [`quic`] is between quinn and h3 and sees to what h3 does not: frames that are too long, streams
+//! that end in the middle of one, and answers that did not end as they should and must not look as if they had.
+
+pub mod quic;
+mod request;
+
+use crate::config::settings::Limits;
+use crate::listener::http2::{Shared, answer, header_list};
+use crate::listener::{Handler, Peer, Protocol};
+use crate::observe::metrics::Bound;
+use crate::tls;
+use answer::Outgoing;
+use bytes::Bytes;
+use h3::error::Code;
+use h3::server::{RequestResolver, RequestStream};
+use http_body::{Body, Frame};
+use quic::Stopped;
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// RFC 9114 §3.1.
+const ALPN: &[u8] = b"h3";
+/// Streams besides requests that a client may have: control, two of QPACK, and some of no known kind.
+const OTHER_STREAMS: u32 = 8;
+/// Bytes of answers that quinn keeps per connection until they have arrived.
+const SEND_WINDOW: u64 = 1 << 20;
+/// An answer is written in pieces, each of which has `limits.write_timeout`.
+const PIECE: usize = 16 << 10;
+/// Over how long resets are counted.
+const RESET_WINDOW: std::time::Duration = std::time::Duration::from_secs(10);
+
+type Send = RequestStream<quic::SendStream<Bytes>, Bytes>;
+type Resolver = RequestResolver<quic::Connection, Bytes>;
+
+/// What a listener's QUIC connections are accepted with.
+pub fn config(tls: &tls::Server, limits: &Limits) -> Option<Arc<ServerConfig>> {
+    let mut secure = rustls::ServerConfig::clone(&tls.own_way());
+    secure.alpn_protocols = vec![ALPN.into()];
+    secure.max_early_data_size = 0; // what comes in 0-RTT may be a replay
+    let initial = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13()?.quic_suite()?;
+    let secure = QuicServerConfig::with_initial(Arc::new(secure), initial).ok()?;
+    let (bounds, mut transport) = (&limits.http2, TransportConfig::default());
+    transport
+        .max_concurrent_bidi_streams(bounds.streams.into())
+        .max_concurrent_uni_streams(OTHER_STREAMS.into())
+        .stream_receive_window(bounds.stream_window.into())
+        .receive_window(bounds.connection_window.into())
+        .send_window(SEND_WINDOW)
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(IdleTimeout::try_from(limits.idle_timeout).ok());
+    let mut config = ServerConfig::with_crypto(Arc::new(secure));
+    config.transport_config(Arc::new(transport));
+    Some(Arc::new(config))
+}
+
+/// Serves one connection to its end.
+pub async fn serve<H: Handler>(
+    connection: quinn::Connection,
+    mut peer: Peer,
+    limits: Arc<Limits>,
+    handler: Arc<H>,
+    mut drain: watch::Receiver<bool>,
+) {
+    peer.protocol = Protocol::Http3;
+    let shared = Shared::new(peer, limits, handler);
+    let limits = Arc::clone(&shared.limits);
+    let (quic, mut stopped) = quic::Connection::guarded(connection.clone(), u64::from(header_list(&limits)));
+    let mut builder = h3::server::builder();
+    builder.max_field_section_size(header_list(&limits).into()).send_grease(false);
+    let Ok(Ok(mut serving)) = timeout(limits.header_timeout, builder.build(quic)).await else { return };
+    let (mut requests, mut resets) = (JoinSet::new(), Resets::default());
+    // Once it ends: until when what is under way may go on; a drain has its own end.
+    let mut ending: Option<Option<Instant>> = None;
+    let code = loop {
+        if ending.is_some() && requests.is_empty() {
+            break Code::H3_NO_ERROR;
+        }
+        let wake_at = ending.flatten().unwrap_or_else(|| shared.idle_until());
+        let begins_to_end = tokio::select! {
+            accepted = serving.accept() => match accepted {
+                Ok(Some(resolver)) => {
+                    let stopped = stopped.of(resolver.frame_stream.id().into_inner());
+                    requests.spawn(answered(Arc::clone(&shared), resolver, stopped));
+                    false
+                }
+                Ok(None) => break Code::H3_NO_ERROR,
+                Err(error) => {
+                    tracing::debug!(client = %shared.peer.client, %error, "an HTTP/3 connection ended");
+                    return;
+                }
+            },
+            Some(ended) = requests.join_next() => {
+                if matches!(ended, Ok(Ended::Reset)) && resets.one_more() > limits.http2.resets {
+                    shared.handler.bound(Bound::Http3Resets);
+                    break Code::H3_EXCESSIVE_LOAD;
+                }
+                false
+            }
+            _ = drain.wait_for(|drain| *drain), if ending.is_none() => {
+                ending = Some(None);
+                true
+            }
+            () = shared.enough.notified(), if ending.is_none() => {
+                ending = Some(None);
+                true
+            }
+            () = sleep_until(wake_at) => match ending {
+                Some(Some(_)) => break Code::H3_NO_ERROR,
+                None if shared.idle_until() <= Instant::now() => {
+                    shared.handler.bound(Bound::IdleTimeout);
+                    ending = Some(Some(Instant::now() + limits.header_timeout));
+                    true
+                }
+                _ => false,
+            },
+        };
+        if begins_to_end && serving.shutdown(0).await.is_err() {
+            return;
+        }
+    };
+    connection.close(VarInt::from_u64(code.value()).unwrap_or(VarInt::MAX), b"");
+}
+
+/// Requests that their client gave up.
+#[derive(Default)]
+struct Resets {
+    since: Option<Instant>,
+    count: u64,
+}
+
+impl Resets {
+    /// How many there are now in the present window.
+    fn one_more(&mut self) -> u64 {
+        let now = Instant::now();
+        if self.since.is_none_or(|since| now - since > RESET_WINDOW) {
+            (self.since, self.count) = (Some(now), 0);
+        }
+        self.count += 1;
+        self.count
+    }
+}
+
+/// How a request ended.
+enum Ended {
+    /// As far as the client is concerned it was answered, or could not be.
+    Answered,
+    /// The client wants no answer any more, or never said what it wants.
+    Reset,
+}
+
+/// One request, from its stream to the last byte of its answer in the client's hands. What is left of its stream when this is
+/// dropped is reset.
+async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut stopped: Stopped) -> Ended {
+    let limits = Arc::clone(&shared.limits);
+    let resolved = timeout(limits.header_timeout, resolver.resolve_request()).await;
+    // Malformed and too large ones h3 has answered, or reset.
+    let Ok(Ok((request, stream))) = resolved else { return Ended::Reset };
+    let (mut send, receive) = stream.split();
+    let parts = request.into_parts().0;
+    if request::is_malformed(&parts) {
+        send.stop_stream(Code::H3_MESSAGE_ERROR);
+        return Ended::Reset;
+    }
+    let Some(body) = request::Incoming::begin(receive, &parts, &limits).await else { return Ended::Reset };
+    let answer = answer::answer(shared, parts, |head, limits| body.into_body(head, limits), None);
+    let (head, mut body) = tokio::select! {
+        answer = answer => answer.into_parts(),
+        _ = &mut stopped => return Ended::Reset,
+    };
+    let head = http::Response::from_parts(head, ());
+    if !matches!(timeout(limits.write_timeout, send.send_response(head)).await, Ok(Ok(()))) {
+        return Ended::Reset;
+    }
+    let written = tokio::select! {
+        written = write(&mut send, &mut body, &limits) => written,
+        _ = &mut stopped => return Ended::Reset,
+    };
+    if written && matches!(timeout(limits.write_timeout, send.finish()).await, Ok(Ok(()))) {
+        _ = timeout(limits.write_timeout, stopped).await; // until it has arrived: the connection may be closed then
+    } else {
+        send.stop_stream(Code::H3_INTERNAL_ERROR);
+    }
+    Ended::Answered
+}
+
+/// Writes the body of an answer; false where it did not come to its end, or the client does not take it.
+async fn write<H: Handler>(send: &mut Send, body: &mut Outgoing<H>, limits: &Limits) -> bool {
+    while !body.is_end_stream() {
+        let Some(frame) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await else { return true };
+        let Ok(frame) = frame else { return false };
+        let mut data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => match Frame::into_trailers(frame) {
+                Ok(trailers) => return matches!(timeout(limits.write_timeout, send.send_trailers(trailers)).await, Ok(Ok(()))),
+                Err(_) => continue,
+            },
+        };
+        while !data.is_empty() {
+            let piece = data.split_to(PIECE.min(data.len()));
+            if !matches!(timeout(limits.write_timeout, send.send_data(piece)).await, Ok(Ok(()))) {
+                return false;
+            }
+        }
+    }
+    true
+}

@@ -1,0 +1,136 @@
+//! Accepting QUIC connections, one endpoint per listener.
+//!
+//! All of a listener's come in by one socket, and so live on one worker: a client that moves to another address keeps its
+//! connection, because whoever gets its packets knows it.
+
+use super::accept::Doorway;
+use super::workers::Shared;
+use crate::config::settings::Http3;
+use crate::listener::{Peer, Protocol, http3};
+use crate::observe::metrics::{Bound, Handshake};
+use crate::semantics::target::Scheme;
+use crate::tls;
+use quinn::{ConnectionError, Endpoint, EndpointConfig, Incoming};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Handshakes at a time with clients whose address is not known to be theirs; past that they have to show that it is (Retry,
+/// RFC 9000 §8.1.2), which costs them a round trip and us next to nothing.
+const UNVALIDATED_MAX: usize = 64;
+
+/// Accepts on the current runtime until `stop`; connections that are there then go on.
+pub fn spawn(
+    worker: usize,
+    (socket, settings): (UdpSocket, Http3),
+    doorway: Arc<Doorway>,
+    shared: Arc<Shared>,
+    mut stop: watch::Receiver<bool>,
+    open: Arc<()>,
+) {
+    let opened = endpoint(socket, &doorway).and_then(|endpoint| Some((endpoint.local_addr().ok()?, endpoint)));
+    let Some((local, endpoint)) = opened else {
+        return tracing::error!(listener = &*doorway.name(), "no HTTP/3 on this listener: QUIC could not be set up");
+    };
+    tokio::spawn(async move {
+        let unvalidated = Arc::new(AtomicUsize::new(0));
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                incoming = endpoint.accept() => match incoming {
+                    Some(incoming) => place((incoming, local), worker, &settings, &doorway, &shared, &unvalidated),
+                    None => break,
+                },
+            }
+        }
+        endpoint.set_server_config(None);
+        drop(open);
+    });
+}
+
+fn endpoint(socket: UdpSocket, doorway: &Doorway) -> Option<Endpoint> {
+    let config = http3::config(&*doorway.tls.load_full()?, &doorway.limits())?;
+    let config = quinn::ServerConfig::clone(&config);
+    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime)).ok()
+}
+
+fn place(
+    (incoming, local): (Incoming, SocketAddr),
+    worker: usize,
+    settings: &Http3,
+    doorway: &Arc<Doorway>,
+    shared: &Arc<Shared>,
+    unvalidated: &Arc<AtomicUsize>,
+) {
+    let metrics = &doorway.proxy.metrics;
+    if shared.connections() >= doorway.limits().connections {
+        metrics.bound(Bound::Connections);
+        return incoming.refuse();
+    }
+    let is_validated = incoming.remote_address_validated();
+    if !is_validated && incoming.may_retry() && (settings.retry || unvalidated.load(Ordering::Relaxed) >= UNVALIDATED_MAX) {
+        metrics.http3_retry();
+        _ = incoming.retry(); // an error: it may not be retried, and it is dropped
+        return;
+    }
+    let Some(tls) = doorway.tls.load_full() else { return incoming.refuse() };
+    let counted = shared.count(worker);
+    let handshake = (!is_validated).then(|| Handshaking::begin(unvalidated));
+    let doorway = Arc::clone(doorway);
+    tokio::spawn(async move {
+        let metrics = Arc::clone(&doorway.proxy.metrics);
+        metrics.connection_opened();
+        serve((incoming, local), worker, &doorway, tls, handshake).await;
+        metrics.connection_closed();
+        drop(counted);
+    });
+}
+
+/// Counted while it is.
+struct Handshaking(Arc<AtomicUsize>);
+
+impl Handshaking {
+    fn begin(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Handshaking {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn serve(
+    (incoming, local): (Incoming, SocketAddr),
+    worker: usize,
+    doorway: &Doorway,
+    tls: Arc<tls::Server>,
+    handshake: Option<Handshaking>,
+) {
+    let (limits, series) = (doorway.limits(), &doorway.proxy.metrics.tls);
+    let Some(config) = http3::config(&tls, &limits) else { return };
+    let shaken = async {
+        let _turn = tls.handshakes.acquire().await;
+        incoming.accept_with(config)?.await
+    };
+    let connection = match timeout(tls.handshake_timeout, shaken).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(ConnectionError::TransportError(error))) => {
+            tracing::debug!(%error, "QUIC handshake refused");
+            return series.handshake(None, Handshake::Refused);
+        }
+        Ok(Err(_)) => return series.handshake(None, Handshake::ClientLeft),
+        Err(_) => return series.handshake(None, Handshake::Timeout),
+    };
+    series.handshake(Some("1.3"), Handshake::Full);
+    drop((handshake, tls));
+    let client = connection.remote_address();
+    let local = SocketAddr::new(connection.local_ip().unwrap_or(local.ip()), local.port());
+    let peer = Peer { scheme: Scheme::Https, protocol: Protocol::Http3, ..Peer::plain(client, local, worker, doorway.name()) };
+    http3::serve(connection, peer, limits, Arc::clone(&doorway.proxy), doorway.drain.clone()).await;
+}
