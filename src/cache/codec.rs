@@ -337,7 +337,7 @@ impl HeadRecord {
             facts,
             key: reading.key.clone(),
             secondary,
-            stamp: Stamp { purge, unsafe_method },
+            stamp: Stamp { purge, unsafe_method }.into(),
             checked: Default::default(),
             tags,
             site: Arc::clone(reading.site),

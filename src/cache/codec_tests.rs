@@ -48,7 +48,7 @@ impl Case {
             facts,
             fields,
             key: self.key.clone(),
-            stamp: Stamp { purge: place(11), unsafe_method: place(12) },
+            stamp: Stamp { purge: place(11), unsafe_method: place(12) }.into(),
             checked: Default::default(),
             tags: Tags::of([1, 2].into(), [3].into(), "a b".into()),
             site: Arc::clone(&self.site),

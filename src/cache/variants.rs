@@ -161,7 +161,7 @@ mod tests {
             key: CacheKey::new(&target, &asked, &KeyPolicy::default()),
             facts,
             fields,
-            stamp: Stamp::default(),
+            stamp: Stamp::default().into(),
             checked: Default::default(),
             tags: Default::default(),
             site: "a".into(),

@@ -263,11 +263,14 @@ impl Buffer {
         drop(replaced);
     }
 
-    /// The whole body is kept and weighed elsewhere: it is not charged here any more.
+    /// The whole body is kept elsewhere. Where these very bytes are, they are weighed there and not charged here any more.
     pub fn stored(&self, body: &Arc<StoredBody>) {
         let mut state = self.state.lock();
-        let charged = state.charge.bytes();
-        state.charge.shrink(charged);
+        let first = |segments: &[Bytes]| segments.first().map(|segment| segment.as_ptr());
+        if state.whole.as_deref().is_some_and(|whole| first(whole) == first(body.segments())) {
+            let charged = state.charge.bytes();
+            state.charge.shrink(charged);
+        }
         state.stored = Some(Arc::clone(body));
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::coalesce::pinned::{Kept, Pins};
 use futures::*;
 use proptest::prelude::*;
 use std::time::Duration;
@@ -85,6 +86,20 @@ fn what_is_stored_is_charged_no_more_however_slow_its_readers_are() {
     assert_eq!(drain(&mut reader), (pattern(300).to_vec(), false, Some(Ok(()))), "whether it waits is for others to see");
     drop(reader);
     assert_eq!(Arc::strong_count(&body), 1);
+}
+
+#[test]
+fn what_was_copied_to_be_stored_is_charged_while_it_is_read() {
+    let (budget, mut writer, fill) = fill(1000, Some(300), 1000);
+    let reader = fill.reader(0, None).unwrap();
+    assert_eq!(push(&mut writer, pattern(300)), TAKEN);
+    writer.finish(None).unwrap();
+    let kept = Kept::new(&fill.complete().unwrap().segments, &Pins::new(&budget));
+    fill.stored(kept.body());
+    drop(fill);
+    assert_eq!((budget.used(), kept.body().segments().concat()), (300, pattern(300).to_vec()));
+    drop(reader);
+    assert_eq!(budget.used(), 0);
 }
 
 #[test]

@@ -91,6 +91,9 @@ impl Drop for Hold {
     }
 }
 
+/// A body up to this length is copied when it is kept.
+const COPIED_BYTES: usize = 4096;
+
 /// A stored response's hold on its body. Responses that differ in their heads alone share one body.
 #[derive(Debug)]
 pub struct Kept {
@@ -99,8 +102,12 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Of a short body it keeps a copy: bytes that were shared once have a counter on the heap for ever.
     pub fn new(segments: &[Bytes], pins: &Arc<Pins>) -> Self {
-        let body = Arc::new(StoredBody::new(segments));
+        let body = Arc::new(match segments {
+            [short] if short.len() <= COPIED_BYTES => StoredBody::of_one(Bytes::copy_from_slice(short)),
+            _ => StoredBody::new(segments),
+        });
         body.keep();
         Self { body, pins: Arc::clone(pins) }
     }

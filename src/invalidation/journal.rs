@@ -132,6 +132,11 @@ impl Journal {
         validity_of(severity)
     }
 
+    /// What the last [`Journal::check`] said, where nothing new was applied since.
+    pub fn remembered(&self, checked: &CheckedUpTo) -> Option<Validity> {
+        checked.covers([self.purges.count(), self.unsafe_methods.count()]).map(validity_of)
+    }
+
     /// [`Journal::check`] without memory: for flights, 304s and insertions.
     pub fn validity(&self, subject: &Subject<'_>, stamp: &Stamp) -> Validity {
         validity_of(self.look(subject, stamp, [0, 0]))

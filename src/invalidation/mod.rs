@@ -32,9 +32,12 @@ pub use kind::Kind;
 pub use receipt::Receipt;
 pub use selector::{Mode, Selector, Subject};
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// A place in the journal. A later epoch is above everything of an earlier one.
 ///
@@ -127,6 +130,33 @@ impl Stamp {
     }
 }
 
+/// A stamp as stored responses keep it: all whose fetches began between the same two entries share one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedStamp(Arc<Stamp>);
+
+thread_local! {
+    static LAST: RefCell<SharedStamp> = RefCell::new(SharedStamp(Arc::default()));
+}
+
+impl From<Stamp> for SharedStamp {
+    fn from(stamp: Stamp) -> Self {
+        LAST.with_borrow_mut(|last| {
+            if *last.0 != stamp {
+                *last = Self(Arc::new(stamp));
+            }
+            last.clone()
+        })
+    }
+}
+
+impl Deref for SharedStamp {
+    type Target = Stamp;
+
+    fn deref(&self) -> &Stamp {
+        &self.0
+    }
+}
+
 impl PartialOrd for Stamp {
     /// `None` where each has seen something that the other has not: stamps of different nodes.
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
@@ -199,6 +229,14 @@ mod tests {
         assert_eq!(serde_json::to_string(&position(3, 14, 15)).unwrap(), "\"3-14-15\"");
         assert_eq!(serde_json::from_str::<Position>("\"3-14-15\"").unwrap(), position(3, 14, 15));
         assert!(serde_json::from_str::<Position>("\"3-14\"").is_err());
+    }
+
+    #[test]
+    fn stored_responses_share_a_stamp_until_another_one_comes() {
+        let at = |ms| SharedStamp::from(Stamp { purge: Mark { position: position(0, ms, 0), local: 0 }, ..Stamp::default() });
+        let (first, same, other) = (at(1), at(1), at(2));
+        assert!(Arc::ptr_eq(&first.0, &same.0) && !Arc::ptr_eq(&first.0, &other.0));
+        assert_eq!((first.purge.position.ms, other.purge.position.ms, at(1)), (1, 2, first));
     }
 
     #[test]

@@ -250,7 +250,7 @@ fn assess(proxy: &Proxy, remote: &Remote, exchange: &Exchange, record: &mut Head
     let is_below = floor.is_some_and(|floor| record.began_ms < floor);
     // What was trimmed before this node could see it is an entry of its own in the journal: it invalidates everything older.
     let age_ms = remote.tier.redis().time_ms(now.wall_ms).saturating_sub(record.began_ms).max(0).unsigned_abs();
-    head.stamp = proxy.journal.of_shared(&head.stamp, Some(now.mono_ms.saturating_sub(age_ms)));
+    head.stamp = proxy.journal.of_shared(&head.stamp, Some(now.mono_ms.saturating_sub(age_ms))).into();
     let validity = proxy.journal.validity(&head.subject(), &head.stamp);
     let (is_below, validity) = if faults::planted(Fault::PromotedUnchecked) { (false, Validity::Valid) } else { (is_below, validity) };
     match (selected, is_below) {

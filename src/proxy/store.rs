@@ -181,7 +181,7 @@ fn decide(
 /// `private="..."` or `no-cache="..."` (RFC 9111 §5.2.2.4, §5.2.2.7). `None` where there are none.
 pub fn own_fields(received: &Fields, facts: &Facts) -> Option<Box<Fields>> {
     let directives = &facts.directives;
-    let named = [&directives.private_fields, &directives.no_cache_fields];
+    let named = [&directives.rare().private_fields, &directives.rare().no_cache_fields];
     if named.iter().all(|names| names.is_empty()) {
         return None;
     }
@@ -217,7 +217,7 @@ pub fn head(
         fields,
         facts,
         secondary,
-        stamp: began.stamp,
+        stamp: began.stamp.into(),
         checked: Default::default(),
         tags,
         site: Arc::clone(&exchange.routed.site),

@@ -54,7 +54,12 @@ impl Router {
     pub fn find(&self, target: &Target, method: &Method, fields: &Fields) -> Option<Found<'_>> {
         let site_index = self.site(target.host())?;
         let site = &self.sites[site_index];
-        let (route_index, route) = site.routes.iter().enumerate().find(|(_, route)| matches(&route.matcher, target, method, fields))?;
+        let path = target.path();
+        let is_right = |route: &Route| {
+            let condition = &route.matcher;
+            path_matches(&condition.path, path) && query_matches(condition, target) && request_matches(condition, method, fields)
+        };
+        let (route_index, route) = site.routes.iter().enumerate().find(|(_, route)| is_right(route))?;
         Some((site, route, site_index, route_index))
     }
 
@@ -99,21 +104,27 @@ impl Router {
 
 /// Whether all conditions hold.
 pub fn matches(condition: &RouteMatch, target: &Target, method: &Method, fields: &Fields) -> bool {
-    url_matches(condition, target)
-        && (condition.methods.is_empty() || condition.methods.contains(method))
-        && all_hold(&condition.headers, fields)
+    url_matches(condition, target) && request_matches(condition, method, fields)
+}
+
+/// Whether the conditions on what is not the URL hold.
+fn request_matches(condition: &RouteMatch, method: &Method, fields: &Fields) -> bool {
+    (condition.methods.is_empty() || condition.methods.contains(method)) && all_hold(&condition.headers, fields)
 }
 
 /// Whether the conditions on path and query hold.
 fn url_matches(condition: &RouteMatch, target: &Target) -> bool {
-    path_matches(&condition.path, target.path())
-        && condition.query.iter().all(|(name, value)| value.holds(query_values(target.query(), name)))
+    path_matches(&condition.path, target.path()) && query_matches(condition, target)
+}
+
+fn query_matches(condition: &RouteMatch, target: &Target) -> bool {
+    condition.query.iter().all(|(name, value)| value.holds(query_values(target.query(), name)))
 }
 
 fn path_matches(condition: &PathMatch, path: &str) -> bool {
     match condition {
         PathMatch::Any => true,
-        PathMatch::Prefix(prefix) => path.starts_with(prefix.as_str()),
+        PathMatch::Prefix(prefix) => path.as_bytes().starts_with(prefix.as_bytes()),
         PathMatch::Exact(exact) => path == exact,
         PathMatch::Pattern(pattern) => pattern.is_match(path),
     }

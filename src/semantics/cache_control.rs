@@ -15,6 +15,9 @@ pub type Seconds = u32;
 /// The largest delta-seconds that is told apart (RFC 9111 §1.2.2).
 pub const SECONDS_MAX: Seconds = 1 << 31;
 
+/// Directives whose argument is a number of seconds.
+const LIFETIMES: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"];
+
 /// More field names than this in one `no-cache="..."` or `private="..."` count as the directive without argument.
 const QUALIFIED_NAMES_MAX: usize = 64;
 
@@ -23,12 +26,8 @@ const QUALIFIED_NAMES_MAX: usize = 64;
 pub struct ResponseDirectives {
     pub max_age: Option<Seconds>,
     pub s_maxage: Option<Seconds>,
-    pub stale_while_revalidate: Option<Seconds>,
-    pub stale_if_error: Option<Seconds>,
-    /// Fields named by `no-cache="..."`, lower case.
-    pub no_cache_fields: FieldNames,
-    /// Fields named by `private="..."`, lower case.
-    pub private_fields: FieldNames,
+    /// To be read by [`ResponseDirectives::rare`]; `None` where none of it was said.
+    pub rare: Option<Box<RareDirectives>>,
     pub no_store: bool,
     /// no-cache without an argument.
     pub no_cache: bool,
@@ -40,6 +39,17 @@ pub struct ResponseDirectives {
     pub must_understand: bool,
     pub no_transform: bool,
     pub immutable: bool,
+}
+
+/// What few responses say; one that says none of it has no memory for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RareDirectives {
+    pub stale_while_revalidate: Option<Seconds>,
+    pub stale_if_error: Option<Seconds>,
+    /// Fields named by `no-cache="..."`, lower case.
+    pub no_cache_fields: FieldNames,
+    /// Fields named by `private="..."`, lower case.
+    pub private_fields: FieldNames,
 }
 
 /// Directives of a request (RFC 9111 §5.2.1).
@@ -75,6 +85,31 @@ impl ResponseDirectives {
         directives
     }
 
+    /// What few responses say.
+    pub fn rare(&self) -> &RareDirectives {
+        static NONE: RareDirectives = RareDirectives {
+            stale_while_revalidate: None,
+            stale_if_error: None,
+            no_cache_fields: FieldNames(None),
+            private_fields: FieldNames(None),
+        };
+        self.rare.as_deref().unwrap_or(&NONE)
+    }
+
+    /// How long it may be used stale, while it is asked for anew and where that fails.
+    pub fn set_stale_windows(&mut self, window: Option<Seconds>) {
+        if self.rare.is_some() || window.is_some() {
+            let rare = self.rare.get_or_insert_default();
+            (rare.stale_while_revalidate, rare.stale_if_error) = (window, window);
+        }
+    }
+
+    /// Bytes of memory on the heap.
+    pub fn memory(&self) -> usize {
+        let of = |rare: &RareDirectives| size_of::<RareDirectives>() + rare.no_cache_fields.memory() + rare.private_fields.memory();
+        self.rare.as_deref().map_or(0, of)
+    }
+
     fn take_typed(&mut self, name: &str, value: &BareItem) {
         match value {
             BareItem::Integer(number) => {
@@ -84,10 +119,10 @@ impl ResponseDirectives {
                     *slot = Some(seconds);
                 }
             }
-            BareItem::Boolean(true) if self.lifetime(name.as_bytes()).is_none() => self.take(name.as_bytes(), Argument::Absent),
+            BareItem::Boolean(true) if !LIFETIMES.contains(&name) => self.take(name.as_bytes(), Argument::Absent),
             BareItem::String(names) => match name {
-                "no-cache" => qualify(names.as_str().as_bytes(), &mut self.no_cache, &mut self.no_cache_fields),
-                "private" => qualify(names.as_str().as_bytes(), &mut self.private, &mut self.private_fields),
+                "no-cache" => self.qualify_no_cache(names.as_str().as_bytes()),
+                "private" => self.qualify_private(names.as_str().as_bytes()),
                 _ => {}
             },
             _ => {}
@@ -99,10 +134,22 @@ impl ResponseDirectives {
         match name {
             b"max-age" => Some(&mut self.max_age),
             b"s-maxage" => Some(&mut self.s_maxage),
-            b"stale-while-revalidate" => Some(&mut self.stale_while_revalidate),
-            b"stale-if-error" => Some(&mut self.stale_if_error),
+            b"stale-while-revalidate" => Some(&mut self.rare.get_or_insert_default().stale_while_revalidate),
+            b"stale-if-error" => Some(&mut self.rare.get_or_insert_default().stale_if_error),
             _ => None,
         }
+    }
+
+    fn qualify_no_cache(&mut self, text: &[u8]) {
+        let (names, is_whole) = qualified(text, self.rare().no_cache_fields.len());
+        self.no_cache |= is_whole;
+        names.into_iter().for_each(|name| self.rare.get_or_insert_default().no_cache_fields.push(name));
+    }
+
+    fn qualify_private(&mut self, text: &[u8]) {
+        let (names, is_whole) = qualified(text, self.rare().private_fields.len());
+        self.private |= is_whole;
+        names.into_iter().for_each(|name| self.rare.get_or_insert_default().private_fields.push(name));
     }
 
     /// Directives that only restrict hold whatever stands behind them; those that permit must be well formed.
@@ -112,8 +159,8 @@ impl ResponseDirectives {
         }
         match name {
             b"no-store" => self.no_store = true,
-            b"no-cache" => qualify(&argument.text(), &mut self.no_cache, &mut self.no_cache_fields),
-            b"private" => qualify(&argument.text(), &mut self.private, &mut self.private_fields),
+            b"no-cache" => self.qualify_no_cache(&argument.text()),
+            b"private" => self.qualify_private(&argument.text()),
             b"must-revalidate" => self.must_revalidate = true,
             b"proxy-revalidate" => self.proxy_revalidate = true,
             b"no-transform" => self.no_transform = true,
@@ -313,18 +360,19 @@ fn merge(slot: &mut Option<Seconds>, argument: Argument<'_>) {
     *slot = Some(if slot.is_none_or(|earlier| earlier == seconds) { seconds } else { 0 });
 }
 
-/// Takes the field names of `no-cache` or `private`; where there are none that can be read, the directive is meant for
-/// the whole response. The token form is accepted too (§5.2.2.4, §5.2.2.7).
-fn qualify(text: &[u8], whole: &mut bool, names: &mut FieldNames) {
-    let before = names.len();
+/// The field names of `no-cache` or `private`, beside `known` earlier ones, and whether the directive is meant for the whole
+/// response: where there are none that can be read. The token form is accepted too (§5.2.2.4, §5.2.2.7).
+fn qualified(text: &[u8], known: usize) -> (Vec<String>, bool) {
+    let (mut names, mut is_whole) = (Vec::new(), false);
     for member in list(text) {
         let lower = std::str::from_utf8(member).ok().filter(|text| is_token(text.as_bytes())).map(str::to_ascii_lowercase);
         match lower {
-            Some(lower) if names.len() < QUALIFIED_NAMES_MAX => names.push(lower),
-            _ => *whole = true,
+            Some(lower) if known + names.len() < QUALIFIED_NAMES_MAX => names.push(lower),
+            _ => is_whole = true,
         }
     }
-    *whole |= names.len() == before;
+    is_whole |= names.is_empty();
+    (names, is_whole)
 }
 
 #[cfg(test)]
@@ -385,7 +433,7 @@ mod tests {
         assert_eq!(ResponseDirectives::parse(&of(&["max-age=5", "max-age=6"])).max_age, Some(0));
         assert_eq!(response("s-maxage=7, max-age=0").s_maxage, Some(7));
         let windows = response("stale-while-revalidate=8, stale-if-error=9");
-        assert_eq!((windows.stale_while_revalidate, windows.stale_if_error), (Some(8), Some(9)));
+        assert_eq!((windows.rare().stale_while_revalidate, windows.rare().stale_if_error), (Some(8), Some(9)));
     }
 
     #[test]
@@ -416,16 +464,16 @@ mod tests {
     #[test]
     fn qualified_forms_name_fields() {
         let read = response("no-cache=\"A, set-cookie\", private=x-user");
-        assert_eq!(read.no_cache_fields[..], ["a", "set-cookie"]);
-        assert_eq!(read.private_fields[..], ["x-user"]);
-        assert!(!read.no_cache && !read.private && read.private_fields.names("x-user"));
+        assert_eq!(read.rare().no_cache_fields[..], ["a", "set-cookie"]);
+        assert_eq!(read.rare().private_fields[..], ["x-user"]);
+        assert!(!read.no_cache && !read.private && read.rare().private_fields.names("x-user"));
         for line in ["private", "private=\"\"", "private=\"a b\"", "private=\"a", "private=\",\"", "private=;", "private=\"a\", private"] {
             assert!(response(line).private, "{line}");
         }
         let many: Vec<_> = (0..=QUALIFIED_NAMES_MAX).map(|i| format!("f{i}")).collect();
         let read = response(&format!("no-cache=\"{}\"", many.join(",")));
-        assert!(read.no_cache && read.no_cache_fields.len() == QUALIFIED_NAMES_MAX);
-        assert!(read.no_cache_fields.memory() > 0 && FieldNames::default().memory() == 0);
+        assert!(read.no_cache && read.rare().no_cache_fields.len() == QUALIFIED_NAMES_MAX);
+        assert!(read.memory() > 0 && response("no-cache, private, max-age=5").memory() == 0);
     }
 
     #[test]

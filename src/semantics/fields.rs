@@ -295,13 +295,16 @@ pub enum FieldError {
     Size,
 }
 
+/// Its value ends where the next line begins, but for CR LF.
 #[derive(Clone, Copy)]
 struct Line {
     start: u32,
-    value_length: u32,
     name_length: u16,
     number: u8,
 }
+
+// A stored response has a dozen.
+const _: () = assert!(size_of::<Line>() == 8);
 
 impl Line {
     /// Its name, if that is well known.
@@ -313,13 +316,6 @@ impl Line {
     }
     fn value_start(self) -> usize {
         self.start as usize + self.name_length as usize + 2
-    }
-    fn value_range(self) -> std::ops::Range<usize> {
-        self.value_start()..self.value_start() + self.value_length as usize
-    }
-    /// Past the CR LF that ends the line.
-    fn end(self) -> usize {
-        self.value_start() + self.value_length as usize + 2
     }
 }
 
@@ -333,15 +329,15 @@ pub struct Fields {
 
 /// Bytes of a token (RFC 9110 §5.6.2).
 pub const fn is_token_byte(byte: u8) -> bool {
-    matches!(byte, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
-        | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z')
+    TOKEN_BYTES[byte as usize]
 }
 
 const TOKEN_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
     while byte < table.len() {
-        table[byte] = is_token_byte(byte as u8);
+        table[byte] = matches!(byte as u8, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z');
         byte += 1;
     }
     table
@@ -435,7 +431,7 @@ impl Fields {
             let lower = &mut self.block[start..name_end];
             lower.make_ascii_lowercase();
             let number = Name::lookup(lower).map_or(UNKNOWN, |name| name.0);
-            self.note_line(Line { start: start as u32, value_length: value.len() as u32, name_length, number });
+            self.note_line(Line { start: start as u32, name_length, number });
             start = end + 2;
         }
         start == block.len()
@@ -443,7 +439,7 @@ impl Fields {
 
     /// Where the next line begins, and its value trimmed, if the line may be taken.
     fn checked<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(u32, &'v [u8]), FieldError> {
-        if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|byte| TOKEN_BYTES[usize::from(*byte)]) {
+        if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|byte| is_token_byte(*byte)) {
             return Err(FieldError::Name);
         }
         let value = trim(value);
@@ -460,7 +456,7 @@ impl Fields {
         self.block.extend_from_slice(b": ");
         self.block.extend_from_slice(value);
         self.block.extend_from_slice(b"\r\n");
-        self.note_line(Line { start, value_length: value.len() as u32, name_length, number });
+        self.note_line(Line { start, name_length, number });
     }
 
     fn note_line(&mut self, line: Line) {
@@ -485,16 +481,16 @@ impl Fields {
     /// Keeps the lines for which `keep(number, name, value)` is true, asking once for each in order; says whether any went.
     /// The number is `None` for a name that is not well known. Works in place.
     pub fn retain(&mut self, mut keep: impl FnMut(Option<Name>, &[u8], &[u8]) -> bool) -> bool {
-        let mut keeps = |block: &[u8], line: Line| keep(line.name(), &block[line.name_range()], &block[line.value_range()]);
+        let mut keeps = |fields: &Self, at: usize| keep(fields.lines[at].name(), fields.name_at(at), fields.value_at(at));
         // Where all stay, as a rule, nothing moves.
-        let Some(first) = self.lines.iter().position(|line| !keeps(&self.block, *line)) else { return false };
+        let Some(first) = (0..self.lines.len()).find(|at| !keeps(self, *at)) else { return false };
         let (mut kept, mut end) = (first, self.lines[first].start as usize);
         for at in first + 1..self.lines.len() {
-            let line = self.lines[at];
-            if keeps(&self.block, line) {
-                self.block.copy_within(line.start as usize..line.end(), end);
+            if keeps(self, at) {
+                let (line, line_end) = (self.lines[at], self.end_of(at));
+                self.block.copy_within(line.start as usize..line_end, end);
                 self.lines[kept] = Line { start: end as u32, ..line };
-                end += line.end() - line.start as usize;
+                end += line_end - line.start as usize;
                 kept += 1;
             }
         }
@@ -515,8 +511,8 @@ impl Fields {
     #[must_use]
     pub fn copy_if_with_room(&self, bytes: usize, lines: usize, mut keep: impl FnMut(Option<Name>, &[u8], &[u8]) -> bool) -> Self {
         let mut kept = Self::with_capacity(self.block.len() + bytes, self.lines.len() + lines);
-        for line in &self.lines {
-            let (name, value) = (&self.block[line.name_range()], &self.block[line.value_range()]);
+        for (at, line) in self.lines.iter().enumerate() {
+            let (name, value) = (self.name_at(at), self.value_at(at));
             if keep(line.name(), name, value) {
                 let start = kept.block.len() as u32;
                 kept.block.extend_from_slice(name);
@@ -546,7 +542,7 @@ impl Fields {
         if !self.has(name) {
             return None;
         }
-        self.lines.iter().find(|line| line.number == name.0).map(|line| &self.block[line.value_range()])
+        self.lines.iter().position(|line| line.number == name.0).map(|at| self.value_at(at))
     }
 
     /// The value of the first line of this name, given as text.
@@ -564,7 +560,20 @@ impl Fields {
         let number = name.number();
         let nothing = number.is_some_and(|n| !self.has(n));
         let lines = if nothing { &[][..] } else { &self.lines[..] };
-        lines.iter().filter(move |line| self.has_name(**line, name, number)).map(|line| &self.block[line.value_range()])
+        lines.iter().enumerate().filter(move |(_, line)| self.has_name(**line, name, number)).map(|(at, _)| self.value_at(at))
+    }
+
+    fn name_at(&self, line: usize) -> &[u8] {
+        &self.block[self.lines[line].name_range()]
+    }
+
+    fn value_at(&self, line: usize) -> &[u8] {
+        &self.block[self.lines[line].value_start()..self.end_of(line) - 2]
+    }
+
+    /// Past the CR LF that ends the line.
+    fn end_of(&self, line: usize) -> usize {
+        self.lines.get(line + 1).map_or(self.block.len(), |next| next.start as usize)
     }
 
     fn has_name(&self, line: Line, name: impl FieldName, number: Option<Name>) -> bool {
@@ -589,9 +598,9 @@ impl Fields {
 
     /// All lines as name and value, in order. Names are lower case.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.lines.iter().map(|line| {
-            let name = std::str::from_utf8(&self.block[line.name_range()]).unwrap_or_default(); // tokens are ASCII
-            (name, &self.block[line.value_range()])
+        (0..self.lines.len()).map(|at| {
+            let name = std::str::from_utf8(self.name_at(at)).unwrap_or_default(); // tokens are ASCII
+            (name, self.value_at(at))
         })
     }
 

@@ -83,17 +83,19 @@ pub struct CacheKey {
     url_length: u32,
     /// Length of what people are shown of it.
     shown_length: u32,
-    hash: u128,
-    url_hash: u128,
+    /// In halves: alone it would have to stand at a multiple of sixteen.
+    hash: [u64; 2],
 }
+
+// Each stored response has one.
+const _: () = assert!(size_of::<CacheKey>() == 40);
 
 impl CacheKey {
     /// The key of a request on a route. Forwarding fields that are there count: whose word does not was rid of them.
     pub fn new(target: &Target, fields: &Fields, policy: &KeyPolicy) -> Self {
         if policy.is_plain() && !fields.has_any(forwarding::KEYED) {
-            let (hash, url_hash) = (hash128(target.as_str().as_bytes()), target.url_hash());
-            let length = target.as_str().len() as u32;
-            return Self { text: Arc::clone(target.text()), url_length: length, shown_length: length, hash, url_hash };
+            let length = target.as_str().len();
+            return Self::of(Arc::clone(target.text()), length, length);
         }
         let mut text = String::with_capacity(target.as_str().len() + 64);
         text.push_str(target.without_query());
@@ -102,15 +104,19 @@ impl CacheKey {
         push_parts(&mut text, fields, policy);
         push_route(&mut text, policy);
         push_forwarded(&mut text, target, fields);
-        let url_hash = hash128(&text.as_bytes()[target.origin().len() - target.authority().len()..url_length]);
-        let (url_length, shown_length) = (url_length as u32, text.len() as u32);
-        Self { hash: hash128(text.as_bytes()), url_hash, url_length, shown_length, text: text.into() }
+        let shown_length = text.len();
+        Self::of(text.into(), url_length, shown_length)
+    }
+
+    fn of(text: CacheKeyText, url_length: usize, shown_length: usize) -> Self {
+        let hash = hash128(text.as_bytes());
+        let (url_length, shown_length) = (url_length as u32, shown_length as u32);
+        Self { hash: [(hash >> 64) as u64, hash as u64], text, url_length, shown_length }
     }
 
     /// This key with a last part that is not shown; see [`super::content::key`].
     pub fn with_content(&self, part: &str) -> Self {
-        let text = [&self.text, part].concat();
-        Self { hash: hash128(text.as_bytes()), text: text.into(), ..*self }
+        Self::of([&self.text, part].concat().into(), self.url_length as usize, self.shown_length as usize)
     }
 
     /// The key of all URLs that are equivalent to this one under a rule. It holds the rule: what was stored under another
@@ -128,13 +134,13 @@ impl CacheKey {
             text.push_str(&canonical);
         }
         let (shown, content) = self.text.split_at(self.shown_length as usize);
-        let url_length = text.len() as u32;
+        let url_length = text.len();
         text.push_str(&shown[self.url_length as usize..]);
-        text.push_str("\nno-vary-search ");
+        text.push_str(SEARCH_RULE);
         text.push_str(&rule.text());
-        let shown_length = text.len() as u32;
+        let shown_length = text.len();
         text.push_str(content);
-        Self { hash: hash128(text.as_bytes()), url_hash: self.search_hash(), url_length, shown_length, text: text.into() }
+        Self::of(text.into(), url_length, shown_length)
     }
 
     /// Hash of authority and path, for what is said of all queries of a path; no URL has it as its own.
@@ -145,8 +151,7 @@ impl CacheKey {
     /// The key of a part of what this is the key of: invalidated with it.
     #[must_use]
     pub fn part(&self, name: &str) -> Self {
-        let text = [&self.text, "\n", name].concat();
-        Self { hash: hash128(text.as_bytes()), text: text.into(), ..self.clone() }
+        Self::of([&self.text, "\n", name].concat().into(), self.url_length as usize, self.shown_length as usize)
     }
 
     /// The whole key as text; parts after the URL are on lines of their own.
@@ -167,18 +172,27 @@ impl CacheKey {
     }
     /// The URL part without its scheme: `authority/path?query`.
     pub fn url_text(&self) -> &str {
-        self.url().split_once("://").map_or("", |(_, text)| text)
+        let scheme = if self.text.starts_with("https") { "https://" } else { "http://" };
+        self.url().get(scheme.len()..).unwrap_or_default()
     }
     /// Hash of the whole key.
-    pub const fn hash(&self) -> u128 {
-        self.hash
+    pub fn hash(&self) -> u128 {
+        u128::from(self.hash[0]) << 64 | u128::from(self.hash[1])
     }
     /// Hash of authority, path and query after the route's rules: what a URL purge matches. Of a key for many URLs, see
-    /// [`CacheKey::under`].
-    pub const fn url_hash(&self) -> u128 {
-        self.url_hash
+    /// [`CacheKey::under`]. Not kept: it is asked for where something was purged, and a hit does without.
+    pub fn url_hash(&self) -> u128 {
+        // No other part can hold this: what they are made of is escaped.
+        if self.shown()[self.url_length as usize..].contains(SEARCH_RULE) {
+            self.search_hash()
+        } else {
+            hash128(self.url_text().as_bytes())
+        }
     }
 }
+
+/// What stands before the rule in a key of many URLs.
+const SEARCH_RULE: &str = "\nno-vary-search ";
 
 /// [`CacheKey::search_hash`] of a URL, given without its scheme.
 pub fn search_hash(url_text: &str) -> u128 {

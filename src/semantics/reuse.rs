@@ -144,7 +144,7 @@ pub fn only_if_cached(request: Request<'_>) -> bool {
 /// Fields that must be left out when the response is reused without asking the origin: those named by
 /// `no-cache="..."` (RFC 9111 §5.2.2.4), lower case.
 pub fn withheld_fields(facts: &Facts) -> &[String] {
-    &facts.directives.no_cache_fields
+    &facts.directives.rare().no_cache_fields
 }
 
 /// Whether Set-Cookie must be left out when the response is reused: it was stored under another policy than today's.
@@ -275,11 +275,11 @@ fn is_within(ttl_ms: i64, window_ms: u64) -> bool {
 }
 
 fn while_revalidate_ms(facts: &Facts, policy: &CachePolicy) -> u64 {
-    facts.directives.stale_while_revalidate.map_or(policy.stale_while_revalidate_ms, millis)
+    facts.directives.rare().stale_while_revalidate.map_or(policy.stale_while_revalidate_ms, millis)
 }
 
 fn if_error_ms(facts: &Facts, policy: &CachePolicy) -> u64 {
-    facts.directives.stale_if_error.map_or(policy.stale_if_error_ms, millis)
+    facts.directives.rare().stale_if_error.map_or(policy.stale_if_error_ms, millis)
 }
 
 fn millis(seconds: Seconds) -> u64 {

@@ -252,7 +252,7 @@ fn of_freshness(facts: &Facts, policy: &CachePolicy) -> Option<NotStored> {
     // Windows of the policy do not count: they would keep every max-age=0 page for the rare failing origin.
     let directives = &facts.directives;
     let strict = directives.no_cache || directives.must_revalidate || directives.proxy_revalidate;
-    let window = if strict { None } else { directives.stale_while_revalidate.max(directives.stale_if_error) };
+    let window = if strict { None } else { directives.rare().stale_while_revalidate.max(directives.rare().stale_if_error) };
     let usable_ms = lifetime.ms.saturating_add(u64::from(window.unwrap_or(0)) * 1000);
     let reusable = !directives.no_cache && usable_ms > facts.initial_age_ms;
     (!reusable && !facts.has_validator()).then_some(NotStored::NoFreshness)
@@ -325,7 +325,7 @@ fn is_dynamic(fields: &Fields) -> bool {
 /// Date, the time of receipt, where the origin sent none that can be read (RFC 9110 §6.6.1).
 pub fn stored_fields(response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Fields {
     let of_connection = hop::of_connection(response.fields);
-    let private = &facts.directives.private_fields;
+    let private = &facts.directives.rare().private_fields;
     let dated = response.fields.get(name::DATE).and_then(|value| date::parse(value, facts.response_time.wall_ms)) == Some(facts.date_ms);
     let mut fields = response.fields.copy_if(|number, name, _| {
         let left_out = match number {

@@ -160,10 +160,8 @@ impl Target {
     /// Host without port; IPv6 in brackets.
     pub fn host(&self) -> &str {
         let authority = self.authority();
-        match authority.rfind(':') {
-            Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
-            _ => authority,
-        }
+        let digits = authority.bytes().rev().take_while(u8::is_ascii_digit).count();
+        authority[..authority.len() - digits].strip_suffix(':').unwrap_or(authority)
     }
     /// The port; the default one of the scheme where the authority has none.
     pub fn port(&self) -> &str {

@@ -172,7 +172,7 @@ fn surrogate_control(fields: &Fields, device: &str) -> Option<Said> {
     }
     if let Some(MaxAge { seconds, more }) = max_age[1].or(max_age[0]) {
         said.max_age = Some(seconds);
-        (said.stale_while_revalidate, said.stale_if_error) = (more, more);
+        said.set_stale_windows(more);
     }
     is_ours.then_some(Said { directives: said, expires_ms: None })
 }
@@ -235,7 +235,8 @@ mod tests {
             return "none".into();
         };
         let d = &said.directives;
-        let numbers = [("max-age", d.max_age), ("s-maxage", d.s_maxage), ("more", d.stale_if_error.filter(|_| !field.starts_with("cdn")))];
+        let numbers =
+            [("max-age", d.max_age), ("s-maxage", d.s_maxage), ("more", d.rare().stale_if_error.filter(|_| !field.starts_with("cdn")))];
         let flags = [
             ("no-store", d.no_store),
             ("no-cache", d.no_cache),
@@ -249,7 +250,7 @@ mod tests {
         let numbers = numbers.iter().filter_map(|(name, number)| Some(format!("{name}={}", (*number)?)));
         let flags = flags.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| (*name).to_owned());
         let instant = said.expires_ms.map(|ms| format!("until={ms}"));
-        let names = d.no_cache_fields.iter().chain(&d.private_fields).cloned();
+        let names = d.rare().no_cache_fields.iter().chain(&d.rare().private_fields).cloned();
         numbers.chain(flags).chain(instant).chain(names).collect::<Vec<_>>().join(" ")
     }
 

@@ -43,7 +43,9 @@ impl Widening {
 /// The first switch that this use of a response needs; `stale_ms`: how long it is past its freshness, where it is used
 /// without asking the origin all the same. Costs next to nothing where the policy opens nothing.
 pub fn widening(facts: &Facts, policy: &CachePolicy, stale_ms: Option<u64>) -> Option<Widening> {
-    if stale_ms.is_some_and(|stale_ms| facts.directives.stale_while_revalidate.is_none() && stale_ms <= policy.stale_while_revalidate_ms) {
+    if stale_ms
+        .is_some_and(|stale_ms| facts.directives.rare().stale_while_revalidate.is_none() && stale_ms <= policy.stale_while_revalidate_ms)
+    {
         return Some(Widening::StaleByPolicy);
     }
     if !policy.ttl_override.is_empty() && policy.override_ms(facts.status).is_some() {

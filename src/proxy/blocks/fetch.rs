@@ -241,7 +241,7 @@ fn keep(proxy: &Proxy, exchange: &Exchange, block: &Block, inbound: &mut Inbound
         facts: head.facts.clone(),
         key: block.key(),
         secondary: record.head.secondary.clone(),
-        stamp: began.stamp,
+        stamp: began.stamp.into(),
         checked: Default::default(),
         tags: head.tags.clone(),
         site: Arc::clone(&head.site),

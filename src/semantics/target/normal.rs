@@ -169,8 +169,17 @@ fn push_name(text: &mut Vec<u8>, name: &[u8]) -> Result<(), TargetError> {
 }
 
 /// Bytes of a reg-name or IPv4 address without percent-encoding (RFC 3986 §3.2.2).
+const NAME: [bool; 256] = {
+    let (mut table, mut byte) = ([false; 256], 0);
+    while byte < 256 {
+        table[byte] = is_unreserved(byte as u8) || is_sub_delimiter(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
 const fn is_name_byte(byte: u8) -> bool {
-    is_unreserved(byte) || is_sub_delimiter(byte)
+    NAME[byte as usize]
 }
 
 fn push_port(text: &mut Vec<u8>, scheme: Scheme, digits: &[u8]) -> Result<(), TargetError> {

@@ -217,7 +217,8 @@ impl Case {
     fn is_useless(&self) -> bool {
         let facts = self.facts();
         let directives = &facts.directives;
-        let window = if directives.must_revalidate || directives.proxy_revalidate { None } else { directives.stale_while_revalidate };
+        let window =
+            if directives.must_revalidate || directives.proxy_revalidate { None } else { directives.rare().stale_while_revalidate };
         let usable_ms = facts.lifetime(&Self::policy()).ms + 1000 * u64::from(window.unwrap_or(0));
         directives.no_cache || usable_ms <= facts.initial_age_ms
     }

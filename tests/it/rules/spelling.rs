@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use tiercel::semantics::Fields;
-use tiercel::semantics::cache_control::{ResponseDirectives, SECONDS_MAX};
+use tiercel::semantics::cache_control::{RareDirectives, ResponseDirectives, SECONDS_MAX};
 
 /// A directive with its argument.
 type Directive = (&'static str, Option<u64>);
@@ -51,11 +51,15 @@ fn meant(directives: &[Directive]) -> ResponseDirectives {
         let number = directives.iter().find(|(known, _)| *known == name).and_then(|(_, number)| *number);
         number.map(|number| u32::try_from(number).unwrap_or(SECONDS_MAX).min(SECONDS_MAX))
     };
+    let rare = RareDirectives {
+        stale_while_revalidate: seconds("stale-while-revalidate"),
+        stale_if_error: seconds("stale-if-error"),
+        ..RareDirectives::default()
+    };
     ResponseDirectives {
         max_age: seconds("max-age"),
         s_maxage: seconds("s-maxage"),
-        stale_while_revalidate: seconds("stale-while-revalidate"),
-        stale_if_error: seconds("stale-if-error"),
+        rare: (rare != RareDirectives::default()).then(|| Box::new(rare)),
         no_store: has("no-store"),
         private: has("private"),
         public: has("public"),
