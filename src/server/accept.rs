@@ -36,7 +36,6 @@ pub struct Doorway {
     pub announcing: ArcSwap<Vec<IpNet>>,
     /// A reload may change it; connections keep what they have.
     pub tls: ArcSwapOption<tls::Server>,
-    pub address: SocketAddr,
     /// The port where clients are told that HTTP/3 is.
     pub alternative: Option<u16>,
     /// Port of https where clients are sent that come without it, 0: they are served. A reload may change it.

@@ -371,8 +371,7 @@ impl State {
             let announcing = ArcSwap::from_pointee(listener.proxy_protocol.clone());
             let tls = ArcSwapOption::new(secured.get(&listener.name).cloned());
             let redirect_to_https = AtomicU16::new(listener.redirect_to_https.unwrap_or(0));
-            let doorway =
-                Arc::new(Doorway { name, kind, h2c, announcing, tls, address: bound, alternative, redirect_to_https, proxy, drain });
+            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, alternative, redirect_to_https, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
             #[cfg(feature = "http3")]
             if let Some(socket) = quic.zip(listener.http3) {

@@ -31,7 +31,7 @@ pub fn spawn(
     open: Arc<()>,
 ) {
     let endpoint = endpoint(socket, &doorway);
-    let Some(endpoint) = endpoint else {
+    let Some((endpoint, bound)) = endpoint else {
         return tracing::error!(listener = &*doorway.name(), "no HTTP/3 on this listener: QUIC could not be set up");
     };
     tokio::spawn(async move {
@@ -41,7 +41,7 @@ pub fn spawn(
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
                 incoming = endpoint.accept() => match incoming {
-                    Some(incoming) => place(incoming, worker, &settings, &doorway, &shared, &unvalidated),
+                    Some(incoming) => place(incoming, (worker, bound), &settings, &doorway, &shared, &unvalidated),
                     None => break,
                 },
             }
@@ -51,15 +51,18 @@ pub fn spawn(
     });
 }
 
-fn endpoint(socket: UdpSocket, doorway: &Doorway) -> Option<Endpoint> {
+/// With the address that it is bound to.
+fn endpoint(socket: UdpSocket, doorway: &Doorway) -> Option<(Endpoint, SocketAddr)> {
+    let bound = socket.local_addr().ok()?;
     let config = http3::config(&*doorway.tls.load_full()?, &doorway.limits())?;
     let config = quinn::ServerConfig::clone(&config);
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime)).ok()
+    let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime)).ok()?;
+    Some((endpoint, bound))
 }
 
 fn place(
     incoming: Incoming,
-    worker: usize,
+    (worker, bound): (usize, SocketAddr),
     settings: &Http3,
     doorway: &Arc<Doorway>,
     shared: &Arc<Shared>,
@@ -83,7 +86,7 @@ fn place(
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);
         metrics.connection_opened();
-        serve(incoming, worker, &doorway, tls, handshake).await;
+        serve(incoming, (worker, bound), &doorway, tls, handshake).await;
         metrics.connection_closed();
         drop(counted);
     });
@@ -105,7 +108,13 @@ impl Drop for Handshaking {
     }
 }
 
-async fn serve(incoming: Incoming, worker: usize, doorway: &Doorway, tls: Arc<tls::Server>, handshake: Option<Handshaking>) {
+async fn serve(
+    incoming: Incoming,
+    (worker, bound): (usize, SocketAddr),
+    doorway: &Doorway,
+    tls: Arc<tls::Server>,
+    handshake: Option<Handshaking>,
+) {
     let (limits, series) = (doorway.limits(), &doorway.proxy.metrics.tls);
     let Some(config) = http3::config(&tls, &limits) else { return };
     let shaken = async {
@@ -124,7 +133,7 @@ async fn serve(incoming: Incoming, worker: usize, doorway: &Doorway, tls: Arc<tl
     series.handshake(Some("1.3"), Handshake::Full);
     drop((handshake, tls));
     let client = connection.remote_address();
-    let local = SocketAddr::new(connection.local_ip().unwrap_or(doorway.address.ip()), doorway.address.port());
+    let local = SocketAddr::new(connection.local_ip().unwrap_or(bound.ip()), bound.port());
     let peer = Peer { scheme: Scheme::Https, protocol: Protocol::Http3, ..Peer::plain(client, local, worker, doorway.name()) };
     http3::serve(connection, peer, limits, Arc::clone(&doorway.proxy), doorway.drain.clone()).await;
 }
