@@ -30,8 +30,8 @@ pub fn spawn(
     mut stop: watch::Receiver<bool>,
     open: Arc<()>,
 ) {
-    let opened = endpoint(socket, &doorway).and_then(|endpoint| Some((endpoint.local_addr().ok()?, endpoint)));
-    let Some((local, endpoint)) = opened else {
+    let endpoint = endpoint(socket, &doorway);
+    let Some((endpoint, bound)) = endpoint else {
         return tracing::error!(listener = &*doorway.name(), "no HTTP/3 on this listener: QUIC could not be set up");
     };
     tokio::spawn(async move {
@@ -41,7 +41,7 @@ pub fn spawn(
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
                 incoming = endpoint.accept() => match incoming {
-                    Some(incoming) => place((incoming, local), worker, &settings, &doorway, &shared, &unvalidated),
+                    Some(incoming) => place(incoming, (worker, bound), &settings, &doorway, &shared, &unvalidated),
                     None => break,
                 },
             }
@@ -51,15 +51,18 @@ pub fn spawn(
     });
 }
 
-fn endpoint(socket: UdpSocket, doorway: &Doorway) -> Option<Endpoint> {
+/// With the address that it is bound to.
+fn endpoint(socket: UdpSocket, doorway: &Doorway) -> Option<(Endpoint, SocketAddr)> {
+    let bound = socket.local_addr().ok()?;
     let config = http3::config(&*doorway.tls.load_full()?, &doorway.limits())?;
     let config = quinn::ServerConfig::clone(&config);
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime)).ok()
+    let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime)).ok()?;
+    Some((endpoint, bound))
 }
 
 fn place(
-    (incoming, local): (Incoming, SocketAddr),
-    worker: usize,
+    incoming: Incoming,
+    (worker, bound): (usize, SocketAddr),
     settings: &Http3,
     doorway: &Arc<Doorway>,
     shared: &Arc<Shared>,
@@ -83,7 +86,7 @@ fn place(
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);
         metrics.connection_opened();
-        serve((incoming, local), worker, &doorway, tls, handshake).await;
+        serve(incoming, (worker, bound), &doorway, tls, handshake).await;
         metrics.connection_closed();
         drop(counted);
     });
@@ -106,8 +109,8 @@ impl Drop for Handshaking {
 }
 
 async fn serve(
-    (incoming, local): (Incoming, SocketAddr),
-    worker: usize,
+    incoming: Incoming,
+    (worker, bound): (usize, SocketAddr),
     doorway: &Doorway,
     tls: Arc<tls::Server>,
     handshake: Option<Handshaking>,
@@ -130,7 +133,7 @@ async fn serve(
     series.handshake(Some("1.3"), Handshake::Full);
     drop((handshake, tls));
     let client = connection.remote_address();
-    let local = SocketAddr::new(connection.local_ip().unwrap_or(local.ip()), local.port());
+    let local = SocketAddr::new(connection.local_ip().unwrap_or(bound.ip()), bound.port());
     let peer = Peer { scheme: Scheme::Https, protocol: Protocol::Http3, ..Peer::plain(client, local, worker, doorway.name()) };
     http3::serve(connection, peer, limits, Arc::clone(&doorway.proxy), doorway.drain.clone()).await;
 }

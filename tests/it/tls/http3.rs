@@ -261,7 +261,7 @@ async fn a_client_that_stops_listening_ends_the_work_for_it() {
 #[tokio::test]
 async fn what_h3_lets_through_is_refused_and_the_connection_goes_on() {
     let origin = Origin::start(|request| Script::ok(request.body.len().to_string()));
-    let (pki, process, address) = start(&origin, "", "[limits]\nheader_timeout = '500ms'\nheader_bytes = '8KiB'\n");
+    let (pki, _process, address) = start(&origin, "", "[limits]\nheader_timeout = '500ms'\nheader_bytes = '8KiB'\n");
     let connection = dial(&pki, address).await;
     let fine = head(GET, &[("x", "y")]);
     let good = || raw(&connection, &fine, true);
@@ -297,17 +297,14 @@ async fn what_h3_lets_through_is_refused_and_the_connection_goes_on() {
         origin.requests("/").iter().all(|request| request.method == "GET" && request.body.is_empty()),
         "nothing of them was sent on as whole"
     );
-    let lines = vec![("a", "x"); 2000];
     let mut client = Client::connect(&pki, address).await;
     let mut large = request(Method::GET, "/");
-    for (number, (name, value)) in lines.iter().enumerate() {
-        large.headers_mut().append(http::HeaderName::try_from(format!("{name}{number}")).unwrap(), value.parse().unwrap());
+    for number in 0..150 {
+        large.headers_mut().append(http::HeaderName::try_from(format!("a{number}")).unwrap(), "x".parse().unwrap());
     }
-    if let Ok(mut stream) = client.send.send_request(large).await {
-        stream.finish().await.unwrap();
-        assert_eq!(answer(stream).await.unwrap().status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
-    }
-    assert!(metric(&process, "tiercel_requests_total{route=\"default/all\",result=\"bypass\"}").await >= 0.0);
+    let mut stream = client.begin(large).await;
+    stream.finish().await.unwrap();
+    assert_eq!(answer(stream).await.unwrap().status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
 }
 
 #[tokio::test]
