@@ -240,14 +240,7 @@ fn answer(body: ResponseBody) -> Response {
 
 fn peer() -> Peer {
     let nobody = ([127, 0, 0, 1], 0).into();
-    Peer {
-        client: nobody,
-        local: nobody,
-        worker: 0,
-        scheme: Scheme::Http,
-        listener: "fuzz".into(),
-        protocol: tiercel::listener::Protocol::Http1,
-    }
+    Peer::plain(nobody, nobody, 0, "fuzz")
 }
 
 /// Small enough for every bound on bytes to be reached.

@@ -53,7 +53,13 @@ fn listener(listener: &Listener) -> Value {
     let mut table =
         json!({"address": listener.address.to_string(), "h2c": listener.h2c, "proxy_protocol": networks(&listener.proxy_protocol)});
     if let Some(tls) = &listener.tls {
-        let pair = |files: &CertificateFiles| json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
+        let pair = |files: &CertificateFiles| {
+            let mut pair = json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
+            if let Some(ocsp) = &files.ocsp {
+                pair["ocsp_file"] = json!(absolute(ocsp));
+            }
+            pair
+        };
         table["tls"] = json!({
             "certificates": tls.certificates.iter().map(pair).collect::<Vec<_>>(),
             "min_version": tls.min_version.as_str(),
@@ -67,8 +73,32 @@ fn listener(listener: &Listener) -> Value {
         if let Some(file) = &tls.ticket_key {
             table["tls"]["ticket_key_file"] = json!(absolute(file));
         }
+        if let Some(clients) = &tls.client_certificates {
+            print_clients(clients, &mut table["tls"]);
+        }
+    }
+    if let Some(port) = listener.redirect_to_https {
+        table["redirect_to_https"] = json!(port);
     }
     table
+}
+
+fn print_clients(clients: &ClientCertificates, table: &mut Value) {
+    table["client_certificates"] = json!(match clients.asked {
+        Asked::Nothing => return table["client_certificates"] = json!("off"),
+        Asked::Optional => "optional",
+        Asked::Required => "required",
+    });
+    for (key, file) in [("client_ca_file", &clients.authorities), ("client_crl_file", &clients.revoked)] {
+        if let Some(file) = file {
+            table[key] = json!(absolute(file));
+        }
+    }
+    table["client_cert_field"] = json!(match clients.told {
+        Told::Nothing => "off",
+        Told::Certificate => "cert",
+        Told::Chain => "chain",
+    });
 }
 
 /// The name of a file, wherever it is read from.
@@ -227,6 +257,12 @@ fn upstream(u: &Upstream) -> Value {
     json!({
         "endpoints": u.endpoints.iter().map(|endpoint| endpoint.url.clone()).collect::<Vec<_>>(),
         "balance": match u.balance { Balance::RoundRobin => "round_robin", Balance::LeastRequests => "least_requests" },
+        "http": u.http.as_str(),
+        "http2": {
+            "streams": u.http2.streams,
+            "stream_window": print_size(u.http2.stream_window.into()),
+            "keep_alive": print_duration(u.http2.keep_alive),
+        },
         "http1": match u.http1 { UpstreamCodec::Own => "own", UpstreamCodec::Hyper => "hyper" },
         "connections": u.connections,
         "queue": u.queue,
@@ -354,7 +390,11 @@ fn log(log: &Log) -> Value {
 }
 
 fn print_site(site: &Site) -> Value {
-    json!({"hosts": site.hosts, "routes": site.routes.iter().map(|route| print_route(route)).collect::<Vec<_>>()})
+    let mut table = json!({"hosts": site.hosts, "routes": site.routes.iter().map(|route| print_route(route)).collect::<Vec<_>>()});
+    if let Some(clients) = &site.client_certificates {
+        print_clients(clients, &mut table["tls"]);
+    }
+    table
 }
 
 fn print_route(route: &Route) -> Value {
@@ -385,11 +425,17 @@ fn print_route(route: &Route) -> Value {
         "cache_status": route.cache_status,
         "show_key": route.show_key,
         "x_cache": route.x_cache,
+        "redirect_to_https": route.redirect_to_https.map_or(json!(false), |port| json!(port)),
+        "hsts": route.hsts.as_ref().map_or_else(|| json!({"max_age": "off"}), hsts),
         "log": {"query": route.log_query},
         "rate_limit": rate_limit(route.rate_limit.as_ref()),
     });
     table.extend(more.as_object().cloned().unwrap_or_default());
     Value::Object(table)
+}
+
+fn hsts(hsts: &Hsts) -> Value {
+    json!({"max_age": print_duration(hsts.max_age), "include_subdomains": hsts.include_subdomains, "preload": hsts.preload})
 }
 
 fn compression(how: &Compression) -> Value {

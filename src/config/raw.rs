@@ -82,6 +82,10 @@ quantity!(
 );
 
 quantity!(
+    /// `true`: to port 443; `false`; or a port.
+    RawRedirectToHttps, {"oneOf": [{"type": "boolean"}, {"type": "integer", "minimum": 1, "maximum": 65535}]}
+);
+quantity!(
     /// One address, or several.
     RawAddresses, {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 );
@@ -134,6 +138,9 @@ pub struct RawConfig {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    /// Send everything that comes without TLS to https, at port 443 or this one.
+    pub redirect_to_https: Option<RawRedirectToHttps>,
+    pub hsts: RawHsts,
     pub rate_limit: RawRateLimit,
 }
 
@@ -175,6 +182,8 @@ pub struct RawListener {
     pub h2c: Option<bool>,
     /// Balancers that begin each connection with the PROXY protocol, version 1 or 2: networks or addresses.
     pub proxy_protocol: Option<Vec<String>>,
+    /// Send everything that comes without TLS to https, at port 443 or this one.
+    pub redirect_to_https: Option<RawRedirectToHttps>,
     /// Makes it a listener for https.
     pub tls: Option<RawListenerTls>,
 }
@@ -197,6 +206,14 @@ pub struct RawListenerTls {
     pub handshakes: Option<u64>,
     /// File with a secret that nodes share, so that each resumes sessions of the others; read again on reload.
     pub ticket_key_file: Option<String>,
+    /// Whether clients are asked for certificates.
+    pub client_certificates: Option<RawAsked>,
+    /// PEM: the certificates of those who may certify clients.
+    pub client_ca_file: Option<String>,
+    /// PEM: revocation lists of all of these.
+    pub client_crl_file: Option<String>,
+    /// What the upstream is told of a client's certificate (RFC 9440).
+    pub client_cert_field: Option<RawTold>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
@@ -206,6 +223,85 @@ pub struct RawCertificate {
     pub cert_file: Option<String>,
     /// PEM: the private key, without a passphrase.
     pub key_file: Option<String>,
+    /// DER: an OCSP response about the certificate, to be stapled to it.
+    pub ocsp_file: Option<String>,
+}
+
+/// Whether clients show certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawAsked {
+    /// They are not asked.
+    Off,
+    /// Who shows one is known by it.
+    Optional,
+    /// Who shows none is not served.
+    Required,
+}
+
+/// What the upstream is told of a client's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawTold {
+    /// Nothing.
+    Off,
+    /// Client-Cert.
+    Cert,
+    /// Client-Cert and Client-Cert-Chain.
+    Chain,
+}
+
+/// What a site asks of its clients' certificates, instead of what the listener does.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawSiteTls {
+    /// Whether clients are asked for certificates.
+    pub client_certificates: Option<RawAsked>,
+    /// PEM: the certificates of those who may certify clients.
+    pub client_ca_file: Option<String>,
+    /// PEM: revocation lists of all of these.
+    pub client_crl_file: Option<String>,
+    /// What the upstream is told of a client's certificate (RFC 9440).
+    pub client_cert_field: Option<RawTold>,
+}
+
+/// The keys about client certificates that listener and site share, seen alike.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientKeys<'a> {
+    pub asked: Option<RawAsked>,
+    pub ca_file: Option<&'a str>,
+    pub crl_file: Option<&'a str>,
+    pub field: Option<RawTold>,
+}
+
+macro_rules! client_keys {
+    ($($owner:ident),*) => {$(
+        impl $owner {
+            /// The keys about client certificates.
+            pub fn client_keys(&self) -> ClientKeys<'_> {
+                ClientKeys {
+                    asked: self.client_certificates,
+                    ca_file: self.client_ca_file.as_deref(),
+                    crl_file: self.client_crl_file.as_deref(),
+                    field: self.client_cert_field,
+                }
+            }
+        }
+    )*};
+}
+
+client_keys!(RawListenerTls, RawSiteTls);
+
+/// Strict-Transport-Security (RFC 6797), on answers over https.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawHsts {
+    /// For so long browsers come by https only; `off`: the field is not sent.
+    pub max_age: Option<RawDurationOrOff>,
+    /// For all hosts below this one, too.
+    pub include_subdomains: Option<bool>,
+    /// Consent to be put on the lists that browsers are built with.
+    pub preload: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -349,8 +445,11 @@ pub struct RawUpstream {
     /// `http://host:port` or `https://host:port`, one or more.
     pub endpoints: Option<Vec<String>>,
     pub balance: Option<RawBalance>,
+    /// What is spoken to the endpoints. `auto`: over TLS what they choose, HTTP/2 first; in plain text HTTP/1.1.
+    pub http: Option<RawUpstreamHttp>,
     /// What speaks HTTP/1.1 to the endpoints.
     pub http1: Option<RawCodec>,
+    pub http2: RawUpstreamHttp2,
     /// Connections per endpoint.
     pub connections: Option<u64>,
     /// Requests that may wait for a connection, per endpoint.
@@ -377,6 +476,29 @@ pub struct RawUpstream {
     /// Field lines of a response head.
     pub header_count: Option<u64>,
     pub tls: RawUpstreamTls,
+}
+
+/// The version of HTTP that is spoken to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum RawUpstreamHttp {
+    #[serde(rename = "1.1")]
+    One,
+    #[serde(rename = "2")]
+    Two,
+    #[serde(rename = "auto")]
+    Auto,
+}
+
+/// Connections of HTTP/2 to the endpoints.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawUpstreamHttp2 {
+    /// Requests at a time on one connection, where the upstream allows as many.
+    pub streams: Option<u64>,
+    /// Bytes of a response that may come before they are read; a connection has as many for each of its streams.
+    pub stream_window: Option<RawSize>,
+    /// A connection with requests is asked every so often whether the upstream is there, and closed if it does not answer in the same time.
+    pub keep_alive: Option<RawDuration>,
 }
 
 /// TLS towards endpoints with https.
@@ -419,6 +541,7 @@ pub enum RawCodec {
 pub struct RawSite {
     /// `shop.example.com`, `*.example.com`; none: the default site, for every other host.
     pub hosts: Option<Vec<String>>,
+    pub tls: RawSiteTls,
     /// Where routes go that name no upstream of their own. Not needed where there is one upstream, or one named `default`.
     pub upstream: Option<String>,
     /// In order; the first that matches wins. One that matches everything is added at the end.
@@ -445,6 +568,9 @@ pub struct RawSite {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    /// Send everything that comes without TLS to https, at port 443 or this one.
+    pub redirect_to_https: Option<RawRedirectToHttps>,
+    pub hsts: RawHsts,
     pub rate_limit: RawRateLimit,
     pub purge: RawRoutePurge,
     pub log: RawRouteLog,
@@ -496,6 +622,9 @@ pub struct RawRoute {
     pub show_key: Option<bool>,
     /// Send `X-Cache: HIT` or `MISS`.
     pub x_cache: Option<bool>,
+    /// Send everything that comes without TLS to https, at port 443 or this one.
+    pub redirect_to_https: Option<RawRedirectToHttps>,
+    pub hsts: RawHsts,
     pub rate_limit: RawRateLimit,
     pub purge: RawRoutePurge,
     pub log: RawRouteLog,
@@ -1158,6 +1287,8 @@ pub struct RouteKeys<'a> {
     pub cache_status: Option<bool>,
     pub show_key: Option<bool>,
     pub x_cache: Option<bool>,
+    pub redirect_to_https: Option<&'a RawRedirectToHttps>,
+    pub hsts: &'a RawHsts,
     pub purge_allow: Option<&'a [String]>,
     pub log_query: Option<bool>,
     pub rate_limit: &'a RawRateLimit,
@@ -1182,6 +1313,8 @@ macro_rules! route_keys {
                     cache_status: self.cache_status,
                     show_key: self.show_key,
                     x_cache: self.x_cache,
+                    redirect_to_https: self.redirect_to_https.as_ref(),
+                    hsts: &self.hsts,
                     purge_allow: self.purge.allow.as_deref(),
                     log_query: self.log.query,
                     rate_limit: &self.rate_limit,

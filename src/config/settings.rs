@@ -44,6 +44,7 @@ impl Settings {
             kind: ListenerKind::Peers,
             h2c: true,
             proxy_protocol: Vec::new(),
+            redirect_to_https: None,
             tls: None,
         });
         self.listeners.iter().cloned().chain(peers)
@@ -86,6 +87,8 @@ pub struct Listener {
     pub h2c: bool,
     /// Who begins each connection with the PROXY protocol.
     pub proxy_protocol: Vec<IpNet>,
+    /// Port of https to which everything is sent that comes without it.
+    pub redirect_to_https: Option<u16>,
     /// `None`: plain text.
     pub tls: Option<Arc<ListenerTls>>,
 }
@@ -107,6 +110,8 @@ pub struct ListenerTls {
     pub handshakes: usize,
     /// Secret from which the keys of session tickets are made; `None`: the process's own.
     pub ticket_key: Option<PemFile>,
+    /// `None`: clients are not asked for certificates, but where a site says so.
+    pub client_certificates: Option<Arc<ClientCertificates>>,
 }
 
 /// A certificate with its chain, and its key.
@@ -114,6 +119,51 @@ pub struct ListenerTls {
 pub struct CertificateFiles {
     pub certificate: PemFile,
     pub key: PemFile,
+    /// An OCSP response about the certificate, DER.
+    pub ocsp: Option<PemFile>,
+}
+
+/// What clients are asked to show, and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificates {
+    pub asked: Asked,
+    /// Who may certify clients; there unless none is asked.
+    pub authorities: Option<PemFile>,
+    /// Revocation lists of these; with it every certificate of a chain must be in the scope of one.
+    pub revoked: Option<PemFile>,
+    pub told: Told,
+}
+
+impl ClientCertificates {
+    /// Whether a handshake under one is as good as under the other. Contents of files do not count: they change while the
+    /// policy stays.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let policy = |one: &Self| {
+            let path = |file: &Option<PemFile>| file.as_ref().map(|file| file.path.clone());
+            (one.asked, one.told, path(&one.authorities), path(&one.revoked))
+        };
+        std::ptr::eq(self, other) || policy(self) == policy(other)
+    }
+}
+
+/// Whether clients show certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    Nothing,
+    /// Who shows one is known by it.
+    Optional,
+    /// Who shows none is not served.
+    Required,
+}
+
+/// What the upstream is told of a client's certificate (RFC 9440).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    Nothing,
+    /// Client-Cert.
+    Certificate,
+    /// Client-Cert-Chain, too.
+    Chain,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -296,7 +346,9 @@ pub struct Upstream {
     pub name: String,
     pub endpoints: Vec<Endpoint>,
     pub balance: Balance,
+    pub http: UpstreamHttp,
     pub http1: UpstreamCodec,
+    pub http2: UpstreamHttp2,
     /// Connections per endpoint.
     pub connections: usize,
     /// Requests that may wait for a connection, per endpoint.
@@ -362,6 +414,45 @@ pub enum Balance {
     LeastRequests,
 }
 
+/// The version of HTTP that is spoken to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UpstreamHttp {
+    #[default]
+    One,
+    /// Over TLS it must be chosen (ALPN); in plain text it is known that the upstream speaks it.
+    Two,
+    /// Over TLS what is chosen, HTTP/2 first; in plain text HTTP/1.1.
+    Auto,
+}
+
+impl UpstreamHttp {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::One => "1.1",
+            Self::Two => "2",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// Connections of HTTP/2 to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpstreamHttp2 {
+    /// Requests at a time on one connection, where the upstream allows as many.
+    pub streams: usize,
+    /// Bytes of a response that may come before they are read.
+    pub stream_window: u32,
+    /// A connection with requests is asked every so often whether the upstream is there.
+    pub keep_alive: Duration,
+}
+
+impl Default for UpstreamHttp2 {
+    fn default() -> Self {
+        Self { streams: 100, stream_window: 128 << 10, keep_alive: Duration::from_secs(15) }
+    }
+}
+
 /// What speaks HTTP/1.1 to an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UpstreamCodec {
@@ -378,6 +469,8 @@ pub struct Site {
     pub name: String,
     /// Exact hosts and `*.suffix`; empty: the default site.
     pub hosts: Vec<String>,
+    /// `None`: as the listener says.
+    pub client_certificates: Option<Arc<ClientCertificates>>,
     /// In order; the first that matches wins. The last one matches everything.
     pub routes: Vec<Arc<Route>>,
 }
@@ -410,9 +503,23 @@ pub struct Route {
     pub show_key: bool,
     /// `X-Cache: HIT|MISS`.
     pub x_cache: bool,
+    /// Port of https to which everything is sent that comes without it.
+    pub redirect_to_https: Option<u16>,
+    /// Strict-Transport-Security (RFC 6797), on answers over https.
+    pub hsts: Option<Hsts>,
     /// Log query strings.
     pub log_query: bool,
     pub rate_limit: Option<RateLimit>,
+}
+
+/// What browsers are told by Strict-Transport-Security.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hsts {
+    pub max_age: Duration,
+    pub include_subdomains: bool,
+    pub preload: bool,
+    /// All of it, as it is sent.
+    pub value: String,
 }
 
 /// How many requests somebody may make.

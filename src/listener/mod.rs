@@ -13,10 +13,11 @@ mod socket;
 
 pub use extra::ExtraLines;
 pub use interim::{Interim, InterimReceiver, InterimSender, InterimSlot, NotTaken};
-pub use secure::{SecureSocket, shake_hands};
+pub use secure::{SecureSocket, Shaken, shake_hands};
 pub use socket::{ClientSocket, Socket, Unread};
 
 use crate::body::{BodyError, BodyStream, ResponseBody};
+use crate::config::settings::ClientCertificates;
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::Fields;
@@ -47,6 +48,33 @@ pub struct Peer {
     /// Name of the listener.
     pub listener: Arc<str>,
     pub protocol: Protocol,
+    /// Port of https where clients of this listener are sent that come without it.
+    pub redirect_to_https: Option<u16>,
+    /// Where the listener, or the site that the client named, has a say about client certificates.
+    pub identity: Option<Arc<Identity>>,
+}
+
+impl Peer {
+    /// One without TLS that nothing is known of but the addresses.
+    pub fn plain(client: SocketAddr, local: SocketAddr, worker: usize, listener: impl Into<Arc<str>>) -> Self {
+        let (scheme, protocol) = (crate::semantics::target::Scheme::Http, Protocol::Http1);
+        Self { client, local, worker, scheme, listener: listener.into(), protocol, redirect_to_https: None, identity: None }
+    }
+}
+
+/// Who a client is by the handshake of its connection.
+#[derive(Debug)]
+pub struct Identity {
+    /// What was asked of it.
+    pub policy: Arc<ClientCertificates>,
+    /// As the listener has it, not a site.
+    pub is_of_listener: bool,
+    /// The name that it wanted (SNI).
+    pub name: Option<Box<str>>,
+    /// Client-Cert; `None`: it showed none, or the upstream is told nothing.
+    pub certificate: Option<String>,
+    /// Client-Cert-Chain.
+    pub chain: Option<String>,
 }
 
 /// What is spoken on a connection; versions of HTTP/1 go by request.

@@ -1,15 +1,18 @@
 //! TLS on a client's socket: the handshake, and a [`Socket`] like any other behind it.
 
-use super::{ClientSocket, Socket};
+use super::{ClientSocket, Identity, Socket};
+use crate::config::settings::{ClientCertificates, Told};
 use crate::observe::metrics::{Handshake, TlsSeries};
-use crate::tls::{self, Server};
-use rustls::server::Acceptor;
+use crate::semantics::structured::byte_sequences;
+use crate::tls::{self, Chosen, Server};
+use rustls::server::{Acceptor, ServerConnection};
 use rustls::{HandshakeKind, ProtocolVersion};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -17,6 +20,12 @@ use tokio_rustls::server::TlsStream;
 ///
 /// A close without close_notify is an error to whoever reads. Closing sends ours; [`Socket::reset_on_close`] does not.
 pub struct SecureSocket(TlsStream<ClientSocket>);
+
+/// A connection behind its handshake.
+pub struct Shaken {
+    pub socket: SecureSocket,
+    pub identity: Option<Arc<Identity>>,
+}
 
 impl SecureSocket {
     /// Whether the client chose HTTP/2 (ALPN).
@@ -26,7 +35,7 @@ impl SecureSocket {
 }
 
 /// Shakes hands, within the time that the listener allows for it; `None` where nothing came of it, which is counted.
-pub async fn shake_hands(socket: ClientSocket, server: &Server, series: &TlsSeries) -> Option<SecureSocket> {
+pub async fn shake_hands(socket: ClientSocket, server: &Server, series: &TlsSeries) -> Option<Shaken> {
     let shaken = tokio::time::timeout(server.handshake_timeout, shake(socket, server)).await;
     let (version, outcome, shaken) = match shaken {
         Err(_) => (None, Handshake::Timeout, None),
@@ -35,11 +44,11 @@ pub async fn shake_hands(socket: ClientSocket, server: &Server, series: &TlsSeri
             (None, Handshake::Refused, None)
         }
         Ok(Err(_)) => (None, Handshake::ClientLeft, None),
-        Ok(Ok(stream)) => {
+        Ok(Ok((stream, identity))) => {
             let session = stream.get_ref().1;
             let is_resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
             let outcome = if is_resumed { Handshake::Resumed } else { Handshake::Full };
-            (session.protocol_version().map(name), outcome, Some(SecureSocket(stream)))
+            (session.protocol_version().map(name), outcome, Some(Shaken { socket: SecureSocket(stream), identity }))
         }
     };
     series.handshake(version, outcome);
@@ -50,19 +59,49 @@ fn name(version: ProtocolVersion) -> &'static str {
     if version == ProtocolVersion::TLSv1_3 { "1.3" } else { "1.2" }
 }
 
-async fn shake(socket: ClientSocket, server: &Server) -> io::Result<TlsStream<ClientSocket>> {
-    let _turn = server.handshakes.acquire().await.map_err(io::Error::other)?;
+async fn shake(socket: ClientSocket, server: &Server) -> io::Result<(TlsStream<ClientSocket>, Option<Arc<Identity>>)> {
+    let turn = server.handshakes.acquire().await.map_err(io::Error::other)?;
     let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
-    let config = Arc::clone(&server.config);
-    if !server.is_slow(&start.client_hello()) {
-        return start.into_stream(config).await;
-    }
-    // Our whole flight, the signature in it, is made in this one call. Only where a client must be asked for another key
-    // share it comes later, and here.
-    match tls::run_elsewhere(move || start.into_stream(config)).await {
-        Some(accept) => accept.await,
-        None => Err(io::Error::other("a thread for signatures ended")),
-    }
+    let Chosen { config, policy, is_of_listener } = server.choose(&start.client_hello());
+    let accept = if server.is_slow(&start.client_hello()) {
+        // Our whole flight, the signature in it, is made in this one call. Only where a client must be asked for another
+        // key share it comes later, and here.
+        let accept = tls::run_elsewhere(move || start.into_stream(config)).await;
+        accept.ok_or_else(|| io::Error::other("a thread for signatures ended"))?
+    } else {
+        start.into_stream(config)
+    };
+    let accepted = accept.into_fallible().await;
+    drop(turn);
+    let stream = match accepted {
+        Ok(stream) => stream,
+        Err((error, socket)) => {
+            let _ = tokio::time::timeout(GOODBYE, let_alert_arrive(socket)).await;
+            return Err(error);
+        }
+    };
+    let identity = policy.map(|policy| Arc::new(identity(stream.get_ref().1, policy, is_of_listener)));
+    Ok((stream, identity))
+}
+
+/// How long a client that was refused may take to read why.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// With TLS 1.3 the first request is there before we refuse its client: unread at close it would become a reset, which can
+/// destroy the alert.
+async fn let_alert_arrive(mut socket: ClientSocket) -> io::Result<()> {
+    socket.shutdown().await?;
+    let mut dropped = [0; 4096];
+    while socket.read(&mut dropped).await? > 0 {}
+    Ok(())
+}
+
+fn identity(session: &ServerConnection, policy: Arc<ClientCertificates>, is_of_listener: bool) -> Identity {
+    let shown = session.peer_certificates().unwrap_or_default();
+    let certificate = shown.first().filter(|_| policy.told != Told::Nothing).map(|certificate| byte_sequences([&certificate[..]]));
+    let chain = shown.get(1..).filter(|chain| policy.told == Told::Chain && !chain.is_empty());
+    let chain = chain.map(|chain| byte_sequences(chain.iter().map(|certificate| &certificate[..])));
+    Identity { policy, is_of_listener, name: session.server_name().map(Box::from), certificate, chain }
 }
 
 impl Socket for SecureSocket {

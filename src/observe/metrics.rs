@@ -17,7 +17,7 @@ pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
 pub use series::SERIES;
 pub use tiers::{TierLookup, TierSeries, TierWrite};
-pub use tls::{Handshake, TlsSeries};
+pub use tls::{CertificateChange, Handshake, TlsSeries};
 
 use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
@@ -212,6 +212,13 @@ impl Dropped {
 pub struct ConnectionGauges {
     pub active: IntGauge,
     pub idle: IntGauge,
+}
+
+/// The connections of an upstream over HTTP/2, and the requests under way on them.
+#[derive(Debug, Clone)]
+pub struct Http2Gauges {
+    pub connections: ConnectionGauges,
+    pub streams: IntGauge,
 }
 
 /// The fetches of an upstream that purges caused: those in line, and all of them so far.
@@ -684,6 +691,10 @@ impl Metrics {
         let gauge = |state| self.upstreams.connections.with_label_values(&[upstream, state]);
         ConnectionGauges { active: gauge("active"), idle: gauge("idle") }
     }
+    /// The same for connections of HTTP/2.
+    pub fn http2_gauges(&self, upstream: &str) -> Http2Gauges {
+        Http2Gauges { connections: self.connection_gauges(upstream), streams: self.upstreams.streams.with_label_values(&[upstream]) }
+    }
     /// The gauges of fetches that purges caused, to be kept by who counts them.
     pub fn recovery_gauges(&self, upstream: &str) -> RecoveryGauges {
         let (waiting, fetches) = (&self.upstreams.purge_waiting, &self.upstreams.purge_fetches);
@@ -764,6 +775,7 @@ struct Upstreams {
     errors: IntCounterVec,
     retries: IntCounterVec,
     connections: IntGaugeVec,
+    streams: IntGaugeVec,
     dropped: IntCounterVec,
     purge_waiting: IntGaugeVec,
     purge_fetches: IntCounterVec,
@@ -807,6 +819,7 @@ impl Upstreams {
             errors: series::UPSTREAM_ERRORS.counters(registry),
             retries: series::UPSTREAM_RETRIES.counters(registry),
             connections: series::UPSTREAM_CONNECTIONS.gauges(registry),
+            streams: series::UPSTREAM_STREAMS.gauges(registry),
             dropped: series::UPSTREAM_DROPPED.counters(registry),
             purge_waiting: series::UPSTREAM_PURGE_WAITING.gauges(registry),
             purge_fetches: series::UPSTREAM_PURGE_FETCHES.counters(registry),
@@ -832,6 +845,7 @@ impl Upstreams {
         for state in ["active", "idle"] {
             self.connections.with_label_values(&[name, state]);
         }
+        self.streams.with_label_values(&[name]);
         for why in Dropped::ALL {
             self.dropped.with_label_values(&[name, why.as_str()]);
         }

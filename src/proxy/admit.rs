@@ -4,8 +4,8 @@ use super::exchange::Arrival;
 use super::live::Live;
 use super::shield::FromPeer;
 use super::standing::Standing;
-use crate::config::settings::{Action, Server, is_in};
-use crate::listener::{Peer, RequestBody, RequestHead};
+use crate::config::settings::{Action, Asked, Server, is_in};
+use crate::listener::{Identity, Peer, RequestBody, RequestHead};
 use crate::route;
 use crate::semantics::content::{self, Unkeyed};
 use crate::semantics::key::CacheKey;
@@ -89,6 +89,8 @@ impl Past {
 /// An answer that the configuration gives.
 pub enum LocalAnswer {
     Redirect,
+    /// To the same with https, at this port.
+    ToHttps(u16),
     Respond,
     /// TRACE and CONNECT.
     MethodNotAllowed,
@@ -114,6 +116,12 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead, from_peer: 
     let mut fields = Cow::Borrowed(&head.fields);
     if !trusted && fields.has_any(forwarding::CLIENT) {
         forwarding::drop_untrusted(fields.to_mut());
+    }
+    if trusted && from_peer.is_none() && fields.has_any(forwarding::CERTIFICATE) {
+        fields.to_mut().retain(|number, _, _| !number.is_some_and(|number| forwarding::CERTIFICATE.contains(number)));
+    }
+    if let Some(identity) = &peer.identity {
+        identify(identity, &mut fields);
     }
     if fields.has(name::CONNECTION) && hop::names_fields(&fields) {
         hop::drop_named(fields.to_mut());
@@ -157,8 +165,42 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead, from_peer: 
     })
 }
 
+/// Tells on whom the handshake found the client to be (RFC 9440 §2.4).
+fn identify(identity: &Identity, fields: &mut Cow<'_, Fields>) {
+    for (name, value) in [(name::CLIENT_CERT, &identity.certificate), (name::CLIENT_CERT_CHAIN, &identity.chain)] {
+        if let Some(value) = value {
+            let added = fields.to_mut().append(name, value);
+            debug_assert!(added.is_ok(), "a byte sequence is a field value");
+        }
+    }
+}
+
+/// Refuses a request on a connection whose handshake was not that of its site: what was asked of the client there, or what it
+/// showed, is not for this site to count on (RFC 9110 §15.5.20). The client may ask again on a connection of its own.
+pub fn expect_own_handshake(arrival: &Arrival<'_>) -> Result<(), Refused> {
+    let (peer, site) = (arrival.peer, &arrival.routed.client_certificates);
+    let misdirected = match (&peer.identity, site) {
+        (None, None) => return Ok(()),
+        _ if arrival.from_peer.is_some() => return Ok(()), // the node that it came to has seen to it
+        (None, Some(wanted)) if peer.scheme == Scheme::Http => wanted.asked == Asked::Required,
+        (None, Some(wanted)) => wanted.asked != Asked::Nothing,
+        (Some(identity), wanted) => {
+            let is_its_own = wanted.as_ref().map_or(identity.is_of_listener, |wanted| wanted.is_like(&identity.policy));
+            let is_named = identity.name.as_deref().is_none_or(|name| name == arrival.target.host());
+            !is_its_own || (identity.policy.asked != Asked::Nothing && !is_named)
+        }
+    };
+    let text = || "this host wants a connection of its own, with TLS and its name in the handshake".into();
+    if misdirected { Err(Refused { status: 421, reason: "misdirected", text: text() }) } else { Ok(()) }
+}
+
 pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
     let (route, method) = (&arrival.routed.route, arrival.method);
+    if let Some(port) = route.redirect_to_https.or(arrival.peer.redirect_to_https)
+        && is_for_https(&arrival.target)
+    {
+        return Way::Local(LocalAnswer::ToHttps(port));
+    }
     match &route.action {
         Action::Redirect { .. } => return Way::Local(LocalAnswer::Redirect),
         Action::Respond { .. } => return Way::Local(LocalAnswer::Respond),
@@ -200,6 +242,14 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
     }
     Way::Cache
 }
+
+/// Whether a request without TLS can be sent to https.
+fn is_for_https(target: &Target) -> bool {
+    target.scheme() == Scheme::Http && !target.is_asterisk() && !target.path().starts_with(ACME_CHALLENGES)
+}
+
+/// Whoever certifies asks for these without TLS (RFC 8555 §8.3).
+const ACME_CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// Whether Connection names upgrade, and Upgrade a protocol that may pass. Any other Upgrade is ignored, as that of an
 /// HTTP/1.0 client must be (RFC 9110 §7.8).

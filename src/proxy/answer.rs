@@ -56,6 +56,7 @@ pub fn too_many_requests(arrival: &Arrival<'_>, limit: &RateLimit, rejected: Rej
     }
     line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&arrival.routed.node, "http_request_denied", Some("rate-limit")));
     line(&mut fields, name::VIA, arrival.routed.via.as_bytes());
+    deliver::add_hsts(&mut fields, &arrival.routed, &outcome);
     text(429, fields, format!("too many requests: try again in {seconds} s\n"), outcome)
 }
 
@@ -70,6 +71,12 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
             line(&mut fields, name::LOCATION, location.as_bytes());
             (*status, Bytes::new())
         }
+        (LocalAnswer::ToHttps(port), _) => {
+            let (host, path_and_query) = (arrival.target.host(), arrival.target.path_and_query());
+            let port = if port == 443 { String::new() } else { format!(":{port}") };
+            line(&mut fields, name::LOCATION, ["https://", host, &port, path_and_query].concat().as_bytes());
+            (308, Bytes::new())
+        }
         (LocalAnswer::Respond, Action::Respond { status, content_type, body }) => {
             line(&mut fields, name::CONTENT_TYPE, content_type.as_bytes());
             (*status, body.clone())
@@ -81,6 +88,7 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
     };
     deliver::edit(&mut fields, &arrival.routed.route.response_edits);
     line(&mut fields, name::VIA, arrival.routed.via.as_bytes());
+    deliver::add_hsts(&mut fields, &arrival.routed, &outcome);
     respond(status, fields, body, outcome)
 }
 
@@ -124,9 +132,29 @@ pub fn failed(
     }
     line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&exchange.routed.node, failure.token, None));
     deliver::add_own_lines(&mut fields, &exchange.routed, &outcome);
+    if is_grpc(exchange) {
+        return grpc(fields, failure, outcome);
+    }
     // The cause without internals: no addresses, no names of upstreams.
     let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY);
     text(failure.status, fields, format!("{}\n", status.canonical_reason().unwrap_or("error")), outcome)
+}
+
+fn is_grpc(exchange: &Exchange) -> bool {
+    exchange.fields.text(name::CONTENT_TYPE).is_some_and(|kind| kind.to_ascii_lowercase().starts_with("application/grpc"))
+}
+
+/// Statuses of gRPC.
+const INTERNAL: &str = "13";
+const UNAVAILABLE: &str = "14";
+
+/// A failure as clients of gRPC read it: the head is the trailers as well, and has the cause as a status of gRPC.
+fn grpc(mut fields: Fields, failure: &Failure, outcome: Outcome) -> Response {
+    let status = if failure.status == 400 { INTERNAL } else { UNAVAILABLE };
+    for (name, value) in [("content-type", "application/grpc"), ("grpc-status", status), ("grpc-message", failure.token)] {
+        let _ = fields.set(name, value); // constants
+    }
+    respond(200, fields, Bytes::new(), outcome)
 }
 
 /// The route has no upstream any more (a reload took it away between admission and fetch).

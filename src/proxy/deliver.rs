@@ -3,7 +3,7 @@
 mod lines;
 mod ranges;
 
-pub use lines::{add_lines, add_own_lines, edit, has_tags, line, strip_consumed, strip_tags};
+pub use lines::{add_hsts, add_lines, add_own_lines, edit, has_tags, line, mend, strip_consumed, strip_tags};
 pub use ranges::slices;
 
 use super::Proxy;
@@ -246,6 +246,9 @@ fn through(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, mut outcome
         None => {
             strip_consumed(&mut fields, &route.cache);
             strip_tags(&mut fields, &route.forward_tags);
+            let mut mended = Cow::Owned(fields);
+            mend(&mut mended, &exchange.fields, route);
+            fields = mended.into_owned();
         }
         Some(from_peer) => from_peer.tell(&mut fields, None),
     }
@@ -581,6 +584,9 @@ fn for_client<'h>(asked: &Asked<'_>, head: &'h StoredHead, outcome: &Outcome) ->
             let added = fields.to_mut().push(name, value);
             debug_assert!(added.is_ok(), "they were fields before");
         }
+    }
+    if asked.from_peer.is_none() {
+        mend(&mut fields, asked.request.fields, &asked.routed.route);
     }
     fields
 }

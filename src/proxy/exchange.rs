@@ -8,6 +8,7 @@ use crate::listener::{Peer, RequestBody};
 use crate::proxy::outcome::{self, Outcome};
 use crate::semantics::no_vary_search::NoVarySearch;
 use crate::semantics::policy::CachePolicy;
+use crate::semantics::target::Scheme;
 use crate::semantics::widening::Widening;
 use crate::semantics::{CacheKey, Fields, Method, Request, Target, name};
 use std::borrow::Cow;
@@ -53,6 +54,7 @@ impl Arrival<'_> {
         let mut outcome = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
         outcome.is_equivalent = self.exact.is_some();
         outcome.cut_off = self.standing.is_cut_off();
+        outcome.is_secure = self.target.scheme() == Scheme::Https;
         outcome.widening = (self.content.is_some() && *self.method == Method::POST).then_some(Widening::PostByContent);
         outcome
     }
@@ -167,7 +169,8 @@ impl Exchange {
         let upstream = self.routed.upstream.as_ref().map(|upstream| Arc::clone(&upstream.name));
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
         let widening = (self.content.is_some() && self.method == Method::POST).then_some(Widening::PostByContent);
-        Outcome { upstream, widening, is_equivalent: self.exact.is_some(), cut_off: self.standing.is_cut_off(), ..known }
+        let is_secure = self.target.scheme() == Scheme::Https;
+        Outcome { upstream, widening, is_equivalent: self.exact.is_some(), cut_off: self.standing.is_cut_off(), is_secure, ..known }
     }
 }
 

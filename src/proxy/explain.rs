@@ -6,7 +6,7 @@ use super::standing::Standing;
 use super::{Proxy, admit, blocks, remote, shield};
 use crate::cache::StoredResponse;
 use crate::clock;
-use crate::listener::{Peer, Protocol, RequestBody, RequestHead};
+use crate::listener::{Peer, RequestBody, RequestHead};
 use crate::semantics::reuse::{MustAsk, Reuse, StaleWhy, Unusable, Validity};
 use crate::semantics::storage::NotStored;
 use crate::semantics::widening::{Widening, widening};
@@ -33,7 +33,7 @@ impl Proxy {
         };
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         let scheme = if scheme == "https" { crate::semantics::target::Scheme::Https } else { crate::semantics::target::Scheme::Http };
-        let peer = Peer { client: loopback, local: loopback, worker: 0, scheme, listener: "explain".into(), protocol: Protocol::Http1 };
+        let peer = Peer { scheme, ..Peer::plain(loopback, loopback, 0, "explain") };
         let live = self.live.load_full();
         let mut arrival = admit::admit(&live, &peer, &head, None)
             .map_err(|refused| format!("{} {}: {}", refused.status, refused.reason, refused.text))?;

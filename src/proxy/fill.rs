@@ -19,7 +19,7 @@ use crate::observe::metrics::{Bound, FollowOutcome};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::reuse::{Reuse, Validity, only_if_cached};
 use crate::semantics::vary::SecondaryKey;
-use crate::semantics::{Method, Now, name};
+use crate::semantics::{Method, Now, forwarding, name};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -284,7 +284,7 @@ fn goes_alone(proxy: &Proxy, exchange: &Exchange, candidate: Option<&(Arc<Stored
         return Some(alone::Reason::NotCollapsed);
     }
     // A stored response that this request selected despite Authorization shows that the key is shareable for it.
-    if exchange.fields.has(name::AUTHORIZATION) && candidate.is_none() {
+    if forwarding::has_credentials(&exchange.fields) && candidate.is_none() {
         return Some(alone::Reason::Authorization);
     }
     let now_mono_ms = clock::now().mono_ms;

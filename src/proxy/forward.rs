@@ -144,6 +144,7 @@ fn end_to_end(exchange: &Exchange) -> Fields {
     exchange.fields.copy_if_with_room(DESCRIBED_BYTES, DESCRIBED_LINES, |number, name, _| match number {
         Some(name::HOST | name::EXPECT | name::PROXY_AUTHORIZATION | name::TIERCEL_HOP) => false,
         None if !exchange.trusted && name.starts_with(b"x-forwarded-") => false,
+        None if forwarding::imitates_certificate(name) => false,
         number => !of_connection(number, name),
     })
 }

@@ -48,6 +48,8 @@ pub struct Routed {
     /// Name in Cache-Status, Via, CDN-Loop.
     pub node: Arc<str>,
     pub via: Arc<str>,
+    /// What its site asks of clients; `None`: what the listener does.
+    pub client_certificates: Option<Arc<settings::ClientCertificates>>,
     /// The route's rate limit, which it may have together with others.
     pub limiter: Option<Arc<Limiter>>,
     pub settings: Arc<Settings>,
@@ -102,6 +104,7 @@ impl Live {
                         route: Arc::clone(route),
                         node: Arc::clone(&node),
                         via: Arc::clone(&shared_via),
+                        client_certificates: site.client_certificates.clone(),
                         settings: Arc::clone(&settings),
                     })
                 };

@@ -161,7 +161,8 @@ impl Proxy {
         from_peer: Option<Arc<FromPeer>>,
     ) -> Handled {
         let now = clock::now();
-        let arrival = match admit::admit(live, peer, head, from_peer) {
+        let admitted = admit::admit(live, peer, head, from_peer);
+        let arrival = match admitted.and_then(|arrival| admit::expect_own_handshake(&arrival).map(|()| arrival)) {
             Ok(arrival) => arrival,
             Err(refused) => return Handled::Ready(answer::refused(live, &refused)),
         };

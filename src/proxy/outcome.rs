@@ -51,6 +51,8 @@ pub struct Outcome {
     pub client: Option<std::net::IpAddr>,
     /// Query strings may be logged.
     pub log_query: bool,
+    /// It was asked for by https.
+    pub is_secure: bool,
 }
 
 /// The id of a request that nobody named: 128 bits of chance, as hexadecimal digits.

@@ -142,7 +142,7 @@ pub fn is_too_early(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate) -
 /// no fallback for errors. RFC 9111 §4.3.3 leaves that open. What was answered to credentials says nothing of what
 /// others would get, and an error nothing of what is stored.
 fn withdraws(exchange: &Exchange, inbound: &Inbound, why: NotStored) -> bool {
-    let is_personal = exchange.fields.has(name::COOKIE) || exchange.fields.has(name::AUTHORIZATION);
+    let is_personal = exchange.fields.has(name::COOKIE) || forwarding::has_credentials(&exchange.fields);
     inbound.status == StatusCode::OK && matches!(why, NotStored::NoStore | NotStored::Private) && !is_personal
 }
 

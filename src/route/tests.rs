@@ -24,6 +24,8 @@ fn route(name: &str, matcher: RouteMatch) -> Arc<Route> {
         cache_status: true,
         show_key: false,
         x_cache: false,
+        redirect_to_https: None,
+        hsts: None,
         log_query: false,
         rate_limit: None,
     })
@@ -34,7 +36,7 @@ fn path(path: PathMatch) -> RouteMatch {
 }
 
 fn site(name: &str, hosts: &[&str], routes: Vec<Arc<Route>>) -> Arc<Site> {
-    Arc::new(Site { name: name.into(), hosts: hosts.iter().map(|host| (*host).to_owned()).collect(), routes })
+    Arc::new(Site { name: name.into(), hosts: hosts.iter().map(|host| (*host).to_owned()).collect(), client_certificates: None, routes })
 }
 
 fn sites() -> Vec<Arc<Site>> {

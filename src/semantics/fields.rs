@@ -49,6 +49,8 @@ names! {
     CDN_LOOP = "cdn-loop",
     CF_CONNECTING_IP = "cf-connecting-ip",
     CLEAR_SITE_DATA = "clear-site-data",
+    CLIENT_CERT = "client-cert",
+    CLIENT_CERT_CHAIN = "client-cert-chain",
     CONNECTION = "connection",
     CONTENT_DISPOSITION = "content-disposition",
     CONTENT_ENCODING = "content-encoding",

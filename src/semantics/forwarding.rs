@@ -13,6 +13,8 @@ use super::{Fields, Name, Target, name};
 /// What a client may not say of itself.
 pub const CLIENT: Names = Names::of(&[
     name::CF_CONNECTING_IP,
+    name::CLIENT_CERT,
+    name::CLIENT_CERT_CHAIN,
     name::FASTLY_CLIENT_IP,
     name::FORWARDED,
     name::FRONT_END_HTTPS,
@@ -38,6 +40,10 @@ pub const CLIENT: Names = Names::of(&[
     name::X_SCHEME,
     name::X_URL_SCHEME,
 ]);
+
+/// Who a client is by its certificate (RFC 9440): the word of the handshake alone, and not even of a trusted proxy, which may
+/// pass on what it does not know.
+pub const CERTIFICATE: Names = Names::of(&[name::CLIENT_CERT, name::CLIENT_CERT_CHAIN]);
 
 /// Of a trusted proxy's, those that are part of the key.
 pub const KEYED: Names = Names::of(&KEYED_NAMES);
@@ -66,6 +72,16 @@ const UNKEYED: Names = Names::of(&[
 /// else's.
 pub fn is_per_client(name: &str) -> bool {
     ["forwarded", "x-forwarded-for", "x-request-id"].contains(&name)
+}
+
+/// Whether an origin of CGI's kin would take a field for [`CERTIFICATE`].
+pub fn imitates_certificate(name: &[u8]) -> bool {
+    with_dashes(name).and_then(|name| Name::lookup(&name)).is_some_and(|known| CERTIFICATE.contains(known))
+}
+
+/// Whether a request says who its client is, so that what is answered may be for nobody else (RFC 9111 §3.5, RFC 9440 §2.4).
+pub fn has_credentials(request: &Fields) -> bool {
+    request.has(name::AUTHORIZATION) || request.has(name::CLIENT_CERT)
 }
 
 /// Forgets what a client says of itself.

@@ -2,6 +2,7 @@
 
 use super::cache_control::{ResponseDirectives, delta_seconds};
 use super::fields::{Fields, Name, list, name};
+use super::forwarding;
 use super::key::hash128;
 use super::policy::CachePolicy;
 use super::targeted::{TargetList, Targeted};
@@ -36,7 +37,7 @@ pub struct Facts {
     /// Where in the share of `cache.ttl.jitter` this response lies: so many 65,536ths.
     pub jitter: u16,
     pub status: StatusCode,
-    /// The request carried Authorization.
+    /// The request carried Authorization, or Client-Cert.
     pub authorized: bool,
     /// The request carried Cookie.
     pub cookie: bool,
@@ -67,13 +68,18 @@ impl Facts {
             targets: targets.id(),
             jitter: 0,
             status: response.status,
-            authorized: request.fields.has(name::AUTHORIZATION),
+            authorized: forwarding::has_credentials(request.fields),
             cookie: request.fields.has(name::COOKIE),
             set_cookie: fields.has(name::SET_COOKIE) && !governing.hides_set_cookie(),
             directives: governing.directives,
             expires_ms: governing.expires_ms,
             targeted: governing.targeted,
         }
+    }
+
+    /// Whether the response says that it is for others, too, than who asked with credentials (§3.5).
+    pub fn is_for_all(&self) -> bool {
+        self.directives.public || self.directives.must_revalidate || self.directives.s_maxage.is_some()
     }
 
     /// With the jitter of the stored response that came of this fetch for this key: always the same, and spread evenly.

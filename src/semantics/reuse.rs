@@ -7,7 +7,7 @@
 use super::cache_control::{RequestDirectives, Seconds};
 use super::freshness::Facts;
 use super::policy::{CachePolicy, ClientDirectives, SetCookie};
-use super::{Now, Request, name};
+use super::{Now, Request, forwarding, name};
 
 /// What the journal says of a stored response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,9 +181,7 @@ fn refused_by_policy(facts: &Facts, policy: &CachePolicy) -> bool {
 /// §3.5 for the request that brought the response; a request that asks with Authorization is held to the same, since
 /// what it would be told may be other than what was told without.
 fn authorization_allows(request: Request<'_>, facts: &Facts) -> bool {
-    let directives = &facts.directives;
-    let concerned = facts.authorized || request.fields.has(name::AUTHORIZATION);
-    !concerned || directives.public || directives.must_revalidate || directives.s_maxage.is_some()
+    !(facts.authorized || forwarding::has_credentials(request.fields)) || facts.is_for_all()
 }
 
 /// Lifetime minus age, or the time since a soft purge where that is longer ago; zero and below is stale (§4.2).

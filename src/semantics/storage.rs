@@ -221,9 +221,7 @@ fn of_sharing(facts: &Facts, policy: &CachePolicy) -> Option<NotStored> {
     if facts.set_cookie && policy.set_cookie == SetCookie::Bypass {
         return Some(NotStored::SetCookie);
     }
-    let directives = &facts.directives;
-    let shareable = directives.public || directives.must_revalidate || directives.s_maxage.is_some(); // §3.5
-    (facts.authorized && !shareable).then_some(NotStored::Authorization)
+    (facts.authorized && !facts.is_for_all()).then_some(NotStored::Authorization)
 }
 
 fn of_size(response: Response<'_>, policy: &CachePolicy) -> Option<NotStored> {

@@ -1,4 +1,4 @@
-//! Strings and tokens of structured fields (RFC 9651): no more of them is needed.
+//! Strings, tokens and byte sequences of structured fields (RFC 9651): no more of them is needed.
 
 use super::fields::is_token_byte;
 
@@ -22,6 +22,15 @@ pub fn string(text: &[u8]) -> Option<(String, &[u8])> {
 pub fn string_member(member: &[u8]) -> Option<String> {
     let (string, rest) = string(member)?;
     matches!(rest, [] | [b';', ..]).then_some(string)
+}
+
+/// Byte Sequences as members of a List (RFC 9651 §4.1.1, §4.1.8).
+pub fn byte_sequences<'a>(members: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut list = sfv::ListSerializer::new();
+    for member in members {
+        let _ = list.bare_item(member); // parameters would follow
+    }
+    list.finish().unwrap_or_default()
 }
 
 /// Where text is written to, piece by piece.

@@ -5,7 +5,7 @@ use super::workers::{Counted, Shared};
 use crate::clock;
 use crate::config::settings::{Limits, ListenerKind, is_in};
 use crate::listener::proxy_protocol::{self, Announced};
-use crate::listener::{self, ClientSocket, Handler, Peer, Protocol, Refusal, http1, http2};
+use crate::listener::{self, ClientSocket, Handler, Peer, Refusal, Shaken, http1, http2};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::proxy::{PeerDoor, Proxy};
@@ -18,7 +18,7 @@ use rustix::net::SocketFlags;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -36,6 +36,8 @@ pub struct Doorway {
     pub announcing: ArcSwap<Vec<IpNet>>,
     /// A reload may change it; connections keep what they have.
     pub tls: ArcSwapOption<tls::Server>,
+    /// Port of https where clients are sent that come without it, 0: they are served. A reload may change it.
+    pub redirect_to_https: AtomicU16,
     pub proxy: Arc<Proxy>,
     /// Turns true when the process drains.
     pub drain: watch::Receiver<bool>,
@@ -243,7 +245,8 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
     let Ok(local) = local.map_or_else(|| stream.local_addr(), Ok) else { return };
     let tls = doorway.tls.load_full();
     let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
-    let peer = Peer { client, local, worker: counted.worker(), scheme, listener: doorway.name(), protocol: Protocol::Http1 };
+    let redirect_to_https = Some(doorway.redirect_to_https.load(Ordering::Relaxed)).filter(|port| *port != 0);
+    let peer = Peer { scheme, redirect_to_https, ..Peer::plain(client, local, counted.worker(), doorway.name()) };
     let doorway = Arc::clone(doorway);
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);
@@ -256,14 +259,15 @@ pub fn serve(arrived: Arrived, doorway: &Arc<Doorway>) {
 
 async fn serve_secure(
     socket: ClientSocket,
-    peer: Peer,
+    mut peer: Peer,
     limits: Arc<Limits>,
     proxy: Arc<Proxy>,
     drain: watch::Receiver<bool>,
     tls: Arc<tls::Server>,
 ) {
-    let Some(socket) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
+    let Some(Shaken { socket, identity }) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
     drop(tls);
+    peer.identity = identity;
     if socket.is_http2() {
         http2::serve(socket, peer, limits, proxy, drain).await;
     } else {

@@ -15,6 +15,7 @@ use crate::observe::metrics::{Bound, Metrics};
 use crate::proxy::remote::Remote;
 use crate::proxy::{Live, Proxy};
 use crate::redis::Redis;
+use crate::route::Router;
 use crate::semantics::target::Scheme;
 use crate::tier::redis::RedisTier;
 use crate::tls;
@@ -24,7 +25,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -127,10 +128,16 @@ type Secured = HashMap<String, Arc<tls::Server>>;
 fn secure(settings: &Settings) -> Result<Secured> {
     let secure = |listener: &Listener| {
         let tls = listener.tls.as_ref()?;
-        let server = tls::Server::new(tls).with_context(|| format!("listeners.{}.tls", listener.name));
+        let server = tls::Server::new(tls, clients_of_sites(settings)).with_context(|| format!("listeners.{}.tls", listener.name));
         Some(server.map(|server| (listener.name.clone(), Arc::new(server))))
     };
     settings.listeners.iter().filter_map(secure).collect()
+}
+
+fn clients_of_sites(settings: &Settings) -> tls::Sites<'_> {
+    let router = Router::new(&settings.sites);
+    let policies = settings.sites.iter().map(|site| site.client_certificates.as_ref()).collect();
+    tls::Sites { policies, site_of: Box::new(move |host| router.site(host)) }
 }
 
 /// A listener that is bound and not served yet.
@@ -337,6 +344,7 @@ impl State {
                 door.doorway.h2c.store(listener.h2c, Ordering::Relaxed);
                 door.doorway.announcing.store(Arc::new(listener.proxy_protocol.clone()));
                 door.doorway.tls.store(secured.get(&listener.name).cloned());
+                door.doorway.redirect_to_https.store(listener.redirect_to_https.unwrap_or(0), Ordering::Relaxed);
                 true
             }
             None => {
@@ -352,7 +360,8 @@ impl State {
             let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.subscribe());
             let announcing = ArcSwap::from_pointee(listener.proxy_protocol.clone());
             let tls = ArcSwapOption::new(secured.get(&listener.name).cloned());
-            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, proxy, drain });
+            let redirect_to_https = AtomicU16::new(listener.redirect_to_https.unwrap_or(0));
+            let doorway = Arc::new(Doorway { name, kind, h2c, announcing, tls, redirect_to_https, proxy, drain });
             workers.listen(sockets, &doorway, &stop.subscribe());
             open.push(Door { wanted: listener.address, bound, stop, doorway });
         }

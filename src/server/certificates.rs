@@ -2,7 +2,7 @@
 
 use super::assembly::State;
 use crate::clock;
-use crate::observe::metrics::TlsSeries;
+use crate::observe::metrics::{CertificateChange, TlsSeries};
 use crate::tls::{Refreshed, Server};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -34,19 +34,30 @@ pub fn spawn(state: Weak<State>) -> std::io::Result<()> {
 }
 
 fn tell(listener: &str, change: &Refreshed, series: &TlsSeries) {
-    series.certificate_changed(matches!(change, Refreshed::Replaced { .. }));
     match change {
-        Refreshed::Replaced { file, days_left } => tracing::info!(listener, file, days_left, "certificate replaced"),
+        Refreshed::Replaced { file, days_left } => {
+            series.certificate_changed(CertificateChange::Replaced);
+            tracing::info!(listener, file, days_left, "certificate replaced");
+        }
         Refreshed::Refused { file, error, remedy } => {
+            series.certificate_changed(CertificateChange::Refused);
             tracing::error!(listener, file, error, remedy, "new certificate refused; the old one stays");
+        }
+        Refreshed::Unstapled { file, error } => {
+            series.certificate_changed(CertificateChange::Unstapled);
+            tracing::error!(listener, file, %error, remedy = error.remedy(), "the certificate is shown without an OCSP response");
         }
     }
 }
 
-/// Of each certificate of a listener.
+/// Of all that a listener shows or verifies by.
 pub fn tell_expiry(listener: &str, server: &Arc<Server>, series: &TlsSeries) {
     let now = clock::now().wall_ms;
-    for (file, not_after) in server.expiries() {
-        series.certificate_expires(listener, &file, (not_after - now) / 1000);
+    let expiries = server.expiries(now);
+    for (file, until) in &expiries.certificates {
+        series.certificate_expires(listener, file, (until - now) / 1000);
+    }
+    for (file, until) in &expiries.revocation {
+        series.revocation_expires(listener, file, (until - now) / 1000);
     }
 }

@@ -307,7 +307,7 @@ impl Shield {
     }
 
     fn peer(&self, name: &Arc<str>, host: &str, port: u16) -> Arc<Peer> {
-        let client = Client::new(Host::new(host), port, self.workers);
+        let client = Client::new(Host::new(host), port, self.workers, &self.settings, &self.metrics);
         Arc::new(Peer { name: Arc::clone(name), client, health: Mutex::default() })
     }
 }

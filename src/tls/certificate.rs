@@ -1,5 +1,6 @@
 //! A certificate with its chain and key, from two files in PEM. Pure: what was read comes in, and the time.
 
+use super::ocsp::{self, StapleError};
 use super::provider;
 use super::x509::{self, Facts};
 use crate::config::settings::{CertificateFiles, PemFile};
@@ -19,6 +20,8 @@ pub struct Certificate {
     pub names: Vec<String>,
     /// Milliseconds since 1970.
     pub not_after: i64,
+    /// Until when what its authority says is stapled to it, milliseconds since 1970; or why it is not. `None`: there is none.
+    pub staple: Option<Result<i64, StapleError>>,
     /// Nothing follows it, and it was issued by another: clients that do not know that one refuse it.
     pub is_alone: bool,
     /// A signature takes longer than a worker may be held up.
@@ -112,12 +115,16 @@ impl Certificate {
         let is_alone = chain.len() == 1 && !facts[0].is_self_issued();
         let names = names(&chain[0]).ok_or(CertificateError::Malformed(1))?;
         let key = private_key(&files.key.pem)?;
-        let certified = CertifiedKey::from_der(chain, key, &provider(&[])).map_err(|error| match error {
+        let staple = files.ocsp.as_ref().map(|file| ocsp::good_until(&file.pem, facts[0].serial, now));
+        let mut certified = CertifiedKey::from_der(chain.clone(), key, &provider(&[])).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => CertificateError::Mismatch(files.certificate.path.clone()),
             error => CertificateError::Key(error.to_string()),
         })?;
+        if let (Some(Ok(_)), Some(file)) = (&staple, &files.ocsp) {
+            certified.ocsp = Some(file.pem.clone());
+        }
         let is_slow = certified.key.choose_scheme(&FAST).is_none();
-        Ok(Self { key: Arc::new(certified), names, not_after, is_alone, is_slow })
+        Ok(Self { key: Arc::new(certified), names, not_after, staple, is_alone, is_slow })
     }
 }
 

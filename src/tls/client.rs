@@ -1,16 +1,17 @@
 //! TLS towards upstreams: whom we believe, what we show, and what is said where the two do not agree.
 
+use super::clients::authorities;
 use super::{certificate, provider};
 use crate::config::settings::{CertificateFiles, PemFile, TlsVersion, UpstreamTls};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, SupportedProtocolVersion};
 use std::sync::Arc;
 
 /// What connections to one upstream have in common.
+#[derive(Clone)]
 pub struct Client {
     pub config: Arc<ClientConfig>,
     /// Asked for and verified instead of the endpoint's host.
@@ -37,6 +38,13 @@ impl Client {
         config.alpn_protocols = vec![super::ALPN_HTTP1.into()];
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
         Ok(Self { config: Arc::new(config), name: settings.server_name.clone() })
+    }
+
+    /// The same, but that these protocols are offered (ALPN), the best first.
+    pub fn offering(&self, protocols: &[&[u8]]) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Self { config: Arc::new(config), name: self.name.clone() }
     }
 
     /// The name to ask for and to verify; `host`: that of the endpoint.
@@ -71,15 +79,12 @@ impl ClientError {
 }
 
 fn verifier(roots: Option<&PemFile>, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, ClientError> {
-    let mut store = RootCertStore::empty();
-    let none = match roots {
-        Some(file) => {
-            store.add_parsable_certificates(CertificateDer::pem_slice_iter(&file.pem).filter_map(Result::ok));
-            ClientError::NoRoots
-        }
+    let (store, none) = match roots {
+        Some(file) => (authorities(file), ClientError::NoRoots),
         None => {
+            let mut store = RootCertStore::empty();
             store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            ClientError::NoSystemRoots
+            (store, ClientError::NoSystemRoots)
         }
     };
     if store.is_empty() {

@@ -1,14 +1,17 @@
 //! TLS: certificates, tickets, and how the two ends of a connection are set up (rustls, aws-lc-rs).
 //!
-//! [`certificate`] reads files and says what is wrong with them, [`x509`] what a certificate says of itself, both pure;
-//! [`Server`] is what a listener shows to its clients, and takes up files that change; [`client::Client`] is how we meet upstreams. The
-//! handshakes themselves are in [`crate::listener`] and [`crate::upstream`].
+//! [`certificate`] reads files and says what is wrong with them, [`x509`] what a certificate says of itself, [`ocsp`] what its
+//! authority says of it, [`clients`] whose certificates clients may show, all pure; [`Server`] is what a listener shows to its
+//! clients, and takes up files that change; [`client::Client`] is how we meet upstreams. The handshakes themselves are in
+//! [`crate::listener`] and [`crate::upstream`].
 //!
 //! Invariants: a key of a session is never logged; a certificate that cannot be used never replaces one that can.
 
 pub mod certificate;
 pub mod client;
+pub mod clients;
 mod names;
+pub mod ocsp;
 mod provider;
 mod server;
 mod slow;
@@ -16,5 +19,5 @@ pub mod tickets;
 pub mod x509;
 
 pub use provider::{SUITES, provider};
-pub use server::{ALPN_HTTP1, ALPN_HTTP2, BuildError, Refreshed, Server};
+pub use server::{ALPN_HTTP1, ALPN_HTTP2, BuildError, Chosen, Expiries, Refreshed, Server, Sites};
 pub use slow::run as run_elsewhere;

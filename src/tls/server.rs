@@ -1,11 +1,14 @@
-//! TLS as a listener offers it: versions, suites, tickets, and the certificates, which files may change at any time.
+//! TLS as a listener offers it: versions, suites, tickets, the certificates and whom clients must be certified by, which
+//! files may change at any time.
 
 use super::certificate::{Certificate, CertificateError};
+use super::clients::{Clients, ClientsError};
 use super::names::Names;
+use super::ocsp::StapleError;
 use super::provider;
 use super::tickets::Tickets;
 use crate::clock;
-use crate::config::settings::{CertificateFiles, ListenerTls, PemFile};
+use crate::config::settings::{CertificateFiles, ClientCertificates, ListenerTls, PemFile};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
@@ -16,14 +19,54 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// What a listener shows to its clients.
+/// What a listener shows to its clients, and wants to see of them.
 pub struct Server {
-    pub config: Arc<ServerConfig>,
     pub handshake_timeout: Duration,
     /// Handshakes at a time; whoever comes then waits for one to end.
     pub handshakes: Semaphore,
+    settings: ListenerTls,
     shown: Arc<Shown>,
     files: Mutex<Vec<Watched>>,
+    /// The listener's own way first.
+    ways: Vec<Way>,
+    /// By the number of a site; none: the listener's own.
+    of_sites: Vec<Option<usize>>,
+    site_of: SiteOf,
+}
+
+/// The number of the site of a host.
+pub type SiteOf = Box<dyn Fn(&str) -> Option<usize> + Send + Sync>;
+
+/// What sites want of clients for themselves.
+pub struct Sites<'a> {
+    /// By the number of a site.
+    pub policies: Vec<Option<&'a Arc<ClientCertificates>>>,
+    pub site_of: SiteOf,
+}
+
+/// How handshakes go that ask clients for certificates alike.
+struct Way {
+    /// `None`: nothing is asked for, and nothing was configured.
+    policy: Option<Arc<ClientCertificates>>,
+    config: ArcSwap<ServerConfig>,
+    /// The policy with its files as they were last seen, usable or not.
+    seen: Mutex<SeenPolicy>,
+}
+
+struct SeenPolicy {
+    policy: Option<ClientCertificates>,
+    /// When the revocation lists in use are out of date, milliseconds since 1970.
+    lists_until: Option<i64>,
+    is_unreadable: bool,
+}
+
+/// How a handshake goes on once it is known whom the client wants.
+pub struct Chosen {
+    pub config: Arc<ServerConfig>,
+    /// `None`: no certificates are asked for here.
+    pub policy: Option<Arc<ClientCertificates>>,
+    /// As the listener has it, not a site.
+    pub is_of_listener: bool,
 }
 
 /// Why there can be no such listener.
@@ -31,6 +74,8 @@ pub struct Server {
 pub enum BuildError {
     #[error("{path}: {error}")]
     Certificate { path: String, error: CertificateError },
+    #[error("{path}: {error}")]
+    Clients { path: String, error: ClientsError },
     #[error("{0}: name a suite of each version that is offered")]
     Suites(rustls::Error),
 }
@@ -43,34 +88,72 @@ struct Watched {
     is_unreadable: bool,
 }
 
-/// What came of looking at the files of a certificate again.
+/// What came of looking at files again.
 #[derive(Debug)]
 pub enum Refreshed {
     Replaced {
         file: String,
-        days_left: i64,
+        days_left: Option<i64>,
     },
-    /// They are not usable, or cannot be read: the certificate from before stays.
+    /// They are not usable, or cannot be read: what was there before stays.
     Refused {
         file: String,
         error: String,
         remedy: String,
     },
+    /// A staple that is wrong, or was not renewed in time: the certificate is shown without.
+    Unstapled {
+        file: String,
+        error: StapleError,
+    },
+}
+
+/// Name of a file, and when what it holds ends, milliseconds since 1970.
+pub type Expiry = (String, i64);
+
+/// How long what is in use is good.
+pub struct Expiries {
+    pub certificates: Vec<Expiry>,
+    /// Revocation lists and OCSP responses.
+    pub revocation: Vec<Expiry>,
 }
 
 impl Server {
-    pub fn new(settings: &ListenerTls) -> Result<Self, BuildError> {
+    pub fn new(settings: &ListenerTls, sites: Sites<'_>) -> Result<Self, BuildError> {
         let now = clock::now().wall_ms;
         let watched: Vec<Watched> = settings.certificates.iter().map(|files| Watched::new(files, now)).collect::<Result<_, _>>()?;
         let shown = Arc::new(Shown(ArcSwap::from_pointee(Names::new(&certificates(&watched)))));
-        let config = config(settings, Arc::clone(&shown))?;
+        let mut ways = vec![Way::new(settings, settings.client_certificates.as_ref(), &shown, now)?];
+        let mut of_sites = Vec::with_capacity(sites.policies.len());
+        for policy in sites.policies {
+            let Some(policy) = policy else {
+                of_sites.push(None);
+                continue;
+            };
+            let known = ways.iter().position(|way| way.policy.as_ref().is_some_and(|there| there.is_like(policy)));
+            if known.is_none() {
+                ways.push(Way::new(settings, Some(policy), &shown, now)?);
+            }
+            of_sites.push(Some(known.unwrap_or(ways.len() - 1)));
+        }
         Ok(Self {
-            config: Arc::new(config),
             handshake_timeout: settings.handshake_timeout,
             handshakes: Semaphore::new(settings.handshakes),
+            settings: settings.clone(),
             shown,
             files: Mutex::new(watched),
+            ways,
+            of_sites,
+            site_of: sites.site_of,
         })
+    }
+
+    /// How the handshake with this client goes on.
+    pub fn choose(&self, hello: &ClientHello<'_>) -> Chosen {
+        let of_site = || *self.of_sites.get((self.site_of)(hello.server_name()?)?)?;
+        let at = if self.ways.len() == 1 { 0 } else { of_site().unwrap_or(0) };
+        let way = &self.ways[at];
+        Chosen { config: way.config.load_full(), policy: way.policy.clone(), is_of_listener: at == 0 }
     }
 
     /// Whether the signature of the certificate that this client gets is to be made elsewhere.
@@ -78,9 +161,20 @@ impl Server {
         self.shown.0.load().choose(hello.server_name(), hello.signature_schemes()).is_some_and(|certificate| certificate.is_slow)
     }
 
-    /// Name of the file and end of validity of each certificate, milliseconds since 1970.
-    pub fn expiries(&self) -> Vec<(String, i64)> {
-        self.files.lock().iter().map(|watched| (shown_path(&watched.files.certificate.path), watched.certificate.not_after)).collect()
+    /// How long what is in use is good; a staple that is not: until `now`.
+    pub fn expiries(&self, now: i64) -> Expiries {
+        let files = self.files.lock();
+        let certificates =
+            files.iter().map(|watched| (shown_path(&watched.files.certificate.path), watched.certificate.not_after)).collect();
+        let staples = files.iter().filter_map(|watched| {
+            let until = watched.certificate.staple?.unwrap_or(now);
+            Some((shown_path(&watched.files.ocsp.as_ref()?.path), until))
+        });
+        let lists = self.ways.iter().filter_map(|way| {
+            let seen = way.seen.lock();
+            Some((shown_path(&seen.policy.as_ref()?.revoked.as_ref()?.path), seen.lists_until?))
+        });
+        Expiries { certificates, revocation: staples.chain(lists).collect() }
     }
 
     /// Takes up what has changed in the files. Blocks.
@@ -90,10 +184,12 @@ impl Server {
     pub fn refresh(&self) -> Vec<Refreshed> {
         let mut files = self.files.lock();
         let now = clock::now().wall_ms;
-        let told: Vec<Refreshed> = files.iter_mut().filter_map(|watched| watched.refresh(now)).collect();
-        if told.iter().any(|one| matches!(one, Refreshed::Replaced { .. })) {
+        let mut told = Vec::new();
+        let changed = files.iter_mut().filter_map(|watched| watched.refresh(now, &mut told).then_some(())).count();
+        if changed > 0 {
             self.shown.0.store(Arc::new(Names::new(&certificates(&files))));
         }
+        told.extend(self.ways.iter().filter_map(|way| way.refresh(&self.settings, &self.shown, now)));
         told
     }
 }
@@ -108,6 +204,18 @@ fn certificates(watched: &[Watched]) -> Vec<Arc<Certificate>> {
     watched.iter().map(|watched| Arc::clone(&watched.certificate)).collect()
 }
 
+/// A file that cannot be read, and why.
+type Unreadable = (PathBuf, String);
+
+fn read_again(file: &PemFile) -> Result<PemFile, Unreadable> {
+    PemFile::read(&file.path).map_err(|error| (file.path.clone(), error))
+}
+
+fn unreadable((path, error): Unreadable) -> Refreshed {
+    let remedy = "put the file back, readable to the user of this process".into();
+    Refreshed::Refused { file: shown_path(&path), error: format!("cannot be read: {error}"), remedy }
+}
+
 impl Watched {
     fn new(files: &CertificateFiles, now: i64) -> Result<Self, BuildError> {
         let certificate =
@@ -115,47 +223,125 @@ impl Watched {
         Ok(Self { files: files.clone(), certificate: Arc::new(certificate), is_unreadable: false })
     }
 
-    fn refresh(&mut self, now: i64) -> Option<Refreshed> {
-        let files = match read_again(&self.files) {
-            Ok(files) if files == self.files && !self.is_unreadable => return None,
-            Ok(files) => files,
-            Err((path, error)) => {
-                // What comes next is new in any case, and this is told once.
-                let known = std::mem::replace(&mut self.is_unreadable, true);
-                let remedy = "put the file back, readable to the user of this process".into();
-                return (!known).then(|| Refreshed::Refused { file: shown_path(&path), error: format!("cannot be read: {error}"), remedy });
-            }
-        };
-        (self.files, self.is_unreadable) = (files, false);
-        match Certificate::read(&self.files, now) {
-            Ok(certificate) => {
-                let days_left = (certificate.not_after - now) / DAY_MS;
-                self.certificate = Arc::new(certificate);
-                Some(Refreshed::Replaced { file: shown_path(&self.files.certificate.path), days_left })
+    /// Whether something else is to be shown from now on.
+    fn refresh(&mut self, now: i64, told: &mut Vec<Refreshed>) -> bool {
+        let ended = matches!(self.certificate.staple, Some(Ok(until)) if until < now);
+        match self.files_again() {
+            Ok(files) if files == self.files && !self.is_unreadable && !ended => false,
+            Ok(files) => {
+                let replaced = files.certificate != self.files.certificate || files.key != self.files.key || self.is_unreadable;
+                (self.files, self.is_unreadable) = (files, false);
+                self.read(now, replaced, told)
             }
             Err(error) => {
-                let file = shown_path(&error.file(&self.files).path);
-                Some(Refreshed::Refused { file, error: error.to_string(), remedy: error.remedy() })
+                // What comes next is new in any case, and this is told once.
+                if !std::mem::replace(&mut self.is_unreadable, true) {
+                    told.push(unreadable(error));
+                }
+                false
             }
+        }
+    }
+
+    /// Makes of the files what can be made; `replaced`: more than the staple is new.
+    fn read(&mut self, now: i64, replaced: bool, told: &mut Vec<Refreshed>) -> bool {
+        let certificate = match Certificate::read(&self.files, now) {
+            Ok(certificate) => certificate,
+            Err(error) => {
+                let file = shown_path(&error.file(&self.files).path);
+                told.push(Refreshed::Refused { file, error: error.to_string(), remedy: error.remedy() });
+                return false;
+            }
+        };
+        if replaced {
+            let days_left = Some((certificate.not_after - now) / DAY_MS);
+            told.push(Refreshed::Replaced { file: shown_path(&self.files.certificate.path), days_left });
+        }
+        if let (Some(staple), Some(file)) = (certificate.staple, &self.files.ocsp) {
+            let file = shown_path(&file.path);
+            told.push(match staple {
+                Ok(until) => Refreshed::Replaced { file, days_left: Some((until - now) / DAY_MS) },
+                Err(error) => Refreshed::Unstapled { file, error },
+            });
+        }
+        self.certificate = Arc::new(certificate);
+        true
+    }
+
+    fn files_again(&self) -> Result<CertificateFiles, Unreadable> {
+        let (certificate, key) = (read_again(&self.files.certificate)?, read_again(&self.files.key)?);
+        Ok(CertificateFiles { certificate, key, ocsp: self.files.ocsp.as_ref().map(read_again).transpose()? })
+    }
+}
+
+impl Way {
+    fn new(settings: &ListenerTls, policy: Option<&Arc<ClientCertificates>>, shown: &Arc<Shown>, now: i64) -> Result<Self, BuildError> {
+        let (config, lists_until) = config(settings, policy.map(|policy| &**policy), shown, now)?;
+        let seen = SeenPolicy { policy: policy.map(|policy| (**policy).clone()), lists_until, is_unreadable: false };
+        Ok(Self { policy: policy.cloned(), config: ArcSwap::from_pointee(config), seen: Mutex::new(seen) })
+    }
+
+    fn refresh(&self, settings: &ListenerTls, shown: &Arc<Shown>, now: i64) -> Option<Refreshed> {
+        let mut seen = self.seen.lock();
+        let before = seen.policy.as_ref()?;
+        let file = shown_path(&before.authorities.as_ref()?.path);
+        let policy = match policy_again(before) {
+            Ok(policy) if policy == *before && !seen.is_unreadable => return None,
+            Ok(policy) => policy,
+            Err(error) => {
+                let known = std::mem::replace(&mut seen.is_unreadable, true);
+                return (!known).then(|| unreadable(error));
+            }
+        };
+        let made = config(settings, Some(&policy), shown, now);
+        (seen.policy, seen.is_unreadable) = (Some(policy), false);
+        match made {
+            Ok((config, lists_until)) => {
+                self.config.store(Arc::new(config));
+                seen.lists_until = lists_until;
+                let days_left = lists_until.map(|until| (until - now) / DAY_MS);
+                Some(Refreshed::Replaced { file, days_left })
+            }
+            Err(BuildError::Clients { path, error }) => {
+                Some(Refreshed::Refused { file: path, error: error.to_string(), remedy: error.remedy().into() })
+            }
+            Err(error) => Some(Refreshed::Refused { file, error: error.to_string(), remedy: "reload the configuration".into() }),
         }
     }
 }
 
-/// Which file cannot be read, and why.
-fn read_again(files: &CertificateFiles) -> Result<CertificateFiles, (PathBuf, String)> {
-    let read = |file: &PemFile| PemFile::read(&file.path).map_err(|error| (file.path.clone(), error));
-    Ok(CertificateFiles { certificate: read(&files.certificate)?, key: read(&files.key)? })
+/// The same policy with its files as they are now.
+fn policy_again(policy: &ClientCertificates) -> Result<ClientCertificates, Unreadable> {
+    let again = |file: &Option<PemFile>| file.as_ref().map(read_again).transpose();
+    Ok(ClientCertificates { authorities: again(&policy.authorities)?, revoked: again(&policy.revoked)?, ..*policy })
 }
 
-fn config(settings: &ListenerTls, shown: Arc<Shown>) -> Result<ServerConfig, BuildError> {
+/// What rustls is told, and when the revocation lists end.
+fn config(
+    settings: &ListenerTls,
+    policy: Option<&ClientCertificates>,
+    shown: &Arc<Shown>,
+    now: i64,
+) -> Result<(ServerConfig, Option<i64>), BuildError> {
+    let wrong = |error: ClientsError| {
+        let path = policy.and_then(|policy| error.file(policy)).map_or_else(String::new, |file| shown_path(&file.path));
+        BuildError::Clients { path, error }
+    };
+    let clients = policy.map(|policy| Clients::new(policy, now)).transpose().map_err(wrong)?.flatten();
+    let lists_until = clients.as_ref().and_then(|clients| clients.lists_until);
+    let circumstances = policy.filter(|_| clients.is_some()).map(ClientCertificates::circumstances).unwrap_or_default();
     let builder = ServerConfig::builder_with_provider(provider(&settings.suites));
     let builder = builder.with_protocol_versions(settings.min_version.and_later()).map_err(BuildError::Suites)?;
-    let mut config = builder.with_no_client_auth().with_cert_resolver(shown);
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(clients.verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::clone(shown) as _);
     config.ignore_client_order = !settings.suites.is_empty();
     config.alpn_protocols = if settings.http2 { vec![ALPN_HTTP2.into(), ALPN_HTTP1.into()] } else { vec![ALPN_HTTP1.into()] };
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = Arc::new(Tickets::new(settings.ticket_key.as_ref().map(|file| &file.pem[..]), b""));
-    Ok(config)
+    config.ticketer = Arc::new(Tickets::new(settings.ticket_key.as_ref().map(|file| &file.pem[..]), &circumstances));
+    Ok((config, lists_until))
 }
 
 /// RFC 7301 §6, RFC 9113 §3.1.

@@ -8,6 +8,7 @@ use crate::semantics::date;
 /// A part of a certificate. Names are DER, compared byte by byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts<'a> {
+    pub serial: &'a [u8],
     pub issuer: &'a [u8],
     pub subject: &'a [u8],
     /// Milliseconds since 1970.
@@ -29,31 +30,47 @@ pub fn facts(der: &[u8]) -> Option<Facts<'_>> {
     if fields.0.first() == Some(&VERSION) {
         fields.take(VERSION)?;
     }
-    fields.take(INTEGER)?; // serial number
+    let serial = fields.take(INTEGER)?;
     fields.take(SEQUENCE)?; // algorithm of the signature
     let issuer = fields.take(SEQUENCE)?;
     let mut validity = Reader(fields.take(SEQUENCE)?);
     let (not_before, not_after) = (validity.time()?, validity.time()?);
     let subject = fields.take(SEQUENCE)?;
-    Some(Facts { issuer, subject, not_before, not_after })
+    Some(Facts { serial, issuer, subject, not_before, not_after })
 }
 
-const INTEGER: u8 = 0x02;
+/// When a revocation list in DER says that the next one is due (RFC 5280 §5.1.2.5), milliseconds since 1970.
+pub fn next_update(der: &[u8]) -> Option<i64> {
+    let mut list = Reader(Reader(der).take(SEQUENCE)?);
+    let mut fields = Reader(list.take(SEQUENCE)?);
+    fields.take(INTEGER)?; // version 2: such without nextUpdate are of version 1
+    fields.take(SEQUENCE)?; // algorithm of the signature
+    fields.take(SEQUENCE)?; // issuer
+    fields.time()?; // this update
+    fields.time()
+}
+
+pub(super) const INTEGER: u8 = 0x02;
+pub(super) const OCTET_STRING: u8 = 0x04;
+pub(super) const OBJECT: u8 = 0x06;
+pub(super) const ENUMERATED: u8 = 0x0a;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
-const SEQUENCE: u8 = 0x30;
+pub(super) const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
 
-struct Reader<'a>(&'a [u8]);
+/// Elements of DER, one after the other.
+pub(super) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
     /// The contents of the next element, which must have this tag.
-    fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
+    pub fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
         let (found, contents) = self.element()?;
         (found == tag).then_some(contents)
     }
 
-    fn element(&mut self) -> Option<(u8, &'a [u8])> {
+    /// Tag and contents of the next element.
+    pub fn element(&mut self) -> Option<(u8, &'a [u8])> {
         let [tag, first, rest @ ..] = self.0 else { return None };
         let (length, rest) = match first {
             0..=0x7f => (usize::from(*first), rest),
@@ -69,7 +86,7 @@ impl<'a> Reader<'a> {
     }
 
     /// UTCTime or GeneralizedTime, both to the second and in UTC (RFC 5280 §4.1.2.5).
-    fn time(&mut self) -> Option<i64> {
+    pub fn time(&mut self) -> Option<i64> {
         let (tag, text) = self.element()?;
         let digits = text.strip_suffix(b"Z")?;
         let (year, rest) = match tag {

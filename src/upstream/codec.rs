@@ -88,8 +88,8 @@ impl Message {
 }
 
 /// What a codec has to know of an exchange.
-pub(super) struct Order<'a> {
-    pub settings: &'a settings::Upstream,
+pub(crate) struct Order<'a> {
+    pub terms: Terms,
     pub metrics: &'a Arc<Metrics>,
     pub asked: Asked,
     /// Where interim responses go.
@@ -97,6 +97,24 @@ pub(super) struct Order<'a> {
     pub began: Instant,
     /// End of the exchange, whatever comes.
     pub deadline: Option<Instant>,
+}
+
+/// Bounds on an answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// From the request sent to the head of the response.
+    pub first_byte_timeout: Duration,
+    /// Between two reads of the body.
+    pub read_timeout: Duration,
+    pub header_bytes: usize,
+    pub header_count: usize,
+}
+
+impl Terms {
+    pub(super) fn of(settings: &settings::Upstream) -> Self {
+        let settings::Upstream { first_byte_timeout, read_timeout, header_bytes, header_count, .. } = *settings;
+        Self { first_byte_timeout, read_timeout, header_bytes, header_count }
+    }
 }
 
 /// Bounds on the time that a response body takes.
@@ -108,8 +126,17 @@ pub(super) struct Pace {
     pub deadline: Option<Instant>,
 }
 
+impl Pace {
+    /// When a wait that began at `since` is over. An upload takes as long as the client needs for it: meanwhile the origin
+    /// need not say anything, and only the end of the exchange ends the wait.
+    pub(super) fn silent_until(self, since: Instant, origins_turn: Option<Instant>) -> Option<Instant> {
+        let silent_until = origins_turn.map(|turn| turn.max(since) + self.read_timeout);
+        silent_until.into_iter().chain(self.deadline).min()
+    }
+}
+
 /// The answer of an endpoint.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub head: Head,
     pub body: Option<Arriving>,
     pub tunnel: Option<Box<dyn Tunnel>>,
@@ -117,15 +144,15 @@ pub(super) struct Answer {
 
 /// An exchange that came to no answer.
 #[derive(Debug)]
-pub(super) struct Broken {
+pub(crate) struct Broken {
     pub error: FetchError,
     pub reach: Reach,
 }
 
 /// How far a broken exchange came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reach {
-    /// Not a byte was written; the request has its body back.
+pub(crate) enum Reach {
+    /// Not a byte was written, or the origin says that it did not act upon it; the request has its body back.
     Unwritten,
     /// Nothing came back.
     Unanswered,
@@ -146,11 +173,11 @@ impl Order<'_> {
     }
 
     pub(super) fn pace(&self) -> Pace {
-        Pace { read_timeout: self.settings.read_timeout, deadline: self.deadline }
+        Pace { read_timeout: self.terms.read_timeout, deadline: self.deadline }
     }
 
     pub(super) fn limits(&self) -> response::Limits {
-        response::Limits { header_bytes: self.settings.header_bytes, header_count: self.settings.header_count }
+        response::Limits { header_bytes: self.terms.header_bytes, header_count: self.terms.header_count }
     }
 
     /// Passes an interim response on (but 100: it belongs to our hop).

@@ -2,15 +2,17 @@
 //!
 //! [`Upstream::send`] is the way in; `send` tells the story of one request. Names become addresses in `resolve`,
 //! `balance` chooses among endpoints, `pool` keeps each one's connections under its cap, `connect` makes them. Behind
-//! the seam `codec` HTTP/1.1 is spoken by `own`, or by `hyper_client` where the configuration asks for it.
+//! the seam `codec` HTTP/1.1 is spoken by `own`, or by `hyper_client` where the configuration asks for it; `http2` has
+//! connections of its own, which requests share.
 //!
-//! Deliberately not here: active health checks, breakers, HTTP/2 towards upstreams. Redirects are never
+//! Deliberately not here: active health checks, breakers. Redirects are never
 //! followed. Nothing is sent before the first request, names are not even looked up.
 
 pub mod balance;
 mod codec;
 mod connect;
 pub mod error;
+pub(crate) mod http2;
 mod hyper_client;
 mod own;
 mod pool;
@@ -19,18 +21,21 @@ mod resolve;
 mod send;
 mod wire;
 
+pub(crate) use codec::{Broken, Order, Reach, Terms};
 pub(crate) use connect::connect;
 pub use error::{FetchError, Unanswered};
 pub use recovery::Place;
 pub(crate) use resolve::Host;
+pub(crate) use wire::Wire;
 
 use crate::body::{Again, BodyError, BodyStream, Chunk};
 use crate::clock;
-use crate::config::settings;
+use crate::config::settings::{self, UpstreamHttp};
 use crate::listener::{InterimSender, RequestBody};
 use crate::observe::metrics::Metrics;
 use crate::semantics::{Fields, StatusCode};
 use crate::tls::client::Client;
+use crate::tls::{ALPN_HTTP1, ALPN_HTTP2};
 use bytes::Bytes;
 use http::Method;
 use smallvec::SmallVec;
@@ -113,9 +118,18 @@ pub struct Upstream {
     turn: AtomicUsize,
     recovery: recovery::Recovery,
     /// Where some endpoint has TLS.
-    tls: Option<Client>,
+    tls: Option<Clients>,
     metrics: Arc<Metrics>,
 }
+
+/// TLS to an upstream, by what is to be spoken through it.
+struct Clients {
+    http1: Client,
+    http2: Client,
+}
+
+/// How long an endpoint that chose HTTP/1.1 over HTTP/2 is not asked again.
+const CHOICE: Duration = Duration::from_secs(300);
 
 /// One address of an upstream, as configured.
 struct Endpoint {
@@ -126,6 +140,10 @@ struct Endpoint {
     secure: Option<Arc<str>>,
     host: Arc<resolve::Host>,
     pool: Arc<pool::Pool>,
+    /// Where HTTP/2 is, or may be, spoken to it.
+    http2: Option<Arc<http2::Connections>>,
+    /// Boot-time nanoseconds until which it speaks HTTP/1.1 by its own choice.
+    http1_until: AtomicU64,
     /// Grows by one per connection, to share them among the addresses of a name.
     turn: AtomicUsize,
     /// Boot-time nanoseconds until which it is passed over; 0: it is not.
@@ -151,6 +169,9 @@ impl Upstream {
             secure: endpoint.is_secure.then(|| endpoint.host.as_str().into()),
             host: resolve::Host::new(&endpoint.host),
             pool: pool::Pool::new(settings.clone(), workers, metrics.clone()),
+            http2: (settings.http == UpstreamHttp::Two || settings.http == UpstreamHttp::Auto && endpoint.is_secure)
+                .then(|| http2::Connections::new(bounds(&settings), workers, metrics.clone(), Some(metrics.http2_gauges(&settings.name)))),
+            http1_until: AtomicU64::new(0),
             turn: AtomicUsize::new(0),
             ejected_until: AtomicU64::new(0),
         };
@@ -181,7 +202,8 @@ impl Upstream {
     pub fn usage(&self) -> Usage {
         self.endpoints.iter().fold(Usage::default(), |sum, endpoint| {
             let (open, idle, waiting) = endpoint.pool.counts();
-            Usage { open: sum.open + open, idle: sum.idle + idle, waiting: sum.waiting + waiting }
+            let (shared, _, in_line) = endpoint.http2.as_ref().map_or_else(Default::default, |http2| http2.counts());
+            Usage { open: sum.open + open + shared, idle: sum.idle + idle, waiting: sum.waiting + waiting + in_line }
         })
     }
 
@@ -192,7 +214,7 @@ impl Upstream {
         }
         let now = clock::nanos();
         let candidate = |endpoint: &Endpoint| balance::Candidate {
-            load: endpoint.pool.load(),
+            load: endpoint.load(),
             ejected: endpoint.ejected_until.load(Ordering::Relaxed) > now,
         };
         let candidates: SmallVec<[balance::Candidate; 8]> = self.endpoints.iter().map(candidate).collect();
@@ -201,6 +223,21 @@ impl Upstream {
 }
 
 impl Endpoint {
+    /// Requests under way or waiting.
+    fn load(&self) -> usize {
+        let (_, streams, waiting) = self.http2.as_ref().map_or_else(Default::default, |http2| http2.counts());
+        self.pool.load() + streams + waiting
+    }
+
+    /// Where the next request is to be sent over HTTP/2.
+    fn http2(&self) -> Option<&Arc<http2::Connections>> {
+        self.http2.as_ref().filter(|_| self.http1_until.load(Ordering::Relaxed) <= clock::nanos())
+    }
+
+    fn chose_http1(&self) {
+        self.http1_until.store(clock::nanos() + CHOICE.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     /// Passive ejection: an endpoint that could not be connected to is passed over for a while.
     fn note_connect(&self, connected: bool) {
         let until = if connected { 0 } else { clock::nanos() + EJECTION.as_nanos() as u64 };
@@ -209,10 +246,26 @@ impl Endpoint {
 }
 
 /// What was tried when the configuration was read; it would have to have changed since.
-fn tls(settings: &settings::Upstream) -> Option<Client> {
+fn tls(settings: &settings::Upstream) -> Option<Clients> {
     settings.endpoints.iter().find(|endpoint| endpoint.is_secure)?;
     let client = Client::new(&settings.tls);
-    client.inspect_err(|error| tracing::error!(upstream = settings.name, %error, "no TLS to this upstream")).ok()
+    let http1 = client.inspect_err(|error| tracing::error!(upstream = settings.name, %error, "no TLS to this upstream")).ok()?;
+    let protocols: &[&[u8]] = if settings.http == UpstreamHttp::Two { &[ALPN_HTTP2] } else { &[ALPN_HTTP2, ALPN_HTTP1] };
+    Some(Clients { http2: http1.offering(protocols), http1 })
+}
+
+fn bounds(settings: &settings::Upstream) -> http2::Bounds {
+    http2::Bounds {
+        connections: settings.connections,
+        streams: settings.http2.streams,
+        stream_window: settings.http2.stream_window,
+        header_list: http2::header_list(settings.header_bytes, settings.header_count),
+        queue: settings.queue,
+        queue_timeout: settings.queue_timeout,
+        connect_timeout: settings.connect_timeout,
+        idle_timeout: settings.idle_timeout,
+        keep_alive: settings.http2.keep_alive,
+    }
 }
 
 /// `host:port` as in Host; an IPv6 address in brackets (RFC 3986 §3.2.2), the default port left out (RFC 9110 §4.2.3).

@@ -2,18 +2,22 @@
 //! is safe.
 //!
 //! An origin sees each client request at most once. A request is sent again only if nothing of it can have been acted
-//! upon: no connection came about; not a byte of it was written; or an idle connection turned out to be closed without
+//! upon: no connection came about; not a byte of it was written; the origin says so (HTTP/2); or an idle connection turned out to be closed without
 //! a byte in return, and the request is idempotent and its body, if it has one, still at hand (RFC 9110 §9.2.2).
 
-use super::codec::{Answer, Broken, Link, Message, Order, Reach};
-use super::connect;
+use super::codec::{Answer, Broken, Link, Message, Order, Reach, Terms};
+use super::connect::{self, connect};
+use super::http2::{self, Connections, Granted};
 use super::pool::{Connection, Slot, Want};
-use super::{Endpoint, FetchError, Inbound, Outbound, Unanswered, Upstream};
+use super::wire::Wire;
+use super::{Clients, Endpoint, FetchError, Inbound, Outbound, Unanswered, Upstream};
 use crate::clock;
+use crate::config::settings::UpstreamHttp;
 use crate::http1::response::Asked;
-use crate::listener::RequestBody;
+use crate::listener::{InterimSender, RequestBody};
 use crate::observe::log::RateLimit;
 use crate::semantics::{invalidation, name};
+use crate::tls::client::Client;
 use crate::upstream::error::Retry;
 use http::Method;
 use std::sync::Arc;
@@ -50,7 +54,8 @@ struct Failed {
 enum Stage {
     /// There was no connection to send it on.
     Unconnected,
-    /// The connection went away before the request was written; `reused`: it was an idle one.
+    /// The connection went away before the request was written, or its origin says that it was not acted upon; `reused`: it
+    /// was an idle one, or one in use for others.
     Unwritten { reused: bool },
     /// Written on an idle connection, and nothing came back.
     Unanswered,
@@ -146,22 +151,95 @@ impl Attempt<'_> {
                 .then(|| request.fields.joined(name::UPGRADE).map(|protocols| protocols.into_owned().into()))
                 .flatten(),
         };
+        // An upgrade is one of HTTP/1.1.
+        if asked.upgrade.is_none()
+            && let Some(connections) = self.endpoint.http2()
+        {
+            match self.over_http2(request, &asked, connections).await? {
+                Some(inbound) => return Ok(inbound),
+                None => self.endpoint.chose_http1(),
+            }
+        }
         let message = Message::new(settings.http1, request, &asked, &self.endpoint.authority).map_err(Failed::before)?;
         let (connection, connect) = self.connection().await?;
         let interim = request.interim.clone();
-        let order = Order {
-            settings,
+        let order = self.order(asked, interim.as_ref());
+        let answered = order.carry_out(message, request, connection).await;
+        self.outcome(answered, connect, order.began)
+    }
+
+    /// `None`: the endpoint speaks HTTP/1.1, and may.
+    async fn over_http2(&self, request: &mut Outbound, asked: &Asked, connections: &Arc<Connections>) -> Result<Option<Inbound>, Failed> {
+        let is_secure = self.endpoint.secure.is_some();
+        let message = http2::message(request, is_secure, &self.endpoint.authority).map_err(Failed::before)?;
+        let began = Instant::now();
+        let granted = connections.stream(self.want.worker, self.want.fresh, || self.dial()).await;
+        let stream = match granted {
+            Ok(Granted::Http2(stream)) => stream,
+            Ok(Granted::Http1) => return Ok(None),
+            Err(error @ (FetchError::QueueFull | FetchError::QueueTimeout)) => return Err(Failed::before(error)),
+            Err(error) => {
+                self.endpoint.note_connect(false);
+                self.tell(&error);
+                return Err(Failed { connect: Some(began.elapsed()), ..Failed::before(error) });
+            }
+        };
+        let connect = stream.connect;
+        if connect.is_some() {
+            self.endpoint.note_connect(true);
+        }
+        let interim = request.interim.clone();
+        let order = self.order(asked.clone(), interim.as_ref());
+        let answered = http2::exchange(&order, message, request, stream).await;
+        self.outcome(answered, connect, order.began).map(Some)
+    }
+
+    /// Opens a connection for HTTP/2; `None`: the endpoint chose HTTP/1.1, and may.
+    fn dial(&self) -> impl Future<Output = Result<Option<Wire>, FetchError>> + Send + 'static {
+        let (endpoint, settings) = (self.endpoint, Arc::clone(&self.upstream.settings));
+        let (host, port) = (Arc::clone(&endpoint.host), endpoint.port);
+        let turn = endpoint.turn.fetch_add(1, Ordering::Relaxed);
+        let secure = self.secure(|clients| &clients.http2).map(|secure| secure.map(|(client, host)| (client.clone(), host.to_owned())));
+        async move {
+            let deadline = Instant::now() + settings.connect_timeout;
+            let secure = secure?;
+            let addresses = host.addresses(settings.connect_timeout).await?;
+            let stream = connect(&connect::order(&addresses, turn, port), settings.connect_timeout).await?;
+            let Some((client, host)) = secure else { return Ok(Some(Wire::Plain(stream))) };
+            let wire = Wire::secure(stream, &client, &host, deadline).await?;
+            match wire.chose_http2() {
+                true => Ok(Some(wire)),
+                false if settings.http == UpstreamHttp::Auto => Ok(None),
+                false => Err(FetchError::TlsProtocol(format!(r#"{host} does not choose HTTP/2 (ALPN): set http = "auto" or "1.1""#))),
+            }
+        }
+    }
+
+    fn order<'o>(&'o self, asked: Asked, interim: Option<&'o InterimSender>) -> Order<'o> {
+        Order {
+            terms: Terms::of(&self.upstream.settings),
             metrics: &self.upstream.metrics,
             asked,
-            interim: interim.as_ref(),
+            interim,
             began: Instant::now(),
             deadline: self.deadline,
-        };
-        let answered = order.carry_out(message, request, connection).await;
-        let waited = order.began.elapsed();
+        }
+    }
+
+    fn outcome(&self, answered: Result<Answer, Broken>, connect: Option<Duration>, began: Instant) -> Result<Inbound, Failed> {
+        let waited = began.elapsed();
         match answered {
             Ok(answer) => Ok(self.inbound(answer, connect, waited)),
             Err(Broken { error, reach }) => Err(Failed { error, stage: Stage::of(reach, connect.is_none()), connect, waited }),
+        }
+    }
+
+    /// Whom to shake hands with, and how, where there is TLS.
+    fn secure(&self, choose: impl Fn(&Clients) -> &Client) -> Result<Option<(&Client, &str)>, FetchError> {
+        match (&self.endpoint.secure, &self.upstream.tls) {
+            (None, _) => Ok(None),
+            (Some(host), Some(clients)) => Ok(Some((choose(clients), host))),
+            (Some(_), None) => Err(FetchError::TlsProtocol("TLS to this upstream could not be set up".into())),
         }
     }
 
@@ -192,11 +270,7 @@ impl Attempt<'_> {
         let opened = async {
             let addresses = endpoint.host.addresses(settings.connect_timeout).await?;
             let turn = endpoint.turn.fetch_add(1, Ordering::Relaxed);
-            let secure = match (&endpoint.secure, &self.upstream.tls) {
-                (None, _) => None,
-                (Some(host), Some(client)) => Some((client, &**host)),
-                (Some(_), None) => return Err(FetchError::TlsProtocol("TLS to this upstream could not be set up".into())),
-            };
+            let secure = self.secure(|clients| &clients.http1)?;
             Link::open(&connect::order(&addresses, turn, endpoint.port), secure, settings, self.want.worker).await
         };
         let opened = opened.await;

@@ -4,6 +4,7 @@
 
 use super::FetchError;
 use super::codec::Idle;
+use crate::tls::ALPN_HTTP2;
 use crate::tls::client::{Client, Failure};
 use rustix::net::RecvFlags;
 use std::io::{self, IoSlice, Read};
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-pub(super) enum Wire {
+pub(crate) enum Wire {
     Plain(TcpStream),
     Secure(Box<TlsStream<TcpStream>>),
 }
@@ -34,6 +35,11 @@ impl Wire {
                 None => FetchError::TlsProtocol(format!("{shown} ended the connection during the handshake: {error}")),
             }),
         }
+    }
+
+    /// Whether HTTP/2 was chosen (ALPN); in plain text nothing is.
+    pub(super) fn chose_http2(&self) -> bool {
+        matches!(self, Self::Secure(stream) if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2))
     }
 
     /// Whether the peer neither closed nor sent anything. `closely` asks the kernel, because the runtime may not have

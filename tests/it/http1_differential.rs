@@ -15,7 +15,6 @@ use tiercel::body::{Chunk, ResponseBody};
 use tiercel::config::settings::Limits;
 use tiercel::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent, http1};
 use tiercel::proxy::outcome::Outcome;
-use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
@@ -304,14 +303,7 @@ struct Echo(Shared);
 
 async fn serve_ours(stream: DuplexStream, parsed: Shared) {
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-    let peer = Peer {
-        client: address,
-        local: address,
-        worker: 0,
-        scheme: Scheme::Http,
-        listener: "test".into(),
-        protocol: tiercel::listener::Protocol::Http1,
-    };
+    let peer = Peer::plain(address, address, 0, "test");
     let drain = watch::Sender::new(false);
     http1::serve(stream, peer, Arc::new(limits()), Arc::new(Echo(parsed)), drain.subscribe()).await;
 }

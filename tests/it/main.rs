@@ -24,6 +24,7 @@ mod support;
 mod tls;
 mod upstream;
 mod upstream_differential;
+mod upstream_http2;
 #[expect(clippy::duplicate_mod, reason = "the same cases through the other codec, see `upstream::codec`")]
 #[path = "upstream.rs"]
 mod upstream_hyper;

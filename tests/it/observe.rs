@@ -13,7 +13,6 @@ use tiercel::observe::metrics::{
 };
 use tiercel::proxy::outcome::{CacheResult, Outcome, RouteId, Source};
 use tiercel::semantics::storage::NotStored;
-use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, Method, StatusCode, name};
 use tiercel::upstream::FetchError;
 
@@ -137,6 +136,7 @@ fn everything(metrics: &Metrics) {
     StaleReason::ALL.iter().for_each(|reason| metrics.stale_served(*reason));
     metrics.refused("header_bytes", 431);
     metrics.tls.certificate_expires("https", "shop.pem", 86_400);
+    metrics.tls.revocation_expires("https", "clients.crl", 3600);
     metrics.connection_opened();
     metrics.connection_opened();
     metrics.connection_closed();
@@ -325,14 +325,7 @@ fn every_error_of_an_upstream_is_shown_from_the_start() {
 }
 
 fn record(log: &AccessLog, target: &str) {
-    let peer = Peer {
-        client: "192.0.2.7:4711".parse().unwrap(),
-        local: "192.0.2.1:80".parse().unwrap(),
-        worker: 0,
-        scheme: Scheme::Http,
-        listener: "http".into(),
-        protocol: tiercel::listener::Protocol::Http1,
-    };
+    let peer = Peer::plain("192.0.2.7:4711".parse().unwrap(), "192.0.2.1:80".parse().unwrap(), 0, "http");
     let mut fields = Fields::new();
     fields.append(name::HOST, "shop.example").unwrap();
     let head = RequestHead { method: Method::GET, target: target.into(), minor_version: 1, fields };

@@ -21,7 +21,6 @@ use tiercel::observe::access_log::AccessLog;
 use tiercel::observe::metrics::{Bound, Metrics};
 use tiercel::proxy::outcome::Outcome;
 use tiercel::proxy::{Live, Proxy};
-use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -95,14 +94,7 @@ async fn served(origin: &Origin) -> Served {
     let draining = drain.subscribe();
     tokio::spawn(async move {
         while let Ok((stream, client)) = listener.accept().await {
-            let peer = Peer {
-                client,
-                local: address,
-                worker: 0,
-                scheme: Scheme::Http,
-                listener: "test".into(),
-                protocol: tiercel::listener::Protocol::Http1,
-            };
+            let peer = Peer::plain(client, address, 0, "test");
             let stream = ClientSocket::new(stream.into_std().expect("a socket of ours"));
             tokio::spawn(serve(stream, peer, Arc::clone(&limits), Arc::clone(&handler), draining.clone()));
         }

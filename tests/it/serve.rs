@@ -11,6 +11,7 @@ mod forwarding;
 mod freshness;
 mod http2;
 mod http2_abuse;
+mod http2_upstream;
 mod methods;
 mod policy;
 mod proxy_protocol;

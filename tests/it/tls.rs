@@ -1,7 +1,9 @@
 //! TLS to clients, with curl, openssl and rustls in front of a real process.
 
 mod certificates;
+mod clients;
 mod handshakes;
+mod https;
 mod upstream;
 
 use crate::support::client::Client;

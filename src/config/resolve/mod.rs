@@ -3,6 +3,7 @@
 mod cache;
 mod compression;
 mod fields;
+mod https;
 mod journal;
 mod key;
 mod limit;
@@ -77,6 +78,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         warnings: Vec::new(),
     };
     check_addresses(&settings, report);
+    https::check(&settings, report);
     limit::check(&settings, report);
     shield::check_patience(&settings, report);
     journal::check_node(&raw.journal, &settings, report);
@@ -132,6 +134,7 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             kind: ListenerKind::Clients,
             h2c: false,
             proxy_protocol: Vec::new(),
+            redirect_to_https: None,
             tls: None,
         }];
     }
@@ -150,7 +153,9 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
         let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
         let announcing = raw.proxy_protocol.as_deref().unwrap_or_default();
         let proxy_protocol = net::networks(&join(&path, "proxy_protocol"), announcing, report);
-        Some(Listener { name: name.clone(), address, kind: ListenerKind::Clients, h2c: raw.h2c.unwrap_or(false), proxy_protocol, tls })
+        let redirect_to_https = https::redirect(&path, raw.redirect_to_https.as_ref(), None, report);
+        let (kind, h2c) = (ListenerKind::Clients, raw.h2c.unwrap_or(false));
+        Some(Listener { name: name.clone(), address, kind, h2c, proxy_protocol, redirect_to_https, tls })
     };
     raw.iter().filter_map(listener).collect()
 }

@@ -3,9 +3,9 @@
 use super::table::Table;
 use super::{KIB, MIB, label, secs};
 use crate::config::problem::nearest;
-use crate::config::raw::{RawBalance, RawCodec, RawUpstream};
+use crate::config::raw::{RawBalance, RawCodec, RawUpstream, RawUpstreamHttp, RawUpstreamHttp2};
 use crate::config::report::Report;
-use crate::config::settings::{Balance, Endpoint, Upstream, UpstreamCodec};
+use crate::config::settings::{Balance, Endpoint, Upstream, UpstreamCodec, UpstreamHttp, UpstreamHttp2};
 use crate::config::shape::join;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -118,6 +118,7 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
         let remedy = "leave http1 out";
         report.problem(&join(&path, "http1"), "a codec for plain text", "\"hyper\"", "\"own\" for https", remedy);
     }
+    let http2 = http2(&join(&path, "http2"), &raw.http2, report);
     let tls = super::tls::upstream(&join(&path, "tls"), &raw.tls, is_secure, report);
     let mut t = Table::new(report, &path);
     Upstream {
@@ -127,6 +128,12 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
             None | Some(RawBalance::RoundRobin) => Balance::RoundRobin,
             Some(RawBalance::LeastRequests) => Balance::LeastRequests,
         },
+        http: match raw.http {
+            None | Some(RawUpstreamHttp::One) => UpstreamHttp::One,
+            Some(RawUpstreamHttp::Two) => UpstreamHttp::Two,
+            Some(RawUpstreamHttp::Auto) => UpstreamHttp::Auto,
+        },
+        http2,
         http1: match raw.http1 {
             None | Some(RawCodec::Own) => UpstreamCodec::Own,
             Some(RawCodec::Hyper) => UpstreamCodec::Hyper,
@@ -146,6 +153,16 @@ fn upstream(name: &str, raw: &RawUpstream, report: &mut Report) -> Upstream {
         header_bytes: t.size("header_bytes", raw.header_bytes.as_ref(), 64 * KIB, 512..=16 * MIB) as usize,
         header_count: t.count("header_count", raw.header_count, 200, 1..=10_000) as usize,
         tls,
+    }
+}
+
+fn http2(path: &str, raw: &RawUpstreamHttp2, report: &mut Report) -> UpstreamHttp2 {
+    let (mut t, default) = (Table::new(report, path), UpstreamHttp2::default());
+    let window = default.stream_window.into();
+    UpstreamHttp2 {
+        streams: t.count("streams", raw.streams, default.streams as u64, 1..=10_000) as usize,
+        stream_window: t.size("stream_window", raw.stream_window.as_ref(), window, KIB..=16 * MIB) as u32,
+        keep_alive: t.timeout("keep_alive", raw.keep_alive.as_ref(), default.keep_alive),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sites and their routes.
 
 use super::fields::{self, Edits};
-use super::{cache, compression, label, limit, matching, net, redis};
+use super::{cache, compression, https, label, limit, matching, net, redis, tls};
 use crate::config::DEFAULT;
 use crate::config::files::read_bytes;
 use crate::config::raw::{RawAcceptEncoding, RawConfig, RawRateLimit, RawRedirect, RawRespond, RawRoute, RawSite, RouteKeys};
@@ -36,6 +36,8 @@ struct Base {
     cache_status: bool,
     show_key: bool,
     x_cache: bool,
+    redirect_to_https: Option<u16>,
+    hsts: Option<Hsts>,
     log_query: bool,
     rate_limit: Option<RateLimit>,
     compression: compression::Base,
@@ -58,6 +60,8 @@ impl Default for Base {
             cache_status: true,
             show_key: false,
             x_cache: false,
+            redirect_to_https: None,
+            hsts: None,
             log_query: false,
             rate_limit: None,
             compression: compression::Base::default(),
@@ -103,6 +107,8 @@ impl Base {
         base.cache_status = raw.cache_status.unwrap_or(base.cache_status);
         base.show_key = raw.show_key.unwrap_or(base.show_key);
         base.x_cache = raw.x_cache.unwrap_or(base.x_cache);
+        base.redirect_to_https = https::redirect(at, raw.redirect_to_https, base.redirect_to_https, report);
+        base.hsts = https::hsts(&join(at, "hsts"), raw.hsts, base.hsts, report);
         base.log_query = raw.log_query.unwrap_or(base.log_query);
         if *raw.rate_limit != RawRateLimit::default() {
             base.rate_limit = limit::route(&join(at, "rate_limit"), scope, raw.rate_limit, report);
@@ -138,6 +144,8 @@ impl Base {
             cache_status: self.cache_status,
             show_key: self.show_key,
             x_cache: self.x_cache,
+            redirect_to_https: self.redirect_to_https,
+            hsts: self.hsts,
             log_query: self.log_query,
             rate_limit: self.rate_limit,
         }
@@ -200,7 +208,7 @@ fn only_site(base: &Base, upstreams: &[Arc<Upstream>], report: &mut Report) -> O
         }
     };
     let route = base.clone().route(DEFAULT.to_owned(), RouteMatch::default(), Action::Proxy(Arc::clone(upstream)));
-    Some(Site { name: DEFAULT.to_owned(), hosts: Vec::new(), routes: vec![Arc::new(route)] })
+    Some(Site { name: DEFAULT.to_owned(), hosts: Vec::new(), client_certificates: None, routes: vec![Arc::new(route)] })
 }
 
 fn site(name: &str, raw: &RawSite, base: &Base, upstreams: &[Arc<Upstream>], report: &mut Report) -> Site {
@@ -227,7 +235,9 @@ fn site(name: &str, raw: &RawSite, base: &Base, upstreams: &[Arc<Upstream>], rep
     if !routes.last().is_some_and(|last| matching::is_everything(&last.matcher)) {
         routes.extend(context.catch_all(&at, &routes, report).map(Arc::new));
     }
-    Site { name: name.to_owned(), hosts: net::hosts(&join(&at, "hosts"), raw.hosts.as_deref().unwrap_or_default(), report), routes }
+    let hosts = net::hosts(&join(&at, "hosts"), raw.hosts.as_deref().unwrap_or_default(), report);
+    let client_certificates = tls::site(&join(&at, "tls"), &raw.tls, report);
+    Site { name: name.to_owned(), hosts, client_certificates, routes }
 }
 
 /// What the routes of a site share.

@@ -4,15 +4,17 @@ use super::SECRET_FILE_BYTES_MAX;
 use super::table::Table;
 use crate::clock;
 use crate::config::problem::nearest;
-use crate::config::raw::{RawCertificate, RawListenerTls, RawTlsVersion, RawUpstreamTls};
+use crate::config::raw::{ClientKeys, RawAsked, RawCertificate, RawListenerTls, RawSiteTls, RawTlsVersion, RawTold, RawUpstreamTls};
 use crate::config::report::Report;
-use crate::config::settings::{CertificateFiles, ListenerTls, PemFile, TlsVersion, UpstreamTls};
+use crate::config::settings::{Asked, CertificateFiles, ClientCertificates, ListenerTls, PemFile, TlsVersion, Told, UpstreamTls};
 use crate::config::shape::join;
 use crate::tls::SUITES;
 use crate::tls::certificate::{Certificate, Part};
 use crate::tls::client::{Client, ClientError};
+use crate::tls::clients::{Clients, ClientsError};
 use crate::tls::tickets::SECRET_BYTES_MIN;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Certificates of one listener.
@@ -30,6 +32,7 @@ pub fn listener(at: &str, raw: &RawListenerTls, report: &mut Report) -> Listener
     let min_version = version(raw.min_version);
     let suites = suites(&join(at, "suites"), raw.suites.as_deref(), min_version, report);
     let ticket_key = ticket_key(&join(at, "ticket_key_file"), raw.ticket_key_file.as_deref(), report);
+    let client_certificates = clients(at, raw.client_keys(), report).filter(|clients| clients.asked != Asked::Nothing).map(Arc::new);
     let mut table = Table::new(report, at);
     ListenerTls {
         certificates,
@@ -39,7 +42,52 @@ pub fn listener(at: &str, raw: &RawListenerTls, report: &mut Report) -> Listener
         handshake_timeout: table.timeout("handshake_timeout", raw.handshake_timeout.as_ref(), Duration::from_secs(10)),
         handshakes: table.count("handshakes", raw.handshakes, 1024, 1..=1_000_000) as usize,
         ticket_key,
+        client_certificates,
     }
+}
+
+/// What a site asks of clients; `None`: what the listener does.
+pub fn site(at: &str, raw: &RawSiteTls, report: &mut Report) -> Option<Arc<ClientCertificates>> {
+    clients(at, raw.client_keys(), report).map(Arc::new)
+}
+
+/// `None`: nothing is said.
+fn clients(at: &str, keys: ClientKeys<'_>, report: &mut Report) -> Option<ClientCertificates> {
+    let asked = match keys.asked {
+        None | Some(RawAsked::Off) => Asked::Nothing,
+        Some(RawAsked::Optional) => Asked::Optional,
+        Some(RawAsked::Required) => Asked::Required,
+    };
+    if asked == Asked::Nothing {
+        let more = [("client_ca_file", keys.ca_file.is_some()), ("client_crl_file", keys.crl_file.is_some())];
+        for (key, _) in more.iter().chain(&[("client_cert_field", keys.field.is_some())]).filter(|(_, given)| *given) {
+            let remedy = "write client_certificates = \"required\" (or \"optional\"), or remove it";
+            report.problem(&join(at, key), "client certificates that are not asked for", "", "with client_certificates", remedy);
+        }
+        return keys.asked.map(|_| ClientCertificates { asked, authorities: None, revoked: None, told: Told::Nothing });
+    }
+    let (ca_at, crl_at) = (join(at, "client_ca_file"), join(at, "client_crl_file"));
+    if keys.ca_file.is_none() {
+        let remedy = "name a PEM file with the certificates of those who may certify clients";
+        report.problem(&ca_at, "client certificates need an authority", "", "a PEM file", remedy);
+    }
+    let policy = ClientCertificates {
+        asked,
+        authorities: keys.ca_file.and_then(|given| file(&ca_at, given, report)),
+        revoked: keys.crl_file.and_then(|given| file(&crl_at, given, report)),
+        told: match keys.field {
+            Some(RawTold::Off) => Told::Nothing,
+            None | Some(RawTold::Cert) => Told::Certificate,
+            Some(RawTold::Chain) => Told::Chain,
+        },
+    };
+    let was_read = policy.authorities.is_some() && policy.revoked.is_some() == keys.crl_file.is_some();
+    if was_read && let Err(error) = Clients::new(&policy, clock::now().wall_ms) {
+        let at = if error == ClientsError::NoAuthority { &ca_at } else { &crl_at };
+        let found = error.file(&policy).map_or_else(String::new, |file| format!("\"{}\"", file.path.display()));
+        report.problem(at, error.to_string(), found, "PEM that can be used", error.remedy());
+    }
+    Some(policy)
 }
 
 /// What connections to an upstream need, some of which have TLS or not.
@@ -51,10 +99,10 @@ pub fn upstream(at: &str, raw: &RawUpstreamTls, is_secure: bool, report: &mut Re
         return UpstreamTls::default();
     }
     let (ca_at, has_certificate) = (join(at, "ca_file"), raw.cert_file.is_some() || raw.key_file.is_some());
-    let pair = RawCertificate { cert_file: raw.cert_file.clone(), key_file: raw.key_file.clone() };
+    let pair = RawCertificate { cert_file: raw.cert_file.clone(), key_file: raw.key_file.clone(), ocsp_file: None };
     let tls = UpstreamTls {
         verify: !raw.insecure_skip_verify.unwrap_or(false),
-        roots: raw.ca_file.as_deref().and_then(|given| file(&ca_at, Some(given), report)),
+        roots: raw.ca_file.as_deref().and_then(|given| file(&ca_at, given, report)),
         certificate: has_certificate.then(|| certificate(at, &pair, report)).flatten(),
         server_name: raw.server_name.as_deref().map(str::to_ascii_lowercase),
         min_version: version(raw.min_version),
@@ -86,11 +134,18 @@ fn version(raw: Option<RawTlsVersion>) -> TlsVersion {
 /// A certificate and its key that fit each other and are valid now.
 fn certificate(at: &str, raw: &RawCertificate, report: &mut Report) -> Option<CertificateFiles> {
     let (cert_at, key_at) = (join(at, "cert_file"), join(at, "key_file"));
-    let certificate = file(&cert_at, raw.cert_file.as_deref(), report);
-    let key = file(&key_at, raw.key_file.as_deref(), report);
-    let files = CertificateFiles { certificate: certificate?, key: key? };
+    let certificate = part(&cert_at, raw.cert_file.as_deref(), report);
+    let key = part(&key_at, raw.key_file.as_deref(), report);
+    let ocsp_at = join(at, "ocsp_file");
+    let ocsp = raw.ocsp_file.as_deref().and_then(|given| file(&ocsp_at, given, report));
+    let files = CertificateFiles { certificate: certificate?, key: key?, ocsp };
     match Certificate::read(&files, clock::now().wall_ms) {
-        Ok(read) => advise(&cert_at, &key_at, &files, &read, report),
+        Ok(read) => {
+            if let Some(Err(error)) = read.staple {
+                report.warn(&ocsp_at, &format!("{error}, and is not stapled: {}", error.remedy()));
+            }
+            advise(&cert_at, &key_at, &files, &read, report);
+        }
         Err(error) => {
             let (at, allowed) = match error.part() {
                 Part::Certificate => (&cert_at, "PEM: a valid certificate, then its chain"),
@@ -118,12 +173,17 @@ fn advise(cert_at: &str, key_at: &str, files: &CertificateFiles, read: &Certific
     }
 }
 
-/// A file that is there and can be read.
-fn file(at: &str, given: Option<&str>, report: &mut Report) -> Option<PemFile> {
+/// One of the two files of a certificate.
+fn part(at: &str, given: Option<&str>, report: &mut Report) -> Option<PemFile> {
     let Some(given) = given else {
         report.problem(at, "a certificate needs both files", "", "cert_file and key_file", "name the file");
         return None;
     };
+    file(at, given, report)
+}
+
+/// A file that is there and can be read.
+fn file(at: &str, given: &str, report: &mut Report) -> Option<PemFile> {
     let path = report.directory(at).join(given);
     match PemFile::read(&path) {
         Ok(file) => Some(file),

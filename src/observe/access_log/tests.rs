@@ -1,11 +1,9 @@
 use super::*;
 use crate::body::BodyError;
-use crate::listener::Protocol;
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::{CacheResult, Source, Timing};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::storage::NotStored;
-use crate::semantics::target::Scheme;
 use crate::semantics::{Fields, Method, StatusCode};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -15,14 +13,7 @@ use std::sync::mpsc;
 const WALL_MS: i64 = 1_795_298_645_123;
 
 fn peer(worker: usize) -> Peer {
-    Peer {
-        client: "192.0.2.7:4711".parse().unwrap(),
-        local: "192.0.2.1:80".parse().unwrap(),
-        worker,
-        scheme: Scheme::Http,
-        listener: "http".into(),
-        protocol: Protocol::Http1,
-    }
+    Peer::plain("192.0.2.7:4711".parse().unwrap(), "192.0.2.1:80".parse().unwrap(), worker, "http")
 }
 
 fn head(target: &[u8], fields: &[(&str, &[u8])]) -> RequestHead {

@@ -186,6 +186,8 @@ series! {
         "Requests sent once more on a fresh connection, by why the first attempt failed.";
     UPSTREAM_CONNECTIONS = Gauge "tiercel_upstream_connections" ["upstream", "state"]
         "Connections to upstreams, active or idle.";
+    UPSTREAM_STREAMS = Gauge "tiercel_upstream_streams" ["upstream"]
+        "Requests under way to upstreams over HTTP/2.";
     UPSTREAM_DROPPED = Counter "tiercel_upstream_connections_dropped_total" ["upstream", "reason"]
         "Connections to upstreams closed that might have been used again: the upstream closed an idle one, or spoke on it, sent more than its response, or answered before it had the request.";
     TIER_LOOKUPS = Counter "tiercel_tier_lookups_total" ["tier", "result"]
@@ -240,8 +242,10 @@ series! {
         "TLS handshakes with clients, by version of TLS and by what came of them.";
     TLS_CERTIFICATE_EXPIRY = Gauge "tiercel_tls_certificate_expiry_seconds" ["listener", "certificate"]
         "How long the certificate in use is still valid, by listener and file; divided by 86400: days.";
+    TLS_REVOCATION_EXPIRY = Gauge "tiercel_tls_revocation_expiry_seconds" ["listener", "file"]
+        "How long revocation lists and OCSP responses in use are still good, by listener and file; not positive: they are not used.";
     TLS_CERTIFICATE_CHANGES = Counter "tiercel_tls_certificate_changes_total" ["outcome"]
-        "Changes of certificate files: replaced, or refused (the old certificate stays).";
+        "Changes of certificate files: replaced, refused (the old certificate stays), or unstapled (shown without its OCSP response).";
     REFUSED = Counter "tiercel_refused_total" ["reason", "code"]
         "Requests refused before they were handled, by reason and class of status.";
     BOUND_REACHED = Counter "tiercel_bound_reached_total" ["bound"]

@@ -30,12 +30,23 @@ impl Handshake {
     }
 }
 
+/// What came of files of certificates that changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateChange {
+    Replaced,
+    /// Not usable.
+    Refused,
+    /// The certificate is shown without the OCSP response that it had.
+    Unstapled,
+}
+
 /// What is counted of TLS.
 pub struct TlsSeries {
     handshakes: IntCounterVec,
     expiry: IntGaugeVec,
-    replaced: IntCounter,
-    refused: IntCounter,
+    revocation: IntGaugeVec,
+    /// As [`CertificateChange`] has them.
+    changes: [IntCounter; 3],
 }
 
 impl TlsSeries {
@@ -48,8 +59,9 @@ impl TlsSeries {
             }
         }
         let changes = series::TLS_CERTIFICATE_CHANGES.counters(registry);
-        let [replaced, refused] = ["replaced", "refused"].map(|outcome| changes.with_label_values(&[outcome]));
-        Self { handshakes, expiry: series::TLS_CERTIFICATE_EXPIRY.gauges(registry), replaced, refused }
+        let changes = ["replaced", "refused", "unstapled"].map(|outcome| changes.with_label_values(&[outcome]));
+        let (expiry, revocation) = (series::TLS_CERTIFICATE_EXPIRY.gauges(registry), series::TLS_REVOCATION_EXPIRY.gauges(registry));
+        Self { handshakes, expiry, revocation, changes }
     }
 
     /// A handshake ended; `version` where it came to one.
@@ -57,14 +69,20 @@ impl TlsSeries {
         self.handshakes.with_label_values(&[version.unwrap_or("none"), outcome.as_str()]).inc();
     }
 
-    /// Files of a certificate changed: taken up, or refused because they are not usable.
-    pub fn certificate_changed(&self, taken_up: bool) {
-        if taken_up { self.replaced.inc() } else { self.refused.inc() }
+    /// Files changed.
+    pub fn certificate_changed(&self, change: CertificateChange) {
+        self.changes[change as usize].inc();
     }
 
     /// Forgets the certificates of listeners that are not there any more.
     pub fn forget_certificates(&self) {
         self.expiry.reset();
+        self.revocation.reset();
+    }
+
+    /// How long a revocation list or a staple is still good; zero or negative: it is not.
+    pub fn revocation_expires(&self, listener: &str, file: &str, seconds: i64) {
+        self.revocation.with_label_values(&[listener, file]).set(seconds);
     }
 
     /// How long a certificate is still valid; negative: since when it is not.

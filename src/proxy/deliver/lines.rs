@@ -1,12 +1,13 @@
 //! Lines that answers get from us: Age, Cache-Status, Via; edits of the route; what clients are not told.
 
-use crate::config::settings::FieldEdit;
+use crate::config::settings::{FieldEdit, Route};
 use crate::listener::ExtraLines;
 use crate::proxy::live::Routed;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::policy::CachePolicy;
-use crate::semantics::{Fields, Name, name};
+use crate::semantics::{Fields, Name, fields, name};
 use smallvec::SmallVec;
+use std::borrow::Cow;
 
 /// Where lines of an answer go: after a stored block, or into a section of its own.
 pub trait Lines {
@@ -63,12 +64,22 @@ pub fn add_lines(lines: &mut impl Lines, routed: &Routed, key: &str, age_ms: Opt
     add_own_lines(lines, routed, outcome);
 }
 
-/// Via and X-Cache. All that an answer has that we made up: it comes from no cache (RFC 9211 §2), and Proxy-Status says
+/// Via, X-Cache and Strict-Transport-Security. All that an answer has that we made up: it comes from no cache (RFC 9211 §2), and Proxy-Status says
 /// what happened.
 pub fn add_own_lines(lines: &mut impl Lines, routed: &Routed, outcome: &Outcome) {
     line(lines, name::VIA, routed.via.as_bytes());
     if routed.route.x_cache {
         line(lines, name::X_CACHE, outcome.x_cache().as_bytes());
+    }
+    add_hsts(lines, routed, outcome);
+}
+
+/// Strict-Transport-Security, which is for answers over https alone (RFC 6797 §7.2).
+pub fn add_hsts(lines: &mut impl Lines, routed: &Routed, outcome: &Outcome) {
+    if outcome.is_secure
+        && let Some(hsts) = &routed.route.hsts
+    {
+        line(lines, name::STRICT_TRANSPORT_SECURITY, hsts.value.as_bytes());
     }
 }
 
@@ -85,6 +96,26 @@ pub fn edit(fields: &mut Fields, edits: &[FieldEdit]) {
             }
         };
     }
+}
+
+/// Takes out of an origin's fields what the route says itself, and keeps browsers from reusing for nobody what was selected by
+/// a certificate (RFC 9440 §2.4).
+pub fn mend(fields: &mut Cow<'_, Fields>, request: &Fields, route: &Route) {
+    if route.hsts.is_some() && fields.has(name::STRICT_TRANSPORT_SECURITY) {
+        fields.to_mut().remove(name::STRICT_TRANSPORT_SECURITY);
+    }
+    if request.has(name::CLIENT_CERT) && fields.has(name::VARY) && selects_by_certificate(fields) {
+        let set = fields.to_mut().set(name::VARY, "*");
+        debug_assert!(set.is_ok(), "a star is a field value");
+    }
+}
+
+fn selects_by_certificate(response: &Fields) -> bool {
+    let is_of_certificate = |member: &[u8]| {
+        let known = [name::CLIENT_CERT, name::CLIENT_CERT_CHAIN];
+        known.iter().any(|name| member.eq_ignore_ascii_case(name.as_str().as_bytes()))
+    };
+    response.values(name::VARY).flat_map(fields::list).any(is_of_certificate)
 }
 
 /// Removes surrogate keys, but for the fields that the route forwards.

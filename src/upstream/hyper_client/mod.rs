@@ -142,7 +142,7 @@ async fn send(
 ) -> Result<http::Response<Incoming>, (FetchError, Option<Upload>)> {
     link.wire.begin();
     let answer = link.sender.try_send_request(message);
-    match head_in_time(answer, order.began, order.settings.first_byte_timeout, upload).await {
+    match head_in_time(answer, order.began, order.terms.first_byte_timeout, upload).await {
         None => Err((FetchError::ResponseTimeout, None)),
         Some(Ok(_)) if link.wire.flooded() => Err((order.fault(Fault::Flood), None)),
         Some(Ok(response)) => Ok(response),
@@ -162,7 +162,7 @@ async fn answer(
     upload: Option<Arc<Progress>>,
 ) -> Result<Answer, Broken> {
     let vetted = convert::fields(response.headers()).and_then(|fields| {
-        if fields.len() > order.settings.header_count {
+        if fields.len() > order.terms.header_count {
             return Err(order.fault(Fault::HeadTooLarge("header-count")));
         }
         let minor_version = u8::from(response.version() == http::Version::HTTP_11);

@@ -38,13 +38,6 @@ impl Download {
         self.talk = None;
         Poll::Ready(Some(Err(error)))
     }
-
-    /// When a wait that began then is over. An upload takes as long as the client needs for it: meanwhile the origin need
-    /// not say anything, and only the end of the exchange ends the wait.
-    fn silent_until(pace: Pace, since: Instant, origins_turn: Option<Instant>) -> Option<Instant> {
-        let silent_until = origins_turn.map(|turn| turn.max(since) + pace.read_timeout);
-        silent_until.into_iter().chain(pace.deadline).min()
-    }
 }
 
 impl BodyStream for Download {
@@ -60,7 +53,7 @@ impl BodyStream for Download {
             Poll::Ready(event) => event,
             Poll::Pending => {
                 let since = *this.silent_since.get_or_insert_with(Instant::now);
-                let Some(at) = Self::silent_until(this.pace, since, talk.upload.origin_silent_since()) else { return Poll::Pending };
+                let Some(at) = this.pace.silent_until(since, talk.upload.origin_silent_since()) else { return Poll::Pending };
                 return match talk.link.alarm.poll_deadline(context, at) {
                     Poll::Ready(()) => this.fail(BodyError::Timeout),
                     Poll::Pending => Poll::Pending,

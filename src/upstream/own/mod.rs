@@ -156,7 +156,7 @@ impl Conversation {
         }
         // An upload takes as long as the client needs for it.
         let Some(since) = self.upload.origin_silent_since() else { return Poll::Pending };
-        ready!(self.link.alarm.poll_deadline(context, since + order.settings.first_byte_timeout));
+        ready!(self.link.alarm.poll_deadline(context, since + order.terms.first_byte_timeout));
         Poll::Ready(Err(FetchError::ResponseTimeout))
     }
 

@@ -36,6 +36,8 @@ enum Setup {
 #[derive(Debug, Clone)]
 pub struct Plan {
     setup: Setup,
+    /// Nodes ask each other before the origin.
+    shield: bool,
     /// `serve` or `revalidate`.
     on_cutoff: &'static str,
     trust: Duration,
@@ -225,7 +227,10 @@ fn run(plan: Plan) -> Arc<Fire> {
         let asked = |result: &str| stage.fleet.sum("tiercel_lease_asked_total", &[&format!("result=\"{result}\"")]);
         let all = ["led", "given", "alone", "timed_out", "unknown"].map(|result| format!("{result} {}", asked(result)));
         fire.tell(format!("leases, since the last start of each node: {}", all.join(", ")));
-        assert!(asked("led") > 0.0, "nodes fetch for each other");
+        let answered = stage.fleet.sum("tiercel_shield_requests_total", &["peer_role=\"asker\"", "outcome=\"answered\""]);
+        fire.tell(format!("answers of other nodes, since the last start of each: {answered}"));
+        let for_each_other = if fire.plan.shield { answered } else { asked("led") };
+        assert!(for_each_other > 0.0, "nodes fetch for each other");
     }
     drop(stage);
     runtime.shutdown_timeout(Duration::from_secs(2));
@@ -237,6 +242,9 @@ fn run(plan: Plan) -> Arc<Fire> {
 /// Nothing may be stale but what says so, and what is slow here is slow because the machine is.
 const COMMON: &str = "[server]\nname = '@NODE@'\nworkers = 2\n[cache]\nstale_if_error = '0s'\n[memory]\nlimit = '256MiB'\n\
     [log]\nlevel = 'warn'\n[upstreams.default]\nendpoints = ['@ORIGIN@']\n";
+
+const SHIELD: &str = "[shield]\nlisten = '@PEER@'\npeers = [@PEERS@]\nsecret = '0123456789abcdef0123456789abcdef'\n\
+    back_off = '200ms'\nback_off_max = '400ms'\n";
 
 /// What makes a fleet of the nodes.
 fn journal(plan: &Plan, redis: &[Redis]) -> String {
@@ -250,7 +258,8 @@ fn journal(plan: &Plan, redis: &[Redis]) -> String {
         Setup::Sentinel => "mode = 'sentinel'\nsentinel_master = 'fleet'\nurl = 'redis://@REDIS@'".to_owned(),
     };
     let (trust, on_cutoff) = (plan.trust.as_millis(), plan.on_cutoff);
-    format!("[journal]\nnode = '@NODE@'\ntrust = '{trust}ms'\non_cutoff = '{on_cutoff}'\n[cache.redis]\n{server}\n")
+    let shield = if plan.shield { SHIELD } else { "" };
+    format!("[journal]\nnode = '@NODE@'\ntrust = '{trust}ms'\non_cutoff = '{on_cutoff}'\n[cache.redis]\n{server}\n{shield}")
 }
 
 /// A run that has to find nothing.
@@ -276,6 +285,7 @@ fn finds(plan: Plan) {
 fn plan(setup: Setup, on_cutoff: &'static str) -> Plan {
     Plan {
         setup,
+        shield: false,
         on_cutoff,
         trust: Duration::from_secs(1),
         wait: "fleet",
@@ -331,6 +341,11 @@ fn nor_where_others_lay_hands_on_the_streams() {
 }
 
 #[test]
+fn neither_do_they_with_a_shield() {
+    finds_nothing(Plan { shield: true, ..short(Setup::Standalone, "revalidate") });
+}
+
+#[test]
 fn neither_do_they_with_a_cluster() {
     finds_nothing(short(Setup::Cluster, "revalidate"));
 }
@@ -359,10 +374,26 @@ mod at_full_size {
 
     #[test]
     #[ignore = "minutes: tests/run full"]
-    fn neither_do_they_when_sentinels_make_a_lagging_replica_the_master() {
-        for on_cutoff in ["revalidate", "serve"] {
-            finds_nothing(Plan { answers: 40_000, purges: 400, at_most: Duration::from_secs(300), ..plan(Setup::Sentinel, on_cutoff) });
-        }
+    fn nodes_that_revalidate_and_have_a_shield_do_not_either() {
+        finds_nothing(Plan { shield: true, answers: 100_000, purges: 1_000, ..full(Setup::Standalone, "revalidate") });
+    }
+
+    #[test]
+    #[ignore = "minutes: tests/run full"]
+    fn nodes_that_serve_and_have_a_shield_do_not_either() {
+        finds_nothing(Plan { shield: true, answers: 100_000, purges: 1_000, ..full(Setup::Standalone, "serve") });
+    }
+
+    #[test]
+    #[ignore = "minutes: tests/run full"]
+    fn nodes_that_revalidate_do_not_when_sentinels_make_a_lagging_replica_the_master() {
+        finds_nothing(full(Setup::Sentinel, "revalidate"));
+    }
+
+    #[test]
+    #[ignore = "minutes: tests/run full"]
+    fn nodes_that_serve_do_not_when_sentinels_make_a_lagging_replica_the_master() {
+        finds_nothing(full(Setup::Sentinel, "serve"));
     }
 }
 

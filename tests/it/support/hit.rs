@@ -14,7 +14,6 @@ use tiercel::listener::{Peer, Socket, http1};
 use tiercel::observe::access_log::AccessLog;
 use tiercel::observe::metrics::Metrics;
 use tiercel::proxy::{Live, Proxy};
-use tiercel::semantics::target::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -132,14 +131,7 @@ impl HitPath {
         let heard = Arc::new(Mutex::new(Heard { answers: 0, last: Vec::with_capacity(4096) }));
         let client = Client { request: request.as_bytes(), rest: b"", left: count, waited: false, before_each, heard: Arc::clone(&heard) };
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let peer = Peer {
-            client: address,
-            local: address,
-            worker: 0,
-            scheme: Scheme::Http,
-            listener: "bench".into(),
-            protocol: tiercel::listener::Protocol::Http1,
-        };
+        let peer = Peer::plain(address, address, 0, "bench");
         (http1::serve(client, peer, Arc::clone(&self.limits), Arc::clone(&self.proxy), self.drain.subscribe()), heard)
     }
 }

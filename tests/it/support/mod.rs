@@ -5,6 +5,7 @@ pub mod address;
 pub mod client;
 pub mod fleet;
 pub mod h2;
+pub mod h2_origin;
 pub mod hit;
 pub mod link;
 pub mod origin;

@@ -1,8 +1,9 @@
 //! Certificates made by openssl, in a folder that goes when this is dropped, and clients that trust them.
 
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -52,6 +53,39 @@ impl Pki {
         self.openssl(&format!("x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -copy_extensions copy -days {days} -out {name}.pem"));
     }
 
+    /// Keeps a book about what was issued (`openssl ca`), and does this in it.
+    fn book(&self, arguments: &str) {
+        if !self.path("ca.cnf").exists() {
+            let text = "[ca]\ndefault_ca=own\n[own]\ndatabase=index\ncrlnumber=number\ndefault_md=sha256\nunique_subject=no\n";
+            for (name, text) in [("ca.cnf", text), ("index", ""), ("number", "01")] {
+                std::fs::write(self.path(name), text).expect("a file");
+            }
+        }
+        self.openssl(&format!("ca -config ca.cnf -keyfile ca.key -cert ca.pem {arguments}"));
+    }
+
+    /// Notes a certificate as good.
+    pub fn note(&self, name: &str) {
+        self.book(&format!("-valid {name}.pem"));
+    }
+
+    pub fn revoke(&self, name: &str) {
+        self.book(&format!("-revoke {name}.pem"));
+    }
+
+    /// The revocation list of this moment, there all at once; `until`: more arguments.
+    pub fn list_revoked(&self, file: &str, until: &str) {
+        self.book(&format!("-gencrl {until} -out {file}.new"));
+        std::fs::rename(self.path(&format!("{file}.new")), self.path(file)).expect("a file");
+    }
+
+    /// What the book says of a certificate (OCSP), there all at once.
+    pub fn tell_status(&self, name: &str, file: &str) {
+        let signer = "-CA ca.pem -rsigner ca.pem -rkey ca.key -issuer ca.pem";
+        self.openssl(&format!("ocsp -index index {signer} -cert {name}.pem -respout {file}.new -ndays 1"));
+        std::fs::rename(self.path(&format!("{file}.new")), self.path(file)).expect("a file");
+    }
+
     /// A table of the configuration for a certificate that was issued.
     pub fn entry(&self, name: &str) -> String {
         format!("{{ cert_file = '{0}.pem', key_file = '{0}.key' }}", self.path(name).display())
@@ -59,13 +93,24 @@ impl Pki {
 
     /// A client that trusts this authority. It resumes no sessions: it sees what a server shows each time.
     pub fn client(&self) -> ClientConfig {
+        let mut config = self.verifying().with_no_client_auth();
+        config.resumption = rustls::client::Resumption::disabled();
+        config
+    }
+
+    /// One that shows a certificate that was issued, and resumes sessions.
+    pub fn client_with(&self, name: &str) -> ClientConfig {
+        let certificate = CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).expect("a key");
+        self.verifying().with_client_auth_cert(vec![certificate], key).expect("a key of the certificate")
+    }
+
+    fn verifying(&self) -> ConfigBuilder<ClientConfig, WantsClientCert> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).expect("a certificate")).expect("a root");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
-        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-        config.resumption = rustls::client::Resumption::disabled();
-        config
+        builder.with_root_certificates(roots)
     }
 }
 

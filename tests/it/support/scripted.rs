@@ -10,11 +10,10 @@ use std::time::Duration;
 use tiercel::body::{BodyError, BodyStream, Chunk, ResponseBody};
 use tiercel::config::settings::Limits;
 use tiercel::listener::{
-    ClientSocket, Handled, Handler, InterimSlot, Peer, Protocol, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
+    ClientSocket, Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
 };
 use tiercel::observe::metrics::Bound;
 use tiercel::proxy::outcome::Outcome;
-use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -121,7 +120,7 @@ impl Server {
 }
 
 pub fn peer(client: SocketAddr, local: SocketAddr) -> Peer {
-    Peer { client, local, worker: 0, scheme: Scheme::Http, listener: "test".into(), protocol: Protocol::Http1 }
+    Peer::plain(client, local, 0, "test")
 }
 
 pub fn limits() -> Limits {

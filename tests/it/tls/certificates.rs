@@ -175,6 +175,65 @@ async fn a_bad_new_file_keeps_the_old_certificate_and_is_told() {
     assert!((89.9..=90.0).contains(&days), "{days}");
 }
 
+/// What a client that asks for it (`openssl s_client -status`) is told of the certificate.
+fn stapled(address: SocketAddr) -> bool {
+    let text = super::s_client(address, "-servername shop.example -status", "");
+    assert!(text.contains("Verify return code"), "{text}");
+    text.contains("OCSP Response Status: successful")
+}
+
+#[tokio::test]
+async fn a_good_staple_is_shown_and_a_wrong_one_is_dropped_and_told() {
+    let (pki, origin) = (Pki::new(), origin());
+    pki.issue("shop", &["shop.example"], EC, 30);
+    pki.issue("other", &["other.example"], EC, 30);
+    for name in ["shop", "other"] {
+        pki.note(name);
+        pki.tell_status(name, &format!("{name}.ocsp"));
+    }
+    std::fs::copy(pki.path("shop.ocsp"), pki.path("staple")).unwrap();
+    let entry = pki.entry("shop").replace(" }", &format!(", ocsp_file = '{}' }}", pki.path("staple").display()));
+    let (process, address) = start(&pki, &origin.url(), &format!("certificates = [{entry}]"), "[server]\ncertificate_poll = '20ms'\n");
+    assert!(stapled(address));
+    let left = format!("tiercel_tls_revocation_expiry_seconds{{file=\"{}\",listener=\"https\"}}", pki.path("staple").display());
+    let seconds = metric(&process, &left).await;
+    assert!((86_000.0..=86_400.0).contains(&seconds), "{seconds}");
+
+    let put = |name: &str| {
+        std::fs::copy(pki.path(name), pki.path("next")).unwrap();
+        std::fs::rename(pki.path("next"), pki.path("staple")).unwrap();
+    };
+    let changes = |outcome: &str| format!("tiercel_tls_certificate_changes_total{{outcome=\"{outcome}\"}}");
+    put("other.ocsp");
+    metric_reaches(&process, &changes("unstapled"), 1.0).await;
+    let line = process.err.wait("the complaint", |line| line.contains("shown without an OCSP response"));
+    assert!(line.contains("staple") && line.contains("not about this certificate") && line.contains("remedy"), "{line}");
+    assert!(!stapled(address));
+    eventually_async("nothing is left", async || metric(&process, &left).await <= 0.0).await;
+    put("shop.ocsp");
+    metric_reaches(&process, &changes("replaced"), 1.0).await;
+    assert!(stapled(address));
+    pki.revoke("shop");
+    pki.tell_status("shop", "revoked.ocsp");
+    put("revoked.ocsp");
+    metric_reaches(&process, &changes("unstapled"), 2.0).await;
+    assert!(!stapled(address));
+    // Whoever starts with it is warned.
+    let entry = format!("certificates = [{entry}]");
+    let output = run(&["check", "--config", write_config(pki.folder(), &config(&origin.url(), &entry, "")).to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && text.contains("ocsp_file: says that the certificate was revoked"), "{text}");
+}
+
+/// Waits for a condition that has to be asked for.
+async fn eventually_async(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = std::time::Instant::now() + crate::support::origin::PATIENCE;
+    while !condition().await {
+        assert!(std::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_reload_takes_up_new_files_and_turns_tls_on_and_off() {
     let (pki, origin) = (Pki::new(), origin());

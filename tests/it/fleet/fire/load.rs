@@ -1,7 +1,7 @@
 //! Clients that ask all nodes all the time, and judge each answer.
 
-use super::Fire;
 use super::world::{Kind, Resource, Told};
+use super::{Fire, Target};
 use crate::support::client::{Answer, Client};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::sync::Arc;
@@ -64,9 +64,11 @@ pub async fn ask(fire: &Fire, client: &mut Option<Client>, node: usize, resource
 
 /// Judges and counts an answer.
 pub fn judge(fire: &Fire, node: usize, resource: &Resource, demand: super::world::Demand, answer: &Answer) {
-    let status = answer.field("cache-status").unwrap_or_default();
-    // A node that is killed breaks off what it was saying, and at the end all are.
-    if !answer.whole && (fire.is_over() || fire.nodes[node].resting.load(SeqCst)) {
+    let status = &answer.all("cache-status");
+    // A node that is killed breaks off what it was saying, also what it said to another, and at the end all are.
+    let has_gone = |target: &Target| target.resting.load(SeqCst);
+    let is_broken_off = if fire.plan.shield { fire.nodes.iter().any(has_gone) } else { has_gone(&fire.nodes[node]) };
+    if !answer.whole && (fire.is_over() || is_broken_off) {
         return fire.unanswered.count("broken off by a node that went");
     }
     if answer.status != 200 || !answer.whole {
@@ -98,6 +100,7 @@ fn outcome(status: &str) -> &'static str {
     let said = |what: &str| status.contains(what);
     match () {
         () if said("; hit") && said("; ttl=-") => "stale hit",
+        () if said("detail=SHIELD") => "another node's",
         () if said("REDIS") => "hit in Redis",
         () if said("; hit") => "hit",
         () if said("fwd=stale") => "revalidated",

@@ -49,6 +49,7 @@ async fn converse(mut stream: TcpStream, world: Arc<World>, mut random: StdRng, 
         let path = head.split(' ').nth(1).unwrap_or_default();
         // What the answer will be is settled here: a purge that comes while it is held back was not known to it.
         let answer = match world.find(path) {
+            Some(_) if head.starts_with("POST ") => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
             Some(resource) => answer(resource, &head),
             None => b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(),
         };

@@ -33,7 +33,7 @@ pub async fn purge_again_and_again(fire: Arc<Fire>, seed: u64) {
             }
         }
         let checked = fire.checked.load(SeqCst);
-        match random.random_range(0..8) {
+        match random.random_range(0..9) {
             // The same selector hard, and soft at the same moment: both count.
             0 => {
                 let other = random.random_range(0..fire.nodes.len());
@@ -46,7 +46,8 @@ pub async fn purge_again_and_again(fire: Arc<Fire>, seed: u64) {
                 tokio::time::sleep(Duration::from_millis(random.random_range(0..10))).await;
                 purge(&fire, node, fire.world.prepare(pick, true)).await;
             }
-            kind => purge(&fire, node, fire.world.prepare(pick, kind > 3)).await,
+            2 => write(&fire, node, fire.world.prepare_url((pick >> 8) as usize % fire.world.resources.len(), true)).await,
+            kind => purge(&fire, node, fire.world.prepare(pick, kind > 4)).await,
         }
         // What it took is asked for by many before the next.
         let until = Instant::now() + Duration::from_secs(2);
@@ -85,6 +86,29 @@ pub async fn purge(fire: &Arc<Fire>, node: usize, purge: Purge) {
     fire.acknowledged.count(if receipt["acknowledged"] == "local" { "local" } else { "not complete yet" });
     let id = receipt["id"].as_str().expect("an id").to_owned();
     tokio::spawn(follow(fire.clone(), node, id, purge));
+}
+
+/// Writes by an unsafe method to the URL that a purge was prepared for: whoever asks that node from its answer on reads the write.
+async fn write(fire: &Fire, node: usize, prepared: Purge) {
+    let life = fire.world.life(node);
+    let resource = fire.world.taken(&prepared).next().expect("a URL is of one resource");
+    let request = format!("POST {} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", resource.path, resource.host);
+    let exchange = async {
+        let mut client = Client::try_connect(fire.nodes[node].http).await?;
+        client.send(request).await;
+        client.answer(false).await
+    };
+    match tokio::time::timeout(Duration::from_secs(15), exchange).await {
+        Ok(Some(answer)) if answer.status == 204 => {
+            fire.world.acknowledged_by(node, life, &prepared);
+            fire.purges.count("write");
+        }
+        Ok(Some(answer)) => {
+            fire.failed.count(format!("a write: status {}", answer.status));
+            fire.tell(format!("a write was answered by {} with {}", fire.nodes[node].name, answer.head));
+        }
+        Ok(None) | Err(_) => fire.purges.count("unanswered write"),
+    }
 }
 
 /// Asks after a purge until it is complete.
