@@ -375,10 +375,14 @@ impl Fields {
         self.present = 0;
     }
 
-    /// Gives back memory that is not used.
+    /// Gives back memory that is not used: by a copy, since allocators leave what became somewhat shorter where it is.
     pub fn shrink(&mut self) {
-        self.block.shrink_to_fit();
-        self.lines.shrink_to_fit();
+        if self.block.len() < self.block.capacity() {
+            self.block = self.block.as_slice().to_vec();
+        }
+        if self.lines.len() < self.lines.capacity() {
+            self.lines = self.lines.as_slice().to_vec();
+        }
     }
 
     /// Appends a line. The name is lower-cased, white space around the value is dropped.

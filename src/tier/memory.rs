@@ -97,20 +97,31 @@ impl<V: Held> MemoryTier<V> {
 
     /// [`MemoryTier::get`] by a clock that was read already.
     ///
-    /// The policy learns of every miss, of the first read of a value in each period, and of a sample of the rest: to
-    /// tell it of a read costs several times the read, and what is read often has long made its place sure.
+    /// Where something may have to go before long, the policy learns of every miss, of the first read of a value in each
+    /// period, and of a sample of the rest: to tell it of a read costs several times the read, and what is read often has
+    /// long made its place sure.
     pub fn get_at(&self, key: u128, now_mono_ms: u64) -> Option<Arc<V>> {
         let found = self.index.read(key, now_mono_ms, self.reads.period());
         let sampled = self.reads.count(&self.policy);
         match found {
             Some((value, first)) => {
-                if first || sampled {
+                if (first || sampled) && self.is_filling() {
                     self.policy.get(&key);
                 }
                 Some(value)
             }
-            None => self.policy.get(&key).and(None),
+            None => {
+                if self.is_filling() {
+                    self.policy.get(&key);
+                }
+                None
+            }
         }
+    }
+
+    /// Whether the policy's order will be asked for before long. moka counts how often keys are asked for from here on, too.
+    fn is_filling(&self) -> bool {
+        self.policy.weighted_size() >= self.capacity / 2
     }
 
     /// Changes the value of a key as one step; changes of one key stand in line.
@@ -344,6 +355,21 @@ mod tests {
         tier.update(7_777, |_| Change::Put(value(100)));
         tier.tend();
         assert!(tier.get(7_777).is_some());
+    }
+
+    #[test]
+    fn reads_make_a_place_sure_from_half_of_the_capacity_on() {
+        for (before, expected) in [(4, [true, false]), (5, [false, true])] {
+            let (tier, _) = tier(10, true);
+            (0..before).for_each(|key| tier.update(key, |_| Change::Put(value(1))));
+            tier.tend();
+            assert!(tier.get(0).is_some());
+            tier.tend();
+            (before..11).for_each(|key| tier.update(key, |_| Change::Put(value(1))));
+            tier.tend();
+            let oldest_goes = [tier.get(0).is_none(), tier.get(1).is_none()];
+            assert_eq!(oldest_goes, expected, "{before} of 10");
+        }
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub mod body {
         pub fn is_revoked(&self) -> bool {
             false
         }
+        pub fn segments(&self) -> &[bytes::Bytes] {
+            &[]
+        }
     }
 }
 
