@@ -363,7 +363,8 @@ mod tests {
             let (tier, _) = tier(10, true);
             (0..before).for_each(|key| tier.update(key, |_| Change::Put(value(1))));
             tier.tend();
-            assert!(tier.get(0).is_some());
+            // So often that some are in the sample: it was put in this period.
+            assert!((0..100).all(|_| tier.get(0).is_some()));
             tier.tend();
             (before..11).for_each(|key| tier.update(key, |_| Change::Put(value(1))));
             tier.tend();
