@@ -15,6 +15,11 @@ fn config(upstream: &str, more: &str) -> String {
     )
 }
 
+/// Under a name of its own: one that asks another of its own name goes in a circle (CDN-Loop).
+fn inner(upstream: &str, more: &str) -> String {
+    format!("[server]\nname = 'inner'\n{}", config(upstream, more))
+}
+
 fn listener(socket: &Path, more: &str) -> String {
     format!("[listeners.local]\naddress = 'unix:{}'\n{more}\n", socket.display())
 }
@@ -73,10 +78,10 @@ async fn large_and_small_answers_come_over_sockets_on_both_sides_and_are_kept() 
         _ => Script::ok(request.field("host").unwrap_or_default().to_owned()).header("Cache-Control", "max-age=60"),
     });
     let (folder, edge_folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (inner, outer) = (folder.path().join("inner.sock"), folder.path().join("outer.sock"));
-    let behind = Process::with_config(folder.path(), &config(&origin.url(), &listener(&inner, "")));
+    let (socket, outer) = (folder.path().join("inner.sock"), folder.path().join("outer.sock"));
+    let behind = Process::with_config(folder.path(), &inner(&origin.url(), &listener(&socket, "")));
     behind.out.wait("its name", |line| line.contains("listener local"));
-    let edge = format!("unix:{}", inner.display());
+    let edge = format!("unix:{}", socket.display());
     let edge = Process::with_config(edge_folder.path(), &config(&edge, &(listener(&outer, "") + "[cache]\ncollapse = true\n")));
     edge.out.wait("its name", |line| line.contains("listener local"));
     for _ in 0..3 {
@@ -105,7 +110,7 @@ fn upstreams_are_told_of_each_client_and_no_connection_is_shared() {
         "[listeners.secure]\naddress = '127.0.0.1:0'\nproxy_protocol = ['127.0.0.1']\n[listeners.secure.tls]\ncertificates = [{}]\n",
         pki.entry("inner")
     );
-    let behind = config(&origin.url(), &(listener(&socket, "proxy_protocol = ['127.0.0.1']") + &tls)) + "[cache]\nenabled = false\n";
+    let behind = inner(&origin.url(), &(listener(&socket, "proxy_protocol = ['127.0.0.1']") + &tls)) + "[cache]\nenabled = false\n";
     let behind = Process::with_config(folder.path(), &behind);
     behind.out.wait("its name", |line| line.contains("listener local"));
     let secure = format!("https://localhost:{}", behind.address("listener secure").port());
