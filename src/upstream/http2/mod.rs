@@ -1,7 +1,7 @@
 //! HTTP/2 to upstreams, and between nodes: h2 speaks the protocol.
 //!
 //! [`Connections`] are those to one endpoint; requests share them, as many at a time on each as both sides allow, and wait
-//! in line where all are full. [`exchange`] is one request and the head of its answer; its body goes on from there, and
+//! in line where all are full. [`exchange()`] is one request and the head of its answer; its body goes on from there, and
 //! the request's with it: who answers may do so before the request has ended, as gRPC does.
 //!
 //! Invariants: an answer is whole only where its stream ended in order; a request is unsent only where the peer says so
