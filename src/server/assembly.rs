@@ -216,6 +216,7 @@ impl Server {
         };
         let (admin, metrics) = (serve(admin_socket, false)?, serve(metrics_socket, true)?);
         state.listen(&settings, bound, &secured)?;
+        state.tell_expiries();
         certificates::spawn(Arc::downgrade(&state))?;
         Ok(Self { state, admin, metrics, admin_stop })
     }
@@ -433,9 +434,13 @@ impl State {
         self.proxy.live.store(live);
         self.listen(&settings, bound, &secured).map_err(ReloadError::Failed)?;
         self.proxy.metrics.tls.forget_certificates();
+        self.tell_expiries();
+        Ok(settings)
+    }
+
+    fn tell_expiries(&self) {
         for (listener, server) in self.secured() {
             certificates::tell_expiry(&listener, &server, &self.proxy.metrics.tls);
         }
-        Ok(settings)
     }
 }

@@ -18,10 +18,10 @@ pub fn spawn(state: Weak<State>) -> std::io::Result<()> {
             let poll = state.proxy.live.load().settings.server.certificate_poll;
             let is_due = poll.is_some_and(|poll| looked.elapsed() >= poll);
             for (listener, server) in state.secured() {
-                if is_due {
-                    server.refresh().iter().for_each(|change| tell(&listener, change, &state.proxy.metrics.tls));
-                }
+                let changes = if is_due { server.refresh() } else { Vec::new() };
+                // Before the changes are: whoever hears of one finds what it changed.
                 tell_expiry(&listener, &server, &state.proxy.metrics.tls);
+                changes.iter().for_each(|change| tell(&listener, change, &state.proxy.metrics.tls));
             }
             if is_due {
                 looked = Instant::now();
