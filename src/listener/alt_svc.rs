@@ -9,23 +9,25 @@ use std::sync::Arc;
 const MAX_AGE: u32 = 86_400;
 const NAME: &str = "alt-svc";
 
-/// A handler, and what its answers say besides.
+/// A handler, and what its answers say besides. One serves all connections of a listener.
 pub struct AltSvc<H> {
     handler: Arc<H>,
-    port: u16,
+    value: Arc<str>,
 }
 
 impl<H> AltSvc<H> {
     /// `port`: where clients find HTTP/3.
     pub fn new(handler: Arc<H>, port: u16) -> Arc<Self> {
-        Arc::new(Self { handler, port })
+        let value = format!("h3=\":{port}\"; ma={MAX_AGE}").into();
+        Arc::new(Self { handler, value })
     }
 }
 
-fn told(mut response: Response, port: u16) -> Response {
-    let value = format!("h3=\":{port}\"; ma={MAX_AGE}");
+fn told(mut response: Response, value: &str) -> Response {
     match &mut response.fields {
-        ResponseFields::Stored { extra, .. } => extra.extend_from_slice([NAME, ": ", &value, "\r\n"].concat().as_bytes()),
+        ResponseFields::Stored { extra, .. } => {
+            [NAME, ": ", value, "\r\n"].iter().for_each(|part| extra.extend_from_slice(part.as_bytes()));
+        }
         ResponseFields::Own(fields) => _ = fields.push(NAME, value), // visible ASCII
     }
     response
@@ -33,10 +35,12 @@ fn told(mut response: Response, port: u16) -> Response {
 
 impl<H: Handler> Handler for AltSvc<H> {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
-        let port = self.port;
         match self.handler.handle(peer, head, body, interim) {
-            Handled::Ready(response) => Handled::Ready(told(response, port)),
-            Handled::Later(response) => Handled::Later(Box::pin(async move { told(response.await, port) })),
+            Handled::Ready(response) => Handled::Ready(told(response, &self.value)),
+            Handled::Later(response) => {
+                let value = Arc::clone(&self.value);
+                Handled::Later(Box::pin(async move { told(response.await, &value) }))
+            }
         }
     }
 

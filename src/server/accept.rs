@@ -37,8 +37,8 @@ pub struct Doorway {
     pub announcing: ArcSwap<Vec<IpNet>>,
     /// A reload may change it; connections keep what they have.
     pub tls: ArcSwapOption<tls::Server>,
-    /// The port where clients are told that HTTP/3 is.
-    pub alternative: Option<u16>,
+    /// Tells clients where HTTP/3 is.
+    pub alternative: Option<Arc<AltSvc<Proxy>>>,
     /// Port of https where clients are sent that come without it, 0: they are served. A reload may change it.
     pub redirect_to_https: AtomicU16,
     pub proxy: Arc<Proxy>,
@@ -72,9 +72,9 @@ impl Doorway {
                 let Some(Shaken { socket, identity }) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
                 drop(tls);
                 peer.identity = identity;
-                match self.alternative {
+                match &self.alternative {
                     None => Box::pin(serve_secure(socket, peer, limits, proxy, drain)).await,
-                    Some(port) => Box::pin(serve_secure(socket, peer, limits, AltSvc::new(proxy, port), drain)).await,
+                    Some(handler) => Box::pin(serve_secure(socket, peer, limits, Arc::clone(handler), drain)).await,
                 }
             }
             (ListenerKind::Peers, _) => {

@@ -10,6 +10,7 @@ use crate::config::settings::{ListenAddress, Listener, ListenerKind};
 use crate::config::{self, Settings, Sources};
 use crate::invalidation::journal::{Journal, Order};
 use crate::invalidation::stream::Stream;
+use crate::listener::AltSvc;
 use crate::observe::access_log::AccessLog;
 use crate::observe::log::LogHandle;
 use crate::observe::metrics::{Bound, Metrics};
@@ -378,7 +379,7 @@ impl State {
             }
         });
         for Bind { listener, opened: Opened { address: bound, sockets, file }, quic } in bound {
-            let alternative = listener.http3.map(|http3| http3.port.unwrap_or(bound.port()));
+            let alternative = listener.http3.map(|http3| AltSvc::new(Arc::clone(&self.proxy), http3.port.unwrap_or(bound.port())));
             let stop = watch::Sender::new(false);
             let name = Mutex::new(listener.name.as_str().into());
             let (kind, h2c) = (listener.kind, AtomicBool::new(listener.h2c));
