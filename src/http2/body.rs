@@ -61,10 +61,8 @@ impl BodyStream for Incoming {
                 Err(frame) => frame.into_trailers().ok(),
             };
             let Some(trailers) = trailers else { continue };
-            match super::fields(&trailers).map(crate::http1::response::of_trailer_section) {
-                Err(_) => return Poll::Ready(Some(Err(BodyError::Malformed))),
-                Ok(fields) if fields.is_empty() => {}
-                Ok(fields) => return Poll::Ready(Some(Ok(Chunk::Trailers(fields)))),
+            if let Some(chunk) = super::trailers(&trailers).transpose() {
+                return Poll::Ready(Some(chunk));
             }
         }
     }

@@ -6,10 +6,18 @@ mod body;
 
 pub use body::Incoming;
 
+use crate::body::{BodyError, Chunk};
+use crate::http1::response::of_trailer_section;
 use crate::semantics::fields::FieldError;
 use crate::semantics::{Fields, name};
 use http::header::{CONNECTION, COOKIE, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, header};
+
+/// What there is of trailers that may be passed on.
+pub fn trailers(section: &HeaderMap) -> Result<Option<Chunk>, BodyError> {
+    let fields = of_trailer_section(fields(section).map_err(|_| BodyError::Malformed)?);
+    Ok((!fields.is_empty()).then_some(Chunk::Trailers(fields)))
+}
 
 /// A section as our fields. Cookie crumbs become one line again (RFC 9113 §8.2.3).
 pub fn fields(head: &HeaderMap) -> Result<Fields, FieldError> {

@@ -4,7 +4,6 @@ use super::quic;
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::clock::Alarm;
 use crate::config::settings::Limits;
-use crate::http1::response::of_trailer_section;
 use crate::http2;
 use crate::listener::{Refusal, RequestBody, RequestHead};
 use bytes::{Buf, Bytes};
@@ -115,9 +114,7 @@ impl Incoming {
             return Poll::Ready(Err(BodyError::Truncated));
         }
         let trailers = ready!(self.receive.poll_recv_trailers(context)).map_err(|_| BodyError::Reset)?;
-        let Some(trailers) = trailers else { return Poll::Ready(Ok(None)) };
-        let fields = of_trailer_section(http2::fields(&trailers).map_err(|_| BodyError::Malformed)?);
-        Poll::Ready(Ok((!fields.is_empty()).then_some(Chunk::Trailers(fields))))
+        Poll::Ready(trailers.map_or(Ok(None), |trailers| http2::trailers(&trailers)))
     }
 }
 

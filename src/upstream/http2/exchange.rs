@@ -4,7 +4,7 @@ use super::connections::{Held, Stream};
 use super::upload::Upload;
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::clock::Alarm;
-use crate::http1::response::{BodyEnd, Fault, INTERIM_MAX, of_trailer_section, vet};
+use crate::http1::response::{BodyEnd, Fault, INTERIM_MAX, vet};
 use crate::http2;
 use crate::listener::RequestBody;
 use crate::semantics::{StatusCode, hop};
@@ -184,9 +184,7 @@ impl Open {
             }
         }
         let trailers = ready!(self.incoming.poll_trailers(context)).map_err(|error| in_body(&error))?;
-        let Some(trailers) = trailers else { return Poll::Ready(Ok(None)) };
-        let fields = of_trailer_section(http2::fields(&trailers).map_err(|_| BodyError::Malformed)?);
-        Poll::Ready(Ok((!fields.is_empty()).then_some(Chunk::Trailers(fields))))
+        Poll::Ready(trailers.map_or(Ok(None), |trailers| http2::trailers(&trailers)))
     }
 }
 
