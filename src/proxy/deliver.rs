@@ -242,17 +242,16 @@ fn through(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, mut outcome
     outcome.endpoint = Some(Arc::clone(&inbound.endpoint));
     outcome.timing = Timing::of_fetch(inbound.connect, inbound.first_byte);
     let route = &exchange.routed.route;
-    let mut fields = inbound.fields;
+    let mut fields: Cow<'_, Fields> = Cow::Owned(inbound.fields);
     match &exchange.from_peer {
         None => {
-            strip_consumed(&mut fields, &route.cache);
-            strip_tags(&mut fields, &route.forward_tags);
-            let mut mended = Cow::Owned(fields);
-            mend(&mut mended, &exchange.fields, route);
-            fields = mended.into_owned();
+            strip_consumed(fields.to_mut(), &route.cache);
+            strip_tags(fields.to_mut(), &route.forward_tags);
+            mend(&mut fields, &exchange.fields, route);
         }
-        Some(from_peer) => from_peer.tell(&mut fields, None),
+        Some(from_peer) => from_peer.tell(fields.to_mut(), None),
     }
+    let mut fields = fields.into_owned();
     if !fields.has(name::DATE) && inbound.status != 101 {
         line(&mut fields, name::DATE, &date::format(clock::now().wall_ms));
     }
