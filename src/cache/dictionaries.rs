@@ -3,10 +3,10 @@
 //! They outlive the responses that they came from: when a new version is stored, clients still have the one before. Nobody
 //! ever gets a dictionary from here; who names its hash has it, and gets what is coded against it.
 
+use super::when_full;
 use crate::pages;
 use crate::semantics::dictionary::{Dictionary, DictionaryHash};
 use bytes::Bytes;
-use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use std::sync::Arc;
@@ -23,17 +23,12 @@ const BOOKKEEPING: usize = 400;
 impl Dictionaries {
     /// `on_full` is told of each dictionary that had to go because all of them had this many `bytes`.
     pub fn new(bytes: u64, on_full: impl Fn() + Send + Sync + 'static) -> Self {
-        let told = move |_, _, cause| {
-            if cause == RemovalCause::Size {
-                on_full();
-            }
-        };
         let weigh = |(origin, _): &(Arc<str>, DictionaryHash), dictionary: &Arc<Dictionary>| {
             u32::try_from(dictionary.bytes().len() + origin.len() + BOOKKEEPING).unwrap_or(u32::MAX)
         };
         // A new version counts at once, however often the old one was asked for.
         let builder = Cache::builder().max_capacity(bytes).weigher(weigh).eviction_policy(EvictionPolicy::lru());
-        Self { kept: builder.eviction_listener(told).build() }
+        Self { kept: builder.eviction_listener(when_full(on_full)).build() }
     }
 
     /// Keeps a body as a dictionary for its origin.

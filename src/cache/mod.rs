@@ -18,3 +18,15 @@ pub use stored_response::{Blocks, Content, StoredHead, StoredResponse, subject};
 pub use tags::{GROUPS_MAX, TAG_FIELDS, Tags, named_groups};
 pub use variants::{Insertion, Variants};
 pub use vary_memory::VaryMemory;
+
+use moka::notification::RemovalCause;
+use std::sync::Arc;
+
+/// For a bounded map, to call `on_full` for each entry that had to go for others.
+fn when_full<K, V>(on_full: impl Fn() + Send + Sync + 'static) -> impl Fn(Arc<K>, V, RemovalCause) + Send + Sync + 'static {
+    move |_, _, cause| {
+        if cause == RemovalCause::Size {
+            on_full();
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! The No-Vary-Search of paths: by which rule a request's URL may be equivalent to others.
 
+use super::when_full;
 use crate::semantics::no_vary_search::NoVarySearch;
-use moka::notification::RemovalCause;
 use moka::sync::Cache;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,13 +20,8 @@ const BOOKKEEPING: usize = 250;
 impl SearchRules {
     /// `on_full` is told of each rule that had to go because all of them had this many `bytes`.
     pub fn new(bytes: u64, on_full: impl Fn() + Send + Sync + 'static) -> Self {
-        let told = move |_, _, cause| {
-            if cause == RemovalCause::Size {
-                on_full();
-            }
-        };
         let weigh = |_: &u128, rule: &Arc<NoVarySearch>| u32::try_from(rule.memory() + BOOKKEEPING).unwrap_or(u32::MAX);
-        let known = Cache::builder().max_capacity(bytes).weigher(weigh).eviction_listener(told).build();
+        let known = Cache::builder().max_capacity(bytes).weigher(weigh).eviction_listener(when_full(on_full)).build();
         Self { known, any: AtomicBool::new(false) }
     }
 
