@@ -5,7 +5,8 @@
 
 use super::accept::Doorway;
 use super::workers::Shared;
-use crate::config::settings::Http3;
+use crate::config::settings::{Http3, Limits};
+use crate::listener::http3::Terms;
 use crate::listener::{Peer, Protocol, http3};
 use crate::observe::metrics::{Bound, Handshake};
 use crate::semantics::target::Scheme;
@@ -30,8 +31,9 @@ pub fn spawn(
     mut stop: watch::Receiver<bool>,
     open: Arc<()>,
 ) {
-    let endpoint = endpoint(socket, &doorway);
-    let Some((endpoint, bound)) = endpoint else {
+    let terms = doorway.tls.load_full().and_then(|tls| Terms::new(&tls, doorway.limits()));
+    let opened = terms.and_then(|terms| Some((endpoint(socket, &terms)?, terms)));
+    let Some(((endpoint, bound), mut terms)) = opened else {
         return tracing::error!(listener = &*doorway.name(), "no HTTP/3 on this listener: QUIC could not be set up");
     };
     tokio::spawn(async move {
@@ -41,7 +43,7 @@ pub fn spawn(
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
                 incoming = endpoint.accept() => match incoming {
-                    Some(incoming) => place(incoming, (worker, bound), &settings, &doorway, &shared, &unvalidated),
+                    Some(incoming) => place(incoming, (worker, bound), &settings, &mut terms, &doorway, &shared, &unvalidated),
                     None => break,
                 },
             }
@@ -52,10 +54,9 @@ pub fn spawn(
 }
 
 /// With the address that it is bound to.
-fn endpoint(socket: UdpSocket, doorway: &Doorway) -> Option<(Endpoint, SocketAddr)> {
+fn endpoint(socket: UdpSocket, terms: &Terms) -> Option<(Endpoint, SocketAddr)> {
     let bound = socket.local_addr().ok()?;
-    let config = http3::config(&*doorway.tls.load_full()?, &doorway.limits())?;
-    let config = quinn::ServerConfig::clone(&config);
+    let config = quinn::ServerConfig::clone(&terms.config);
     let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime)).ok()?;
     Some((endpoint, bound))
 }
@@ -64,6 +65,7 @@ fn place(
     incoming: Incoming,
     (worker, bound): (usize, SocketAddr),
     settings: &Http3,
+    terms: &mut Terms,
     doorway: &Arc<Doorway>,
     shared: &Arc<Shared>,
     unvalidated: &Arc<AtomicUsize>,
@@ -80,13 +82,19 @@ fn place(
         return;
     }
     let Some(tls) = doorway.tls.load_full() else { return incoming.refuse() };
+    let limits = doorway.limits();
+    if !terms.are_of(&tls, &limits) {
+        let Some(made) = Terms::new(&tls, Arc::clone(&limits)) else { return incoming.refuse() };
+        *terms = made;
+    }
+    let config = Arc::clone(&terms.config);
     let counted = shared.count(worker);
     let handshake = (!is_validated).then(|| Handshaking::begin(unvalidated));
     let doorway = Arc::clone(doorway);
     tokio::spawn(async move {
         let metrics = Arc::clone(&doorway.proxy.metrics);
         metrics.connection_opened();
-        serve(incoming, (worker, bound), &doorway, tls, handshake).await;
+        serve(incoming, (config, limits), (worker, bound), &doorway, tls, handshake).await;
         metrics.connection_closed();
         drop(counted);
     });
@@ -110,13 +118,13 @@ impl Drop for Handshaking {
 
 async fn serve(
     incoming: Incoming,
+    (config, limits): (Arc<quinn::ServerConfig>, Arc<Limits>),
     (worker, bound): (usize, SocketAddr),
     doorway: &Doorway,
     tls: Arc<tls::Server>,
     handshake: Option<Handshaking>,
 ) {
-    let (limits, series) = (doorway.limits(), &doorway.proxy.metrics.tls);
-    let Some(config) = http3::config(&tls, &limits) else { return };
+    let series = &doorway.proxy.metrics.tls;
     let shaken = async {
         let _turn = tls.handshakes.acquire().await;
         incoming.accept_with(config)?.await

@@ -42,8 +42,27 @@ type Send = RequestStream<quic::SendStream<Bytes>, Bytes>;
 type Resolver = RequestResolver<quic::Connection, Bytes>;
 
 /// What a listener's QUIC connections are accepted with.
-pub fn config(tls: &tls::Server, limits: &Limits) -> Option<Arc<ServerConfig>> {
-    let mut secure = rustls::ServerConfig::clone(&tls.own_way());
+pub struct Terms {
+    pub config: Arc<ServerConfig>,
+    /// What it was made of.
+    secure: Arc<rustls::ServerConfig>,
+    limits: Arc<Limits>,
+}
+
+impl Terms {
+    pub fn new(tls: &tls::Server, limits: Arc<Limits>) -> Option<Self> {
+        let secure = tls.own_way();
+        Some(Self { config: config(&secure, &limits)?, secure, limits })
+    }
+
+    /// Whether they would be the same by now.
+    pub fn are_of(&self, tls: &tls::Server, limits: &Arc<Limits>) -> bool {
+        Arc::ptr_eq(&self.secure, &tls.own_way()) && Arc::ptr_eq(&self.limits, limits)
+    }
+}
+
+fn config(secure: &rustls::ServerConfig, limits: &Limits) -> Option<Arc<ServerConfig>> {
+    let mut secure = secure.clone();
     secure.alpn_protocols = vec![ALPN.into()];
     secure.max_early_data_size = 0; // what comes in 0-RTT may be a replay
     let initial = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13()?.quic_suite()?;
