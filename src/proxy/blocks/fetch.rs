@@ -113,6 +113,8 @@ pub fn ahead(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, block: Block) {
     if block.find(proxy).is_none()
         && proxy.no_room_for(Some(block.blocks().size)).is_none()
         && let Join::Lead(leader) = join(proxy, &block, || proxy.journal.stamp())
+        // As in `open`: it may have come between the look and the joining.
+        && block.find(proxy).is_none()
     {
         tokio::spawn(lead(Arc::clone(proxy), Arc::clone(exchange), block, leader, true));
     }
