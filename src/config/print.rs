@@ -59,13 +59,6 @@ fn listener(listener: &Listener) -> Value {
         }
     }
     if let Some(tls) = &listener.tls {
-        let pair = |files: &CertificateFiles| {
-            let mut pair = json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
-            if let Some(ocsp) = &files.ocsp {
-                pair["ocsp_file"] = json!(absolute(ocsp));
-            }
-            pair
-        };
         table["tls"] = json!({
             "certificates": tls.certificates.iter().map(pair).collect::<Vec<_>>(),
             "min_version": tls.min_version.as_str(),
@@ -90,6 +83,14 @@ fn listener(listener: &Listener) -> Value {
         table["redirect_to_https"] = json!(port);
     }
     table
+}
+
+fn pair(files: &CertificateFiles) -> Value {
+    let mut pair = json!({"cert_file": absolute(&files.certificate), "key_file": absolute(&files.key)});
+    if let Some(ocsp) = &files.ocsp {
+        pair["ocsp_file"] = json!(absolute(ocsp));
+    }
+    pair
 }
 
 fn print_clients(clients: &ClientCertificates, table: &mut Value) {
@@ -358,8 +359,9 @@ fn lease(lease: &Lease) -> Value {
 }
 
 fn shield(s: &Shield) -> Value {
+    let scheme = if s.tls.is_some() { "https" } else { "http" };
     let peer = |peer: &ShieldPeer| match peer {
-        ShieldPeer::One { host, port } => format!("http://{}", peer_name(host, *port)),
+        ShieldPeer::One { host, port } => format!("{scheme}://{}", peer_name(host, *port)),
         ShieldPeer::Names { host, port } => format!("dns:{host}:{port}"),
     };
     let mut table = json!({
@@ -375,10 +377,17 @@ fn shield(s: &Shield) -> Value {
         "position_wait": print_duration(s.position_wait),
     });
     if let Some(name) = &s.advertise {
-        table["advertise"] = json!(format!("http://{name}"));
+        table["advertise"] = json!(format!("{scheme}://{name}"));
     }
     if s.secret.is_some() {
         table["secret"] = json!(MASK);
+    }
+    if let Some(tls) = &s.tls {
+        table["tls"] = pair(&tls.certificate);
+        table["tls"]["ca_file"] = json!(absolute(&tls.authorities));
+        if let Some(name) = &tls.server_name {
+            table["tls"]["server_name"] = json!(name);
+        }
     }
     table
 }

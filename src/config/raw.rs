@@ -1230,6 +1230,8 @@ pub struct RawShield {
     pub secret: Option<String>,
     /// File that holds the secret; read again on reload.
     pub secret_file: Option<String>,
+    /// TLS between the nodes, in which both sides show a certificate. Without it they speak plain text.
+    pub tls: Option<RawShieldTls>,
     pub connect_timeout: Option<RawDuration>,
     /// From the request sent to the head of the answer.
     pub first_byte_timeout: Option<RawDuration>,
@@ -1244,6 +1246,20 @@ pub struct RawShield {
     pub back_off_max: Option<RawDuration>,
     /// How long the owner waits for purges that the asker knows of and it does not yet.
     pub position_wait: Option<RawDuration>,
+}
+
+/// TLS between the nodes. The files are read again when they change.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawShieldTls {
+    /// PEM: the certificate that this node shows to those that it asks and to those that ask it, then its chain.
+    pub cert_file: Option<String>,
+    /// PEM: its key.
+    pub key_file: Option<String>,
+    /// PEM: who certifies the nodes of the fleet, and nobody else.
+    pub ca_file: Option<String>,
+    /// The name that the certificates of all nodes are for, instead of the hosts in `peers`.
+    pub server_name: Option<String>,
 }
 
 /// One fetch per fleet without a shield: who fetches has a lease in the Redis of `cache.redis`.

@@ -46,7 +46,7 @@ impl Settings {
             http3: None,
             proxy_protocol: Vec::new(),
             redirect_to_https: None,
-            tls: None,
+            tls: self.shield.tls.as_ref().map(|tls| Arc::new(tls.towards_askers())),
         });
         self.listeners.iter().cloned().chain(peers)
     }
@@ -818,6 +818,8 @@ pub struct Shield {
     pub advertise: Option<String>,
     /// There where anything of it is on.
     pub secret: Option<Secret>,
+    /// `None`: nodes speak plain text.
+    pub tls: Option<ShieldTls>,
     pub connect_timeout: Duration,
     /// From the request sent to the head of the answer.
     pub first_byte_timeout: Duration,
@@ -838,6 +840,52 @@ impl Shield {
     /// Whether this node asks others, or is asked.
     pub fn is_on(&self) -> bool {
         self.listen.is_some() || !self.peers.is_empty()
+    }
+}
+
+/// TLS between nodes: whoever asks and whoever is asked show what the same authorities certified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShieldTls {
+    pub certificate: CertificateFiles,
+    pub authorities: PemFile,
+    /// `None`: the certificate of a node is for the host that it has among the peers.
+    pub server_name: Option<String>,
+}
+
+impl ShieldTls {
+    /// From the connection to the end of a handshake that another node begins.
+    const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+    /// Handshakes at a time; more wait.
+    const HANDSHAKES: usize = 1024;
+
+    /// How other nodes are asked.
+    pub fn towards_owners(&self) -> UpstreamTls {
+        UpstreamTls {
+            verify: true,
+            roots: Some(self.authorities.clone()),
+            certificate: Some(self.certificate.clone()),
+            server_name: self.server_name.clone(),
+            min_version: TlsVersion::Tls13,
+        }
+    }
+
+    /// How other nodes ask.
+    fn towards_askers(&self) -> ListenerTls {
+        ListenerTls {
+            certificates: vec![self.certificate.clone()],
+            min_version: TlsVersion::Tls13,
+            suites: Vec::new(),
+            http2: true,
+            handshake_timeout: Self::HANDSHAKE_TIMEOUT,
+            handshakes: Self::HANDSHAKES,
+            ticket_key: None,
+            client_certificates: Some(Arc::new(ClientCertificates {
+                asked: Asked::Required,
+                authorities: Some(self.authorities.clone()),
+                revoked: None,
+                told: Told::Nothing,
+            })),
+        }
     }
 }
 

@@ -77,8 +77,13 @@ impl Doorway {
                     Some(handler) => Box::pin(serve_secure(socket, peer, limits, Arc::clone(handler), drain)).await,
                 }
             }
-            (ListenerKind::Peers, _) => {
+            (ListenerKind::Peers, tls) => {
                 let limits = Arc::new(PeerDoor::limits(&limits));
+                let Some(tls) = tls else {
+                    return Box::pin(http2::serve(socket, peer, limits, PeerDoor::new(proxy), drain)).await;
+                };
+                // Who other nodes are the handshake has found out: nobody asks further.
+                let Some(Shaken { socket, .. }) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
                 Box::pin(http2::serve(socket, peer, limits, PeerDoor::new(proxy), drain)).await;
             }
         }

@@ -141,12 +141,16 @@ impl ReloadError {
 type Secured = HashMap<String, Arc<tls::Server>>;
 
 fn secure(settings: &Settings) -> Result<Secured> {
-    let secure = |listener: &Listener| {
+    let secure = |listener: Listener| {
         let tls = listener.tls.as_ref()?;
-        let server = tls::Server::new(tls, clients_of_sites(settings)).with_context(|| format!("listeners.{}.tls", listener.name));
-        Some(server.map(|server| (listener.name.clone(), Arc::new(server))))
+        let (sites, key) = match listener.kind {
+            ListenerKind::Clients => (clients_of_sites(settings), format!("listeners.{}.tls", listener.name)),
+            ListenerKind::Peers => (tls::Sites::none(), "shield.tls".into()),
+        };
+        let server = tls::Server::new(tls, sites).context(key);
+        Some(server.map(|server| (listener.name, Arc::new(server))))
     };
-    settings.listeners.iter().filter_map(secure).collect()
+    settings.sockets().filter_map(secure).collect()
 }
 
 fn clients_of_sites(settings: &Settings) -> tls::Sites<'_> {
@@ -217,7 +221,7 @@ impl Server {
         };
         let (admin, metrics) = (serve(admin_socket, false)?, serve(metrics_socket, true)?);
         state.listen(&settings, bound, &secured)?;
-        state.tell_expiries();
+        certificates::tell_expiries(&state);
         certificates::spawn(Arc::downgrade(&state))?;
         Ok(Self { state, admin, metrics, admin_stop })
     }
@@ -435,13 +439,7 @@ impl State {
         self.proxy.live.store(live);
         self.listen(&settings, bound, &secured).map_err(ReloadError::Failed)?;
         self.proxy.metrics.tls.forget_certificates();
-        self.tell_expiries();
+        certificates::tell_expiries(self);
         Ok(settings)
-    }
-
-    fn tell_expiries(&self) {
-        for (listener, server) in self.secured() {
-            certificates::tell_expiry(&listener, &server, &self.proxy.metrics.tls);
-        }
     }
 }

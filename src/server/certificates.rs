@@ -3,10 +3,13 @@
 use super::assembly::State;
 use crate::clock;
 use crate::observe::metrics::{CertificateChange, TlsSeries};
-use crate::tls::{Refreshed, Server};
+use crate::tls::Refreshed;
+use crate::tls::client::Watched;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+/// Stands for a listener where we are the client.
+const TOWARDS_PEERS: &str = "shield, asking";
 /// How often it is told how long certificates are valid.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -17,12 +20,10 @@ pub fn spawn(state: Weak<State>) -> std::io::Result<()> {
         while let Some(state) = state.upgrade() {
             let poll = state.proxy.live.load().settings.server.certificate_poll;
             let is_due = poll.is_some_and(|poll| looked.elapsed() >= poll);
-            for (listener, server) in state.secured() {
-                let changes = if is_due { server.refresh() } else { Vec::new() };
-                // Before the changes are: whoever hears of one finds what it changed.
-                tell_expiry(&listener, &server, &state.proxy.metrics.tls);
-                changes.iter().for_each(|change| tell(&listener, change, &state.proxy.metrics.tls));
-            }
+            let changes = if is_due { refresh(&state) } else { Vec::new() };
+            // Before the changes are: whoever hears of one finds what it changed.
+            tell_expiries(&state);
+            changes.iter().for_each(|(listener, change)| tell(listener, change, &state.proxy.metrics.tls));
             if is_due {
                 looked = Instant::now();
             }
@@ -31,6 +32,20 @@ pub fn spawn(state: Weak<State>) -> std::io::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Takes up what changed, and says by which listener. Blocks.
+fn refresh(state: &State) -> Vec<(String, Refreshed)> {
+    let of_listeners = state.secured().into_iter().flat_map(|(listener, server)| {
+        let changes = server.refresh();
+        changes.into_iter().map(move |change| (listener.clone(), change))
+    });
+    let towards_peers = towards_peers(state).and_then(|client| client.refresh()).map(|change| (TOWARDS_PEERS.into(), change));
+    of_listeners.chain(towards_peers).collect()
+}
+
+fn towards_peers(state: &State) -> Option<Arc<Watched>> {
+    state.proxy.live.load().shield.as_ref()?.tls().cloned()
 }
 
 fn tell(listener: &str, change: &Refreshed, series: &TlsSeries) {
@@ -50,14 +65,19 @@ fn tell(listener: &str, change: &Refreshed, series: &TlsSeries) {
     }
 }
 
-/// Of all that a listener shows or verifies by.
-pub fn tell_expiry(listener: &str, server: &Arc<Server>, series: &TlsSeries) {
-    let now = clock::now().wall_ms;
-    let expiries = server.expiries(now);
-    for (file, until) in &expiries.certificates {
-        series.certificate_expires(listener, file, (until - now) / 1000);
+/// Of all that is shown or verified by.
+pub fn tell_expiries(state: &State) {
+    let (now, series) = (clock::now().wall_ms, &state.proxy.metrics.tls);
+    for (listener, server) in state.secured() {
+        let expiries = server.expiries(now);
+        for (file, until) in &expiries.certificates {
+            series.certificate_expires(&listener, file, (until - now) / 1000);
+        }
+        for (file, until) in &expiries.revocation {
+            series.revocation_expires(&listener, file, (until - now) / 1000);
+        }
     }
-    for (file, until) in &expiries.revocation {
-        series.revocation_expires(listener, file, (until - now) / 1000);
+    if let Some((file, until)) = towards_peers(state).and_then(|client| client.expiry()) {
+        series.certificate_expires(TOWARDS_PEERS, &file, (until - now) / 1000);
     }
 }

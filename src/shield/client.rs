@@ -1,10 +1,11 @@
-//! Connections to one peer, and requests on them: HTTP/2 in plain text by prior knowledge (RFC 9113 §3.3).
+//! Connections to one peer, and requests on them: HTTP/2, in plain text by prior knowledge (RFC 9113 §3.3) or over TLS.
 
 use crate::config::settings;
 use crate::http1::response::Asked;
 use crate::listener::RequestBody;
 use crate::observe::metrics::Metrics;
 use crate::semantics::{Fields, name};
+use crate::tls::client::Watched;
 use crate::upstream::http2::{self, Bounds, Connections, Granted, Stream};
 use crate::upstream::{Broken, FetchError, Host, Inbound, Order, Outbound, Reach, Terms, Wire, connect};
 use http::Method;
@@ -39,16 +40,25 @@ pub struct Question {
     pub worker: usize,
 }
 
+/// Where a peer is.
+pub struct Place {
+    pub host: Arc<Host>,
+    pub port: u16,
+    /// What its certificate is for, unless the fleet's are for one name.
+    pub certified_as: Arc<str>,
+}
+
 /// The connections to one peer.
 pub struct Client {
-    host: Arc<Host>,
-    port: u16,
+    place: Arc<Place>,
+    tls: Option<Arc<Watched>>,
     connections: Arc<Connections>,
     metrics: Arc<Metrics>,
 }
 
 impl Client {
-    pub fn new(host: Arc<Host>, port: u16, workers: usize, settings: &settings::Shield, metrics: &Arc<Metrics>) -> Self {
+    /// `tls`: `None`: plain text.
+    pub fn new(place: Place, tls: Option<Arc<Watched>>, workers: usize, settings: &settings::Shield, metrics: &Arc<Metrics>) -> Self {
         let bounds = Bounds {
             connections: CONNECTIONS * workers.max(1),
             streams: STREAMS,
@@ -61,7 +71,8 @@ impl Client {
             // A peer that is stopped still has a kernel that takes connections: only an answer says that it is there.
             keep_alive: settings.keep_alive,
         };
-        Self { host, port, connections: Connections::new(bounds, workers, Arc::clone(metrics), None), metrics: Arc::clone(metrics) }
+        let connections = Connections::new(bounds, workers, Arc::clone(metrics), None);
+        Self { place: Arc::new(place), tls, connections, metrics: Arc::clone(metrics) }
     }
 
     /// Sends a request and waits for the head of its answer. Dropping this resets the stream.
@@ -122,16 +133,23 @@ impl Client {
     async fn stream(&self, worker: usize, settings: &settings::Shield, fresh: bool) -> Result<Stream, FetchError> {
         let limit = settings.connect_timeout;
         let dial = || {
-            let (host, port) = (Arc::clone(&self.host), self.port);
+            let (place, tls) = (Arc::clone(&self.place), self.tls.clone());
             async move {
-                let addresses = host.addresses(limit).await?;
-                let addresses: Vec<_> = addresses.iter().map(|address| SocketAddr::new(*address, port)).collect();
-                Ok(Some(Wire::Plain(connect(&addresses, limit).await?)))
+                let deadline = Instant::now() + limit;
+                let addresses = place.host.addresses(limit).await?;
+                let addresses: Vec<_> = addresses.iter().map(|address| SocketAddr::new(*address, place.port)).collect();
+                let stream = connect(&addresses, limit).await?;
+                let Some(tls) = tls else { return Ok(Some(Wire::Plain(stream))) };
+                let wire = Wire::secure(stream, &tls.current(), &place.certified_as, deadline).await?;
+                let chosen = wire.chose_http2().then_some(wire);
+                chosen
+                    .map(Some)
+                    .ok_or_else(|| FetchError::TlsProtocol(format!("{} is no node: it did not choose HTTP/2", place.certified_as)))
             }
         };
         match self.connections.stream(worker, fresh, dial).await? {
             Granted::Http2(stream) => Ok(stream),
-            Granted::Http1 => Err(FetchError::Closed), // a plain connection is one of HTTP/2
+            Granted::Http1 => Err(FetchError::Closed), // nothing else was offered
         }
     }
 }
@@ -169,7 +187,9 @@ mod tests {
     }
 
     fn client(address: SocketAddr) -> Client {
-        Client::new(Host::new(&address.ip().to_string()), address.port(), 1, &settings(), &Metrics::new(1))
+        let host = address.ip().to_string();
+        let place = Place { host: Host::new(&host), port: address.port(), certified_as: host.into() };
+        Client::new(place, None, 1, &settings(), &Metrics::new(1))
     }
 
     #[tokio::test]

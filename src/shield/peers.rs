@@ -1,15 +1,17 @@
 //! The nodes of a fleet as one of them knows them: who owns a key, who is fit to be asked, and the asking.
 
-use super::client::{Client, Question};
+use super::client::{Client, Place, Question};
 use super::health::{Fitness, Health, Rules};
 use super::hop::{Asked, Hop, Invalid, Key, Standing, WINDOW_MS};
 use super::replay::Replays;
 use super::ring::Ring;
 use crate::clock;
-use crate::config::settings::{self, ShieldPeer};
+use crate::config::settings::{self, ShieldPeer, ShieldTls};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::{Metrics, ShieldOutcome};
 use crate::semantics::{Fields, Now, name};
+use crate::tls::ALPN_HTTP2;
+use crate::tls::client::{ClientError, Watched};
 use crate::upstream::{FetchError, Host, Inbound};
 use arc_swap::ArcSwap;
 use http::Method;
@@ -44,6 +46,8 @@ pub struct Shield {
     policy: u128,
     /// Our own name among the peers; `None`: nobody asks us.
     own: Option<Arc<str>>,
+    /// `None`: plain text.
+    tls: Option<Arc<Watched>>,
     identity: Arc<Identity>,
     members: ArcSwap<Members>,
     names: Vec<Name>,
@@ -106,10 +110,20 @@ impl Shield {
             || Arc::new(Identity { sender: rand::random(), number: AtomicU64::new(1), replays: Mutex::default() }),
             |before| Arc::clone(&before.identity),
         );
+        let is_same_tls = |before: &&Arc<Self>| before.settings.tls == shield.tls;
+        let tls = match before.filter(is_same_tls) {
+            Some(before) => before.tls.clone(),
+            None => shield.tls.as_ref().and_then(towards_owners),
+        };
+        if tls.is_none() && shield.tls.is_some() {
+            metrics.shield_peers(0, 0);
+            return None;
+        }
         let built = Self {
             key: Key::new(secret.expose().as_bytes()),
             policy,
             own: shield.advertise.as_deref().map(Arc::from),
+            tls,
             identity,
             members: ArcSwap::default(),
             names: names.collect(),
@@ -119,7 +133,7 @@ impl Shield {
             metrics: Arc::clone(metrics),
             settings: shield.clone(),
         };
-        if let Some(before) = before {
+        if let Some(before) = before.filter(is_same_tls) {
             built.members.store(before.members.load_full());
         }
         built.take_up(None);
@@ -129,6 +143,11 @@ impl Shield {
     /// Our own name among the peers.
     pub fn own(&self) -> Option<&Arc<str>> {
         self.own.as_ref()
+    }
+
+    /// How other nodes are asked, where that is by TLS.
+    pub fn tls(&self) -> Option<&Arc<Watched>> {
+        self.tls.as_ref()
     }
 
     /// All nodes in order, the owner of the key first; for people.
@@ -281,22 +300,23 @@ impl Shield {
     fn take_up(&self, answer: Option<(NameAndPort, Arc<[IpAddr]>)>) {
         let mut found = self.found.lock();
         found.extend(answer);
+        let place = |host: &str, port: u16, certified_as: &str| {
+            let name: Arc<str> = settings::peer_name(host, port).into();
+            (name, Place { host: Host::new(host), port, certified_as: certified_as.into() })
+        };
         let fixed = self.settings.peers.iter().filter_map(|peer| match peer {
-            ShieldPeer::One { host, port } => Some((settings::peer_name(host, *port), host.clone(), *port)),
+            ShieldPeer::One { host, port } => Some(place(host, *port, host)),
             ShieldPeer::Names { .. } => None,
         });
         let named = self.names.iter().flat_map(|Name { text, port, .. }| {
             let addresses = found.get(&(text.clone(), *port)).map_or(&[][..], |addresses| &addresses[..]);
-            addresses.iter().map(|address| (settings::peer_name(&address.to_string(), *port), address.to_string(), *port))
+            addresses.iter().map(|address| place(&address.to_string(), *port, text))
         });
         let known = self.members.load_full();
         let mut peers = HashMap::new();
-        for (name, host, port) in fixed.chain(named) {
-            let name: Arc<str> = name.into();
-            if self.own.as_ref() != Some(&name) {
-                let peer = known.peers.get(&name).cloned().unwrap_or_else(|| self.peer(&name, &host, port));
-                peers.insert(name, peer);
-            }
+        for (name, place) in fixed.chain(named).filter(|(name, _)| self.own.as_ref() != Some(name)) {
+            let peer = known.peers.get(&name).cloned().unwrap_or_else(|| self.peer(&name, place));
+            peers.insert(name, peer);
         }
         let ring = Ring::new(peers.keys().cloned().chain(self.own.clone()));
         if ring != known.ring {
@@ -306,10 +326,17 @@ impl Shield {
         self.count_peers();
     }
 
-    fn peer(&self, name: &Arc<str>, host: &str, port: u16) -> Arc<Peer> {
-        let client = Client::new(Host::new(host), port, self.workers, &self.settings, &self.metrics);
+    fn peer(&self, name: &Arc<str>, place: Place) -> Arc<Peer> {
+        let client = Client::new(place, self.tls.clone(), self.workers, &self.settings, &self.metrics);
         Arc::new(Peer { name: Arc::clone(name), client, health: Mutex::default() })
     }
+}
+
+/// What was tried when the configuration was read; it would have to have changed since.
+fn towards_owners(tls: &ShieldTls) -> Option<Arc<Watched>> {
+    let client = Watched::new(tls.towards_owners(), &[ALPN_HTTP2]);
+    let told = |error: &ClientError| tracing::error!(%error, remedy = error.remedy(), "no TLS between nodes, and so no shield");
+    Some(Arc::new(client.inspect_err(told).ok()?))
 }
 
 /// An answer, unless it says that the peer does not take us for one of its fleet.

@@ -1,8 +1,13 @@
 //! TLS towards upstreams: whom we believe, what we show, and what is said where the two do not agree.
 
+use super::certificate::Certificate;
 use super::clients::authorities;
+use super::server::{DAY_MS, Expiry, Refreshed, Unreadable, read_again, shown_path, unreadable};
 use super::{certificate, provider};
+use crate::clock;
 use crate::config::settings::{CertificateFiles, PemFile, TlsVersion, UpstreamTls};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
@@ -52,6 +57,81 @@ impl Client {
         let name = self.name.as_deref().unwrap_or(host);
         ServerName::try_from(name.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_owned()).ok()
     }
+}
+
+/// A [`Client`] whose files may change at any time. Connections keep what they began with.
+pub struct Watched {
+    seen: Mutex<Seen>,
+    client: ArcSwap<Client>,
+    protocols: &'static [&'static [u8]],
+}
+
+/// The files as they were last seen, usable or not.
+struct Seen {
+    settings: UpstreamTls,
+    is_unreadable: bool,
+    /// When the certificate in use ends, milliseconds since 1970.
+    not_after: Option<i64>,
+}
+
+impl Watched {
+    /// `protocols`: those that are offered, the best first.
+    pub fn new(settings: UpstreamTls, protocols: &'static [&'static [u8]]) -> Result<Self, ClientError> {
+        let client = ArcSwap::from_pointee(Client::new(&settings)?.offering(protocols));
+        let not_after = not_after(&settings);
+        Ok(Self { seen: Mutex::new(Seen { settings, is_unreadable: false, not_after }), client, protocols })
+    }
+
+    pub fn current(&self) -> Arc<Client> {
+        self.client.load_full()
+    }
+
+    /// The file of the certificate that we show, and when it ends.
+    pub fn expiry(&self) -> Option<Expiry> {
+        let seen = self.seen.lock();
+        Some((shown_path(&seen.settings.certificate.as_ref()?.certificate.path), seen.not_after?))
+    }
+
+    /// Takes up what has changed in the files, as [`super::Server::refresh`] does. Blocks.
+    pub fn refresh(&self) -> Option<Refreshed> {
+        let mut seen = self.seen.lock();
+        let settings = match again(&seen.settings) {
+            Ok(settings) => settings,
+            Err(error) => return (!std::mem::replace(&mut seen.is_unreadable, true)).then(|| unreadable(error)),
+        };
+        if settings == seen.settings && !seen.is_unreadable {
+            return None;
+        }
+        (seen.settings, seen.is_unreadable) = (settings, false);
+        let files = [seen.settings.certificate.as_ref().map(|files| &files.certificate), seen.settings.roots.as_ref()];
+        let file = files.into_iter().flatten().next().map_or_else(String::new, |file| shown_path(&file.path));
+        Some(match Client::new(&seen.settings) {
+            Ok(client) => {
+                self.client.store(Arc::new(client.offering(self.protocols)));
+                seen.not_after = not_after(&seen.settings);
+                let days_left = seen.not_after.map(|until| (until - clock::now().wall_ms) / DAY_MS);
+                Refreshed::Replaced { file, days_left }
+            }
+            Err(error) => Refreshed::Refused { file, error: error.to_string(), remedy: error.remedy().into() },
+        })
+    }
+}
+
+/// The same with its files as they are now.
+fn again(settings: &UpstreamTls) -> Result<UpstreamTls, Unreadable> {
+    let pair = |files: &CertificateFiles| {
+        let (certificate, key) = (read_again(&files.certificate)?, read_again(&files.key)?);
+        Ok(CertificateFiles { certificate, key, ocsp: files.ocsp.clone() })
+    };
+    Ok(UpstreamTls {
+        roots: settings.roots.as_ref().map(read_again).transpose()?,
+        certificate: settings.certificate.as_ref().map(pair).transpose()?,
+        ..settings.clone()
+    })
+}
+
+fn not_after(settings: &UpstreamTls) -> Option<i64> {
+    Some(Certificate::read(settings.certificate.as_ref()?, clock::now().wall_ms).ok()?.not_after)
 }
 
 /// Why there can be no TLS to an upstream.

@@ -44,6 +44,12 @@ pub struct Sites<'a> {
     pub site_of: SiteOf,
 }
 
+impl Sites<'_> {
+    pub fn none() -> Self {
+        Self { policies: Vec::new(), site_of: Box::new(|_| None) }
+    }
+}
+
 /// How handshakes go that ask clients for certificates alike.
 struct Way {
     /// `None`: nothing is asked for, and nothing was configured.
@@ -199,9 +205,9 @@ impl Server {
     }
 }
 
-const DAY_MS: i64 = 86_400_000;
+pub(super) const DAY_MS: i64 = 86_400_000;
 
-fn shown_path(path: &Path) -> String {
+pub(super) fn shown_path(path: &Path) -> String {
     path.display().to_string()
 }
 
@@ -210,13 +216,13 @@ fn certificates(watched: &[Watched]) -> Vec<Arc<Certificate>> {
 }
 
 /// A file that cannot be read, and why.
-type Unreadable = (PathBuf, String);
+pub(super) type Unreadable = (PathBuf, String);
 
-fn read_again(file: &PemFile) -> Result<PemFile, Unreadable> {
+pub(super) fn read_again(file: &PemFile) -> Result<PemFile, Unreadable> {
     PemFile::read(&file.path).map_err(|error| (file.path.clone(), error))
 }
 
-fn unreadable((path, error): Unreadable) -> Refreshed {
+pub(super) fn unreadable((path, error): Unreadable) -> Refreshed {
     let remedy = "put the file back, readable to the user of this process".into();
     Refreshed::Refused { file: shown_path(&path), error: format!("cannot be read: {error}"), remedy }
 }

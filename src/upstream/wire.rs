@@ -23,7 +23,7 @@ pub(crate) enum Wire {
 
 impl Wire {
     /// Shakes hands; `host`: that of the endpoint.
-    pub(super) async fn secure(stream: TcpStream, client: &Client, host: &str, deadline: Instant) -> Result<Self, FetchError> {
+    pub(crate) async fn secure(stream: TcpStream, client: &Client, host: &str, deadline: Instant) -> Result<Self, FetchError> {
         let name = client.name(host).ok_or_else(|| FetchError::TlsCertificate(format!("{host} is no name that a certificate may have")))?;
         let shown = name.to_str().into_owned();
         let connect = TlsConnector::from(std::sync::Arc::clone(&client.config)).connect(name, stream);
@@ -38,7 +38,7 @@ impl Wire {
     }
 
     /// Whether HTTP/2 was chosen (ALPN); in plain text nothing is.
-    pub(super) fn chose_http2(&self) -> bool {
+    pub(crate) fn chose_http2(&self) -> bool {
         matches!(self, Self::Secure(stream) if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2))
     }
 

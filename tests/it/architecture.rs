@@ -132,6 +132,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "http2",
             "listener::*",
             "upstream",
+            "tls::client",
+            "tls::ALPN_HTTP2",
             "invalidation::Position",
             "observe",
             "config::policy_hash",

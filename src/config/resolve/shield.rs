@@ -1,11 +1,11 @@
 //! The shield: peers, this node's own name among them, the secret that they share.
 
-use super::net;
 use super::table::Table;
 use super::{FLEET_SECRET, FLEET_SECRET_REMEDY, check_fleet_secret, secret, secs};
+use super::{net, tls};
 use crate::config::raw::RawShield;
 use crate::config::report::Report;
-use crate::config::settings::{Endpoint, Settings, Shield, ShieldPeer, Upstream, peer_name};
+use crate::config::settings::{Settings, Shield, ShieldPeer, Upstream, peer_name};
 use crate::config::units;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,8 +19,11 @@ pub fn shield(raw: &RawShield, report: &mut Report) -> Shield {
     if texts.len() > PEERS_MAX {
         report.problem("shield.peers", "too many peers", texts.len().to_string(), "at most 1024", "name them by DNS: \"dns:name:port\"");
     }
-    let peers = texts.iter().enumerate().filter_map(|(index, text)| peer(&format!("shield.peers[{index}]"), text, report)).collect();
-    let advertise = advertise(raw, listen, report);
+    let tls = raw.tls.as_ref().map(|raw| tls::peers("shield.tls", raw, report));
+    let is_secure = tls.is_some();
+    let peer = |(index, text): (usize, &String)| peer(&format!("shield.peers[{index}]"), text, is_secure, report);
+    let peers = texts.iter().enumerate().filter_map(peer).collect();
+    let advertise = advertise(raw, listen, is_secure, report);
     let secret = secret("shield.secret", raw.secret.as_deref(), raw.secret_file.as_deref(), report);
     let mut table = Table::new(report, "shield");
     let shield = Shield {
@@ -28,6 +31,7 @@ pub fn shield(raw: &RawShield, report: &mut Report) -> Shield {
         peers,
         advertise,
         secret,
+        tls: tls.flatten(),
         connect_timeout: table.timeout("connect_timeout", raw.connect_timeout.as_ref(), Duration::from_millis(500)),
         first_byte_timeout: table.timeout("first_byte_timeout", raw.first_byte_timeout.as_ref(), secs(75)),
         read_timeout: table.timeout("read_timeout", raw.read_timeout.as_ref(), secs(60)),
@@ -74,8 +78,8 @@ pub fn check_patience(settings: &Settings, report: &mut Report) {
     }
 }
 
-/// `http://host:port` or `dns:name:port`.
-fn peer(path: &str, text: &str, report: &mut Report) -> Option<ShieldPeer> {
+/// A URL or `dns:name:port`.
+fn peer(path: &str, text: &str, is_secure: bool, report: &mut Report) -> Option<ShieldPeer> {
     if let Some(name) = text.strip_prefix("dns:") {
         let parsed = name.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok().filter(|port| *port != 0)?)));
         return match parsed.filter(|(host, _)| net::is_host(host)) {
@@ -87,24 +91,31 @@ fn peer(path: &str, text: &str, report: &mut Report) -> Option<ShieldPeer> {
             }
         };
     }
-    let (host, port) = plain(path, text, report)?;
+    let (host, port) = url(path, text, is_secure, report)?;
     Some(ShieldPeer::One { host, port })
 }
 
-/// `http://host:port`: nodes have no TLS between them.
-fn plain(path: &str, text: &str, report: &mut Report) -> Option<(String, u16)> {
-    let Endpoint { host, port, is_secure, .. } = net::endpoint(path, text, report)?;
-    if is_secure {
-        let remedy = format!("write \"http://{}\"", peer_name(&host, port));
-        report.problem(path, "there is no TLS between nodes", format!("\"{text}\""), "\"http://host:port\"", remedy);
+/// `http://host:port`, or `https://host:port` where nodes have TLS between them.
+fn url(path: &str, text: &str, is_secure: bool, report: &mut Report) -> Option<(String, u16)> {
+    let endpoint = net::endpoint(path, text, report)?;
+    let (host, port) = (endpoint.host, endpoint.port);
+    if endpoint.is_secure != is_secure {
+        let name = peer_name(&host, port);
+        let (what, allowed, remedy) = if is_secure {
+            ("shield.tls is for all nodes", "\"https://host:port\"", format!("write \"https://{name}\""))
+        } else {
+            let remedy = format!("add [shield.tls] with cert_file, key_file and ca_file, or write \"http://{name}\"");
+            ("TLS between nodes needs certificates", "\"http://host:port\"", remedy)
+        };
+        report.problem(path, what, format!("\"{text}\""), allowed, remedy);
     }
     Some((host, port))
 }
 
 /// Our own name: as written, or what others reach us by where that is one address.
-fn advertise(raw: &RawShield, listen: Option<SocketAddr>, report: &mut Report) -> Option<String> {
+fn advertise(raw: &RawShield, listen: Option<SocketAddr>, is_secure: bool, report: &mut Report) -> Option<String> {
     if let Some(text) = &raw.advertise {
-        return plain("shield.advertise", text, report).map(|(host, port)| peer_name(&host, port));
+        return url("shield.advertise", text, is_secure, report).map(|(host, port)| peer_name(&host, port));
     }
     let listen = listen?;
     if listen.ip().is_unspecified() || listen.port() == 0 {

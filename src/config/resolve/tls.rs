@@ -4,9 +4,13 @@ use super::SECRET_FILE_BYTES_MAX;
 use super::table::Table;
 use crate::clock;
 use crate::config::problem::nearest;
-use crate::config::raw::{ClientKeys, RawAsked, RawCertificate, RawListenerTls, RawSiteTls, RawTlsVersion, RawTold, RawUpstreamTls};
+use crate::config::raw::{
+    ClientKeys, RawAsked, RawCertificate, RawListenerTls, RawShieldTls, RawSiteTls, RawTlsVersion, RawTold, RawUpstreamTls,
+};
 use crate::config::report::Report;
-use crate::config::settings::{Asked, CertificateFiles, ClientCertificates, ListenerTls, PemFile, TlsVersion, Told, UpstreamTls};
+use crate::config::settings::{
+    Asked, CertificateFiles, ClientCertificates, ListenerTls, PemFile, ShieldTls, TlsVersion, Told, UpstreamTls,
+};
 use crate::config::shape::join;
 use crate::tls::SUITES;
 use crate::tls::certificate::{Certificate, Part};
@@ -110,18 +114,38 @@ pub fn upstream(at: &str, raw: &RawUpstreamTls, is_secure: bool, report: &mut Re
     if !tls.verify {
         report.warn(&join(at, "insecure_skip_verify"), "whoever sits between here and the upstream can read and change everything");
     }
+    let was_read = tls.roots.is_some() == raw.ca_file.is_some() && tls.certificate.is_some() == has_certificate;
+    check_client(at, &tls, was_read, report);
+    tls
+}
+
+fn check_client(at: &str, tls: &UpstreamTls, was_read: bool, report: &mut Report) {
     if let Some(name) = tls.server_name.as_deref().filter(|name| !super::net::is_host(name)) {
         report.problem(&join(at, "server_name"), "not a name", format!("\"{name}\""), "a host name or an address", "correct it");
     }
-    let was_read = tls.roots.is_some() == raw.ca_file.is_some() && tls.certificate.is_some() == has_certificate;
-    if was_read && let Err(error) = Client::new(&tls) {
-        let (at, found) = match (&error, &raw.ca_file) {
-            (ClientError::NoRoots, Some(given)) => (ca_at.as_str(), format!("\"{given}\"")),
-            _ => (at, String::new()),
+    if was_read && let Err(error) = Client::new(tls) {
+        let (at, found) = match (&error, &tls.roots) {
+            (ClientError::NoRoots, Some(file)) => (join(at, "ca_file"), format!("\"{}\"", file.path.display())),
+            _ => (at.to_owned(), String::new()),
         };
-        report.problem(at, error.to_string(), found, "certificates that can be used", error.remedy());
+        report.problem(&at, error.to_string(), found, "certificates that can be used", error.remedy());
     }
-    tls
+}
+
+/// TLS between the nodes of a fleet; `None`: something of it is wrong.
+pub fn peers(at: &str, raw: &RawShieldTls, report: &mut Report) -> Option<ShieldTls> {
+    let pair = RawCertificate { cert_file: raw.cert_file.clone(), key_file: raw.key_file.clone(), ocsp_file: None };
+    let certificate = certificate(at, &pair, report);
+    let ca_at = join(at, "ca_file");
+    if raw.ca_file.is_none() {
+        let remedy = "name a PEM file with the certificates of those who certify the nodes, and nobody else";
+        report.problem(&ca_at, "nodes with TLS need an authority of their own", "", "a PEM file", remedy);
+    }
+    let authorities = raw.ca_file.as_deref().and_then(|given| file(&ca_at, given, report));
+    let server_name = raw.server_name.as_deref().map(str::to_ascii_lowercase);
+    let tls = ShieldTls { certificate: certificate?, authorities: authorities?, server_name };
+    check_client(at, &tls.towards_owners(), true, report);
+    Some(tls)
 }
 
 fn version(raw: Option<RawTlsVersion>) -> TlsVersion {

@@ -1,5 +1,7 @@
 //! Three nodes of which one asks the origin for a key.
 
+mod tls;
+
 use super::crowd::{CROWD, HOST, body_of, everybody_gets_its_variant, fresh, gather, its_variant, room_for_a_crowd, until_waiting};
 use crate::support::client::{Answer, Client};
 use crate::support::fleet::{Fleet, Node, Plan};

@@ -15,7 +15,7 @@ pub struct Plan {
     pub nodes: usize,
     /// What is written before the listeners, for each node: `@NODE@` is its name, `@ORIGIN@` that of the origin, `@REDIS@` is `host:port`
     /// (through the link of the node), `@NODES@` a list of the addresses of all listeners,
-    /// `@PEER@` where other nodes reach it, `@PEERS@` a list of all of those as URLs.
+    /// `@PEER@` where other nodes reach it, `@PEERS@` a list of all of those as URLs, `@SECURE_PEERS@` the same with https.
     pub config: String,
     pub origin: String,
     /// The server that `@REDIS@` leads to.
@@ -69,6 +69,7 @@ impl Fleet {
                 ("@ORIGIN@", plan.origin.as_str()),
                 ("@NODES@", &listeners),
                 ("@PEERS@", &peers),
+                ("@SECURE_PEERS@", &peers.replace("http://", "https://")),
                 ("@PEER@", &own),
             ] {
                 text = text.replace(placeholder, value);

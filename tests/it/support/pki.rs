@@ -100,8 +100,13 @@ impl Pki {
 
     /// One that shows a certificate that was issued, and resumes sessions.
     pub fn client_with(&self, name: &str) -> ClientConfig {
-        let certificate = CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).expect("a certificate");
-        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).expect("a key");
+        self.client_showing(&self.path(name))
+    }
+
+    /// One that shows what another authority may have issued: `FILE.pem` and `FILE.key`.
+    pub fn client_showing(&self, file: &Path) -> ClientConfig {
+        let certificate = CertificateDer::from_pem_file(file.with_extension("pem")).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(file.with_extension("key")).expect("a key");
         self.verifying().with_client_auth_cert(vec![certificate], key).expect("a key of the certificate")
     }
 
