@@ -85,6 +85,11 @@ impl Limiter {
         self.shared.is_some()
     }
 
+    /// Whether this is where the fleet counts; `None`: each node counts for itself.
+    pub fn counts_at(&self, shared: Option<&Arc<SharedCounts>>) -> bool {
+        self.shared.as_ref().map(Arc::as_ptr) == shared.map(Arc::as_ptr)
+    }
+
     /// Counts one request of this caller in the fleet's bucket, or refuses it.
     pub async fn check_shared(&self, caller: u128) -> Result<(), Rejected> {
         let Some(counts) = &self.shared else { return self.check_bucket(caller) };

@@ -163,13 +163,14 @@ fn limiters(
     let wanted = settings.sites.iter().flat_map(|site| &site.routes).filter_map(|route| route.rate_limit.as_ref());
     let mut limiters: HashMap<String, Arc<Limiter>> = HashMap::new();
     for wanted in wanted {
-        let kept = || before?.limiters.get(&wanted.name).filter(|there| there.settings == *wanted).cloned();
+        let shared = shared.filter(|_| wanted.shared);
+        let is_same = |there: &&Arc<Limiter>| there.settings == *wanted && there.counts_at(shared);
+        let kept = || before?.limiters.get(&wanted.name).filter(is_same).cloned();
         limiters.entry(wanted.name.clone()).or_insert_with(|| kept().unwrap_or_else(|| limiter(wanted, buckets, shared, metrics)));
     }
     limiters
 }
 
 fn limiter(settings: &settings::RateLimit, buckets: &Buckets, shared: Option<&Arc<SharedCounts>>, metrics: &Metrics) -> Arc<Limiter> {
-    let shared = shared.filter(|_| settings.shared).cloned();
-    Arc::new(Limiter::new(settings.clone(), buckets, metrics.rate_limit_counters(&settings.name), shared))
+    Arc::new(Limiter::new(settings.clone(), buckets, metrics.rate_limit_counters(&settings.name), shared.cloned()))
 }

@@ -131,18 +131,19 @@ struct Pair {
 
 const UNCOUNTED: &str = "tiercel_limit_uncounted_total{limit=\"default\"}";
 
+fn shared_config(name: &str, on_fault: &str, budget: &str, redis: &Redis) -> String {
+    format!(
+        "[journal]\nnode = \"{name}\"\n[rate_limit]\nrate = \"10/h\"\nby = \"X-Key\"\nshared = true\non_fault = \"{on_fault}\"\n\
+         [limits]\nrate_limit_budget = \"{budget}\"\n[cache.redis]\nurl = \"{}\"\n",
+        redis.url()
+    )
+}
+
 impl Pair {
     /// `budget`: what Redis may take. Both nodes have a connection to it.
     async fn start(on_fault: &str, budget: &str) -> Self {
         let redis = Redis::start();
-        let config = |name: &str| {
-            format!(
-                "[journal]\nnode = \"{name}\"\n[rate_limit]\nrate = \"10/h\"\nby = \"X-Key\"\nshared = true\non_fault = \"{on_fault}\"\n\
-             [limits]\nrate_limit_budget = \"{budget}\"\n[cache.redis]\nurl = \"{}\"\n",
-                redis.url()
-            )
-        };
-        let node = |name| serve_with(&config(name), |_| fresh("body"));
+        let node = |name| serve_with(&shared_config(name, on_fault, budget, &redis), |_| fresh("body"));
         let pair = Self { nodes: [node("a"), node("b")], redis };
         for node in &pair.nodes {
             node.get_with("/warm", "X-Key: warm\r\n").await;
@@ -191,6 +192,16 @@ async fn two_nodes_let_through_what_one_may() {
     for node in &pair.nodes {
         assert_eq!(node.metric(UNCOUNTED).await, 0);
     }
+}
+
+#[tokio::test]
+async fn a_reload_changes_how_long_redis_may_take() {
+    let pair = Pair::start("deny", "5m").await;
+    pair.nodes[0].reload(&shared_config("a", "deny", "100ms", &pair.redis)).await;
+    assert_eq!(pair.nodes[0].get_with("/a", "X-Key: a\r\n").await.status, 200);
+    pair.redis.pause();
+    assert_eq!(pair.nodes[0].get_with("/a", "X-Key: a\r\n").await.status, 429, "nobody waits for five minutes");
+    pair.redis.resume();
 }
 
 #[tokio::test]
