@@ -39,7 +39,7 @@ impl Settings {
     /// All sockets that connections of HTTP come in by.
     pub fn sockets(&self) -> impl Iterator<Item = Listener> {
         let peers = self.shield.listen.map(|address| Listener {
-            name: "shield".into(),
+            name: SHIELD_LISTENER.into(),
             address: ListenAddress::Tcp(address),
             kind: ListenerKind::Peers,
             h2c: true,
@@ -806,6 +806,9 @@ pub struct Lease {
     /// So long what came of a fetch is known to nodes that ask later.
     pub kept: Duration,
 }
+
+/// The name of the listener for other nodes.
+pub const SHIELD_LISTENER: &str = "shield";
 
 /// The origin shield.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Configuration from files, environment and flags, and the commands that need no server.
 
+use crate::support::pki::{EC, Pki};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -1061,4 +1062,44 @@ fn a_shield_that_gives_up_before_an_owner_does_is_warned_about() {
         let warned = warnings(shield, upstream);
         assert!(warned.len() == 1 && warned[0].starts_with("shield.first_byte_timeout: "), "{shield}{upstream}: {warned:?}");
     }
+}
+
+#[test]
+fn nodes_of_a_shield_have_tls_all_or_none() {
+    let shield = |more: &str| format!("[shield]\nsecret = '0123456789abcdef'\n{more}");
+    let peers = |scheme: &str| shield(&format!("peers = ['{scheme}://10.0.0.2:9182']\n"));
+    refused_after(&peers("https"), 3, 10, "shield.peers[0]", "needs certificates", "[shield.tls]");
+    let pki = Pki::new();
+    pki.issue("node", &["node.fleet"], EC, 30);
+    let table = |authority: &str| {
+        let folder = pki.folder().display();
+        format!("[shield.tls]\ncert_file = '{folder}/node.pem'\nkey_file = '{folder}/node.key'\n{authority}")
+    };
+    let ca = format!("ca_file = '{}'\n", pki.path("ca.pem").display());
+    refused_after(&format!("{}{}", peers("http"), table(&ca)), 3, 10, "shield.peers[0]", "for all nodes", "https://10.0.0.2:9182");
+    refused_after(&format!("{}{}", peers("https"), table("")), 4, 9, "shield.tls.ca_file", "authority of their own", "PEM");
+    let key_as_ca = format!("ca_file = '{}'\n", pki.path("node.key").display());
+    refused_after(
+        &format!("{}{}", peers("https"), table(&key_as_ca)),
+        7,
+        11,
+        "shield.tls.ca_file",
+        "no certificate of an authority",
+        "PEM",
+    );
+    let named = format!("{ca}server_name = 'a b'\n");
+    refused_after(&format!("{}{}", peers("https"), table(&named)), 8, 15, "shield.tls.server_name", "not a name", "correct");
+    let settings = Case::toml(&format!("{UPSTREAM}{}{}", peers("https"), table(&ca))).settings();
+    assert!(settings.shield.tls.is_some());
+    let printed = effective(&settings);
+    assert_eq!(printed["shield"]["peers"], json!(["https://10.0.0.2:9182"]));
+    assert_eq!(printed["shield"]["tls"]["cert_file"], json!(pki.path("node.pem")));
+}
+
+#[test]
+fn the_listener_for_other_nodes_has_its_name_for_itself() {
+    let listen = "[shield]\nsecret = '0123456789abcdef'\nlisten = '10.0.0.1:9182'\n";
+    let listener = "[listeners.shield]\naddress = '127.0.0.1:8080'\n";
+    refused_after(&format!("{listen}{listener}"), 4, 12, "listeners.shield", "the name of the listener for other nodes", "another name");
+    Case::toml(&format!("{UPSTREAM}{listener}")).settings();
 }

@@ -80,6 +80,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
     check_addresses(&settings, report);
     https::check(&settings, report);
     limit::check(&settings, report);
+    shield::check_name(&settings, report);
     shield::check_patience(&settings, report);
     journal::check_node(&raw.journal, &settings, report);
     settings

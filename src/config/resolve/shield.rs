@@ -5,7 +5,7 @@ use super::{FLEET_SECRET, FLEET_SECRET_REMEDY, check_fleet_secret, secret, secs}
 use super::{net, tls};
 use crate::config::raw::RawShield;
 use crate::config::report::Report;
-use crate::config::settings::{Settings, Shield, ShieldPeer, Upstream, peer_name};
+use crate::config::settings::{SHIELD_LISTENER, Settings, Shield, ShieldPeer, Upstream, peer_name};
 use crate::config::units;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -61,6 +61,14 @@ fn check_secret(raw: &RawShield, shield: &Shield, report: &mut Report) {
         report.problem("shield", "a shield without a secret", "", FLEET_SECRET, FLEET_SECRET_REMEDY);
     }
     check_fleet_secret("shield.secret", raw.secret_file.is_some(), shield.secret.as_ref(), report);
+}
+
+/// What the listener of other nodes is called in logs and metrics.
+pub fn check_name(settings: &Settings, report: &mut Report) {
+    if settings.shield.listen.is_some() && settings.listeners.iter().any(|listener| listener.name == SHIELD_LISTENER) {
+        let remedy = "choose another name";
+        report.problem("listeners.shield", "the name of the listener for other nodes", "", "any other name beside shield.listen", remedy);
+    }
 }
 
 /// A peer that gives up before the owner does would be taken for one that fails.
