@@ -105,9 +105,10 @@ pub fn to_peer(exchange: &Exchange, confirming: Option<&Arc<StoredResponse>>) ->
     ask(exchange, &mut fields);
     describe_client(exchange, &mut fields);
     fields.remove(name::HOST);
-    let (method, authority) = (exchange.method.clone(), exchange.target.authority().to_owned());
+    let (method, scheme) = (exchange.method.clone(), exchange.target.scheme());
+    let authority = exchange.target.authority().to_owned();
     let target = keyed_target(exchange).path_and_query().to_owned();
-    Question { method, authority, target, fields, worker: exchange.peer.worker }
+    Question { method, scheme, authority, target, fields, worker: exchange.peer.worker }
 }
 
 /// No conditions of the client, ours where there is something to confirm.

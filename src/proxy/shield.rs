@@ -53,18 +53,7 @@ pub async fn fetch(proxy: &Proxy, exchange: &Exchange, confirming: Option<&Arc<S
         return None;
     }
     for owner in owners.iter().take(ASKED_MAX) {
-        let mut question = forward::to_peer(exchange, confirming);
-        let asked = Asked {
-            method: question.method.as_str(),
-            scheme: exchange.target.scheme().as_str(),
-            authority: &question.authority,
-            target: &question.target,
-        };
-        let hop = shield.hop(&asked, standing);
-        if question.fields.append(name::TIERCEL_HOP, hop).is_err() {
-            return None;
-        }
-        match shield.ask(owner, &question).await {
+        match shield.ask(owner, &forward::to_peer(exchange, confirming), standing).await {
             None => proxy.metrics.shield(ShieldOutcome::Bypassed),
             Some(Err(error)) => {
                 tracing::debug!(peer = &*owner.name, %error, "an owner did not answer");
@@ -90,10 +79,11 @@ pub async fn fetch(proxy: &Proxy, exchange: &Exchange, confirming: Option<&Arc<S
     None
 }
 
-/// Whether another node owns the key, and is asked for it before the upstream.
+/// Whether another node owns the key, and is fit to be asked for it before the upstream.
 pub fn is_anothers(exchange: &Exchange) -> bool {
     let shield = exchange.routed.shield.as_ref().filter(|_| may_ask(exchange));
-    shield.is_some_and(|shield| !shield.owners(exchange.exact_key().hash(), clock::now()).is_empty())
+    let owners = shield.map(|shield| shield.owners(exchange.exact_key().hash(), clock::now()));
+    owners.is_some_and(|owners| owners.iter().take(ASKED_MAX).any(|owner| owner.is_fit()))
 }
 
 /// Whether another node could answer it from store.

@@ -9,6 +9,7 @@ use crate::clock;
 use crate::config::settings::{self, ShieldPeer, ShieldTls};
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::{Metrics, ShieldOutcome};
+use crate::semantics::target::Scheme;
 use crate::semantics::{Fields, Now, name};
 use crate::tls::ALPN_HTTP2;
 use crate::tls::client::{ClientError, Watched};
@@ -80,6 +81,13 @@ pub struct Peer {
     pub name: Arc<str>,
     client: Client,
     health: Mutex<Health>,
+}
+
+impl Peer {
+    /// Whether it is asked.
+    pub fn is_fit(&self) -> bool {
+        self.health.lock().is_fit()
+    }
 }
 
 /// A hop that was found good.
@@ -169,13 +177,13 @@ impl Shield {
     /// Who they are, and whether they are fit; for people.
     pub fn states(&self) -> Vec<(Arc<str>, bool)> {
         let members = self.members.load();
-        let mut states: Vec<_> = members.peers.values().map(|peer| (Arc::clone(&peer.name), peer.health.lock().is_fit())).collect();
+        let mut states: Vec<_> = members.peers.values().map(|peer| (Arc::clone(&peer.name), peer.is_fit())).collect();
         states.sort();
         states
     }
 
     /// Asks a peer, if it is fit. `None`: it is not; whoever finds its probe due sends it on its way.
-    pub async fn ask(self: &Arc<Self>, peer: &Arc<Peer>, question: &Question) -> Option<Result<Inbound, FetchError>> {
+    pub async fn ask(self: &Arc<Self>, peer: &Arc<Peer>, question: &Question, standing: Standing) -> Option<Result<Inbound, FetchError>> {
         let fitness = peer.health.lock().fitness(clock::now().mono_ms);
         match fitness {
             Fitness::Fit => {}
@@ -185,10 +193,11 @@ impl Shield {
                 return None;
             }
         }
-        let answer = peer.client.send(question, &self.settings, &peer.name).await.and_then(not_refused);
+        let hop = || self.hop(question, standing);
+        let answer = peer.client.send(question, hop, &self.settings, &peer.name).await.and_then(not_refused);
         match &answer {
-            // What does not fit a request says nothing of the peer.
-            Err(FetchError::InvalidRequest(_)) => {}
+            // What does not fit a request says nothing of the peer, nor does how many of ours wait for it.
+            Err(FetchError::InvalidRequest(_) | FetchError::QueueFull | FetchError::QueueTimeout) => {}
             Err(error) => self.failed(peer, false, error),
             Ok(inbound) => {
                 self.metrics.shield_first_byte(inbound.first_byte);
@@ -200,11 +209,10 @@ impl Shield {
 
     /// Asks a peer that was ejected whether it is there again: not for anything, so that no client waits for it.
     async fn probe(self: Arc<Self>, peer: Arc<Peer>, worker: usize) {
-        let asked = Asked { method: "OPTIONS", scheme: "http", authority: &peer.name, target: PROBE };
-        let mut fields = Fields::new();
-        let _ = fields.append(name::TIERCEL_HOP, self.hop(&asked, Standing::default())); // digits and spaces
-        let question = Question { method: Method::OPTIONS, authority: peer.name.to_string(), target: PROBE.into(), fields, worker };
-        match peer.client.send(&question, &self.settings, &peer.name).await {
+        let (method, authority) = (Method::OPTIONS, peer.name.to_string());
+        let question = Question { method, scheme: Scheme::Http, authority, target: PROBE.into(), fields: Fields::new(), worker };
+        let hop = || self.hop(&question, Standing::default());
+        match peer.client.send(&question, hop, &self.settings, &peer.name).await {
             Ok(inbound) if inbound.status == 204 => self.answered(&peer, true),
             Ok(inbound) => self.failed(&peer, true, &FetchError::Malformed(format!("a probe was answered {}", inbound.status))),
             Err(error) => self.failed(&peer, true, &error),
@@ -232,14 +240,16 @@ impl Shield {
 
     fn count_peers(&self) {
         let members = self.members.load();
-        let fit = members.peers.values().filter(|peer| peer.health.lock().is_fit()).count();
+        let fit = members.peers.values().filter(|peer| peer.is_fit()).count();
         self.metrics.shield_peers(fit, members.peers.len() - fit);
     }
 
     /// The hop field for a request of ours.
-    pub fn hop(&self, asked: &Asked<'_>, standing: Standing) -> String {
+    fn hop(&self, question: &Question, standing: Standing) -> String {
+        let Question { method, scheme, authority, target, .. } = question;
+        let asked = Asked { method: method.as_str(), scheme: scheme.as_str(), authority, target };
         let number = self.identity.number.fetch_add(1, Ordering::Relaxed);
-        Hop { at_ms: clock::now().wall_ms, sender: self.identity.sender, number, policy: self.policy, standing }.write(&self.key, asked)
+        Hop { at_ms: clock::now().wall_ms, sender: self.identity.sender, number, policy: self.policy, standing }.write(&self.key, &asked)
     }
 
     /// Whether a request comes from a node of the fleet, is meant as it stands, and is new.
@@ -302,7 +312,7 @@ impl Shield {
         found.extend(answer);
         let place = |host: &str, port: u16, certified_as: &str| {
             let name: Arc<str> = settings::peer_name(host, port).into();
-            (name, Place { host: Host::new(host), port, certified_as: certified_as.into() })
+            (name, Place { host: host.to_owned(), port, certified_as: certified_as.into() })
         };
         let fixed = self.settings.peers.iter().filter_map(|peer| match peer {
             ShieldPeer::One { host, port } => Some(place(host, *port, host)),
@@ -315,7 +325,7 @@ impl Shield {
         let known = self.members.load_full();
         let mut peers = HashMap::new();
         for (name, place) in fixed.chain(named).filter(|(name, _)| self.own.as_ref() != Some(name)) {
-            let peer = known.peers.get(&name).cloned().unwrap_or_else(|| self.peer(&name, place));
+            let peer = self.peer(&name, place, known.peers.get(&name));
             peers.insert(name, peer);
         }
         let ring = Ring::new(peers.keys().cloned().chain(self.own.clone()));
@@ -326,9 +336,14 @@ impl Shield {
         self.count_peers();
     }
 
-    fn peer(&self, name: &Arc<str>, place: Place) -> Arc<Peer> {
+    /// `known`: what there is of it; its connections go on where they would be the same, and what is known of its health does.
+    fn peer(&self, name: &Arc<str>, place: Place, known: Option<&Arc<Peer>>) -> Arc<Peer> {
+        if let Some(peer) = known.filter(|peer| peer.client.is_for(&place, self.tls.as_ref(), self.workers, &self.settings)) {
+            return Arc::clone(peer);
+        }
+        let health = known.map(|peer| peer.health.lock().clone()).unwrap_or_default();
         let client = Client::new(place, self.tls.clone(), self.workers, &self.settings, &self.metrics);
-        Arc::new(Peer { name: Arc::clone(name), client, health: Mutex::default() })
+        Arc::new(Peer { name: Arc::clone(name), client, health: Mutex::new(health) })
     }
 }
 
@@ -378,9 +393,46 @@ mod tests {
         let after = Shield::new(&settings(4, &["dns:fleet.example:9182"]), Some(&before), &metrics).unwrap();
         assert_eq!(after.states(), [("10.0.0.1:9182".into(), true)]);
         assert!(Arc::ptr_eq(&peers(&before)[0], &peers(&after)[0]), "its connections and its health");
+        let mut patient = settings(4, &["dns:fleet.example:9182"]);
+        patient.shield.connect_timeout *= 2;
+        peers(&after)[0].health.lock().failed(false, &Rules { failures: 1, back_off_ms: 1000, back_off_max_ms: 1000 }, 0);
+        let changed = Shield::new(&patient, Some(&after), &metrics).unwrap();
+        assert!(!Arc::ptr_eq(&peers(&after)[0], &peers(&changed)[0]), "connections by other rules");
+        assert_eq!(changed.states(), [("10.0.0.1:9182".into(), false)], "its health stays");
         let other = Shield::new(&settings(4, &["dns:other.example:9182"]), Some(&after), &metrics).unwrap();
         assert!(other.states().is_empty(), "what another name stood for");
         after.take_up(answer("10.0.0.2"));
         assert_eq!(after.states(), [("10.0.0.2:9182".into(), true)], "the last answer counts");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_full_says_nothing_against_the_peer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = format!("http://{}", listener.local_addr().unwrap());
+        // It takes connections and streams, and answers nobody.
+        tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.push(tokio::spawn(async move {
+                    let mut connection = h2::server::handshake(stream).await.unwrap();
+                    let mut requests = Vec::new();
+                    while let Some(Ok(request)) = connection.accept().await {
+                        requests.push(request);
+                    }
+                }));
+            }
+        });
+        let shield = Shield::new(&settings(1, &[&peer]), None, &Metrics::new(1)).unwrap();
+        let asked = shield.members.load().peers.values().next().cloned().unwrap();
+        let (method, scheme) = (Method::GET, Scheme::Http);
+        let question = Question { method, scheme, authority: "a".into(), target: "/".into(), fields: Fields::new(), worker: 0 };
+        let mut crowd = tokio::task::JoinSet::new();
+        for _ in 0..20_000 {
+            let (shield, asked, question) = (Arc::clone(&shield), Arc::clone(&asked), question.clone());
+            crowd.spawn(async move { shield.ask(&asked, &question, Standing::default()).await });
+        }
+        let first = crowd.join_next().await.unwrap().unwrap();
+        assert!(matches!(first, Some(Err(FetchError::QueueFull))), "{:?}", first.map(Result::err));
+        assert!(asked.is_fit());
     }
 }

@@ -27,7 +27,7 @@ const RESET_STREAMS: usize = 1024;
 /// How often those in line look by themselves whether the peer allows more streams by now.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bounds {
     /// Connections, all workers together.
     pub connections: usize,

@@ -544,8 +544,44 @@ async fn explain_says_what_redis_holds_and_what_a_look_up_would_give() {
 }
 
 #[tokio::test]
+async fn where_no_owner_is_fit_the_fleet_still_fetches_once() {
+    let nowhere = [crate::support::address::free(), crate::support::address::free()].map(|peer| format!("'http://{peer}'")).join(", ");
+    let more = format!(
+        "[shield]\npeers = [{nowhere}]\nsecret = '0123456789abcdef0123456789abcdef'\nfailures = 1\nback_off = '5m'\nback_off_max = '5m'\n"
+    );
+    let gate = Gate::new();
+    let held = gate.clone();
+    let stage = Stage::with("2m", &more, move |request| {
+        let script = fresh(request.path.clone());
+        if request.path == "/once" { script.after(&held) } else { script }
+    });
+    for node in 0..NODES {
+        for number in 0.. {
+            if stage.node(node).metric("tiercel_shield_peers", &["state=\"ejected\""]) == Some(2.0) {
+                break;
+            }
+            assert!(number < 100, "owners that are not there are never ejected");
+            stage.get(node, &format!("/warm/{node}/{number}")).await;
+        }
+    }
+    let mut clients = Vec::new();
+    for node in &stage.fleet.nodes {
+        let mut client = Client::connect(node.http).await;
+        client.send(format!("GET /once HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+        clients.push(client);
+    }
+    stage.until_lease_waiters(NODES - 1).await;
+    gate.open();
+    for mut client in clients {
+        assert_eq!(client.answer(false).await.expect("an answer").text(), "/once");
+    }
+    assert_eq!(stage.origin.count("/once"), 1);
+}
+
+#[tokio::test]
 async fn with_a_shield_the_owner_has_the_lease_and_writes_to_redis() {
-    let more = "[shield]\nlisten = '@PEER@'\npeers = [@PEERS@]\nsecret = '0123456789abcdef0123456789abcdef'\n";
+    let more = "[shield]\nlisten = '@PEER@'\npeers = [@PEERS@]\nsecret = '0123456789abcdef0123456789abcdef'\n\
+                connect_timeout = '1m'\nkeep_alive = '1m'\n";
     let stage = Stage::with("2m", more, |request| fresh(request.path.clone()));
     for number in 0..30 {
         let path = format!("/{number}");

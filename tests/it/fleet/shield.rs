@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const NODES: usize = 3;
 
-/// Nobody's patience ends before the crowd is there.
+/// Nobody's patience ends before the crowd is there, nor on a machine that is busy with other things.
 const CONFIG: &str = "
 [server]
 workers = 2
@@ -41,6 +41,8 @@ listen = '@PEER@'
 peers = [@PEERS@]
 secret = '0123456789abcdef0123456789abcdef'
 first_byte_timeout = '6m'
+connect_timeout = '1m'
+keep_alive = '1m'
 back_off = '200ms'
 back_off_max = '400ms'
 ";
@@ -386,7 +388,8 @@ async fn an_upstream_that_fails_the_owner_is_not_asked_again_by_all_who_wait() {
 
 #[tokio::test]
 async fn an_owner_that_is_stopped_is_bypassed_until_it_answers_again() {
-    let stage = Stage::new(|request| fresh(request.path.clone()));
+    let impatient = CONFIG.replace("connect_timeout = '1m'\nkeep_alive = '1m'", "connect_timeout = '500ms'\nkeep_alive = '1s'");
+    let stage = Stage::with_config(&impatient, |request| fresh(request.path.clone()));
     let (path, mut number) = (stage.path_of(1), 0);
     let mut next = || {
         number += 1;

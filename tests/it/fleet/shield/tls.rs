@@ -1,6 +1,6 @@
 //! TLS between the nodes.
 
-use super::{CONFIG, SECRET, Stage, ask, edge_config, fresh, hop, passed, signed};
+use super::{CONFIG, SECRET, Stage, ask, edge_config, fresh, hop, passed, signed, until_passed};
 use crate::support::origin::{PATIENCE, eventually};
 use crate::support::pki::{EC, Pki, Secure};
 use crate::support::process::Process;
@@ -99,15 +99,52 @@ async fn a_node_of_another_authority_is_not_asked_and_the_log_says_why() {
     // It shows what the fleet takes, and does not take what the fleet shows.
     std::fs::copy(others.path("ca.pem"), pki.path("others.pem")).unwrap();
     let table = tls_table(&pki).replace("ca.pem", "others.pem");
-    let config = edge_config(&stage, &peers);
-    let edge = Process::with_config(folder.path(), &format!("{config}{table}[listeners.http]\naddress = '127.0.0.1:0'\n"));
+    let edge = Process::with_config(folder.path(), &edge_text(&stage, &peers, &table));
     for _ in 0..4 {
         assert_eq!(passed(&stage, edge.http(), &mut number).await, 1, "the origin answers, asked by the edge itself");
     }
-    eventually("the log says whose certificate", || {
-        edge.err.all().iter().any(|line| line.contains("the certificate of node.fleet"))
-    })
-    .await;
+    eventually("the log says whose certificate", || edge.err.all().iter().any(|line| line.contains("the certificate of node.fleet"))).await;
+}
+
+/// An edge without `server_name`, and what the certificates of nodes are for.
+fn edge(stage: &Stage, pki: &Pki, peers: &str, folder: &Path) -> Process {
+    let table = tls_table(pki).replace(&format!("server_name = '{NAME}'\n"), "");
+    Process::with_config(folder, &edge_text(stage, peers, &table))
+}
+
+fn edge_text(stage: &Stage, peers: &str, table: &str) -> String {
+    format!("{}{table}[listeners.http]\naddress = '127.0.0.1:0'\n", edge_config(stage, peers))
+}
+
+#[tokio::test]
+async fn without_a_name_for_all_a_certificate_is_for_the_host_among_the_peers() {
+    let (pki, mut number) = (Pki::new(), 0);
+    // The addresses of nodes are not known before they begin: they have other certificates until then.
+    pki.issue("node", &[NAME], EC, 30);
+    let mut stage = stage(&pki);
+    let node = stage.node(0).peer;
+    let folder = tempfile::tempdir().unwrap();
+    let named = edge(&stage, &pki, &format!("'https://{node}'"), folder.path());
+    assert_eq!(passed(&stage, named.http(), &mut number).await, 1, "the certificate is not for the address");
+    pki.issue("node", &[NAME, &node.ip().to_string()], EC, 30);
+    stage.fleet.nodes[0].kill();
+    stage.fleet.nodes[0].start();
+    stage.node(0).until_ready();
+    until_passed(&stage, named.http(), 2, &mut number).await;
+}
+
+#[tokio::test]
+async fn a_reload_brings_tls_to_a_node() {
+    let (pki, folder, mut number) = (authority(), tempfile::tempdir().unwrap(), 0);
+    let stage = stage(&pki);
+    let node = stage.node(0).peer;
+    let edge = Process::with_config(folder.path(), &edge_text(&stage, &format!("'http://{node}'"), ""));
+    assert_eq!(passed(&stage, edge.http(), &mut number).await, 1, "they do not understand each other");
+    // The listener stays where it is.
+    let text = edge_text(&stage, &format!("'https://{node}'"), &tls_table(&pki));
+    std::fs::write(folder.path().join("tiercel.toml"), text).unwrap();
+    edge.signal(1);
+    until_passed(&stage, edge.http(), 2, &mut number).await;
 }
 
 #[tokio::test]
