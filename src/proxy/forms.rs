@@ -46,14 +46,26 @@ pub struct Making {
 struct Entry {
     /// Tells it from one that took its place.
     number: u64,
-    wanted: Wanted,
-    source: Arc<StoredHead>,
-    policy: Arc<Compression>,
-    fill: Fill,
+    made: Arc<Made>,
     /// Nothing will be stored under the head that is not stored by now.
     settled: bool,
     /// The form, while it waits for that.
     ready: Option<CompleteBody>,
+}
+
+/// What is made, of what, and where its bytes are.
+struct Made {
+    wanted: Wanted,
+    source: Arc<StoredHead>,
+    policy: Arc<Compression>,
+    fill: Fill,
+}
+
+/// A form that came out whole and can be hung up. Its entry stays until it is: whoever finds neither would make another.
+struct Ready {
+    number: u64,
+    made: Arc<Made>,
+    form: CompleteBody,
 }
 
 /// What came of asking for a form that is not there.
@@ -72,9 +84,9 @@ impl Making {
     fn enter(&self, source: &Arc<StoredHead>, wanted: &Wanted, policy: &Arc<Compression>, fill: &Fill) -> Entered {
         let mut entries = self.entries.lock();
         let of_source = entries.entry(address(source)).or_default();
-        let there = of_source.iter().position(|entry| entry.wanted == *wanted);
+        let there = of_source.iter().position(|entry| entry.made.wanted == *wanted);
         if let Some(at) = there {
-            let fill = &of_source[at].fill;
+            let fill = &of_source[at].made.fill;
             if let Some(reader) = fill.reader(0, None) {
                 return Entered::Follow(fill.clone(), reader);
             }
@@ -83,42 +95,44 @@ impl Making {
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (wanted, source, policy, fill) = (wanted.clone(), Arc::clone(source), Arc::clone(policy), fill.clone());
-        of_source.push(Entry { number, wanted, source, policy, fill, settled: false, ready: None });
+        of_source.push(Entry { number, made: Arc::new(Made { wanted, source, policy, fill }), settled: false, ready: None });
         Entered::Make(number)
     }
 
     /// The task of an entry is over; `form`: where it came out whole. What can be hung up by now.
-    fn over(&self, source: &Arc<StoredHead>, number: u64, form: Option<CompleteBody>) -> Option<(Entry, CompleteBody)> {
-        let mut entries = self.entries.lock();
-        let of_source = entries.get_mut(&address(source))?;
-        let at = of_source.iter().position(|entry| entry.number == number)?;
-        if form.is_some() && !of_source[at].settled {
-            of_source[at].ready = form;
+    fn over(&self, source: &Arc<StoredHead>, number: u64, form: Option<CompleteBody>) -> Option<Ready> {
+        let Some(form) = form else {
+            self.leave(source, number);
             return None;
+        };
+        let mut entries = self.entries.lock();
+        let entry = entries.get_mut(&address(source))?.iter_mut().find(|entry| entry.number == number)?;
+        if entry.settled {
+            return Some(Ready { number, made: Arc::clone(&entry.made), form });
         }
-        let entry = of_source.swap_remove(at);
+        entry.ready = Some(form);
+        None
+    }
+
+    /// Takes an entry out.
+    fn leave(&self, source: &Arc<StoredHead>, number: u64) {
+        let mut entries = self.entries.lock();
+        let Some(of_source) = entries.get_mut(&address(source)) else { return };
+        of_source.retain(|entry| entry.number != number);
         if of_source.is_empty() {
             entries.remove(&address(source));
         }
-        Some((entry, form?))
     }
 
     /// Under this head nothing more is stored. What can be hung up by now.
-    fn settle(&self, source: &Arc<StoredHead>) -> Vec<(Entry, CompleteBody)> {
+    fn settle(&self, source: &Arc<StoredHead>) -> Vec<Ready> {
         let mut entries = self.entries.lock();
         let Some(of_source) = entries.get_mut(&address(source)) else { return Vec::new() };
-        let (mut settled, mut at) = (Vec::new(), 0);
-        while at < of_source.len() {
-            of_source[at].settled = true;
-            match of_source[at].ready.take() {
-                Some(form) => settled.push((of_source.swap_remove(at), form)),
-                None => at += 1,
-            }
-        }
-        if of_source.is_empty() {
-            entries.remove(&address(source));
-        }
-        settled
+        let ready = of_source.iter_mut().filter_map(|entry| {
+            entry.settled = true;
+            Some(Ready { number: entry.number, made: Arc::clone(&entry.made), form: entry.ready.take()? })
+        });
+        ready.collect()
     }
 }
 
@@ -141,16 +155,18 @@ impl Drop for Settling {
 }
 
 fn settle(proxy: &Proxy, source: &Arc<StoredHead>) {
-    for (entry, form) in proxy.making.settle(source) {
-        hang_up(proxy, &entry, &form);
+    for ready in proxy.making.settle(source) {
+        hang_up(proxy, &ready);
     }
 }
 
-/// Hangs a form that was made on what it is of, if that is stored.
-fn hang_up(proxy: &Proxy, entry: &Entry, form: &CompleteBody) {
-    if let Some(body) = hang(proxy, &entry.source, &entry.policy, &entry.wanted, &form.segments, Effort::Fast) {
-        entry.fill.stored(&body);
+/// Hangs a form that was made on what it is of, if that is stored; then its entry goes.
+fn hang_up(proxy: &Proxy, ready: &Ready) {
+    let Made { wanted, source, policy, fill } = &*ready.made;
+    if let Some(body) = hang(proxy, source, policy, wanted, &ready.form.segments, Effort::Fast) {
+        fill.stored(&body);
     }
+    proxy.making.leave(source, ready.number);
 }
 
 /// The form, as the response with this head has it from now on; `None` where that is not stored, or the form saves too little.
@@ -247,6 +263,12 @@ impl Unmade<'_> {
             }
             Entered::Make(number) => number,
         };
+        // It may have been hung up between the look and the entering.
+        if let Some((body, length)) = made_meanwhile(proxy, policy, &wanted, source) {
+            proxy.making.leave(source, number);
+            proxy.metrics.coded(coding, CodedFrom::Store);
+            return ResponseBody::Stream { length: Some(length), stream: Box::pin(Pieces { body, next: 0 }) };
+        }
         proxy.metrics.coded(coding, CodedFrom::Making);
         let end = End { proxy: Arc::clone(proxy), source: Arc::clone(source), number, form: None };
         let is_over = match &*body {
@@ -270,6 +292,14 @@ impl Unmade<'_> {
         });
         response
     }
+}
+
+/// A form that is there by now, and its length.
+fn made_meanwhile(proxy: &Proxy, policy: &Arc<Compression>, wanted: &Wanted, source: &Arc<StoredHead>) -> Option<(Arc<StoredBody>, u64)> {
+    let set = proxy.memory.get(source.key.hash())?;
+    let there = set.responses().iter().find(|there| Arc::ptr_eq(&there.head, source))?;
+    let form = by_policy(there, policy)?.get(wanted.id())?;
+    Some((Arc::clone(form.body()), form.length))
 }
 
 /// The bytes of a response as they come.
@@ -304,8 +334,8 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        if let Some((entry, form)) = self.proxy.making.over(&self.source, self.number, self.form.take()) {
-            hang_up(&self.proxy, &entry, &form);
+        if let Some(ready) = self.proxy.making.over(&self.source, self.number, self.form.take()) {
+            hang_up(&self.proxy, &ready);
         }
     }
 }
