@@ -88,7 +88,8 @@ impl Process {
 
     /// The bound address that is printed behind this name: `listener http`, `admin`, `metrics`.
     pub fn address(&self, name: &str) -> SocketAddr {
-        let line = self.out.wait(name, |line| line.trim_start().starts_with(&format!("{name} ")));
+        let line = self.out.find(|line| line.trim_start().starts_with(&format!("{name} ")));
+        let line = line.unwrap_or_else(|printed| panic!("no {name} in {printed:#?}; it said {:#?}", self.err.so_far()));
         let (_, rest) = line.split_once("://").expect("a URL");
         rest.split(['/', ' ']).next().and_then(|address| address.parse().ok()).expect("an address")
     }
@@ -166,15 +167,24 @@ impl Lines {
 
     /// Waits for the first such line.
     pub fn wait(&self, what: &str, is: impl Fn(&str) -> bool) -> String {
+        self.find(is).unwrap_or_else(|lines| panic!("no {what} in {lines:#?}"))
+    }
+
+    pub fn so_far(&self) -> Vec<String> {
+        self.0.0.lock().lines.clone()
+    }
+
+    /// The first such line, or all where none comes.
+    fn find(&self, is: impl Fn(&str) -> bool) -> Result<String, Vec<String>> {
         let deadline = Instant::now() + PATIENCE;
         let mut read = self.0.0.lock();
         loop {
             if let Some(line) = read.lines.iter().find(|line| is(line)) {
-                return line.clone();
+                return Ok(line.clone());
             }
-            let late = self.0.1.wait_until(&mut read, deadline).timed_out();
-            let seen = read.lines.iter().any(|line| is(line));
-            assert!(seen || !late && !read.ended, "no {what} in {:#?}", read.lines);
+            if read.ended || self.0.1.wait_until(&mut read, deadline).timed_out() {
+                return read.lines.iter().find(|line| is(line)).cloned().ok_or_else(|| read.lines.clone());
+            }
         }
     }
 }

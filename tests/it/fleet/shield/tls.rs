@@ -113,7 +113,7 @@ fn edge(stage: &Stage, pki: &Pki, peers: &str, folder: &Path) -> Process {
 }
 
 fn edge_text(stage: &Stage, peers: &str, table: &str) -> String {
-    format!("{}{table}[listeners.http]\naddress = '127.0.0.1:0'\n", edge_config(stage, peers))
+    format!("{}{table}[listeners.http]\naddress = '127.0.0.1:0'\n[admin]\naddress = '127.0.0.1:0'\n", edge_config(stage, peers))
 }
 
 #[tokio::test]
