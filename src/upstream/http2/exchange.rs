@@ -4,13 +4,12 @@ use super::connections::{Held, Stream};
 use super::upload::Upload;
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::clock::Alarm;
-use crate::http1::response::{BodyEnd, Fault, INTERIM_MAX, of_trailer_section, vet};
+use crate::http1::response::{BodyEnd, Fault, INTERIM_MAX, vet};
 use crate::http2;
 use crate::listener::RequestBody;
 use crate::semantics::{StatusCode, hop};
 use crate::upstream::codec::{Answer, Broken, Order, Pace, Reach};
 use crate::upstream::{Arriving, FetchError, Outbound};
-use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream};
 use std::future::poll_fn;
@@ -175,18 +174,7 @@ impl Open {
         if let Poll::Ready(Err(error)) = self.upload.poll(context) {
             return Poll::Ready(Err(error));
         }
-        while let Some(data) = ready!(self.incoming.poll_data(context)) {
-            let data: Bytes = data.map_err(|error| in_body(&error))?;
-            // The peer may send as much again: whoever reads asks for the next piece only when this one has gone on.
-            _ = self.incoming.flow_control().release_capacity(data.len());
-            if !data.is_empty() {
-                return Poll::Ready(Ok(Some(Chunk::Data(data))));
-            }
-        }
-        let trailers = ready!(self.incoming.poll_trailers(context)).map_err(|error| in_body(&error))?;
-        let Some(trailers) = trailers else { return Poll::Ready(Ok(None)) };
-        let fields = of_trailer_section(http2::fields(&trailers).map_err(|_| BodyError::Malformed)?);
-        Poll::Ready(Ok((!fields.is_empty()).then_some(Chunk::Trailers(fields))))
+        http2::poll_next(&mut self.incoming, context, in_body)
     }
 }
 
