@@ -3,7 +3,7 @@
 
     cargo build --release && python3 benches/abuse.py [--binary target/release/tiercel] [--quick] [--cells heads,memory]
 
-Needs two CPUs, a limit of 20,000 open files and, for `workers` and `log`, wrk (Debian: apt-get install wrk).
+Needs two CPUs, a limit of 20,000 open files and, for `workers` and `log`, h2load and wrk (Debian: apt-get install nghttp2-client wrk).
 What the cells do and how to read the figures: benches/README.md.
 """
 import argparse
@@ -22,6 +22,7 @@ import shutil
 import signal
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -37,6 +38,7 @@ CONFIG = f"""
 workers = @WORKERS@
 [listeners.http]
 address = "127.0.0.1:0"
+h2c = @H2C@
 [admin]
 address = "127.0.0.1:0"
 [memory]
@@ -69,13 +71,13 @@ class Bench:
         self.serve, self.drive = options.cpus[:2]
         self.started = 0
 
-    def proxy(self, running, workers=1, descriptors=None, log="off", more=""):
+    def proxy(self, running, workers=1, descriptors=None, log="off", more="", h2c=False):
         """Starts Tiercel; it ends with `running`."""
         self.started += 1
         folder = self.work / f"tiercel-{self.started}"
         folder.mkdir()
         text = CONFIG + more
-        for name, value in {"WORKERS": workers, "ORIGIN": self.origin, "LOG": log}.items():
+        for name, value in {"WORKERS": workers, "ORIGIN": self.origin, "LOG": log, "H2C": str(h2c).lower()}.items():
             text = text.replace(f"@{name}@", str(value))
         file = folder / "tiercel.toml"
         file.write_text(text)
@@ -500,18 +502,39 @@ def post(port, path):
 
 
 def workers(bench):
-    """Two workers: neither is left behind."""
+    """Two workers: neither is left behind, and both together cost no more for each request than one alone."""
     with contextlib.ExitStack() as running:
-        server = bench.proxy(running, workers=2)
-        shares = []
-        for _ in range(bench.options.rounds):
-            before = [metric(server, "tiercel_worker_requests_total", f'worker="{number}"') for number in range(2)]
-            requests, per_second, micros = load(server, "/hit", round(bench.options.secs), 64, bench.drive)
-            after = [metric(server, "tiercel_worker_requests_total", f'worker="{number}"') for number in range(2)]
-            counts = [int(late - early) for early, late in zip(before, after)]
-            shares.append(min(counts) / max(counts))
-            print(f"  {counts[0]} and {counts[1]} requests, {per_second:.0f}/s, {micros:.1f} us each")
-        bench.check("requests of the one worker over the other's, median", statistics.median(shares), 0.6, timed=True, least=True)
+        alone, both = (bench.proxy(running, workers=count, h2c=True) for count in (1, 2))
+        for name, connections, arguments in [("HTTP/1.1, 64 connections", 64, ["--h1"]), ("HTTP/1.1, 16 connections", 16, ["--h1"]),
+                                             ("HTTP/2, 16 connections", 16, ["-m", "100"])]:
+            shares, costs = [], []
+            for _ in range(bench.options.rounds):
+                one = h2load(alone, bench, connections, arguments)
+                before = by_worker(both)
+                two = h2load(both, bench, connections, arguments)
+                counts = [int(late - early) for early, late in zip(before, by_worker(both))]
+                shares.append(min(counts) / max(counts))
+                costs.append(two / one)
+                print(f"  {name}: {counts[0]} and {counts[1]} requests, {two:.1f} us each, {one:.1f} us with one worker")
+            bench.check(f"{name}: requests of the one worker over the other's, median", statistics.median(shares), 0.6, timed=True, least=True)
+            if connections == 64:  # with fewer a worker finds less to do at a time, and each look costs as much
+                bench.check(f"{name}: CPU of each request over that with one worker, median", statistics.median(costs), 1.15, timed=True)
+
+
+def by_worker(server):
+    return [metric(server, "tiercel_worker_requests_total", f'worker="{number}"') for number in range(2)]
+
+
+def h2load(server, bench, connections, arguments):
+    """CPU microseconds of the server for each request."""
+    command = ["h2load", "-t1", f"-c{connections}", f"-D{round(bench.options.secs)}", *arguments, f"http://127.0.0.1:{server.port}/hit"]
+    before = server.cpu_seconds()
+    said = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {bench.drive}), check=True).stdout
+    spent = server.cpu_seconds() - before
+    good = int(re.search(r"(\d+) succeeded", said)[1])
+    if not good or " 0 failed, 0 errored" not in said or not re.search(r"status codes: \d+ 2xx, 0 3xx, 0 4xx, 0 5xx", said):
+        sys.exit(f"{server.name}: not all was well\n{said}")
+    return spent / good * 1e6
 
 
 def stampede(bench):
@@ -592,13 +615,13 @@ def log(bench):
 
 
 CELLS = {cell.__name__: cell for cell in (heads, bodies, idle, descriptors, memory, reload, workers, stampede, log)}
-NEED_WRK = {"workers", "log"}
+NEEDS = {"workers": "h2load", "log": "wrk"}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, default=HERE.parent / "target/release/tiercel")
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything, no bars on time, no cells that need wrk")
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything, no bars on time, no cells that need h2load or wrk")
     parser.add_argument("--cells", help=", ".join(CELLS))
     parser.add_argument("--rounds", type=int, help="of each measurement (default 5)")
     parser.add_argument("--secs", type=float, default=3, help="of each measurement without deadlines")
@@ -607,11 +630,11 @@ def main():
     quick = options.quick
     options.rounds = options.rounds or (1 if quick else 5)
     options.count, options.idle, options.connects, options.reloads = (500, 2000, 1000, 10) if quick else (5000, 10_000, 10_000, 100)
-    names = options.cells.split(",") if options.cells else [name for name in CELLS if not (quick and name in NEED_WRK)]
+    names = options.cells.split(",") if options.cells else [name for name in CELLS if not (quick and name in NEEDS)]
     if unknown := set(names) - set(CELLS):
         sys.exit(f"no such cell: {', '.join(unknown)}; there are {', '.join(CELLS)}")
-    if NEED_WRK & set(names) and not shutil.which("wrk"):
-        sys.exit("needs wrk: apt-get install wrk")
+    if missing := [NEEDS[name] for name in names if name in NEEDS and not shutil.which(NEEDS[name])]:
+        sys.exit(f"needs {' and '.join(missing)}: apt-get install nghttp2-client wrk")
     if not options.binary.is_file():
         sys.exit(f"{options.binary} is not there: cargo build --release")
     options.cpus = sorted(os.sched_getaffinity(0))

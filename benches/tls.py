@@ -5,7 +5,7 @@
 
 Needs h2load, nginx and openssl (Debian: apt-get install nghttp2-client nginx-light openssl) and two CPUs, as hit.py does. Both
 show the same ECDSA certificate and speak TLS 1.3 with AES-128-GCM; connections are kept, so handshakes do not count. h1 is one
-request at a time on each connection, h2 ten.
+request at a time on each connection, h2 ten; h2c is h2 without TLS, to tell the one from the other.
 """
 import argparse
 import contextlib
@@ -20,11 +20,12 @@ from pathlib import Path
 
 import hit
 
-CELLS = {"h1": ["--h1"], "h2": ["-m", "10"]}
+CELLS = {"h1": ["--h1"], "h2": ["-m", "10"], "h2c": ["-m", "10"]}
 SUITE = "TLS_AES_128_GCM_SHA256"
 SECURE = """
   server {{
     listen 127.0.0.1:{tls_port} ssl http2 reuseport backlog=4096;
+    listen 127.0.0.1:{plain_port} http2 reuseport backlog=4096;
     ssl_certificate {work}/shop.pem; ssl_certificate_key {work}/shop.key; ssl_protocols TLSv1.3; ssl_buffer_size 16k;
     ssl_conf_command Ciphersuites """ + SUITE + """;
     http2_max_requests 1000000000;
@@ -50,20 +51,26 @@ address = "127.0.0.1:0"
 tls.certificates = [{{ cert_file = "{work}/shop.pem", key_file = "{work}/shop.key" }}]
 tls.min_version = "1.3"
 tls.suites = ["{SUITE}"]
+[listeners.plain]
+address = "127.0.0.1:0"
+h2c = true
 """)
     server = hit.Server("tiercel", [str(binary), "run", "--config", str(file)], {cpu}, work)
+    server.plain_port = int(server.await_said(r"listener plain http://127\.0\.0\.1:(\d+)"))
     return server.await_port(int(server.await_said(r"listener secure https://127\.0\.0\.1:(\d+)")))
 
 
 def load(server, seconds, connections, cpu, cell):
     """Requests per second, and CPU microseconds per request of the server."""
-    command = ["h2load", "-t1", f"-c{connections}", f"-D{seconds}", *CELLS[cell], f"https://127.0.0.1:{server.port}/hit/1k"]
+    is_plain = cell == "h2c"
+    url = f"http://127.0.0.1:{server.plain_port}/hit/1k" if is_plain else f"https://127.0.0.1:{server.port}/hit/1k"
+    command = ["h2load", "-t1", f"-c{connections}", f"-D{seconds}", *CELLS[cell], url]
     before = server.cpu_seconds()
     said = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {cpu}), check=True).stdout
     spent = server.cpu_seconds() - before
     good, bad = int(re.search(r"(\d+) succeeded", said)[1]), int(re.search(r"(\d+) failed", said)[1])
     statuses = re.search(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", said)
-    if not good or bad or not statuses or SUITE not in said:
+    if not good or bad or not statuses or not (is_plain or SUITE in said):
         sys.exit(f"{server.name}: not all was well\n{said}")
     return good / seconds, spent / good * 1e6
 
@@ -97,10 +104,10 @@ def measure(options, cpus, work, running):
     serve, drive = cpus[0], cpus[1]
     origin = hit.nginx("origin", hit.ORIGIN, drive, work)
     running.callback(origin.stop)
-    tls_port = hit.free_port()
-    peer = hit.nginx("nginx", hit.PEER + SECURE, serve, work, origin=origin.port, tls_port=tls_port)
+    tls_port, plain_port = hit.free_port(), hit.free_port()
+    peer = hit.nginx("nginx", hit.PEER + SECURE, serve, work, origin=origin.port, tls_port=tls_port, plain_port=plain_port)
     running.callback(peer.stop)
-    peer.port = tls_port
+    peer.port, peer.plain_port = tls_port, plain_port
     ours = tiercel(options.binary, origin.port, serve, work)
     running.callback(ours.stop)
     version = subprocess.run(["nginx", "-v"], capture_output=True, text=True).stderr.strip().rpartition("/")[2]

@@ -1,17 +1,19 @@
-//! What both sides of HTTP/2 need: field sections between our form and hyper's, and bodies as they come.
+//! What both sides of HTTP/2 need: field sections between our form and that of the crates which speak the protocol, and bodies.
 //!
-//! hyper speaks the protocol; what it lets through is checked here only where it does not.
+//! h2 speaks it; what it lets through is checked here only where it does not.
 
 mod body;
 
-pub use body::Incoming;
+pub use body::{Incoming, poll_next, poll_room};
 
 use crate::body::{BodyError, Chunk};
 use crate::http1::response::of_trailer_section;
-use crate::semantics::fields::FieldError;
-use crate::semantics::{Fields, name};
-use http::header::{CONNECTION, COOKIE, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, header};
+use crate::semantics::fields::{FieldError, Names, trim};
+use crate::semantics::{Fields, Name, name};
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{COOKIE, HeaderName, HeaderValue, InvalidHeaderValue};
+use memchr::{memchr, memchr_iter};
 
 /// What there is of trailers that may be passed on.
 pub fn trailers(section: &HeaderMap) -> Result<Option<Chunk>, BodyError> {
@@ -38,15 +40,42 @@ pub fn fields(head: &HeaderMap) -> Result<Fields, FieldError> {
     Ok(fields)
 }
 
-/// Appends a line, but for those of a connection (RFC 9113 §8.2.2); false where it fits no section of hyper's.
+/// Fields of a connection (RFC 9113 §8.2.2), which do not go on.
+const OF_CONNECTION: Names = Names::of(&[
+    name::CONNECTION,
+    name::HTTP2_SETTINGS,
+    name::KEEP_ALIVE,
+    name::PROXY_CONNECTION,
+    name::TE,
+    name::TRAILER,
+    name::TRANSFER_ENCODING,
+    name::UPGRADE,
+]);
+
+/// Appends a line, but for those of a connection; false where it fits no section.
 pub fn append(to: &mut HeaderMap, name: &[u8], value: &[u8]) -> bool {
-    let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) else { return false };
-    is_of_connection(&name) || to.try_append(name, value).is_ok()
+    append_value(to, name, HeaderValue::from_bytes(value))
 }
 
-fn is_of_connection(name: &HeaderName) -> bool {
-    [CONNECTION, TRANSFER_ENCODING, UPGRADE, header::TE, header::TRAILER].contains(name)
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+/// Appends the lines of a block as it goes on an HTTP/1 wire; their values share its memory. False as for [`append`].
+pub fn append_block(to: &mut HeaderMap, block: &Bytes) -> bool {
+    let mut start = 0;
+    memchr_iter(b'\n', block).all(|end| {
+        let line = block[start..end].strip_suffix(b"\r").unwrap_or(&block[start..end]);
+        start = end + 1;
+        let Some(colon) = memchr(b':', line) else { return false };
+        append_value(to, &line[..colon], HeaderValue::from_maybe_shared(block.slice_ref(trim(&line[colon + 1..]))))
+    })
+}
+
+fn append_value(to: &mut HeaderMap, name: &[u8], value: Result<HeaderValue, InvalidHeaderValue>) -> bool {
+    let name = match Name::lookup_any_case(name) {
+        Some(known) if OF_CONNECTION.contains(known) => return true,
+        Some(known) => Ok(HeaderName::from_static(known.as_str())),
+        None => HeaderName::from_bytes(name),
+    };
+    let (Ok(name), Ok(value)) = (name, value) else { return false };
+    to.try_append(name, value).is_ok()
 }
 
 #[cfg(test)]
@@ -61,5 +90,16 @@ mod tests {
         }
         assert!(!append(&mut head, b"not a name", b"") && !append(&mut head, b"x", b"\n"));
         assert_eq!(fields(&head).unwrap().wire(), b"x: 1\r\nx: 2\r\ncookie: a=1; b=2\r\n");
+    }
+
+    #[test]
+    fn blocks_are_appended_line_by_line() {
+        let block = "etag: \"a\"\r\nx-own: 1\r\nage:5\r\nupgrade: h2c\r\nX-Own: \r\nvia: 2 a:b \r\n".into();
+        let mut head = HeaderMap::new();
+        assert!(append_block(&mut head, &block));
+        assert_eq!(fields(&head).unwrap().wire(), b"etag: \"a\"\r\nx-own: 1\r\nx-own: \r\nage: 5\r\nvia: 2 a:b\r\n");
+        for unfit in ["no colon\r\n", "a b: 1\r\n", "x: \u{1}\r\n", ": 1\r\n"] {
+            assert!(!append_block(&mut head, &unfit.into()), "{unfit:?}");
+        }
     }
 }

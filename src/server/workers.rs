@@ -81,14 +81,14 @@ impl Shared {
         Counted { shared: Arc::clone(self), worker }
     }
 
-    /// The idlest other worker, if this one has more than 1.5 times the mean load.
+    /// The idlest other worker, where one connection more here would leave it with fewer than three quarters of ours.
     pub fn better_than(&self, worker: usize) -> Option<usize> {
-        let own = self.loads[worker].load(Ordering::Relaxed);
-        let mean = self.connections() / self.loads.len();
-        if self.commands.len() < 2 || own < MIN_LOAD || own * 2 <= mean * 3 {
+        let load = |worker: usize| self.loads[worker].load(Ordering::Relaxed);
+        let own = load(worker);
+        if self.commands.len() < 2 || own < MIN_LOAD {
             return None;
         }
-        (0..self.loads.len()).min_by_key(|other| self.loads[*other].load(Ordering::Relaxed)).filter(|idlest| *idlest != worker)
+        (0..self.loads.len()).min_by_key(|other| load(*other)).filter(|idlest| load(*idlest) * 4 < (own + 1) * 3)
     }
 
     /// Whose counters a connection uses: the worker's own, or in turn where all share one runtime.

@@ -1,20 +1,25 @@
 //! End-to-end tests of the HTTP/2 connection: hyper's client or raw frames in front, a scripted handler behind.
 
-use crate::support::h2::{self, GET, PREFACE, frame, get};
-use crate::support::scripted::{Fed, Server, data, limits, pieces, response, text};
+use crate::support::h2::{self, DATA, END, GET, GOAWAY, PING, PREFACE, Raw, frame, get};
+use crate::support::scripted::{Fed, Server, data, limits, peer, pieces, response, text};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tiercel::body::{BodyError, Chunk, ResponseBody, StoredBody};
-use tiercel::config::settings::Limits;
+use tiercel::config::settings::{Http2, Limits};
 use tiercel::listener::http2::serve;
 use tiercel::listener::{Handled, Interim, InterimSlot, RequestBody, RequestHead};
 use tiercel::observe::metrics::Bound;
 use tiercel::semantics::{Fields, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -31,7 +36,7 @@ async fn client(server: &Server) -> SendRequest<Full<Bytes>> {
 async fn body_of(mut body: RequestBody) -> Result<Vec<u8>, BodyError> {
     let mut all = Vec::new();
     let RequestBody::Stream { stream, .. } = &mut body else { return Ok(all) };
-    while let Some(chunk) = std::future::poll_fn(|context| stream.as_mut().poll_chunk(context)).await {
+    while let Some(chunk) = poll_fn(|context| stream.as_mut().poll_chunk(context)).await {
         if let Chunk::Data(bytes) = chunk? {
             all.extend(bytes);
         }
@@ -256,6 +261,106 @@ async fn a_connection_has_as_many_requests_as_it_may() {
     }
     server.told(|told| told.ended == 1).await;
     assert!(client.ready().await.is_err() || client.send_request(get("/")).await.is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_a_ping_is_closed_and_one_that_does_stays() {
+    let short = Duration::from_millis(30);
+    let http2 = Http2 { keep_alive: short, keep_alive_timeout: short, ..Http2::default() };
+    let server = start(Limits { http2, ..limits() }, |_, _, _| Handled::Ready(text("ok"))).await;
+    let is_question = |frame: &h2::Frame| frame.kind == PING && frame.flags & END == 0;
+    let mut silent = Raw::connect(server.address, &[]).await;
+    assert!(silent.until(is_question).await.is_some());
+    assert_eq!(silent.until(|frame| frame.kind == GOAWAY).await.and_then(|frame| frame.code()), Some(0));
+    server.told(|told| told.ended == 1).await;
+    let mut lively = Raw::connect(server.address, &[]).await;
+    for _ in 0..5 {
+        let question = lively.until(is_question).await.expect("it is asked");
+        lively.send(&frame(PING, END, 0, &question.payload)).await;
+    }
+    lively.send(&frame(1, 5, 1, GET)).await;
+    assert!(lively.until(|frame| frame.stream == 1).await.is_some());
+}
+
+/// A socket that counts what it is given.
+struct Counting {
+    socket: DuplexStream,
+    writes: Arc<AtomicUsize>,
+}
+
+impl tiercel::listener::Socket for Counting {}
+
+impl AsyncRead for Counting {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+/// A connection on which so many requests have come by the time it is served, and its writes.
+async fn asked_at_once(requests: u32) -> (DuplexStream, Counting) {
+    let (mut client, socket) = duplex(1 << 20);
+    let head = [PREFACE, &frame(4, 0, 0, &[]), &frame(4, 1, 0, &[])].concat();
+    client.write_all(&head).await.unwrap();
+    for number in 0..requests {
+        client.write_all(&frame(1, 5, 2 * number + 1, GET)).await.unwrap();
+    }
+    (client, Counting { socket, writes: Arc::default() })
+}
+
+#[tokio::test]
+async fn answers_to_what_came_together_go_out_together() {
+    let server = start(limits(), |head, _, _| match &head.target[..] {
+        b"/" => Handled::Ready(response(200, ResponseBody::Full(Bytes::from(vec![b'x'; 1000])))),
+        _ => Handled::Later(Box::pin(std::future::pending())),
+    })
+    .await;
+    let (mut client, socket) = asked_at_once(40).await;
+    let writes = Arc::clone(&socket.writes);
+    let (peer, drain) = (peer(server.address, server.address), server.drain.subscribe());
+    tokio::spawn(serve(socket, peer, Arc::new(limits()), Arc::clone(&server.handler), drain));
+    let (mut ended, mut length) = (0, 0);
+    while ended < 40 {
+        let mut head = [0; 9];
+        client.read_exact(&mut head).await.unwrap();
+        let size = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        client.read_exact(&mut vec![0; size]).await.unwrap();
+        length += 9 + size;
+        ended += usize::from(head[3] == DATA && head[4] & END != 0);
+    }
+    let writes = writes.load(Ordering::Relaxed);
+    assert!(length > 40_000 && writes <= 2 + length / (16 << 10), "{writes} writes for {length} bytes");
+}
+
+#[tokio::test]
+async fn a_connection_gives_others_their_turn() {
+    let server = start(limits(), |_, _, _| Handled::Ready(text("ok"))).await;
+    let (_client, socket) = asked_at_once(100).await;
+    let (peer, drain) = (peer(server.address, server.address), server.drain.subscribe());
+    tokio::spawn(serve(socket, peer, Arc::new(limits()), Arc::clone(&server.handler), drain));
+    // Tasks that are woken have their turns in that order.
+    let told = server.handler.told.subscribe();
+    let other = tokio::spawn(poll_fn(move |context| match told.borrow().handled.len() {
+        0 => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+        handled => Poll::Ready(handled),
+    }));
+    assert_eq!(other.await.unwrap(), 64);
+    server.told(|told| told.finished.len() == 100).await;
 }
 
 /// Sends bytes and waits until the server has closed the connection.

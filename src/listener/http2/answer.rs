@@ -1,4 +1,4 @@
-//! One request of a connection: from its head to the last byte of its answer.
+//! One request of HTTP/2 or 3 and its answer, without what is said on the wire: from its head to the last byte that goes out.
 
 use super::{Shared, request};
 use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel};
@@ -13,17 +13,12 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderValue, SEC_WEBSOCKET_ACCEPT};
 use http::request::Parts;
 use http::{HeaderMap, Method};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
-use tokio::io::copy_bidirectional;
 
 /// The client reset the stream before there was an answer. No such status goes out; it names the case in log and metrics.
 const CLIENT_LEFT: Refusal = Refusal { status: 499, reason: "client-left" };
@@ -35,84 +30,98 @@ const DECLINED: Refusal = Refusal { status: 502, reason: "upgrade-declined" };
 /// An answer that does not fit HTTP/2.
 const UNFIT: Refusal = Refusal { status: 502, reason: "response-unfit" };
 
-/// Answers one request. Where its stream is reset this is dropped, and with it all work for it.
-pub(super) async fn to<H: Handler>(shared: Arc<Shared<H>>, mut request: http::Request<Incoming>) -> http::Response<Outgoing<H>> {
-    let upgrade = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
-    let (parts, incoming) = request.into_parts();
-    answer(shared, parts, |head, limits| request::body(head, incoming, limits), upgrade).await
+/// The head of an answer, and its body.
+pub(in crate::listener) struct Answer<H: Handler> {
+    pub head: http::Response<()>,
+    pub body: Outgoing<H>,
 }
 
-/// The same for a head and a body, whatever they came by.
-pub(in crate::listener) async fn answer<H: Handler>(
-    shared: Arc<Shared<H>>,
+/// What came of a request so far.
+pub(in crate::listener) enum Asked<H: Handler> {
+    Answered(Answer<H>),
+    Later(Waiting<H>),
+}
+
+/// A request under way. Dropping it drops all work for it.
+pub(in crate::listener) struct Waiting<H: Handler> {
+    report: Report<H>,
+    response: Pin<Box<dyn Future<Output = Response> + Send>>,
+    interims: InterimSlot,
+    is_connect: bool,
+}
+
+/// Has a request handled, whatever it came by; what can be answered at once is.
+pub(in crate::listener) fn ask<H: Handler>(
+    shared: &Arc<Shared<H>>,
     parts: Parts,
     body: impl FnOnce(&RequestHead, &Limits) -> Result<RequestBody, Refusal>,
-    upgrade: Option<OnUpgrade>,
-) -> http::Response<Outgoing<H>> {
-    let mut report = Report::new(shared);
-    match (handle(&mut report, parts, body).await, upgrade) {
-        (Ok(Response { status, fields, body: ResponseBody::Tunnel(tunnel), outcome, .. }), Some(upgrade)) if status == 101 => {
-            open(report, (fields, outcome), tunnel, upgrade)
-        }
-        (Ok(Response { status, .. }), Some(_)) if status.is_success() => refuse(report, DECLINED),
-        (Ok(response), _) => begin(report, response),
-        (Err(refusal), _) => refuse(report, refusal),
+) -> Asked<H> {
+    let (mut report, is_connect, mut interims) = (Report::new(shared), parts.method == Method::CONNECT, InterimSlot::default());
+    match handle(&mut report, parts, body, &mut interims) {
+        Ok(Handled::Later(response)) => Asked::Later(Waiting { report, response, interims, is_connect }),
+        Ok(Handled::Ready(response)) => Asked::Answered(answer(report, Ok(response), interims, is_connect)),
+        Err(refusal) => Asked::Answered(answer(report, Err(refusal), interims, is_connect)),
     }
 }
 
-/// 200, where HTTP/1.1 has 101 (RFC 8441 §5): from then on the stream is a tunnel, until both sides ended it.
-fn open<H: Handler>(
-    mut report: Report<H>,
-    (fields, outcome): (ResponseFields, Outcome),
-    mut tunnel: Box<dyn Tunnel>,
-    upgrade: OnUpgrade,
-) -> http::Response<Outgoing<H>> {
-    let Some(mut headers) = headers(&fields) else { return refuse(report, UNFIT) };
-    headers.remove(SEC_WEBSOCKET_ACCEPT);
-    headers.remove(CONTENT_LENGTH);
-    report.answer = Some((StatusCode::OK, outcome));
-    tokio::spawn(async move {
-        let copied = match upgrade.await {
-            Ok(upgraded) => copy_bidirectional(&mut TokioIo::new(upgraded), &mut tunnel).await.ok(),
-            Err(_) => None,
-        };
-        report.body_bytes = copied.map_or(0, |(_, to_client)| to_client);
-        report.finish(copied.is_none().then_some(BodyError::Reset));
-    });
-    let mut answer = http::Response::new(Outgoing { source: Source::Done, left: None, report: None });
-    *answer.headers_mut() = headers;
-    answer
-}
-
-async fn handle<H: Handler>(
+fn handle<H: Handler>(
     report: &mut Report<H>,
     parts: Parts,
     body: impl FnOnce(&RequestHead, &Limits) -> Result<RequestBody, Refusal>,
-) -> Result<Response, Refusal> {
-    let limits = Arc::clone(&report.shared.limits);
-    let head = report.head.insert(request::head(&parts, &limits)?);
-    let body = body(head, &limits)?;
+    interims: &mut InterimSlot,
+) -> Result<Handled, Refusal> {
+    let shared = &*report.shared;
+    let head = report.head.insert(request::head(&parts, &shared.limits)?);
+    let body = body(head, &shared.limits)?;
     drop(parts);
-    let (shared, mut slot) = (&report.shared, InterimSlot::default());
-    let handled = catch_unwind(AssertUnwindSafe(|| shared.handler.handle(&shared.peer, head, body, &mut slot)));
-    let response = match handled.map_err(|_| PANIC)? {
-        Handled::Ready(response) => response,
-        Handled::Later(mut future) => {
-            poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-                Ok(polled) => polled.map(Ok),
-                Err(_) => Poll::Ready(Err(PANIC)),
-            })
-            .await?
-        }
-    };
-    while slot.take_one() {
-        shared.handler.bound(Bound::InterimDropped);
-    }
-    Ok(response)
+    catch_unwind(AssertUnwindSafe(|| shared.handler.handle(&shared.peer, head, body, interims))).map_err(|_| PANIC)
 }
 
-/// The answer as hyper takes it.
-fn begin<H: Handler>(mut report: Report<H>, response: Response) -> http::Response<Outgoing<H>> {
+impl<H: Handler> Waiting<H> {
+    /// The answer, when it is there.
+    pub async fn answer(mut self) -> Answer<H> {
+        let response = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| self.response.as_mut().poll(context))) {
+            Ok(polled) => polled.map(Ok),
+            Err(_) => Poll::Ready(Err(PANIC)),
+        });
+        let response = response.await;
+        answer(self.report, response, self.interims, self.is_connect)
+    }
+}
+
+fn answer<H: Handler>(report: Report<H>, response: Result<Response, Refusal>, mut interims: InterimSlot, is_connect: bool) -> Answer<H> {
+    if response.is_ok() {
+        while interims.take_one() {
+            report.shared.handler.bound(Bound::InterimDropped);
+        }
+    }
+    match response {
+        Ok(Response { status, fields, body: ResponseBody::Tunnel(tunnel), outcome, .. }) if is_connect && status == 101 => {
+            open(report, &fields, outcome, tunnel)
+        }
+        Ok(Response { status, .. }) if is_connect && status.is_success() => refuse(report, DECLINED),
+        Ok(response) => begin(report, response),
+        Err(refusal) => refuse(report, refusal),
+    }
+}
+
+/// 200, where HTTP/1.1 has 101 (RFC 8441 §5): from then on the stream is a tunnel, until both sides ended it. Nobody waits for the
+/// client meanwhile.
+fn open<H: Handler>(mut report: Report<H>, fields: &ResponseFields, outcome: Outcome, tunnel: Box<dyn Tunnel>) -> Answer<H> {
+    let Some(mut headers) = headers(fields) else { return refuse(report, UNFIT) };
+    headers.remove(SEC_WEBSOCKET_ACCEPT);
+    headers.remove(CONTENT_LENGTH);
+    report.answer = Some((StatusCode::OK, outcome));
+    Answer { head: head(StatusCode::OK, headers), body: Outgoing { source: Source::Tunnel(tunnel), left: None, report } }
+}
+
+fn head(status: StatusCode, headers: HeaderMap) -> http::Response<()> {
+    let mut head = http::Response::new(());
+    (*head.status_mut(), *head.headers_mut()) = (status, headers);
+    head
+}
+
+fn begin<H: Handler>(mut report: Report<H>, response: Response) -> Answer<H> {
     let Response { status, fields, body, outcome, .. } = response;
     let to_head = report.head.as_ref().is_some_and(|head| head.method == Method::HEAD);
     let bodiless = to_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
@@ -135,17 +144,14 @@ fn begin<H: Handler>(mut report: Report<H>, response: Response) -> http::Respons
     }
     report.answer = Some((status, outcome));
     report.waits_for_us(false);
-    let left = length;
     if matches!(source, Source::Done) {
         report.finish(None);
     }
-    let mut answer = http::Response::new(Outgoing { source, left, report: Some(report) });
-    (*answer.status_mut(), *answer.headers_mut()) = (status, headers);
-    answer
+    Answer { head: head(status, headers), body: Outgoing { source, left: length, report } }
 }
 
 /// The answer to a request that the connection itself refuses.
-fn refuse<H: Handler>(mut report: Report<H>, refusal: Refusal) -> http::Response<Outgoing<H>> {
+fn refuse<H: Handler>(mut report: Report<H>, refusal: Refusal) -> Answer<H> {
     report.refuse(refusal);
     report.waits_for_us(false);
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
@@ -153,43 +159,38 @@ fn refuse<H: Handler>(mut report: Report<H>, refusal: Refusal) -> http::Response
     let member = proxy_status::member(&report.shared.handler.name(), refusal.error(), Some(refusal.reason));
     let to_head = report.head.as_ref().is_some_and(|head| head.method == Method::HEAD);
     let source = if to_head { Source::Done } else { Source::Full(Bytes::from(text)) };
-    let mut answer = http::Response::new(Outgoing { source, left: None, report: Some(report) });
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    http2::append(headers, DATE.as_str().as_bytes(), &date::format(clock::now().wall_ms));
-    http2::append(headers, name::PROXY_STATUS.as_str().as_bytes(), &member);
+    let mut headers = HeaderMap::new();
+    http2::append(&mut headers, DATE.as_str().as_bytes(), &date::format(clock::now().wall_ms));
+    http2::append(&mut headers, name::PROXY_STATUS.as_str().as_bytes(), &member);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    answer
+    Answer { head: head(status, headers), body: Outgoing { source, left: None, report } }
 }
 
-/// All lines of an answer; `None` where one fits no section of hyper's.
+/// All lines of an answer; `None` where one fits no section.
 fn headers(fields: &ResponseFields) -> Option<HeaderMap> {
     let (fields, extra) = match fields {
         ResponseFields::Stored { stored, extra } => (&stored.fields, &extra[..]),
         ResponseFields::Own(fields) => (fields, &[][..]),
     };
-    let mut headers = HeaderMap::with_capacity(fields.len() + 6);
-    for (name, value) in fields.iter() {
-        http2::append(&mut headers, name.as_bytes(), value).then_some(())?;
-    }
-    for line in extra.split(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\r")) {
-        let colon = memchr::memchr(b':', line)?;
-        http2::append(&mut headers, &line[..colon], crate::semantics::fields::trim(&line[colon + 1..])).then_some(())?;
-    }
-    Some(headers)
+    let mut headers = HeaderMap::with_capacity(fields.len() + EXTRA_LINES);
+    http2::append_block(&mut headers, &Bytes::from([fields.wire(), extra].concat())).then_some(headers)
 }
+
+/// Lines for which there is room at once beside those of a stored response.
+const EXTRA_LINES: usize = 6;
 
 enum Source {
     Done,
     Full(Bytes),
     Stored { body: Arc<StoredBody>, start: u64, end: u64 },
     Stream(Pin<Box<dyn BodyStream>>),
+    Tunnel(Box<dyn Tunnel>),
 }
 
 impl Source {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
         match self {
-            Self::Done => Poll::Ready(None),
+            Self::Done | Self::Tunnel(_) => Poll::Ready(None),
             Self::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 *self = Self::Done;
@@ -222,85 +223,99 @@ fn piece(body: &StoredBody, start: u64, end: u64) -> Option<Bytes> {
     None
 }
 
-/// The body of an answer, as hyper pulls it. Where it does not end as it should its stream is reset (P4).
-pub struct Outgoing<H: Handler> {
+/// The body of an answer, as its stream takes it. Where it does not end as it should the stream is to be reset (P4).
+pub(in crate::listener) struct Outgoing<H: Handler> {
     source: Source,
     /// Bytes that are to come, where that is known.
     left: Option<u64>,
-    /// `None`: the answer is a tunnel, which tells of itself.
-    report: Option<Report<H>>,
+    report: Report<H>,
+}
+
+/// A piece of a body that goes out.
+pub(in crate::listener) enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
 }
 
 impl<H: Handler> Outgoing<H> {
-    fn finish(&mut self, aborted: Option<BodyError>) {
-        self.source = Source::Done;
-        if let Some(report) = &mut self.report {
-            report.finish(aborted);
+    /// Whether there is nothing more to come.
+    pub const fn is_end(&self) -> bool {
+        matches!(self.source, Source::Done)
+    }
+
+    pub const fn is_tunnel(&self) -> bool {
+        matches!(self.source, Source::Tunnel(_))
+    }
+
+    /// The other end of the tunnel that the stream becomes, if so.
+    pub fn take_tunnel(&mut self) -> Option<Box<dyn Tunnel>> {
+        match std::mem::replace(&mut self.source, Source::Done) {
+            Source::Tunnel(tunnel) => Some(tunnel),
+            source => {
+                self.source = source;
+                None
+            }
         }
     }
 
-    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    /// What became of the tunnel.
+    pub fn tunnelled(mut self, to_client: u64, aborted: Option<BodyError>) {
+        self.report.body_bytes = to_client;
+        self.finish(aborted);
+    }
+
+    fn finish(&mut self, aborted: Option<BodyError>) {
+        self.source = Source::Done;
+        self.report.finish(aborted);
+    }
+
+    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Piece, BodyError>>> {
         self.finish(Some(error));
         Poll::Ready(Some(Err(error)))
     }
 
     fn poll_source(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
         let polled = self.source.poll(context);
-        if let Some(report) = &mut self.report {
-            report.waits_for_us(polled.is_pending());
-            if let Poll::Ready(Some(Ok(Chunk::Data(data)))) = &polled {
-                report.body_bytes += data.len() as u64;
-            }
+        self.report.waits_for_us(polled.is_pending());
+        if let Poll::Ready(Some(Ok(Chunk::Data(data)))) = &polled {
+            self.report.body_bytes += data.len() as u64;
         }
         polled
     }
-}
 
-impl<H: Handler> Body for Outgoing<H> {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
+    /// The next piece; `None` at the end.
+    pub fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
         loop {
-            return match ready!(this.poll_source(context)) {
+            return match ready!(self.poll_source(context)) {
                 Some(Ok(Chunk::Data(data))) if data.is_empty() => continue,
                 Some(Ok(Chunk::Data(data))) => {
                     let length = data.len() as u64;
-                    if let Some(left) = &mut this.left {
-                        let Some(rest) = left.checked_sub(length) else { return this.fail(BodyError::Malformed) };
+                    if let Some(left) = &mut self.left {
+                        let Some(rest) = left.checked_sub(length) else { return self.fail(BodyError::Malformed) };
                         *left = rest;
                     }
-                    // hyper does not ask again after the last byte of what is at hand.
-                    if this.left == Some(0) && !matches!(this.source, Source::Stream(_)) {
-                        this.finish(None);
+                    // The last byte of what is at hand ends it; a stream may have trailers, or fail.
+                    if self.left == Some(0) && !matches!(self.source, Source::Stream(_)) {
+                        self.finish(None);
                     }
-                    Poll::Ready(Some(Ok(Frame::data(data))))
+                    Poll::Ready(Some(Ok(Piece::Data(data))))
                 }
-                Some(Ok(Chunk::Trailers(_))) | None if this.left.is_some_and(|left| left > 0) => this.fail(BodyError::Truncated),
+                Some(Ok(Chunk::Trailers(_))) | None if self.left.is_some_and(|left| left > 0) => self.fail(BodyError::Truncated),
                 Some(Ok(Chunk::Trailers(fields))) => {
                     let mut trailers = HeaderMap::with_capacity(fields.len());
                     if !fields.iter().all(|(name, value)| http2::append(&mut trailers, name.as_bytes(), value)) {
-                        return this.fail(BodyError::Malformed);
+                        return self.fail(BodyError::Malformed);
                     }
-                    this.finish(None);
-                    Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+                    self.finish(None);
+                    Poll::Ready(Some(Ok(Piece::Trailers(trailers))))
                 }
                 None => {
-                    this.finish(None);
+                    self.finish(None);
                     Poll::Ready(None)
                 }
-                Some(Err(error)) => this.fail(error),
+                Some(Err(error)) => self.fail(error),
             };
         }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self.source, Source::Done)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::new, SizeHint::with_exact)
     }
 }
 
@@ -319,8 +334,9 @@ struct Report<H: Handler> {
 }
 
 impl<H: Handler> Report<H> {
-    fn new(shared: Arc<Shared<H>>) -> Self {
+    fn new(shared: &Arc<Shared<H>>) -> Self {
         shared.began();
+        let shared = Arc::clone(shared);
         let mut report = Self { shared, head: None, answer: None, body_bytes: 0, began: clock::nanos(), told: false, ours: false };
         report.waits_for_us(true);
         report

@@ -1,39 +1,38 @@
-//! HTTP/2 connections: hyper speaks the protocol, [`Handler`] answers.
+//! HTTP/2 connections: h2 speaks the protocol, [`Handler`] answers.
 //!
 //! Streams are requests that go on at once, each with its own flow control, so that a slow reader holds up nobody but
-//! itself. A stream that is reset drops the work for it. Interim responses (1xx) do not go out: hyper has no way for
-//! them; they are counted.
+//! itself. A stream that is reset drops the work for it. What can be answered at once is answered on the spot, and all
+//! answers to what came together go out together ([`connection`], [`stream`], [`watched`]). Interim responses (1xx) do not go
+//! out; they are counted.
 //!
 //! In plain text it is spoken by prior knowledge (RFC 9113 §3.3): between nodes ([`crate::shield`]), and on listeners that
 //! allow it, where [`http1`](super::http1) sees the preface and hands the socket over. An Upgrade to h2c is not taken: RFC
 //! 9113 knows it no more.
 
 pub(in crate::listener) mod answer;
+mod connection;
+mod duplex;
 mod frames;
 mod request;
+mod stream;
 mod watched;
 
 use crate::clock;
 use crate::config::settings::Limits;
 use crate::listener::{Handler, Peer, Protocol, Socket};
 use crate::observe::metrics::Bound;
-use answer::Outgoing;
+use connection::Connection;
 use frames::Excess;
-use hyper::server::conn::http2::Builder;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use h2::server::Builder;
 use parking_lot::Mutex;
-use std::convert::Infallible;
-use std::error::Error;
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
-use watched::{Seen, Watched};
+use watched::Seen;
 
 /// What the requests of one connection share.
 pub(in crate::listener) struct Shared<H> {
@@ -74,7 +73,9 @@ impl<H: Handler> Shared<H> {
     fn ended(&self) {
         let mut activity = self.activity.lock();
         activity.active -= 1;
-        activity.idle_since = Instant::now();
+        if activity.active == 0 {
+            activity.idle_since = Instant::now();
+        }
     }
 
     /// An answer is ready of which the client does not take the next byte.
@@ -101,15 +102,8 @@ where
 {
     peer.protocol = Protocol::Http2;
     let shared = Shared::new(peer, limits, handler);
-    let service = {
-        let shared = Arc::clone(&shared);
-        service_fn(move |request| {
-            let shared = Arc::clone(&shared);
-            async move { Ok::<http::Response<Outgoing<H>>, Infallible>(answer::to(shared, request).await) }
-        })
-    };
-    let (socket, seen) = Watched::new(io, &shared.limits.http2);
-    let mut serving = pin!(builder(&shared.limits).serve_connection(TokioIo::new(socket), service));
+    let mut serving = Connection::new(io, Arc::clone(&shared));
+    let seen = Arc::clone(serving.seen());
     let mut stall = Stall::default();
     // Once it ends: until when what is under way may go on; a drain has its own end.
     let mut ending: Option<Option<Instant>> = None;
@@ -124,7 +118,7 @@ where
         };
         tokio::select! {
             biased;
-            served = &mut serving => {
+            served = poll_fn(|context| serving.poll(context)) => {
                 if seen.is_given_up() && !given {
                     tell_excess(&shared, &seen);
                 }
@@ -139,11 +133,11 @@ where
                 tell_excess(&shared, &seen);
             }
             _ = drain.wait_for(|drain| *drain), if ending.is_none() => {
-                serving.as_mut().graceful_shutdown();
+                serving.end();
                 ending = Some(None);
             }
             () = shared.enough.notified() => {
-                serving.as_mut().graceful_shutdown();
+                serving.end();
                 ending = ending.or(Some(None));
             }
             () = sleep_until(wake_at) => match ending {
@@ -151,7 +145,7 @@ where
                 _ if stall.lasts(&shared, &seen) => seen.give_up(),
                 None if shared.idle_until() <= Instant::now() => {
                     shared.handler.bound(Bound::IdleTimeout);
-                    serving.as_mut().graceful_shutdown();
+                    serving.end();
                     ending = Some(Some(Instant::now() + shared.limits.header_timeout));
                 }
                 _ => {}
@@ -201,10 +195,9 @@ impl Stall {
 }
 
 /// A connection ended with an error: counts the bound of h2 that was behind it.
-fn ended<H: Handler>(shared: &Shared<H>, error: &hyper::Error) {
+fn ended<H: Handler>(shared: &Shared<H>, error: &h2::Error) {
     tracing::debug!(client = %shared.peer.client, %error, "an HTTP/2 connection ended");
-    let reason = error.source().and_then(|source| source.downcast_ref::<h2::Error>()).and_then(h2::Error::reason);
-    if reason == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+    if error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) {
         shared.handler.bound(Bound::Http2Errors);
     }
 }
@@ -218,21 +211,17 @@ pub(in crate::listener) fn header_list(limits: &Limits) -> u32 {
     u32::try_from(limits.header_bytes.saturating_add(limits.header_count.saturating_mul(LINE_OVERHEAD))).unwrap_or(u32::MAX)
 }
 
-fn builder(limits: &Limits) -> Builder<TokioExecutor> {
+fn builder(limits: &Limits) -> Builder {
     let bounds = &limits.http2;
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .auto_date_header(false)
         .enable_connect_protocol()
         .max_concurrent_streams(bounds.streams)
-        .initial_stream_window_size(bounds.stream_window)
+        .initial_window_size(bounds.stream_window)
         .initial_connection_window_size(bounds.connection_window)
-        .max_send_buf_size(bounds.send_buffer)
+        .max_send_buffer_size(bounds.send_buffer)
         .max_pending_accept_reset_streams(bounds.resets_pending)
-        .max_local_error_reset_streams(bounds.errors)
-        .max_header_list_size(header_list(limits))
-        .keep_alive_interval(bounds.keep_alive)
-        .keep_alive_timeout(bounds.keep_alive_timeout);
+        .max_local_error_reset_streams(Some(bounds.errors))
+        .max_header_list_size(header_list(limits));
     builder
 }

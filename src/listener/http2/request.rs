@@ -5,17 +5,16 @@ use crate::config::settings::Limits;
 use crate::http2;
 use crate::listener::{Refusal, RequestBody, RequestHead};
 use crate::semantics::{Fields, name};
+use h2::RecvStream;
+use h2::ext::Protocol;
 use http::request::Parts;
-use http_body::Body;
-use hyper::body::Incoming;
-use hyper::ext::Protocol;
 use std::pin::Pin;
 
 const fn bad(reason: &'static str) -> Refusal {
     Refusal { status: 400, reason }
 }
 
-/// The head. What is malformed by RFC 9113 §8 hyper refuses by itself.
+/// The head. What is malformed by RFC 9113 §8 h2 refuses by itself.
 pub(super) fn head(parts: &Parts, limits: &Limits) -> Result<RequestHead, Refusal> {
     let tunnel = parts.extensions.get::<Protocol>();
     if parts.method == http::Method::CONNECT && tunnel.is_none_or(|protocol| protocol.as_str() != WEBSOCKET) {
@@ -45,6 +44,9 @@ pub(super) fn head(parts: &Parts, limits: &Limits) -> Result<RequestHead, Refusa
         return Err(Refusal { status: 417, reason: "expectation" });
     }
     fields.remove(name::TE);
+    if tunnel.is_some() && fields.get(name::CONTENT_LENGTH).is_some_and(|length| length != b"0") {
+        return Err(bad("content-length")); // what follows is no content (RFC 9113 §8.5)
+    }
     let method = if tunnel.is_some() { ask_to_upgrade(&mut fields)? } else { parts.method.clone() };
     Ok(RequestHead { method, target, minor_version: 1, fields })
 }
@@ -73,8 +75,8 @@ fn nonce() -> String {
     digits + "=="
 }
 
-/// The body. Its length was compared with what was announced, by hyper.
-pub(super) fn body(head: &RequestHead, incoming: Incoming, limits: &Limits) -> Result<RequestBody, Refusal> {
+/// The body. Its length is compared with what was announced, by h2.
+pub(super) fn body(head: &RequestHead, incoming: RecvStream, limits: &Limits) -> Result<RequestBody, Refusal> {
     if incoming.is_end_stream() {
         return Ok(RequestBody::Empty);
     }
@@ -82,6 +84,6 @@ pub(super) fn body(head: &RequestHead, incoming: Incoming, limits: &Limits) -> R
     if length.is_some_and(|length: u64| length > limits.body_bytes) {
         return Err(Refusal { status: 413, reason: "body-bytes" });
     }
-    let stream = http2::Incoming::new(incoming, limits.body_timeout, Some(limits.body_bytes));
+    let stream = http2::Incoming::new(incoming, limits.body_timeout, limits.body_bytes);
     Ok(RequestBody::Stream { length, stream: Box::pin(stream) as Pin<Box<dyn BodyStream>> })
 }

@@ -12,16 +12,14 @@ use crate::listener::http2::{Shared, answer, header_list};
 use crate::listener::{Handler, Peer, Protocol};
 use crate::observe::metrics::Bound;
 use crate::tls;
-use answer::Outgoing;
+use answer::{Asked, Outgoing, Piece};
 use bytes::Bytes;
 use h3::error::Code;
 use h3::server::{RequestResolver, RequestStream};
-use http_body::{Body, Frame};
 use quic::Stopped;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -190,12 +188,14 @@ async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut st
         return Ended::Reset;
     }
     let Some(body) = request::Incoming::begin(receive, &parts, &limits).await else { return Ended::Reset };
-    let answer = answer::answer(shared, parts, |head, limits| body.into_body(head, limits), None);
-    let (head, mut body) = tokio::select! {
-        answer = answer => answer.into_parts(),
-        _ = &mut stopped => return Ended::Reset,
+    let answer = match answer::ask(&shared, parts, |head, limits| body.into_body(head, limits)) {
+        Asked::Answered(answer) => answer,
+        Asked::Later(waiting) => tokio::select! {
+            answer = waiting.answer() => answer,
+            _ = &mut stopped => return Ended::Reset,
+        },
     };
-    let head = http::Response::from_parts(head, ());
+    let (head, mut body) = (answer.head, answer.body);
     if !matches!(timeout(limits.write_timeout, send.send_response(head)).await, Ok(Ok(()))) {
         return Ended::Reset;
     }
@@ -213,15 +213,14 @@ async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut st
 
 /// Writes the body of an answer; false where it did not come to its end, or the client does not take it.
 async fn write<H: Handler>(send: &mut Send, body: &mut Outgoing<H>, limits: &Limits) -> bool {
-    while !body.is_end_stream() {
-        let Some(frame) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await else { return true };
-        let Ok(frame) = frame else { return false };
-        let mut data = match frame.into_data() {
-            Ok(data) => data,
-            Err(frame) => match Frame::into_trailers(frame) {
-                Ok(trailers) => return matches!(timeout(limits.write_timeout, send.send_trailers(trailers)).await, Ok(Ok(()))),
-                Err(_) => continue,
-            },
+    while !body.is_end() {
+        let mut data = match poll_fn(|context| body.poll_piece(context)).await {
+            None => return true,
+            Some(Err(_)) => return false,
+            Some(Ok(Piece::Data(data))) => data,
+            Some(Ok(Piece::Trailers(trailers))) => {
+                return matches!(timeout(limits.write_timeout, send.send_trailers(trailers)).await, Ok(Ok(())));
+            }
         };
         while !data.is_empty() {
             let piece = data.split_to(PIECE.min(data.len()));

@@ -10,7 +10,6 @@ use crate::listener::RequestBody;
 use crate::semantics::{StatusCode, hop};
 use crate::upstream::codec::{Answer, Broken, Order, Pace, Reach};
 use crate::upstream::{Arriving, FetchError, Outbound};
-use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream};
 use std::future::poll_fn;
@@ -175,16 +174,7 @@ impl Open {
         if let Poll::Ready(Err(error)) = self.upload.poll(context) {
             return Poll::Ready(Err(error));
         }
-        while let Some(data) = ready!(self.incoming.poll_data(context)) {
-            let data: Bytes = data.map_err(|error| in_body(&error))?;
-            // The peer may send as much again: whoever reads asks for the next piece only when this one has gone on.
-            _ = self.incoming.flow_control().release_capacity(data.len());
-            if !data.is_empty() {
-                return Poll::Ready(Ok(Some(Chunk::Data(data))));
-            }
-        }
-        let trailers = ready!(self.incoming.poll_trailers(context)).map_err(|error| in_body(&error))?;
-        Poll::Ready(trailers.map_or(Ok(None), |trailers| http2::trailers(&trailers)))
+        http2::poll_next(&mut self.incoming, context, in_body)
     }
 }
 

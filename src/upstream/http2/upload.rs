@@ -43,7 +43,7 @@ impl Upload {
         loop {
             let Some(sink) = &mut self.sink else { return Poll::Ready(Ok(())) };
             if !self.piece.is_empty() {
-                match Self::poll_room(sink, self.piece.len(), context) {
+                match http2::poll_room(sink, self.piece.len(), context) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(None) => self.stop(),
                     Poll::Ready(Some(room)) => {
@@ -68,21 +68,6 @@ impl Upload {
                     self.since = None;
                     return Poll::Pending;
                 }
-            }
-        }
-    }
-
-    /// Bytes that may be sent now; `None`: the stream takes no more.
-    fn poll_room(sink: &mut SendStream<Bytes>, wanted: usize, context: &mut Context<'_>) -> Poll<Option<usize>> {
-        sink.reserve_capacity(wanted);
-        loop {
-            match sink.capacity() {
-                0 => match sink.poll_capacity(context) {
-                    Poll::Ready(Some(Ok(_))) => {}
-                    Poll::Ready(_) => return Poll::Ready(None),
-                    Poll::Pending => return Poll::Pending,
-                },
-                room => return Poll::Ready(Some(room)),
             }
         }
     }
