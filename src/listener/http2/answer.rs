@@ -98,7 +98,7 @@ async fn handle<H: Handler>(
     let response = match handled.map_err(|_| PANIC)? {
         Handled::Ready(response) => response,
         Handled::Later(mut future) => {
-            poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            *poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
                 Ok(polled) => polled.map(Ok),
                 Err(_) => Poll::Ready(Err(PANIC)),
             })
