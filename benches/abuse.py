@@ -3,7 +3,7 @@
 
     cargo build --release && python3 benches/abuse.py [--binary target/release/tiercel] [--quick] [--cells heads,memory]
 
-Needs two CPUs, a limit of 20,000 open files and, for `workers` and `log`, wrk (Debian: apt-get install wrk).
+Needs two CPUs, a limit of 20,000 open files and, for `workers`, `cores` and `log`, wrk (Debian: apt-get install wrk).
 What the cells do and how to read the figures: benches/README.md.
 """
 import argparse
@@ -591,8 +591,25 @@ def log(bench):
         bench.check("lines that were lost", metric(servers["json"], "tiercel_access_log_lost_total"), 0)
 
 
-CELLS = {cell.__name__: cell for cell in (heads, bodies, idle, descriptors, memory, reload, workers, stampede, log)}
-NEED_WRK = {"workers", "log"}
+def cores(bench):
+    """What a hit costs on two workers, which share their CPUs with the load, and on one."""
+    options = bench.options
+    with contextlib.ExitStack() as running:
+        servers = {number: bench.proxy(running, workers=number) for number in (1, 2)}
+        micros = collections.defaultdict(list)
+        for server in servers.values():
+            load(server, "/hit", 1, 64, bench.drive)
+        for number in range(options.rounds):
+            for workers, server in list(servers.items())[:: 1 if number % 2 == 0 else -1]:
+                micros[workers].append(load(server, "/hit", round(options.secs), 64, bench.drive)[2])
+        one, two = (statistics.median(micros[workers]) for workers in (1, 2))
+        print(f"  {one:.2f} us on one worker, {two:.2f} us on two (rounds: "
+              f"{' '.join(f'{late:.2f}/{early:.2f}' for early, late in zip(micros[1], micros[2]))})")
+        bench.check("CPU per hit on two workers over that on one", two / one, 1.15, timed=True)
+
+
+CELLS = {cell.__name__: cell for cell in (heads, bodies, idle, descriptors, memory, reload, workers, cores, stampede, log)}
+NEED_WRK = {"workers", "cores", "log"}
 
 
 def main():
