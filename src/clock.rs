@@ -12,6 +12,11 @@ pub fn now() -> Now {
     Now { wall_ms: read(ClockId::Realtime), mono_ms: read(ClockId::Boottime).unsigned_abs() }
 }
 
+/// The second of [`now`]'s readings alone.
+pub fn mono_ms() -> u64 {
+    read(ClockId::Boottime).unsigned_abs()
+}
+
 /// Boot-time nanoseconds, for durations.
 pub fn nanos() -> u64 {
     let time = clock_gettime(ClockId::Boottime);

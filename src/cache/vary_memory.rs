@@ -1,12 +1,13 @@
 //! The Vary of keys, remembered beyond eviction, so that a stampede on a known key forms one flight per variant at once.
 
 use crate::semantics::vary::Vary;
+use foldhash::fast::RandomState;
 use moka::sync::Cache;
 
 /// A bounded map from key hash to the Vary last seen. A wrong answer costs a regrouping, never correctness.
 #[derive(Debug)]
 pub struct VaryMemory {
-    known: Cache<u128, Vary>,
+    known: Cache<u128, Vary, RandomState>,
 }
 
 /// A Vary that takes more than this is not remembered: origins choose its names.
@@ -14,7 +15,7 @@ const VARY_BYTES_MAX: usize = 1024;
 
 impl VaryMemory {
     pub fn new(keys: u64) -> Self {
-        Self { known: Cache::new(keys) }
+        Self { known: Cache::builder().max_capacity(keys).build_with_hasher(RandomState::default()) }
     }
 
     pub fn get(&self, key: u128) -> Option<Vary> {

@@ -26,14 +26,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::time::{Sleep, sleep_until};
 
-/// Bytes of a body that is being stored are copied into segments of at least this size as they come, so that what is
-/// stored costs what it weighs; also the size up to which a body is one segment.
+/// Bytes of a body that is being stored are copied into segments of this size as they come, so that what is stored costs
+/// what it weighs, and is made of whole pages; also the size up to which a body is one segment. A copy stays below 200 us.
 const SEGMENT: u64 = 256 * 1024;
 /// A tail shorter than this joins the segment before it.
 const SEGMENT_MIN: u64 = 16 * 1024;
-/// The most that is appended in one step. With a segment just below [`SEGMENT`] before it and a short tail after it
-/// this stays far below 1 MiB, and the copy below 200 us.
-const STEP: usize = 256 * 1024;
 
 /// A body being filled. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -149,7 +146,8 @@ impl FillWriter {
     /// [`FillWriter::push`] that tells when the body stops being kept for storing, before it waits for anybody.
     pub async fn push_telling(&mut self, mut bytes: Bytes, on_unstored: impl Fn()) -> Result<(), Abandoned> {
         while !bytes.is_empty() {
-            let step = bytes.split_to(bytes.len().min(STEP));
+            let room = SEGMENT - (self.arrived - self.compact); // never none: what is full has been put together
+            let step = bytes.split_to(bytes.len().min(room as usize));
             self.append(&step, &on_unstored).await?;
             self.arrived += step.len() as u64;
             if self.arrived - self.compact >= SEGMENT {

@@ -396,7 +396,9 @@ proptest! {
         if complete.length <= SEGMENT {
             prop_assert!(complete.segments.len() <= 1);
         } else {
-            prop_assert!(complete.segments.iter().all(|segment| (SEGMENT_MIN as usize..=1 << 20).contains(&segment.len())));
+            let (last, others) = complete.segments.split_last().unwrap();
+            prop_assert!(others.iter().all(|segment| segment.len() as u64 == SEGMENT));
+            prop_assert!((SEGMENT_MIN..SEGMENT + SEGMENT_MIN).contains(&(last.len() as u64)));
         }
     }
 }

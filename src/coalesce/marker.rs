@@ -5,6 +5,7 @@
 
 use crate::clock;
 use crate::config::settings::Fill;
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
 
@@ -31,7 +32,7 @@ pub enum Set {
 
 #[derive(Debug, Default)]
 struct Shard {
-    markers: HashMap<u128, Marker>,
+    markers: HashMap<u128, Marker, RandomState>,
     /// When each was set or confirmed, oldest first.
     ages: BTreeSet<(u64, u128)>,
 }

@@ -23,23 +23,29 @@ impl<H> AltSvc<H> {
     }
 }
 
-fn told(mut response: Response, value: &str) -> Response {
+fn tell(response: &mut Response, value: &str) {
     match &mut response.fields {
         ResponseFields::Stored { extra, .. } => {
             [NAME, ": ", value, "\r\n"].iter().for_each(|part| extra.extend_from_slice(part.as_bytes()));
         }
         ResponseFields::Own(fields) => _ = fields.push(NAME, value), // visible ASCII
     }
-    response
 }
 
 impl<H: Handler> Handler for AltSvc<H> {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
         match self.handler.handle(peer, head, body, interim) {
-            Handled::Ready(response) => Handled::Ready(told(response, &self.value)),
-            Handled::Later(response) => {
+            Handled::Ready(mut response) => {
+                tell(&mut response, &self.value);
+                Handled::Ready(response)
+            }
+            Handled::Later(later) => {
                 let value = Arc::clone(&self.value);
-                Handled::Later(Box::pin(async move { told(response.await, &value) }))
+                Handled::Later(Box::pin(async move {
+                    let mut response = later.await;
+                    tell(&mut response, &value);
+                    response
+                }))
             }
         }
     }

@@ -126,14 +126,21 @@ pub enum ResponseFields {
 #[expect(clippy::large_enum_variant, reason = "the large one is the hit, and a box would be an allocation per hit")]
 pub enum Handled {
     Ready(Response),
-    Later(Pin<Box<dyn Future<Output = Response> + Send>>),
+    Later(Later),
 }
 
+/// An answer on its way. It goes through many hands, and to copy it each time would cost more than its box.
+pub type Later = Pin<Box<dyn Future<Output = Box<Response>> + Send>>;
+
 impl Handled {
+    pub fn later(response: impl Future<Output = Response> + Send + 'static) -> Self {
+        Self::Later(Box::pin(async move { Box::new(response.await) }))
+    }
+
     /// The answer, when it is there.
-    pub async fn response(self) -> Response {
+    pub async fn response(self) -> Box<Response> {
         match self {
-            Self::Ready(response) => response,
+            Self::Ready(response) => Box::new(response),
             Self::Later(response) => response.await,
         }
     }

@@ -49,8 +49,14 @@ pub fn past_the_cache(proxy: &Arc<Proxy>, arrival: Arrival<'_>, body: RequestBod
 }
 
 /// The answer to a request that goes past the cache, or may have to for its content.
-pub async fn pass(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, body: RequestBody, interim: Option<InterimSender>, why: Past) -> Response {
-    let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
+pub async fn pass(
+    proxy: &Arc<Proxy>,
+    exchange: &Arc<Exchange>,
+    body: RequestBody,
+    interim: Option<InterimSender>,
+    why: Past,
+) -> Box<Response> {
+    let Some(upstream) = exchange.routed.upstream.clone() else { return Box::new(answer::no_upstream(exchange)) };
     let upgrade = matches!(why, Past::Upgrade);
     let forward = if matches!(why, Past::Method) { Forward::Method } else { Forward::Bypass };
     let (stamp, sent) = (proxy.journal.stamp(), clock::now());
@@ -58,11 +64,11 @@ pub async fn pass(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, body: RequestBod
         Ok(request) => upstream.send(request).await,
         Err(error) => Err(error.into()),
     };
-    match answer {
+    Box::new(match answer {
         Err(unanswered) => answer::failed(proxy, exchange, &Failure::from(&unanswered), forward, None),
         Ok(inbound) if content::is_safe(&exchange.method, exchange.policy()) => deliver::past(proxy, exchange, inbound, &why),
         Ok(inbound) => written(proxy, exchange, inbound, stamp, sent, &why),
-    }
+    })
 }
 
 /// The answer to an unsafe method. Who wrote reads its write: what is invalid is invalid before the head goes out (RFC
@@ -91,10 +97,10 @@ pub async fn fetch(
     why: Forward,
     mut candidate: Candidate,
     reason: Reason,
-) -> Response {
-    let Some(upstream) = exchange.routed.upstream.clone() else { return answer::no_upstream(exchange) };
+) -> Box<Response> {
+    let Some(upstream) = exchange.routed.upstream.clone() else { return Box::new(answer::no_upstream(exchange)) };
     for _ in 0..2 {
-        let mut began = Began { stamp: proxy.journal.stamp(), fetch: proxy.next_fetch(), sent: clock::now() };
+        let mut began = Began { stamp: proxy.journal.stamp(), fetch: proxy.next_fetch(), sent: Now::default() };
         // A range is for GET alone (RFC 9110 §14.2): HEAD asks for the whole head.
         let whole = exchange.method == Method::HEAD || !exchange.fields.has(name::RANGE);
         let confirming = candidate.as_ref().filter(|(_, validity)| *validity != Validity::Purged && whole);
@@ -113,7 +119,7 @@ pub async fn fetch(
                 began.stamp = stamp.unwrap_or(began.stamp);
                 inbound
             }
-            Err(unanswered) => return answer::failed(proxy, exchange, &Failure::from(&unanswered), why, candidate.as_ref()),
+            Err(unanswered) => return Box::new(answer::failed(proxy, exchange, &Failure::from(&unanswered), why, candidate.as_ref())),
         };
         let received = clock::now();
         if let Some((stored, _)) = confirming.filter(|(stored, _)| revalidate::is_confirmed(exchange, &inbound, stored)) {
@@ -121,7 +127,7 @@ pub async fn fetch(
                 Ok(confirmed) => {
                     confirmed.offer(proxy, exchange, &inbound, began.sent, None);
                     let (flight, own) = FlightHead::confirmed(confirmed, &inbound);
-                    return deliver::led(proxy, exchange, &Arc::new(flight), own, why);
+                    return Box::new(deliver::led(proxy, exchange, &Arc::new(flight), own, why));
                 }
                 Err(revalidate::Gone) => {
                     candidate = None;
@@ -133,38 +139,32 @@ pub async fn fetch(
             && is_origin_error(&inbound)
             && may_serve_on_error_to(exchange.request(), &stored.head.facts, exchange.policy(), *validity, received)
         {
-            return deliver::instead(proxy, exchange, stored, Some(inbound.status.as_u16()), received);
+            return Box::new(deliver::instead(proxy, exchange, stored, Some(inbound.status.as_u16()), received));
         }
         if exchange.method == Method::HEAD && inbound.status == StatusCode::OK {
             revalidate::doubt(proxy, exchange, &inbound, &began, received);
         }
-        return judge(proxy, exchange, inbound, &began, &candidate, why, reason);
+        return Box::new(judge(proxy, exchange, inbound, (&began, received), &candidate, why, reason));
     }
-    answer::failed(
-        proxy,
-        exchange,
-        &Failure {
-            status: 502,
-            token: "http_protocol_error",
-            text: "the origin confirmed what nobody asked about".into(),
-            stale_may_be_served: false,
-            endpoint: None,
-        },
-        why,
-        None,
-    )
+    let failure = Failure {
+        status: 502,
+        token: "http_protocol_error",
+        text: "the origin confirmed what nobody asked about".into(),
+        stale_may_be_served: false,
+        endpoint: None,
+    };
+    Box::new(answer::failed(proxy, exchange, &failure, why, None))
 }
 
 fn judge(
     proxy: &Arc<Proxy>,
     exchange: &Arc<Exchange>,
     inbound: Inbound,
-    began: &Began,
+    (began, received): (&Began, Now),
     candidate: &Candidate,
     why: Forward,
     reason: Reason,
 ) -> Response {
-    let received = clock::now();
     let head = match store::judge(proxy, exchange, &inbound, began, received, candidate) {
         Ok(head) => head,
         Err(not_stored) => {

@@ -28,13 +28,14 @@ pub async fn ask(
     request: impl FnOnce() -> Result<Outbound, FetchError>,
     sent: &mut Now,
 ) -> Result<Fetched, Unanswered> {
-    *sent = clock::now();
-    if way.by_peer
-        && let Some(answered) = shield::fetch(proxy, exchange, way.confirming).await
-    {
-        return answered;
+    // What is rare is boxed: the future of a request that goes straight up stays small.
+    if way.by_peer && exchange.routed.shield.is_some() {
+        *sent = clock::now();
+        if let Some(answered) = Box::pin(shield::fetch(proxy, exchange, way.confirming)).await {
+            return answered;
+        }
     }
-    let _place = if way.after_purge { Some(upstream.place_after_purge().await?) } else { None };
+    let _place = if way.after_purge { Some(Box::pin(upstream.place_after_purge()).await?) } else { None };
     *sent = clock::now();
     upstream.send(request()?).await.map(Fetched::from)
 }

@@ -41,11 +41,11 @@ pub fn start(proxy: &Arc<Proxy>, arrival: Arrival<'_>, body: RequestBody, interi
     Handled::Later(Box::pin(answered(proxy, exchange, body, interim)))
 }
 
-async fn answered(proxy: Arc<Proxy>, mut exchange: Exchange, body: RequestBody, interim: Option<InterimSender>) -> Response {
+async fn answered(proxy: Arc<Proxy>, mut exchange: Exchange, body: RequestBody, interim: Option<InterimSender>) -> Box<Response> {
     let content = match gather(&proxy, body, exchange.policy().body_key.max_bytes).await {
         Ok(Gathered::Whole(content)) => content,
         Ok(Gathered::TooLarge(_)) if reuse::only_if_cached(exchange.request()) => {
-            return answer::not_cached(&exchange.routed, exchange.outcome());
+            return Box::new(answer::not_cached(&exchange.routed, exchange.outcome()));
         }
         Ok(Gathered::TooLarge(body)) => {
             let exchange = Arc::new(exchange);
@@ -54,7 +54,7 @@ async fn answered(proxy: Arc<Proxy>, mut exchange: Exchange, body: RequestBody, 
         }
         Err(error) => {
             let unanswered = Unanswered::from(FetchError::RequestBody(error));
-            return answer::failed(&proxy, &Arc::new(exchange), &Failure::from(&unanswered), Forward::Bypass, None);
+            return Box::new(answer::failed(&proxy, &Arc::new(exchange), &Failure::from(&unanswered), Forward::Bypass, None));
         }
     };
     exchange.key = content::key(&exchange.key, &exchange.method, &exchange.fields, &content.bytes);

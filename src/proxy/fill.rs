@@ -46,7 +46,7 @@ pub fn in_blocks(
     if response.outcome.forward.is_some() && only_if_cached(exchange.request()) {
         return Handled::Ready(answer::not_cached(&exchange.routed, exchange.outcome()));
     }
-    Handled::Later(Box::pin(answer(errand, Some(response))))
+    Handled::Later(Box::pin(answer(errand, Some(Box::new(response)))))
 }
 
 /// Rounds around the flight table: regrouping by Vary or by No-Vary-Search, a leader that died, leading anew. More would be a loop of ours.
@@ -66,14 +66,14 @@ struct Errand {
 }
 
 /// What a round came to: the answer, or another round.
-type Round = std::ops::ControlFlow<Response>;
+type Round = std::ops::ControlFlow<Box<Response>>;
 
 /// Versions of a response in blocks that are tried before the client is told that it changes all the time.
 const VERSIONS: usize = 3;
 
 /// `first`: the answer, unless the origin has another version of its blocks by now. While nothing was sent the request
 /// starts over then.
-async fn answer(mut errand: Errand, mut first: Option<Response>) -> Response {
+async fn answer(mut errand: Errand, mut first: Option<Box<Response>>) -> Box<Response> {
     let _note = PanicNote::on(Arc::clone(&errand.exchange));
     let mut over = BodyError::OtherVersion;
     for _ in 0..VERSIONS {
@@ -98,7 +98,7 @@ impl Errand {
         Self { proxy: Arc::clone(proxy), exchange: Arc::new(arrival.own()), interim, why, candidate, regrouped: None, anew: false }
     }
 
-    async fn ask(&mut self) -> Response {
+    async fn ask(&mut self) -> Box<Response> {
         for round in 0..ROUNDS {
             // A flight may have come and gone since the last look: what it stored answers.
             if round > 0
@@ -154,8 +154,8 @@ impl Errand {
             self.anew,
         ));
         Round::Break(match told.await {
-            Ok(Led::Shared(head, own)) => deliver::led(&self.proxy, &self.exchange, &head, own, self.why),
-            Ok(Led::Direct(inbound, reason)) => deliver::direct(&self.proxy, &self.exchange, *inbound, self.why, Some(reason)),
+            Ok(Led::Shared(head, own)) => Box::new(deliver::led(&self.proxy, &self.exchange, &head, own, self.why)),
+            Ok(Led::Direct(inbound, reason)) => Box::new(deliver::direct(&self.proxy, &self.exchange, *inbound, self.why, Some(reason))),
             Ok(Led::Failed(failure)) => self.failed(&failure),
             Ok(Led::StartOver) => {
                 self.candidate = None;
@@ -185,7 +185,7 @@ impl Errand {
                 Follow::Use => match deliver::followed(&self.proxy, &self.exchange, &head, waited, self.why) {
                     Some(response) => {
                         followed(FollowOutcome::Served);
-                        return Ok(Round::Break(response));
+                        return Ok(Round::Break(Box::new(response)));
                     }
                     None => {
                         followed(FollowOutcome::Alone);
@@ -224,12 +224,12 @@ impl Errand {
     }
 
     /// What the tiers hold by now, if it answers at once.
-    fn look_again(&mut self) -> Option<Response> {
+    fn look_again(&mut self) -> Option<Box<Response>> {
         let (now, exchange) = (clock::now(), &self.exchange);
         let found = lookup::find_again(&self.proxy, exchange, now);
         let Found::Stored { response, reuse, validity } = found else { return None };
         match reuse {
-            Reuse::Fresh { .. } => Some(deliver::filled(&self.proxy, exchange, &response, now)),
+            Reuse::Fresh { .. } => Some(Box::new(deliver::filled(&self.proxy, exchange, &response, now))),
             Reuse::Unusable(_) => {
                 self.candidate = None;
                 None
@@ -241,20 +241,20 @@ impl Errand {
         }
     }
 
-    async fn alone(&mut self, reason: alone::Reason) -> Response {
+    fn alone(&mut self, reason: alone::Reason) -> impl Future<Output = Box<Response>> + Send {
         let (interim, candidate) = (self.interim.take(), self.candidate.take());
-        alone::fetch(&self.proxy, &self.exchange, interim, self.why, candidate, reason).await
+        alone::fetch(&self.proxy, &self.exchange, interim, self.why, candidate, reason)
     }
 
     /// What the leader found in the tier that the fleet shares stands in for all who waited: it is in memory by now.
-    fn failed(&mut self, failure: &Failure) -> Response {
+    fn failed(&mut self, failure: &Failure) -> Box<Response> {
         if self.candidate.is_none()
             && failure.stale_may_be_served
             && let Some(response) = self.look_again()
         {
             return response;
         }
-        answer::failed(&self.proxy, &self.exchange, failure, self.why, self.candidate.as_ref())
+        Box::new(answer::failed(&self.proxy, &self.exchange, failure, self.why, self.candidate.as_ref()))
     }
 }
 
@@ -287,7 +287,7 @@ fn goes_alone(proxy: &Proxy, exchange: &Exchange, candidate: Option<&(Arc<Stored
     if forwarding::has_credentials(&exchange.fields) && candidate.is_none() {
         return Some(alone::Reason::Authorization);
     }
-    let now_mono_ms = clock::now().mono_ms;
+    let now_mono_ms = clock::mono_ms();
     let is_of_large = exchange.fields.has(name::RANGE) && proxy.markers.is_set(large_key(exchange), now_mono_ms);
     if is_of_large && blocks::size(proxy, exchange).is_none() {
         return Some(alone::Reason::RangeOfLarge);

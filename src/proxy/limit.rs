@@ -62,7 +62,7 @@ pub fn in_fleet(
     Handled::Later(Box::pin(async move {
         let _note = PanicNote::on(Arc::clone(&exchange));
         if let Err(rejected) = limiter.check_shared(caller).await {
-            return answer::too_many_requests(&exchange.arrival(), &limiter.settings, rejected);
+            return Box::new(answer::too_many_requests(&exchange.arrival(), &limiter.settings, rejected));
         }
         proxy.go(exchange.arrival(), body, &mut InterimSlot::of(interim), clock::now()).response().await
     }))

@@ -65,6 +65,7 @@ use arc_swap::ArcSwap;
 use deliver::Reused;
 use exchange::Arrival;
 use flight::{Departure, FlightHead};
+use foldhash::fast::RandomState;
 use forms::Making;
 use hot_forms::HotForms;
 use lookup::Found;
@@ -88,7 +89,7 @@ pub struct Proxy {
     blocks: Arc<blocks::BlockFlights>,
     markers: Markers,
     /// Why responses of keys were not stored lately, for `explain`.
-    refusals: moka::sync::Cache<u128, NotStored>,
+    refusals: moka::sync::Cache<u128, NotStored, RandomState>,
     /// Keys whose background refresh failed lately: the next one waits.
     failed_refreshes: Markers,
     vary_memory: VaryMemory,
@@ -211,7 +212,7 @@ impl Proxy {
             blocks: Arc::new(FlightTable::beside(&flights)),
             flights,
             markers: Markers::new(&settings.fill),
-            refusals: moka::sync::Cache::new(REFUSAL_KEYS),
+            refusals: moka::sync::Cache::builder().max_capacity(REFUSAL_KEYS).build_with_hasher(RandomState::default()),
             failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
             search_rules: SearchRules::new(SEARCH_RULE_BYTES, move || full.bound(Bound::NoVarySearchPaths)),

@@ -289,12 +289,15 @@ impl Handler for PeerDoor {
                 catch_up(&proxy, &admitted.standing, live.settings.shield.position_wait).await;
                 let from_peer = from_peer(&proxy);
                 let handled = proxy.journey(&live, &peer, &head, RequestBody::Empty, &mut InterimSlot::default(), from_peer);
-                marked(handled.response().await)
+                marked(handled).await
             }));
         }
         match proxy.journey(&proxy.live.load(), peer, head, body, interim, from_peer(proxy)) {
-            Handled::Ready(response) => Handled::Ready(marked(response)),
-            later @ Handled::Later(_) => Handled::Later(Box::pin(async move { marked(later.response().await) })),
+            Handled::Ready(mut response) => {
+                mark(&mut response);
+                Handled::Ready(response)
+            }
+            later @ Handled::Later(_) => Handled::Later(Box::pin(marked(later))),
         }
     }
 
@@ -315,8 +318,14 @@ impl Handler for PeerDoor {
     }
 }
 
+async fn marked(handled: Handled) -> Box<Response> {
+    let mut response = handled.response().await;
+    mark(&mut response);
+    response
+}
+
 /// Tells who asks that the node behind the door answers, and where the answer was made up, why.
-fn marked(mut response: Response) -> Response {
+fn mark(response: &mut Response) {
     if let ResponseFields::Own(fields) = &mut response.fields {
         // Both are tokens.
         let _ = match response.outcome.error {
@@ -325,7 +334,6 @@ fn marked(mut response: Response) -> Response {
             None => fields.append(name::TIERCEL_STAMP, NO_STAMP),
         };
     }
-    response
 }
 
 /// An answer of the door itself.

@@ -399,7 +399,7 @@ impl Fields {
     /// Appends a line with a well known name.
     pub fn append(&mut self, name: Name, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
         let text = name.as_str().as_bytes();
-        let (start, value) = self.checked(text, value.as_ref())?;
+        let (start, value) = self.checked_value(text, value.as_ref())?;
         self.block.extend_from_slice(text);
         self.finish_line(start, text.len() as u16, name.0, value);
         Ok(())
@@ -449,6 +449,11 @@ impl Fields {
         if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|byte| is_token_byte(*byte)) {
             return Err(FieldError::Name);
         }
+        self.checked_value(name, value)
+    }
+
+    /// [`Fields::checked`] for a name that is known to be one.
+    fn checked_value<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(u32, &'v [u8]), FieldError> {
         let value = trim(value);
         // Not `all`: what never stops early is done sixteen bytes at a time.
         if value.iter().fold(false, |wrong, byte| wrong | !is_value_byte(*byte)) {
@@ -519,11 +524,10 @@ impl Fields {
     pub fn copy_if_with_room(&self, bytes: usize, lines: usize, mut keep: impl FnMut(Option<Name>, &[u8], &[u8]) -> bool) -> Self {
         let mut kept = Self::with_capacity(self.block.len() + bytes, self.lines.len() + lines);
         for (at, line) in self.lines.iter().enumerate() {
-            let (name, value) = (self.name_at(at), self.value_at(at));
-            if keep(line.name(), name, value) {
+            if keep(line.name(), self.name_at(at), self.value_at(at)) {
                 let start = kept.block.len() as u32;
-                kept.block.extend_from_slice(name);
-                kept.finish_line(start, line.name_length, line.number, value);
+                kept.block.extend_from_slice(&self.block[line.start as usize..self.end_of(at)]);
+                kept.note_line(Line { start, ..*line });
             }
         }
         kept

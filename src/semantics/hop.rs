@@ -50,11 +50,11 @@ const PROTECTED_NAMES: [Name; 18] = [
 /// Authorization, Vary and a few more that say what a message is.
 pub fn strip(fields: &mut Fields) {
     if fields.has_any(OF_CONNECTION) {
-        let kept = {
-            let of_connection = of_connection(fields);
-            fields.copy_if(|number, name, _| !of_connection(number, name))
-        };
-        *fields = kept;
+        // As a rule it says no more than this, and nothing has to be looked for.
+        if !fields.values(name::CONNECTION).flat_map(list).all(|option| option.eq_ignore_ascii_case(b"keep-alive")) {
+            drop_named(fields);
+        }
+        fields.retain(|number, _, _| !number.is_some_and(|name| OF_CONNECTION.contains(name)));
     }
 }
 

@@ -56,44 +56,57 @@ impl Doorway {
         Arc::clone(&self.proxy.live.load().limits)
     }
 
+    /// Plain HTTP/1.1 is served in place. All else is boxed: what it needs for a moment would be a part of every connection,
+    /// idle ones too.
     async fn serve(&self, stream: TcpStream, mut peer: Peer, tls: Option<Arc<tls::Server>>) {
-        let (limits, proxy, drain) = (self.limits(), Arc::clone(&self.proxy), self.drain.clone());
-        let Some(socket) = self.begin(stream, &mut peer, limits.header_timeout).await else { return };
+        let limits = self.limits();
+        let is_announced = is_in(&self.announcing.load(), peer.client.ip());
+        let socket = match is_announced {
+            false => Some(ClientSocket::new(stream)),
+            true => Box::pin(self.announced(stream, &mut peer, limits.header_timeout)).await,
+        };
+        let Some(socket) = socket else { return };
         match (self.kind, tls) {
-            (ListenerKind::Clients, None) if self.h2c.load(Ordering::Relaxed) => {
-                let handed_over =
-                    http1::serve_unless_http2(socket, peer.clone(), Arc::clone(&limits), Arc::clone(&proxy), drain.clone()).await;
-                if let Some(socket) = handed_over {
-                    Box::pin(http2::serve(socket, peer, limits, proxy, drain)).await;
-                }
-            }
-            (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
-            (ListenerKind::Clients, Some(tls)) => {
-                let Some(Shaken { socket, identity }) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
-                drop(tls);
-                peer.identity = identity;
-                match &self.alternative {
-                    None => Box::pin(serve_secure(socket, peer, limits, proxy, drain)).await,
-                    Some(handler) => Box::pin(serve_secure(socket, peer, limits, Arc::clone(handler), drain)).await,
-                }
-            }
-            (ListenerKind::Peers, tls) => {
-                let limits = Arc::new(PeerDoor::limits(&limits));
-                let Some(tls) = tls else {
-                    return Box::pin(http2::serve(socket, peer, limits, PeerDoor::new(proxy), drain)).await;
-                };
-                // Who other nodes are the handshake has found out: nobody asks further.
-                let Some(Shaken { socket, .. }) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
-                Box::pin(http2::serve(socket, peer, limits, PeerDoor::new(proxy), drain)).await;
-            }
+            (ListenerKind::Clients, None) if self.h2c.load(Ordering::Relaxed) => Box::pin(self.serve_either(socket, peer, limits)).await,
+            (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, Arc::clone(&self.proxy), self.drain.clone()).await,
+            (ListenerKind::Clients, Some(tls)) => Box::pin(self.serve_secure(socket, peer, limits, tls)).await,
+            (ListenerKind::Peers, tls) => Box::pin(self.serve_peer(socket, peer, limits, tls)).await,
         }
     }
 
-    /// The socket of a connection, behind the header of a balancer that begins with one: `peer` is then whom it names.
-    async fn begin(&self, stream: TcpStream, peer: &mut Peer, within: Duration) -> Option<ClientSocket> {
-        if !is_in(&self.announcing.load(), peer.client.ip()) {
-            return Some(ClientSocket::new(stream));
+    /// HTTP/1.1, or HTTP/2 by prior knowledge.
+    async fn serve_either(&self, socket: ClientSocket, peer: Peer, limits: Arc<Limits>) {
+        let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.clone());
+        let handed_over = http1::serve_unless_http2(socket, peer.clone(), Arc::clone(&limits), Arc::clone(&proxy), drain.clone()).await;
+        if let Some(socket) = handed_over {
+            Box::pin(http2::serve(socket, peer, limits, proxy, drain)).await;
         }
+    }
+
+    /// Another node. Who it is the handshake has found out: nobody asks further.
+    async fn serve_peer(&self, socket: ClientSocket, peer: Peer, limits: Arc<Limits>, tls: Option<Arc<tls::Server>>) {
+        let (limits, door, drain) = (Arc::new(PeerDoor::limits(&limits)), PeerDoor::new(Arc::clone(&self.proxy)), self.drain.clone());
+        let Some(tls) = tls else { return http2::serve(socket, peer, limits, door, drain).await };
+        if let Some(Shaken { socket, .. }) = listener::shake_hands(socket, &tls, &self.proxy.metrics.tls).await {
+            drop(tls);
+            http2::serve(socket, peer, limits, door, drain).await;
+        }
+    }
+
+    async fn serve_secure(&self, socket: ClientSocket, mut peer: Peer, limits: Arc<Limits>, tls: Arc<tls::Server>) {
+        let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.clone());
+        let shaken = Box::pin(listener::shake_hands(socket, &tls, &proxy.metrics.tls)).await;
+        let Some(Shaken { socket, identity }) = shaken else { return };
+        drop(tls);
+        peer.identity = identity;
+        match &self.alternative {
+            None => Box::pin(serve_secure(socket, peer, limits, proxy, drain)).await,
+            Some(handler) => Box::pin(serve_secure(socket, peer, limits, Arc::clone(handler), drain)).await,
+        }
+    }
+
+    /// The socket of a connection, behind the header of the balancer that begins it: `peer` is then whom it names.
+    async fn announced(&self, stream: TcpStream, peer: &mut Peer, within: Duration) -> Option<ClientSocket> {
         let began = clock::nanos();
         let mut stream = tokio::net::TcpStream::from_std(stream).ok()?;
         let refusal = match timeout(within, proxy_protocol::read(&mut stream)).await {
@@ -321,3 +334,20 @@ async fn say_full(stream: TcpStream) -> io::Result<()> {
 
 const TURN_AWAY_TIME: Duration = Duration::from_secs(1);
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that every connection takes while it is served, idle ones too: 4 KiB are promised in all.
+    const SERVING_MAX: usize = 3 * 1024;
+
+    #[test]
+    fn what_few_connections_need_is_no_part_of_all_of_them() {
+        fn size<F>(_: impl FnOnce(&'static Doorway, TcpStream, Peer, Option<Arc<tls::Server>>) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(Doorway::serve);
+        assert!(size <= SERVING_MAX, "{size} bytes");
+    }
+}

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 /// An open connection to an endpoint. Dropping it closes it.
 pub(super) enum Link {
-    Own(own::Link),
+    Own(Box<own::Link>),
     Hyper(hyper_client::Link),
 }
 
@@ -43,8 +43,8 @@ impl Link {
         deadline: Instant,
     ) -> Result<Self, FetchError> {
         Ok(match (settings.http1, secure) {
-            (_, Some((client, host))) => Self::Own(own::Link::new(Wire::secure(stream, client, host, deadline).await?, home)),
-            (UpstreamCodec::Own, None) => Self::Own(own::Link::new(Wire::Plain(stream), home)),
+            (_, Some((client, host))) => Self::Own(own::Link::new(Wire::secure(stream, client, host, deadline).await?, home).into()),
+            (UpstreamCodec::Own, None) => Self::Own(own::Link::new(Wire::Plain(stream), home).into()),
             (UpstreamCodec::Hyper, None) => Self::Hyper(hyper_client::Link::new(stream, settings, home).await?),
         })
     }
@@ -164,7 +164,7 @@ impl Order<'_> {
         let Connection { link, hold } = connection;
         match (message, link) {
             (Message::Own(head), Link::Own(link)) => own::exchange(self, head, request, link, hold).await,
-            (Message::Hyper(message), Link::Hyper(link)) => hyper_client::exchange(self, *message, request, link, hold).await,
+            (Message::Hyper(message), Link::Hyper(link)) => Box::pin(hyper_client::exchange(self, *message, request, link, hold)).await,
             // The connections of a pool are all of the one codec that its settings name, and so are its messages.
             (_, link) => Err(mixed_up(link, hold)),
         }

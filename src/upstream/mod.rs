@@ -199,11 +199,8 @@ impl Upstream {
     ///
     /// 101 comes with a `tunnel`, and with Upgrade in its fields; Connection is left to whoever sends it on. Dropping
     /// the future closes the connection that it was using.
-    pub async fn send(self: &Arc<Self>, request: Outbound) -> Result<Inbound, Unanswered> {
-        if self.endpoints.is_empty() {
-            return Err(FetchError::Dns.into());
-        }
-        send::send(self, request).await
+    pub fn send(&self, request: Outbound) -> impl Future<Output = Result<Inbound, Unanswered>> + Send {
+        send::send(self, request)
     }
 
     /// A place for a fetch that a purge caused, to be held until the head of its response is there. Cancel-safe.

@@ -115,17 +115,26 @@ impl Pool {
         (open, idle, waiting)
     }
 
+    /// An idle connection of this worker, unless somebody waits in line.
+    pub(super) fn idle(self: &Arc<Self>, want: Want) -> Option<Connection> {
+        if want.fresh || self.waiting.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        while let Some(mut parked) = self.take(want.worker) {
+            if self.is_usable(&mut parked) {
+                return Some(self.revive(parked));
+            }
+            drop(self.revive(parked));
+        }
+        None
+    }
+
     /// An idle connection, or the right to make one, at once or after waiting in line.
     ///
     /// Cancel-safe: whoever leaves the line gives back what came too late.
     pub(super) async fn acquire(self: &Arc<Self>, want: Want) -> Result<Slot, FetchError> {
-        if !want.fresh && self.waiting.load(Ordering::Acquire) == 0 {
-            while let Some(mut parked) = self.take(want.worker) {
-                if self.is_usable(&mut parked) {
-                    return Ok(Slot::Connection(self.revive(parked)));
-                }
-                drop(self.revive(parked));
-            }
+        if let Some(connection) = self.idle(want) {
+            return Ok(Slot::Connection(connection));
         }
         let slot = match self.join(want)? {
             Joined::At(slot) => slot,

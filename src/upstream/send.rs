@@ -25,13 +25,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// See [`Upstream::send`].
-pub(super) async fn send(upstream: &Upstream, request: Outbound) -> Result<Inbound, Unanswered> {
+///
+/// What few requests need is boxed here and below: the future of the others stays small.
+pub(super) async fn send(upstream: &Upstream, mut request: Outbound) -> Result<Inbound, Unanswered> {
+    if upstream.endpoints.is_empty() {
+        return Err(FetchError::Dns.into());
+    }
     let mut tried = None;
     let sent = match upstream.settings.total_timeout {
-        None => attempts(upstream, request, None, &mut tried).await,
+        None => attempts(upstream, &mut request, None, &mut tried).await,
         Some(limit) => {
             let deadline = Instant::now() + limit;
-            let sent = tokio::time::timeout_at(deadline, attempts(upstream, request, Some(deadline), &mut tried)).await;
+            let attempts = Box::pin(attempts(upstream, &mut request, Some(deadline), &mut tried));
+            let sent = Box::pin(tokio::time::timeout_at(deadline, attempts)).await;
             sent.unwrap_or_else(|_| {
                 upstream.metrics.upstream_request(&upstream.settings.name, Err(FetchError::TotalTimeout.token()), None, limit);
                 Err(FetchError::TotalTimeout)
@@ -75,12 +81,12 @@ impl Stage {
 /// `tried` becomes the index of the endpoint that is tried: it tells it also where this is dropped.
 async fn attempts(
     upstream: &Upstream,
-    mut request: Outbound,
+    request: &mut Outbound,
     deadline: Option<Instant>,
     tried: &mut Option<usize>,
 ) -> Result<Inbound, FetchError> {
     let name = &upstream.settings.name;
-    let repeatable = is_repeatable(&request);
+    let repeatable = is_repeatable(request);
     let body = if let RequestBody::Full(bytes) = &request.body { Some(bytes.clone()) } else { None };
     // A connection that began with a client's address is that client's, and one request's.
     let (mut left, mut avoid, mut fresh) = (upstream.settings.retries, None, upstream.settings.proxy_protocol.is_some());
@@ -89,7 +95,7 @@ async fn attempts(
         *tried = Some(at);
         let endpoint = &upstream.endpoints[at];
         let attempt = Attempt { upstream, endpoint, want: Want { worker: request.worker, fresh }, deadline };
-        let failed = match attempt.run(&mut request).await {
+        let failed = match attempt.run(request).await {
             Ok(inbound) => {
                 upstream.metrics.upstream_request(name, Ok(inbound.status), inbound.connect, inbound.first_byte);
                 return Ok(inbound);
@@ -155,7 +161,7 @@ impl Attempt<'_> {
         if asked.upgrade.is_none()
             && let Some(connections) = self.endpoint.http2()
         {
-            match self.over_http2(request, &asked, connections).await? {
+            match Box::pin(self.over_http2(request, &asked, connections)).await? {
                 Some(inbound) => return Ok(inbound),
                 None => self.endpoint.chose_http1(),
             }
@@ -259,6 +265,13 @@ impl Attempt<'_> {
 
     /// A connection, and how long it took to make one if it is new.
     async fn connection(&self, client: Option<Announced>) -> Result<(Connection, Option<Duration>), Failed> {
+        match self.endpoint.pool.idle(self.want) {
+            Some(connection) => Ok((connection, None)),
+            None => Box::pin(self.wait_for_connection(client)).await,
+        }
+    }
+
+    async fn wait_for_connection(&self, client: Option<Announced>) -> Result<(Connection, Option<Duration>), Failed> {
         let (endpoint, settings) = (self.endpoint, &self.upstream.settings);
         let permit = match endpoint.pool.acquire(self.want).await.map_err(Failed::before)? {
             Slot::Connection(connection) => return Ok((connection, None)),

@@ -311,7 +311,7 @@ async fn serve_ours(stream: DuplexStream, parsed: Shared) {
 impl Handler for Echo {
     fn handle(self: &Arc<Self>, _: &Peer, head: &RequestHead, mut body: RequestBody, _: &mut InterimSlot) -> Handled {
         let (head, told) = (head.clone(), Arc::clone(&self.0));
-        Handled::Later(Box::pin(async move {
+        Handled::later(async move {
             let (mut bytes, mut trailers) = (Ok(Vec::new()), Vec::new());
             while let (RequestBody::Stream { stream, .. }, Ok(sofar)) = (&mut body, &mut bytes) {
                 match poll_fn(|context| stream.as_mut().poll_chunk(context)).await {
@@ -332,7 +332,7 @@ impl Handler for Echo {
             let body = ResponseBody::Full(summary(&parsed).into());
             told.lock().push(parsed);
             Response { status: StatusCode::OK, fields: ResponseFields::Own(Fields::new()), body, close: false, outcome: Outcome::default() }
-        }))
+        })
     }
     fn finished(&self, _: &Peer, _: &RequestHead, _: &Outcome, _: &Sent) {}
     fn refused(&self, _: &Peer, _: Option<&RequestHead>, _: Refusal, _: u64) {}

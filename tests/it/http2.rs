@@ -51,10 +51,10 @@ async fn requests_of_one_connection_go_on_at_once() {
     let server = start(limits(), move |head, _, _| match &head.target[..] {
         b"/slow" => {
             let waits = waits.lock().take().unwrap();
-            Handled::Later(Box::pin(async move {
+            Handled::later(async move {
                 waits.await.unwrap();
                 text("slow")
-            }))
+            })
         }
         _ => Handled::Ready(text("quick")),
     })
@@ -78,12 +78,12 @@ async fn requests_of_one_connection_go_on_at_once() {
 #[tokio::test]
 async fn request_bodies_come_in_as_they_are_read_and_no_longer_than_allowed() {
     let server = start(Limits { body_bytes: 300_000, ..limits() }, |_, body, _| {
-        Handled::Later(Box::pin(async move {
+        Handled::later(async move {
             match body_of(body).await {
                 Ok(all) => response(200, ResponseBody::Full(all.into())),
                 Err(error) => text(format!("{error:?}")),
             }
-        }))
+        })
     })
     .await;
     let mut client = client(&server).await;
@@ -158,7 +158,7 @@ async fn a_reset_ends_the_work_for_its_stream_and_no_other() {
     let (fed, body) = mpsc::unbounded_channel();
     let body = parking_lot::Mutex::new(Some(body));
     let server = start(limits(), move |head, _, _| match &head.target[..] {
-        b"/never" => Handled::Later(Box::pin(std::future::pending())),
+        b"/never" => Handled::later(std::future::pending()),
         _ => Handled::Ready(response(200, ResponseBody::Stream { length: None, stream: Box::pin(Fed(body.lock().take().unwrap())) })),
     })
     .await;
@@ -209,7 +209,7 @@ async fn heads_beyond_bounds_and_those_that_disagree_are_refused() {
 async fn a_panic_fails_its_request_alone_and_interim_responses_are_counted() {
     let server = start(limits(), |head, _, slot| match &head.target[..] {
         b"/panic" => panic!("on purpose"),
-        b"/late-panic" => Handled::Later(Box::pin(async { panic!("on purpose") })),
+        b"/late-panic" => Handled::later(async { panic!("on purpose") }),
         _ => {
             let interim = Interim { status: StatusCode::from_u16(103).unwrap(), fields: Fields::new() };
             slot.sender().try_send(interim).unwrap();
@@ -232,12 +232,12 @@ async fn idle_connections_end_and_a_drain_lets_requests_finish() {
     let short = Duration::from_millis(50);
     let server = start(Limits { idle_timeout: short, header_timeout: short, ..limits() }, move |_, _, _| {
         let waits = waits.lock().take();
-        Handled::Later(Box::pin(async move {
+        Handled::later(async move {
             if let Some(waits) = waits {
                 waits.await.unwrap();
             }
             text("ok")
-        }))
+        })
     })
     .await;
     let silent = TcpStream::connect(server.address).await.unwrap();
@@ -379,7 +379,7 @@ async fn abuse(address: SocketAddr, bytes: &[u8]) {
 
 #[tokio::test]
 async fn abuse_ends_its_connection_and_harms_no_other() {
-    let server = start(limits(), |_, _, _| Handled::Later(Box::pin(async { text("ok") }))).await;
+    let server = start(limits(), |_, _, _| Handled::later(async { text("ok") })).await;
     let mut client = client(&server).await;
     assert_eq!(client.send_request(get("/")).await.unwrap().status(), 200);
     let settings = frame(4, 0, 0, &[]);

@@ -31,7 +31,7 @@ impl Handler for Faulty {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
         match &head.target[..] {
             b"/at-once" => panic!("scripted"),
-            b"/later" => Handled::Later(Box::pin(async { panic!("scripted") })),
+            b"/later" => Handled::later(async { panic!("scripted") }),
             b"/body" => Handled::Ready(Response {
                 status: StatusCode::OK,
                 fields: ResponseFields::Own(Fields::new()),

@@ -11,7 +11,7 @@ use super::{ANSWERS_IN_A_ROW, FIRST_REQUEST_WAIT, LINGER_BYTES, LINGER_TIME, Pre
 use crate::body::{BodyError, BodyStream, ResponseBody, Tunnel};
 use crate::clock;
 use crate::config::settings::Limits;
-use crate::listener::{Handled, Handler, InterimReceiver, InterimSlot, Peer, Refusal, RequestHead, Response, Sent, Socket};
+use crate::listener::{Handled, Handler, InterimReceiver, InterimSlot, Later, Peer, Refusal, RequestHead, Response, Sent, Socket};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::target::Scheme;
@@ -68,8 +68,20 @@ enum Begun {
     /// The socket takes no more for now, or the body is yet to come.
     Answering(Box<Answer>),
     /// The handler, or the request body, is to be waited for.
-    Exchange(Box<(Handled, Option<InterimReceiver>, Option<Intake>)>),
+    Waiting(Box<Waiting>),
     Panicked,
+}
+
+/// A request whose answer is not there yet, or whose body is not.
+pub(super) struct Waiting {
+    pub answer: Coming,
+    pub interims: Option<InterimReceiver>,
+    pub intake: Option<Intake>,
+}
+
+pub(super) enum Coming {
+    There(Box<Response>),
+    Later(Later),
 }
 
 /// Where the body of an answer comes from, beyond what the frame holds.
@@ -201,11 +213,8 @@ where
     async fn dispatch(&mut self, plan: RequestPlan) -> Next {
         match poll_fn(|context| Poll::Ready(self.begin(context, plan))).await {
             Begun::Done(next) => next,
-            Begun::Answering(answer) => Box::pin(self.answer(*answer, None, plan)).await,
-            Begun::Exchange(begun) => {
-                let (handled, interims, intake) = *begun;
-                Box::pin(self.exchange(handled, interims, intake, plan)).await
-            }
+            Begun::Answering(answer) => Box::pin(self.answer(answer, None, plan)).await,
+            Begun::Waiting(waiting) => Box::pin(self.exchange(*waiting, plan)).await,
             Begun::Panicked => Box::pin(self.refuse(PANIC)).await,
         }
     }
@@ -217,24 +226,32 @@ where
         let mut interim = InterimSlot::default();
         let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle(&self.peer, &self.head, body, &mut interim)));
         let interims = interim.take();
-        match handled {
-            Ok(Handled::Ready(response)) if intake.is_none() && interims.is_none() => self.answer_at_once(context, response, plan),
-            Ok(handled) => Begun::Exchange(Box::new((handled, interims, intake))),
-            Err(_) => Begun::Panicked,
-        }
+        let answer = match handled {
+            Ok(Handled::Ready(response)) if intake.is_none() && interims.is_none() => {
+                return match self.answer_at_once(context, response, plan) {
+                    Ok(next) => Begun::Done(next),
+                    Err(answer) => Begun::Answering(answer),
+                };
+            }
+            Ok(Handled::Ready(response)) => Coming::There(Box::new(response)),
+            Ok(Handled::Later(later)) => Coming::Later(later),
+            Err(_) => return Begun::Panicked,
+        };
+        Begun::Waiting(Box::new(Waiting { answer, interims, intake }))
     }
 
-    /// The fast path: all bytes of the answer are at hand, and the socket takes them.
-    fn answer_at_once(&mut self, context: &mut Context<'_>, response: Response, plan: RequestPlan) -> Begun {
+    /// The fast path: all bytes of the answer are at hand, and the socket takes them. `Err`: what it does not take yet, or
+    /// what is yet to come.
+    pub fn answer_at_once(&mut self, context: &mut Context<'_>, response: Response, plan: RequestPlan) -> Result<Next, Box<Answer>> {
         let mut answer = self.begin_answer(response, plan, None);
         if matches!(answer.source, Source::None) {
             match self.poll_write(context, &mut answer.frame) {
-                Poll::Ready(Ok(())) => return Begun::Done(self.finish(answer, plan)),
-                Poll::Ready(Err(_)) => return Begun::Done(self.finish_aborted(answer, BodyError::ClientLeft)),
+                Poll::Ready(Ok(())) => return Ok(self.finish(&answer, plan)),
+                Poll::Ready(Err(_)) => return Ok(self.finish_aborted(&answer, BodyError::ClientLeft)),
                 Poll::Pending => {}
             }
         }
-        Begun::Answering(Box::new(answer))
+        Err(Box::new(answer))
     }
 
     /// Frames the answer: its head, and a body that is at hand, stand ready to be written.
@@ -268,9 +285,9 @@ where
     }
 
     /// The last byte of an answer went out, and its request was read to the end.
-    fn finish(&mut self, answer: Answer, plan: RequestPlan) -> Next {
-        self.report(&answer, None);
-        self.after(&answer, plan)
+    fn finish(&mut self, answer: &Answer, plan: RequestPlan) -> Next {
+        self.report(answer, None);
+        self.after(answer, plan)
     }
 
     pub fn after(&self, answer: &Answer, plan: RequestPlan) -> Next {
@@ -287,8 +304,8 @@ where
         }
     }
 
-    pub fn finish_aborted(&mut self, answer: Answer, error: BodyError) -> Next {
-        self.report(&answer, Some(error));
+    pub fn finish_aborted(&mut self, answer: &Answer, error: BodyError) -> Next {
+        self.report(answer, Some(error));
         Next::Abort { reset: answer.framing == Framing::UntilClose }
     }
 

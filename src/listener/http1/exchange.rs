@@ -6,14 +6,14 @@
 //! one that closed altogether until something is written to it. What is streamed to such a client may therefore pause
 //! for no longer than the write timeout.
 
-use super::connection::{Answer, Connection, Next, PANIC, Source};
+use super::connection::{Answer, Coming, Connection, Next, PANIC, Source, Waiting};
 use super::framing::{RequestPlan, has_option};
 use super::intake::{Intake, Room};
 use super::write::{self, Frame, Framing};
 use super::{BODY_READ_BYTES, PIPELINE_BYTES, READ_BYTES, UNREAD_BODY_TIME, bad};
 use crate::body::{BodyError, BodyStream, Chunk, Tunnel};
 use crate::http1::chunked::begin_chunk;
-use crate::listener::{Handled, Handler, Interim, InterimReceiver, Refusal, Response, Socket};
+use crate::listener::{Handler, Interim, InterimReceiver, Later, Refusal, Response, Socket};
 use crate::observe::metrics::Bound;
 use crate::semantics::name;
 use bytes::Bytes;
@@ -25,7 +25,6 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
-type Later = Pin<Box<dyn Future<Output = Response> + Send>>;
 type Polled = Option<Result<Chunk, BodyError>>;
 
 /// The client left before there was an answer. No such status goes out; it names the case in log and metrics.
@@ -46,18 +45,13 @@ where
     S: Socket,
     H: Handler,
 {
-    pub async fn exchange(
-        &mut self,
-        handled: Handled,
-        interims: Option<InterimReceiver>,
-        mut intake: Option<Intake>,
-        plan: RequestPlan,
-    ) -> Next {
+    pub async fn exchange(&mut self, waiting: Waiting, plan: RequestPlan) -> Next {
+        let Waiting { answer, interims, mut intake } = waiting;
         // Interim responses are unknown to HTTP/1.0 (RFC 9110 §15.2).
         let mut interims = interims.filter(|_| self.head.minor_version > 0);
-        let response = match handled {
-            Handled::Ready(response) => response,
-            Handled::Later(future) => match self.wait_for_response(future, &mut interims, &mut intake).await {
+        let response = match answer {
+            Coming::There(response) => response,
+            Coming::Later(later) => match self.wait_for_response(later, &mut interims, &mut intake).await {
                 Ok(response) => response,
                 Err(next) => return next,
             },
@@ -67,8 +61,23 @@ where
                 break;
             }
         }
-        let answer = self.begin_answer(response, plan, intake.as_ref());
-        self.answer(answer, intake, plan).await
+        let answer = match &intake {
+            Some(unread) => Box::new(self.begin_answer(*response, plan, Some(unread))),
+            None => match self.at_once(response, plan).await {
+                Ok(next) => return next,
+                Err(answer) => answer,
+            },
+        };
+        Box::pin(self.answer(answer, intake, plan)).await
+    }
+
+    /// See [`Connection::answer_at_once`].
+    fn at_once(&mut self, response: Box<Response>, plan: RequestPlan) -> impl Future<Output = Result<Next, Box<Answer>>> {
+        let mut response = Some(response);
+        poll_fn(move |context| match response.take() {
+            Some(response) => Poll::Ready(self.answer_at_once(context, *response, plan)),
+            None => Poll::Pending,
+        })
     }
 
     /// Leaving drops the future, and with it whatever it had begun for this client.
@@ -77,13 +86,13 @@ where
         mut future: Later,
         interims: &mut Option<InterimReceiver>,
         intake: &mut Option<Intake>,
-    ) -> Result<Response, Next> {
+    ) -> Result<Box<Response>, Next> {
         loop {
             let written = match poll_fn(|context| self.poll_event(context, &mut future, interims, intake)).await {
-                Event::Response(response) => return Ok(*response),
+                Event::Response(response) => return Ok(response),
                 Event::Interim(interim) => self.write_interim(&interim).await,
                 Event::Continue => self.write_continue(intake).await,
-                Event::Refused(refusal) => return Err(self.refuse(refusal).await),
+                Event::Refused(refusal) => return Err(Box::pin(self.refuse(refusal)).await),
                 Event::Gone => Err(BodyError::ClientLeft),
             };
             if written.is_err() {
@@ -108,7 +117,7 @@ where
             None | Some(Poll::Ready(Ok(()))) => {}
         }
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-            Ok(Poll::Ready(response)) => return Poll::Ready(Event::Response(Box::new(response))),
+            Ok(Poll::Ready(response)) => return Poll::Ready(Event::Response(response)),
             Ok(Poll::Pending) => {}
             Err(_) => return Poll::Ready(Event::Refused(PANIC)),
         }
@@ -213,14 +222,14 @@ where
     }
 
     /// Sends an answer to its end, then sees to what is left of its request.
-    pub async fn answer(&mut self, mut answer: Answer, mut intake: Option<Intake>, plan: RequestPlan) -> Next {
+    pub async fn answer(&mut self, mut answer: Box<Answer>, mut intake: Option<Intake>, plan: RequestPlan) -> Next {
         let written = match std::mem::replace(&mut answer.source, Source::None) {
             Source::None => self.write_frame(&mut answer.frame, &mut intake).await,
             Source::Stream(stream) => self.write_stream(&mut answer, stream, &mut intake).await,
             Source::Tunnel(tunnel) => return self.run_tunnel(answer, tunnel, intake).await,
         };
         if let Err(error) = written {
-            return self.finish_aborted(answer, error);
+            return self.finish_aborted(&answer, error);
         }
         self.report(&answer, None);
         let settled = match intake {
@@ -417,7 +426,7 @@ where
     }
 
     /// After 101: bytes both ways until both sides ended. What the client sent ahead of the 101 goes first.
-    async fn run_tunnel(&mut self, mut answer: Answer, mut tunnel: Box<dyn Tunnel>, intake: Option<Intake>) -> Next {
+    async fn run_tunnel(&mut self, mut answer: Box<Answer>, mut tunnel: Box<dyn Tunnel>, intake: Option<Intake>) -> Next {
         let whole = intake.is_none_or(|intake| intake.is_done());
         let copied = match self.write_frame(&mut answer.frame, &mut None).await {
             Ok(()) if whole => self.copy_both_ways(&mut tunnel).await,
@@ -431,7 +440,7 @@ where
                 self.report(&answer, None);
                 Next::Close
             }
-            Err(_) => self.finish_aborted(answer, BodyError::Reset),
+            Err(_) => self.finish_aborted(&answer, BodyError::Reset),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel
 use crate::clock;
 use crate::config::settings::Limits;
 use crate::http2;
-use crate::listener::{Handled, Handler, InterimSlot, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent};
+use crate::listener::{Handled, Handler, InterimSlot, Later, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::{StatusCode, date, name, proxy_status};
@@ -45,7 +45,7 @@ pub(in crate::listener) enum Asked<H: Handler> {
 /// A request under way. Dropping it drops all work for it.
 pub(in crate::listener) struct Waiting<H: Handler> {
     report: Report<H>,
-    response: Pin<Box<dyn Future<Output = Response> + Send>>,
+    response: Later,
     interims: InterimSlot,
     is_connect: bool,
 }
@@ -85,7 +85,7 @@ impl<H: Handler> Waiting<H> {
             Err(_) => Poll::Ready(Err(PANIC)),
         });
         let response = response.await;
-        answer(self.report, response, self.interims, self.is_connect)
+        answer(self.report, response.map(|response| *response), self.interims, self.is_connect)
     }
 }
 

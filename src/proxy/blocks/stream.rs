@@ -124,7 +124,7 @@ impl BodyStream for BlockStream {
 
 /// Has the first bytes of an answer made of blocks ready before its head goes out: until then it can still become another
 /// answer. Any other answer is left as it is.
-pub async fn settle(mut response: Response) -> Result<Response, BodyError> {
+pub async fn settle(mut response: Box<Response>) -> Result<Box<Response>, BodyError> {
     if !response.outcome.in_blocks {
         return Ok(response);
     }

@@ -85,7 +85,7 @@ impl Link {
 
 /// A request and its answer on a connection.
 struct Conversation {
-    link: Link,
+    link: Box<Link>,
     hold: Hold,
     upload: Upload,
     reader: Reader,
@@ -114,7 +114,7 @@ pub(super) async fn exchange(
     order: &Order<'_>,
     head: Vec<u8>,
     request: &mut Outbound,
-    mut link: Link,
+    mut link: Box<Link>,
     hold: Hold,
 ) -> Result<Answer, Broken> {
     link.rise(request.worker);
@@ -201,7 +201,7 @@ impl Conversation {
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Link { stream, buffer, .. } = &mut self.link;
+        let Link { stream, buffer, .. } = &mut *self.link;
         let wanted = match self.reader.left() {
             Some(left) => usize::try_from(left).unwrap_or(usize::MAX).min(BODY_READ_BYTES) + SURPLUS_BYTES,
             None => self.room,
@@ -230,6 +230,7 @@ impl Conversation {
     fn answer(mut self: Box<Self>, head: Head, order: &Order<'_>) -> Answer {
         if head.status == http::StatusCode::SWITCHING_PROTOCOLS {
             let Self { link, hold, .. } = *self;
+            let link = *link;
             let tunnel = Tunnel { early: link.buffer, stream: link.stream, _hold: hold };
             return Answer { head, body: None, tunnel: Some(Box::new(tunnel)) };
         }

@@ -158,7 +158,7 @@ pub fn text(body: impl Into<String>) -> Response {
 }
 
 pub fn later(future: impl Future<Output = Response> + Send + 'static) -> Handled {
-    Handled::Later(Box::pin(future))
+    Handled::later(future)
 }
 
 /// A body of prepared pieces.
