@@ -14,6 +14,7 @@ use ::redis::{
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// Commands that may be on their way in one connection; more wait in the caller, within its time.
 const COMMANDS_UNDER_WAY: usize = 4096;
@@ -242,6 +243,28 @@ impl Connection {
         match self {
             Self::One(connection) => pipeline.query_async(connection).await,
             Self::Cluster(connection) => pipeline.query_async(connection).await,
+        }
+    }
+
+    /// Sends commands together, whatever their keys.
+    pub async fn send_each(&mut self, commands: Vec<Cmd>) -> RedisResult<()> {
+        match self {
+            Self::One(connection) => {
+                let mut all = ::redis::pipe();
+                for command in commands {
+                    all.add_command(command).ignore();
+                }
+                all.query_async(connection).await
+            }
+            // A pipeline goes to one slot there.
+            Self::Cluster(connection) => {
+                let mut sent = JoinSet::new();
+                for command in commands {
+                    let mut connection = connection.clone();
+                    sent.spawn(async move { connection.req_packed_command(&command).await?.extract_error() });
+                }
+                sent.join_all().await.into_iter().try_for_each(|answer| answer.map(drop))
+            }
         }
     }
 

@@ -85,6 +85,11 @@ impl Link {
         self.run(within, async |mut connection| Ok(connection.send_all(pipeline).await?)).await
     }
 
+    /// Sends commands together, whatever their keys. The first error among the answers fails them all.
+    pub async fn each(&self, commands: Vec<Cmd>, within: Duration) -> Result<(), RedisError> {
+        self.run(within, async |mut connection| Ok(connection.send_each(commands).await?)).await
+    }
+
     /// Runs a script; its keys must share a hash tag. Where Redis does not know it yet, it is sent whole.
     pub async fn script<T, K, A>(&self, script: &Script, keys: &[K], arguments: &[A], within: Duration) -> Result<T, RedisError>
     where

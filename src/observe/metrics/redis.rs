@@ -10,8 +10,10 @@ use std::time::Duration;
 pub enum RedisUse {
     /// Look-ups of the tier.
     Lookup,
-    /// Bodies, and everything that is written to the tier.
+    /// Bodies, and what is written to the tier but for floors.
     Bodies,
+    /// Floors of URLs, raised by unsafe methods.
+    Floors,
     /// The journal's commands.
     Journal,
     /// Reads of the journal that wait for news.
@@ -27,12 +29,13 @@ pub enum RedisUse {
 }
 
 impl RedisUse {
-    pub const ALL: [Self; 8] =
-        [Self::Lookup, Self::Bodies, Self::Journal, Self::Follow, Self::Lease, Self::Limit, Self::Subscribe, Self::Admin];
+    pub const ALL: [Self; 9] =
+        [Self::Lookup, Self::Bodies, Self::Floors, Self::Journal, Self::Follow, Self::Lease, Self::Limit, Self::Subscribe, Self::Admin];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lookup => "lookup",
             Self::Bodies => "bodies",
+            Self::Floors => "floors",
             Self::Journal => "journal",
             Self::Follow => "follow",
             Self::Lease => "lease",

@@ -205,13 +205,15 @@ series! {
     TIER_BROKEN_BODIES = Counter "tiercel_tier_broken_bodies_total" ["tier"]
         "Bodies of which a segment was gone or wrong while they were delivered: those connections were aborted.";
     TIER_WRITES = Counter "tiercel_tier_writes_total" ["tier", "outcome"]
-        "Writes to a tier outside the process: stored, removed, floor (of a URL, raised by an unsafe method), older (a later response was there), outdated (purged or past its time when its turn came), full (the queue was), failed, skipped (left alone).";
+        "Writes to a tier outside the process: stored, removed, floor (of a URL, raised by an unsafe method), floor_dropped (more than 65,536 waited), older (a later response was there), outdated (purged or past its time when its turn came), full (the queue was), failed, skipped (left alone).";
     TIER_WRITTEN_BYTES = Counter "tiercel_tier_written_bytes_total" ["tier"]
         "Bytes of the records written to a tier outside the process.";
     TIER_QUEUE_ENTRIES = Gauge "tiercel_tier_queue_entries" ["tier"]
         "Writes that wait for a tier outside the process.";
     TIER_QUEUE_BYTES = Gauge "tiercel_tier_queue_bytes" ["tier"]
         "Bytes of the responses that wait to be written to a tier outside the process.";
+    TIER_FLOORS = Gauge "tiercel_tier_queue_floors" ["tier"]
+        "Floors of URLs that wait to be raised in a tier outside the process.";
     TIER_BREAKER = Gauge "tiercel_tier_breaker_open" ["tier"]
         "Whether a tier is left alone because it does not answer.";
     LEASE_ASKED = Counter "tiercel_lease_asked_total" ["result"]
