@@ -77,6 +77,7 @@ impl RedisOutcome {
 pub struct RedisSeries {
     uses: Vec<UseSeries>,
     clock_offset: IntGauge,
+    unsuited: [(RedisUse, IntGauge); 2],
 }
 
 struct UseSeries {
@@ -101,7 +102,9 @@ impl RedisSeries {
                 connections: connections.with_label_values(&[name]),
             }
         };
+        let unsuited = series::REDIS_POLICY_UNSUITED.gauges(registry);
         Self {
+            unsuited: [RedisUse::Journal, RedisUse::Bodies].map(|purpose| (purpose, unsuited.with_label_values(&[purpose.as_str()]))),
             uses: RedisUse::ALL.into_iter().map(of_use).collect(),
             clock_offset: series::REDIS_CLOCK_OFFSET.gauges(registry).with_label_values::<&str>(&[]),
         }
@@ -124,6 +127,13 @@ impl RedisSeries {
     /// Connections that are up.
     pub fn connections(&self, purpose: RedisUse) -> &IntGauge {
         &self.uses[purpose as usize].connections
+    }
+
+    /// Whether a Redis that is full would do the wrong thing with what this use keeps there.
+    pub fn unsuited(&self, purpose: RedisUse, is_unsuited: bool) {
+        if let Some((_, gauge)) = self.unsuited.iter().find(|(of, _)| *of == purpose) {
+            gauge.set(i64::from(is_unsuited));
+        }
     }
 
     /// By how much the clock of Redis is ahead of this host's.

@@ -246,6 +246,8 @@ series! {
         "Connections to Redis that are up.";
     REDIS_CLOCK_OFFSET = Gauge "tiercel_redis_clock_offset_milliseconds" []
         "By how much the clock of Redis is ahead of this host's; stored responses in Redis carry its time.";
+    REDIS_POLICY_UNSUITED = Gauge "tiercel_redis_policy_unsuited" ["use"]
+        "Whether the maxmemory-policy of Redis does not suit what is kept there (use journal: it may be evicted; bodies: nothing is taken when it is full), and there is a limit to its memory.";
     CONNECTIONS = Gauge "tiercel_connections" []
         "Connections of clients.";
     TLS_HANDSHAKES = Counter "tiercel_tls_handshakes_total" ["version", "outcome"]
