@@ -15,7 +15,7 @@ mod subscription;
 pub use self::breaker::Breaker;
 pub use self::connect::{Holder, Role, Server, unsuited};
 pub use self::error::RedisError;
-pub use self::keys::{Keys, UrlKeys};
+pub use self::keys::{Kept, Keys, UrlKeys};
 pub use self::link::{Connected, Link};
 pub use self::script::Script;
 pub use self::subscription::{Message, Subscription};
