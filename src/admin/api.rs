@@ -200,7 +200,7 @@ async fn explain(State(control): Shared, body: Body) -> Result<Json<Value>, Prob
 }
 
 async fn redis(State(control): Shared) -> Result<Json<Value>, Problem> {
-    let remedy = "see that [cache.redis] leads to a Redis that answers; its log line says what failed";
+    let remedy = "see that [cache.redis] and [journal.redis] lead to a Redis that answers; the log says what failed";
     control.redis_usage().await.map(Json).map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error, remedy))
 }
 

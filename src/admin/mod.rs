@@ -47,7 +47,7 @@ pub trait Control: Send + Sync + 'static {
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, ReloadRefused>> + Send>>;
     /// What is kept in Redis, as far as a bounded look tells (`tiercel redis-stats`).
     fn redis_usage(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, String>> + Send>> {
-        Box::pin(async { Err("no Redis is configured ([cache.redis] url)".into()) })
+        Box::pin(async { Err("no Redis is configured ([cache.redis] url, [journal.redis] url)".into()) })
     }
     /// `Ok` when requests are welcome; else why not.
     fn ready(&self) -> Result<(), String>;

@@ -552,9 +552,7 @@ pub fn raise_floors(proxy: &Proxy, urls: &[u128], now: Now) {
         return;
     }
     let began_ms = remote.tier.redis().time_ms(now.wall_ms) + FLOOR_MARGIN_MS;
-    for url in urls {
-        remote.tier.raise_floor(proxy.journal.epoch(), *url, began_ms);
-    }
+    remote.tier.raise_floors(proxy.journal.epoch(), urls, began_ms);
 }
 
 /// Segments of one response that are looked after when it is replaced: those of the longest that routes may admit (1 GiB).

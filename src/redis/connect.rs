@@ -1,7 +1,7 @@
 //! Making a connection: where to, with what, and whom it reached.
 
-use super::RedisError;
 use super::keys::slot;
+use super::{RedisError, Use};
 use crate::clock;
 use crate::config::settings::{self, RedisAddress, RedisMode};
 use ::redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -14,6 +14,7 @@ use ::redis::{
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// Commands that may be on their way in one connection; more wait in the caller, within its time.
 const COMMANDS_UNDER_WAY: usize = 4096;
@@ -45,6 +46,18 @@ pub struct Server {
     /// Changes when a replica becomes master; empty like `run_id`.
     pub replication_id: String,
     pub role: Role,
+    /// What it does when its memory is full (`maxmemory-policy`); empty where it has no limit, and like `run_id`.
+    pub when_full: String,
+}
+
+/// What is wrong with a `maxmemory-policy` for what connections of this use keep there.
+pub fn unsuited(policy: &str, purpose: Use) -> Option<&'static str> {
+    match (policy, purpose) {
+        ("noeviction", Use::Bodies) => Some("takes no more when it is full"),
+        ("noeviction" | "", _) => None,
+        (_, Use::Journal) if !policy.starts_with("volatile-") => Some("may evict the journal, which costs the whole tier"),
+        _ => None,
+    }
 }
 
 /// A server that holds keys: in a Cluster the master of a slot.
@@ -245,6 +258,28 @@ impl Connection {
         }
     }
 
+    /// Sends commands together, whatever their keys.
+    pub async fn send_each(&mut self, commands: Vec<Cmd>) -> RedisResult<()> {
+        match self {
+            Self::One(connection) => {
+                let mut all = ::redis::pipe();
+                for command in commands {
+                    all.add_command(command).ignore();
+                }
+                all.query_async(connection).await
+            }
+            // A pipeline goes to one slot there.
+            Self::Cluster(connection) => {
+                let mut sent = JoinSet::new();
+                for command in commands {
+                    let mut connection = connection.clone();
+                    sent.spawn(async move { connection.req_packed_command(&command).await?.extract_error() });
+                }
+                sent.join_all().await.into_iter().try_for_each(|answer| answer.map(drop))
+            }
+        }
+    }
+
     /// Who is there; in a Cluster, the master of a key's slot.
     pub async fn server(&mut self, key: Option<&str>) -> Result<Server, RedisError> {
         let question = ::redis::cmd("INFO");
@@ -315,6 +350,7 @@ impl Server {
                 "slave" => Role::Replica,
                 _ => Role::Unknown,
             },
+            when_full: if matches!(value("maxmemory"), "" | "0") { String::new() } else { value("maxmemory_policy").to_owned() },
         }
     }
 }
@@ -337,7 +373,22 @@ mod tests {
     fn info_says_who_is_there() {
         let info = "# Server\r\nredis_version:7.0.15\r\nrun_id:abc\r\n\r\n# Replication\r\nrole:slave\r\nmaster_replid:def\r\nmaster_replid2:000\r\n";
         let server = Server::read(info);
-        assert_eq!(server, Server { run_id: "abc".into(), replication_id: "def".into(), role: Role::Replica });
+        assert_eq!(server, Server { run_id: "abc".into(), replication_id: "def".into(), role: Role::Replica, when_full: String::new() });
+        for (limit, when_full) in [("0", ""), ("1048576", "allkeys-lru")] {
+            let info = format!("{info}# Memory\r\nmaxmemory:{limit}\r\nmaxmemory_policy:allkeys-lru\r\n");
+            assert_eq!(Server::read(&info).when_full, when_full);
+        }
         assert_eq!(Server::read(""), Server::default());
+    }
+
+    #[test]
+    fn a_policy_suits_what_is_kept_under_it_or_not() {
+        let wrong = |policy: &str| [Use::Journal, Use::Bodies, Use::Lookup].map(|purpose| unsuited(policy, purpose).is_some());
+        for policy in ["", "volatile-lru", "volatile-ttl"] {
+            assert_eq!(wrong(policy), [false; 3], "{policy}");
+        }
+        assert_eq!(wrong("noeviction"), [false, true, false]);
+        assert_eq!(wrong("allkeys-lru"), [true, false, false]);
+        assert_eq!(wrong("allkeys-random"), [true, false, false]);
     }
 }

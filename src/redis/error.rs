@@ -1,6 +1,9 @@
 //! Why Redis gave no answer that could be used.
 
 use redis::ErrorKind;
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RedisError {
@@ -63,7 +66,37 @@ impl From<redis::RedisError> for RedisError {
             },
             ErrorKind::UnexpectedReturnType => Self::Unexpected(error.to_string()),
             ErrorKind::InvalidClientConfig => Self::Misconfigured(error.to_string()),
-            _ => Self::Broken(error.to_string()),
+            _ => Self::Broken(tls_failure(&error).map_or_else(|| error.to_string(), remedy)),
         }
     }
+}
+
+/// What TLS says, where it is at the bottom of an error.
+fn tls_failure(error: &redis::RedisError) -> Option<&rustls::Error> {
+    let cause: &Arc<dyn Error + Send + Sync> = error.source()?.downcast_ref()?;
+    cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
+}
+
+/// The same with what helps; `tls` is that of `[cache.redis]` or `[journal.redis]`.
+fn remedy(error: &rustls::Error) -> String {
+    use rustls::CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, UnknownIssuer,
+    };
+    let remedy = match error {
+        // The second where an authority of the same name is trusted.
+        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
+            "its certificate was issued by an authority that is not trusted here: name that one's certificate in tls.roots"
+        }
+        rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
+            "its certificate is not for the host in url: write a name there that it is for"
+        }
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => "its certificate has expired: have it renewed there",
+        rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => "look at the clocks",
+        rustls::Error::AlertReceived(_) => {
+            "it refused the handshake: it wants a client certificate (tls.certificate, tls.key), or another than that"
+        }
+        rustls::Error::InvalidMessage(_) => "it does not speak TLS on this port: write redis://, or its TLS port",
+        _ => return error.to_string(),
+    };
+    format!("{error}: {remedy}")
 }

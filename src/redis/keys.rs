@@ -11,6 +11,18 @@ pub struct Keys {
     prefix: Box<str>,
 }
 
+/// What keys are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    Primary,
+    Head,
+    Segment,
+    Floor,
+    Lease,
+    Limit,
+    Journal,
+}
+
 /// What the records of one URL have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UrlKeys<'a> {
@@ -30,9 +42,29 @@ impl Keys {
         UrlKeys { keys: self, epoch, url }
     }
 
-    /// Matches every record of the tier, of whichever epoch; for `SCAN`.
-    pub fn tier_pattern(&self) -> String {
-        format!("{}:c:*", self.prefix)
+    /// Matches everything of ours; for `SCAN`.
+    pub fn pattern(&self) -> String {
+        format!("{}:*", self.prefix)
+    }
+
+    /// What is kept under a name; `None` where it is not ours.
+    pub fn kept(&self, name: &str) -> Option<Kept> {
+        let rest = name.strip_prefix(&*self.prefix)?.strip_prefix(':')?;
+        if rest.starts_with("{journal}") {
+            return Some(Kept::Journal);
+        }
+        if rest.starts_with("limit:{") {
+            return Some(Kept::Limit);
+        }
+        let (_, record) = rest.strip_prefix("c:")?.split_once("}:")?;
+        match record.as_bytes().first()? {
+            b'p' => Some(Kept::Primary),
+            b'h' => Some(Kept::Head),
+            b's' => Some(Kept::Segment),
+            b'f' => Some(Kept::Floor),
+            b'l' => Some(Kept::Lease),
+            _ => None,
+        }
     }
 
     /// The record of the fleet's journal. Its streams are named after it and its epoch, by the scripts that know the epoch.
@@ -126,6 +158,27 @@ mod tests {
         assert!(all.iter().all(|key| tag(key) == format!("{:032x}", 0xabc)), "{all:?}");
         assert_eq!(url.floor(), "shop:c:3:{00000000000000000000000000000abc}:f");
         assert_ne!(url.floor(), keys.url(4, 0xabc).floor(), "an epoch shares nothing with another");
+    }
+
+    #[test]
+    fn every_name_says_what_it_is_for() {
+        let keys = Keys::new("shop");
+        let url = keys.url(3, 0xabc);
+        let all = [
+            (url.primary(1), Kept::Primary),
+            (url.head(1), Kept::Head),
+            (url.segment(1, 0), Kept::Segment),
+            (url.floor(), Kept::Floor),
+            (url.lease(1), Kept::Lease),
+            (keys.limit("api:1"), Kept::Limit),
+            (keys.journal(), Kept::Journal),
+            (keys.journal_stream("unsafe", 7), Kept::Journal),
+        ];
+        for (name, kept) in all {
+            assert_eq!(keys.kept(&name), Some(kept), "{name}");
+            assert_eq!(Keys::new("sho").kept(&name), None, "{name}");
+        }
+        assert_eq!(keys.kept("shop:north:{journal}"), None, "another prefix");
     }
 
     #[test]

@@ -19,8 +19,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_LAST: Duration = Duration::from_secs(2);
 /// A connection on which every answer is late for so long is replaced.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
-/// How often Redis' clock is read.
-const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// How often Redis is asked for its clock, and for what it does when it is full.
+const GREET_EVERY: Duration = Duration::from_secs(60);
 
 /// A connection with one purpose. Dropping it closes the connection.
 pub struct Link {
@@ -83,6 +83,11 @@ impl Link {
     /// Sends commands together; their keys must share a hash tag. The first error among the answers fails them all.
     pub async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline, within: Duration) -> Result<T, RedisError> {
         self.run(within, async |mut connection| Ok(connection.send_all(pipeline).await?)).await
+    }
+
+    /// Sends commands together, whatever their keys. The first error among the answers fails them all.
+    pub async fn each(&self, commands: Vec<Cmd>, within: Duration) -> Result<(), RedisError> {
+        self.run(within, async |mut connection| Ok(connection.send_each(commands).await?)).await
     }
 
     /// Runs a script; its keys must share a hash tag. Where Redis does not know it yet, it is sent whole.
@@ -272,32 +277,38 @@ async fn keep(line: Weak<Line>) {
 async fn connect(line: &Line, generation: u64) -> Result<Current, RedisError> {
     let target = &line.shared.target;
     let mut connection = target.connect().await?;
-    let greet = async {
-        let server = connection.server(None).await?;
-        line.shared.set_clock_offset(connection.clock_offset().await?);
-        Ok(server)
-    };
-    let server = timeout(target.connect_timeout(), greet).await.unwrap_or(Err(RedisError::Timeout))?;
+    let server = greet(line, &mut connection).await?;
     if server.role == Role::Replica && target.wants_master() {
         return Err(RedisError::Refused { code: "READONLY".into(), detail: "the server that Sentinel names is a replica yet".into() });
     }
     Ok(Current { connection, connected: Connected { generation, server }, since: clock::nanos() })
 }
 
-/// Until the connection is to be replaced; reads the clock of Redis now and then.
+/// Asks who is there, and how things stand.
+async fn greet(line: &Line, connection: &mut Connection) -> Result<Server, RedisError> {
+    let (shared, purpose) = (&line.shared, line.purpose);
+    let key = (purpose == Use::Journal).then(|| shared.keys.journal());
+    let ask = async {
+        let server = connection.server(key.as_deref()).await?;
+        shared.check_policy(purpose, &server.when_full);
+        shared.set_clock_offset(connection.clock_offset().await?);
+        Ok(server)
+    };
+    timeout(shared.target.connect_timeout(), ask).await.unwrap_or(Err(RedisError::Timeout))
+}
+
+/// Until the connection is to be replaced; asks now and then.
 async fn stay(line: Arc<Line>, mut connection: Connection, generation: u64) {
-    let within = line.shared.target.connect_timeout();
     loop {
-        let woken = timeout(CLOCK_EVERY, line.wake.notified()).await.is_ok();
+        let woken = timeout(GREET_EVERY, line.wake.notified()).await.is_ok();
         if line.broken.load(Ordering::Acquire) >= generation {
             return;
         }
         if woken {
             continue;
         }
-        match timeout(within, connection.clock_offset()).await.unwrap_or(Err(RedisError::Timeout)) {
-            Ok(offset) => line.shared.set_clock_offset(offset),
-            Err(_) => line.replace(generation),
+        if greet(&line, &mut connection).await.is_err() {
+            line.replace(generation);
         }
     }
 }

@@ -13,9 +13,9 @@ mod script;
 mod subscription;
 
 pub use self::breaker::Breaker;
-pub use self::connect::{Holder, Role, Server};
+pub use self::connect::{Holder, Role, Server, unsuited};
 pub use self::error::RedisError;
-pub use self::keys::{Keys, UrlKeys};
+pub use self::keys::{Kept, Keys, UrlKeys};
 pub use self::link::{Connected, Link};
 pub use self::script::Script;
 pub use self::subscription::{Message, Subscription};
@@ -27,7 +27,7 @@ use crate::config::settings;
 use crate::observe::metrics::Metrics;
 use connect::Target;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 /// A deployment of Redis. Cheap to clone; makes links, and knows the keys and the time there.
 #[derive(Clone)]
@@ -41,6 +41,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// Milliseconds by which Redis' clock is ahead of ours.
     clock_offset: AtomicI64,
+    /// A bit per use: what was warned of holds.
+    unsuited: AtomicU32,
 }
 
 /// More than this between the two clocks is warned about.
@@ -55,6 +57,7 @@ impl Redis {
                 keys: Keys::new(&settings.prefix),
                 metrics: Arc::clone(metrics),
                 clock_offset: AtomicI64::new(0),
+                unsuited: AtomicU32::new(0),
             }),
         })
     }
@@ -85,6 +88,19 @@ impl Redis {
 }
 
 impl Shared {
+    /// Says once that a server that is full would do the wrong thing with what this use keeps there.
+    fn check_policy(&self, purpose: Use, policy: &str) {
+        let (wrong, bit) = (unsuited(policy, purpose), 1 << purpose as u32);
+        self.metrics.redis.unsuited(purpose, wrong.is_some());
+        let before =
+            if wrong.is_some() { self.unsuited.fetch_or(bit, Ordering::Relaxed) } else { self.unsuited.fetch_and(!bit, Ordering::Relaxed) };
+        if let Some(effect) = wrong
+            && before & bit == 0
+        {
+            tracing::warn!(redis = %self.target, policy, effect, "Redis does the wrong thing when it is full: set maxmemory-policy to volatile-lru or another volatile-*");
+        }
+    }
+
     /// `offset_ms`: by how much Redis' clock is ahead, as measured now.
     fn set_clock_offset(&self, offset_ms: i64) {
         let before = self.clock_offset.swap(offset_ms, Ordering::Relaxed);

@@ -11,6 +11,7 @@ use crate::invalidation::{Mode, Receipt, Selector};
 use crate::limit::Rejected;
 use crate::observe::metrics::Bound;
 use crate::proxy;
+use crate::redis::{Redis, Use};
 use crate::semantics::Target;
 use crate::tier::redis::usage;
 use serde_json::{Value, json};
@@ -87,12 +88,20 @@ impl Control for Controller {
     }
 
     fn redis_usage(&self) -> Pin<Box<dyn Future<Output = Result<Value, String>> + Send>> {
-        let Some(tier) = self.state.proxy.tier().cloned() else {
-            return Box::pin(async { Err("no Redis is configured ([cache.redis] url)".into()) });
-        };
+        let tier = self.state.proxy.tier().map(|tier| tier.redis().clone());
+        let journal = self.fleet().map(|fleet| fleet.redis().clone());
+        let has_own = self.state.proxy.live.load().settings.journal.redis.is_some();
         Box::pin(async move {
-            let usage = usage(tier.redis()).await.map_err(|error| error.to_string())?;
-            serde_json::to_value(usage).map_err(|error| error.to_string())
+            match (tier, journal.filter(|_| has_own)) {
+                (Some(tier), None) => kept_in(&tier, &[Use::Bodies, Use::Journal]).await,
+                (None, Some(journal)) => kept_in(&journal, &[Use::Journal]).await,
+                (Some(tier), Some(journal)) => {
+                    let mut kept = kept_in(&tier, &[Use::Bodies]).await?;
+                    kept["journal_redis"] = kept_in(&journal, &[Use::Journal]).await.unwrap_or_else(|error| json!({"error": error}));
+                    Ok(kept)
+                }
+                (None, None) => Err("no Redis is configured ([cache.redis] url, [journal.redis] url)".into()),
+            }
         })
     }
 
@@ -155,4 +164,10 @@ impl Control for Controller {
     fn selectors_per_call(&self) -> usize {
         self.state.proxy.live.load().settings.purge.selectors_per_call
     }
+}
+
+/// What is kept in one Redis; in it is to be what is named.
+async fn kept_in(redis: &Redis, keeps: &[Use]) -> Result<Value, String> {
+    let usage = usage(redis, keeps).await.map_err(|error| format!("{}: {error}", redis.address()))?;
+    serde_json::to_value(usage).map_err(|error| error.to_string())
 }

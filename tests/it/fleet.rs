@@ -6,4 +6,5 @@ mod journal;
 mod lease;
 mod parts;
 mod redis_tier;
+mod setups;
 mod shield;

@@ -234,7 +234,7 @@ pub struct Read {
 
 /// Makes an epoch if the record's is `expected` (`None`: if there is none): the epoch is the greatest of `at_least`,
 /// Redis' time in ms, and one above the record's. Sets `base`, this server since now, both last ids to the epoch's start;
-/// ends a doubt; keeps the members. Streams of the epoch before are removed.
+/// ends a doubt; keeps the members. Streams of epochs before are removed, also where the record was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proposal {
     pub expected: Option<u64>,

@@ -37,6 +37,7 @@ const LOGGED_EVERY_MS: u64 = 60_000;
 /// This node's end of the fleet's journal.
 pub struct Stream {
     journal: Arc<Journal>,
+    redis: Redis,
     /// Bounded by those who send: one of each purge, and what commands came to, of which the fleet has some dozens.
     inputs: mpsc::UnboundedSender<Input>,
     /// Counts changes of receipts.
@@ -98,6 +99,7 @@ impl Stream {
         );
         let stream = Arc::new(Self {
             journal,
+            redis: redis.clone(),
             inputs: inputs.clone(),
             told: watch::Sender::new(0),
             view: Mutex::new(View { node: own.node.clone(), ..View::default() }),
@@ -149,6 +151,11 @@ impl Stream {
     /// Changes whenever a receipt may have.
     pub fn told(&self) -> watch::Receiver<u64> {
         self.told.subscribe()
+    }
+
+    /// Where the journal is.
+    pub const fn redis(&self) -> &Redis {
+        &self.redis
     }
 
     pub fn view(&self) -> View {

@@ -18,10 +18,17 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local made = string.format('%.0f', math.max(tonumber(at_least), now, (tonumber(epoch) or 0) + 1))
--- Where the record is lost, what its maker had followed may still be there.
-for _, before in ipairs({ epoch, string.format('%.0f', tonumber(at_least) - 1) }) do
-  redis.call('UNLINK', record .. ':purges:' .. before, record .. ':unsafe:' .. before)
+-- Where the record is lost, streams may still be there of which a node that starts knows nothing: so the epochs stand in a
+-- set of their own. (An expiry would make the streams what Redis evicts when it is full.)
+local epochs = record .. ':epochs'
+local before = redis.pcall('SMEMBERS', epochs)
+before[#before + 1] = epoch
+before[#before + 1] = string.format('%.0f', tonumber(at_least) - 1)
+for _, of in ipairs(before) do
+  redis.call('UNLINK', record .. ':purges:' .. of, record .. ':unsafe:' .. of)
 end
+redis.call('DEL', epochs)
+redis.call('SADD', epochs, made)
 redis.call('HSET', record, 'epoch', made, 'base', base, 'last', '0-0', 'unsafe_last', '0-0',
   'server', info('server', 'run_id') .. '/' .. info('replication', 'master_replid'), 'since', string.format('%.0f', now))
 redis.call('HDEL', record, 'doubt', 'ids_from')

@@ -10,8 +10,10 @@ use std::time::Duration;
 pub enum RedisUse {
     /// Look-ups of the tier.
     Lookup,
-    /// Bodies, and everything that is written to the tier.
+    /// Bodies, and what is written to the tier but for floors.
     Bodies,
+    /// Floors of URLs, raised by unsafe methods.
+    Floors,
     /// The journal's commands.
     Journal,
     /// Reads of the journal that wait for news.
@@ -27,12 +29,13 @@ pub enum RedisUse {
 }
 
 impl RedisUse {
-    pub const ALL: [Self; 8] =
-        [Self::Lookup, Self::Bodies, Self::Journal, Self::Follow, Self::Lease, Self::Limit, Self::Subscribe, Self::Admin];
+    pub const ALL: [Self; 9] =
+        [Self::Lookup, Self::Bodies, Self::Floors, Self::Journal, Self::Follow, Self::Lease, Self::Limit, Self::Subscribe, Self::Admin];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lookup => "lookup",
             Self::Bodies => "bodies",
+            Self::Floors => "floors",
             Self::Journal => "journal",
             Self::Follow => "follow",
             Self::Lease => "lease",
@@ -74,6 +77,7 @@ impl RedisOutcome {
 pub struct RedisSeries {
     uses: Vec<UseSeries>,
     clock_offset: IntGauge,
+    unsuited: [(RedisUse, IntGauge); 2],
 }
 
 struct UseSeries {
@@ -98,7 +102,9 @@ impl RedisSeries {
                 connections: connections.with_label_values(&[name]),
             }
         };
+        let unsuited = series::REDIS_POLICY_UNSUITED.gauges(registry);
         Self {
+            unsuited: [RedisUse::Journal, RedisUse::Bodies].map(|purpose| (purpose, unsuited.with_label_values(&[purpose.as_str()]))),
             uses: RedisUse::ALL.into_iter().map(of_use).collect(),
             clock_offset: series::REDIS_CLOCK_OFFSET.gauges(registry).with_label_values::<&str>(&[]),
         }
@@ -121,6 +127,13 @@ impl RedisSeries {
     /// Connections that are up.
     pub fn connections(&self, purpose: RedisUse) -> &IntGauge {
         &self.uses[purpose as usize].connections
+    }
+
+    /// Whether a Redis that is full would do the wrong thing with what this use keeps there.
+    pub fn unsuited(&self, purpose: RedisUse, is_unsuited: bool) {
+        if let Some((_, gauge)) = self.unsuited.iter().find(|(of, _)| *of == purpose) {
+            gauge.set(i64::from(is_unsuited));
+        }
     }
 
     /// By how much the clock of Redis is ahead of this host's.

@@ -205,13 +205,15 @@ series! {
     TIER_BROKEN_BODIES = Counter "tiercel_tier_broken_bodies_total" ["tier"]
         "Bodies of which a segment was gone or wrong while they were delivered: those connections were aborted.";
     TIER_WRITES = Counter "tiercel_tier_writes_total" ["tier", "outcome"]
-        "Writes to a tier outside the process: stored, removed, floor (of a URL, raised by an unsafe method), older (a later response was there), outdated (purged or past its time when its turn came), full (the queue was), failed, skipped (left alone).";
+        "Writes to a tier outside the process: stored, removed, floor (of a URL, raised by an unsafe method), floor_dropped (more than 65,536 waited), older (a later response was there), outdated (purged or past its time when its turn came), full (the queue was), failed, skipped (left alone).";
     TIER_WRITTEN_BYTES = Counter "tiercel_tier_written_bytes_total" ["tier"]
         "Bytes of the records written to a tier outside the process.";
     TIER_QUEUE_ENTRIES = Gauge "tiercel_tier_queue_entries" ["tier"]
         "Writes that wait for a tier outside the process.";
     TIER_QUEUE_BYTES = Gauge "tiercel_tier_queue_bytes" ["tier"]
         "Bytes of the responses that wait to be written to a tier outside the process.";
+    TIER_FLOORS = Gauge "tiercel_tier_queue_floors" ["tier"]
+        "Floors of URLs that wait to be raised in a tier outside the process.";
     TIER_BREAKER = Gauge "tiercel_tier_breaker_open" ["tier"]
         "Whether a tier is left alone because it does not answer.";
     LEASE_ASKED = Counter "tiercel_lease_asked_total" ["result"]
@@ -244,6 +246,8 @@ series! {
         "Connections to Redis that are up.";
     REDIS_CLOCK_OFFSET = Gauge "tiercel_redis_clock_offset_milliseconds" []
         "By how much the clock of Redis is ahead of this host's; stored responses in Redis carry its time.";
+    REDIS_POLICY_UNSUITED = Gauge "tiercel_redis_policy_unsuited" ["use"]
+        "Whether the maxmemory-policy of Redis does not suit what is kept there (use journal: it may be evicted; bodies: nothing is taken when it is full), and there is a limit to its memory.";
     CONNECTIONS = Gauge "tiercel_connections" []
         "Connections of clients.";
     TLS_HANDSHAKES = Counter "tiercel_tls_handshakes_total" ["version", "outcome"]

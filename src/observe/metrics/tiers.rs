@@ -75,11 +75,22 @@ pub enum TierWrite {
     Removed,
     /// The floor of a URL was raised.
     Floor,
+    /// Too many floors waited: the oldest was dropped.
+    FloorDropped,
 }
 
 impl TierWrite {
-    pub const ALL: [Self; 8] =
-        [Self::Stored, Self::Older, Self::Outdated, Self::Full, Self::Failed, Self::Skipped, Self::Removed, Self::Floor];
+    pub const ALL: [Self; 9] = [
+        Self::Stored,
+        Self::Older,
+        Self::Outdated,
+        Self::Full,
+        Self::Failed,
+        Self::Skipped,
+        Self::Removed,
+        Self::Floor,
+        Self::FloorDropped,
+    ];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Stored => "stored",
@@ -90,6 +101,7 @@ impl TierWrite {
             Self::Skipped => "skipped",
             Self::Removed => "removed",
             Self::Floor => "floor",
+            Self::FloorDropped => "floor_dropped",
         }
     }
 }
@@ -108,6 +120,7 @@ pub struct TierSeries {
     breaker_open: IntGauge,
     queue_entries: IntGauge,
     queue_bytes: IntGauge,
+    floors: IntGauge,
 }
 
 impl TierSeries {
@@ -127,6 +140,7 @@ impl TierSeries {
             breaker_open: gauge(&series::TIER_BREAKER),
             queue_entries: gauge(&series::TIER_QUEUE_ENTRIES),
             queue_bytes: gauge(&series::TIER_QUEUE_BYTES),
+            floors: gauge(&series::TIER_FLOORS),
         }
     }
 
@@ -146,6 +160,16 @@ impl TierSeries {
     pub fn write(&self, outcome: TierWrite, bytes: u64) {
         self.writes[outcome as usize].inc();
         self.written_bytes.inc_by(bytes);
+    }
+
+    /// What came of so many floors.
+    pub fn floors(&self, outcome: TierWrite, count: usize) {
+        self.writes[outcome as usize].inc_by(count as u64);
+    }
+
+    /// Floors that wait to be raised.
+    pub fn floors_waiting(&self, count: usize) {
+        self.floors.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A body of which a segment was lost or wrong: its connections were aborted.

@@ -2,12 +2,14 @@
 //!
 //! It keeps bytes under keys until a deadline and knows nothing of HTTP: what the bytes mean is `cache::codec`, and what may
 //! be used is decided by the request path. A fault here is a miss: look-ups have a budget, and a [`Breaker`] keeps them out
-//! while Redis does not answer; writes wait in a bounded queue, from which they are dropped when it is full or Redis fails.
+//! while Redis does not answer; writes wait in a bounded queue, floors in another, from which they are dropped when it is full
+//! or Redis fails.
 //!
 //! Per cache key there is a primary record, per stored response a head record with the first bytes of its body, and for
 //! long bodies segments under a name of their own. The head is written last and makes the response visible; it replaces
 //! another only if its fetch began later.
 
+mod floors;
 mod queue;
 mod usage;
 
@@ -277,9 +279,9 @@ impl RedisTier {
         self.queue.push_first(write);
     }
 
-    /// Makes everything of a URL unusable that was fetched before this time of Redis' clock.
-    pub fn raise_floor(&self, epoch: u64, url: u128, began_ms: i64) {
-        self.queue.push(Write::Floor { name: self.redis.keys().url(epoch, url).floor(), began_ms });
+    /// Makes everything of these URLs unusable that was fetched before this time of Redis' clock.
+    pub fn raise_floors(&self, epoch: u64, urls: &[u128], began_ms: i64) {
+        self.queue.floors.raise(urls.iter().map(|url| (floors::Url { epoch, url: *url }, began_ms)));
     }
 
     /// Takes a head record out that led to nothing.

@@ -1,5 +1,6 @@
 //! Writing behind: what is stored waits in a bounded queue for a thread of its own, and nobody waits for that.
 
+use super::floors::{Floor, Floors, Raiser};
 use crate::clock;
 use crate::config::settings;
 use crate::observe::metrics::{Metrics, TierWrite};
@@ -11,11 +12,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 /// For one command with up to a segment of bytes.
-const WITHIN: Duration = Duration::from_secs(2);
+pub(super) const WITHIN: Duration = Duration::from_secs(2);
 /// Segments live so much longer than their head, or than it was replaced: who found it may still read.
 const DELIVERY_MAX_MS: u64 = 600_000;
-/// How long a floor is there: by then every node that is trusted has the entry of the journal that it stands for.
-const FLOOR_MS: u64 = 60_000;
 /// Failures in a row after which writes are dropped unsent until one of them is due again.
 const BREAKER_AFTER: u32 = 3;
 /// Writes under way at a time.
@@ -33,11 +32,6 @@ pub enum Write {
     },
     Remove {
         name: String,
-    },
-    /// A floor, in milliseconds of Redis' clock.
-    Floor {
-        name: String,
-        began_ms: i64,
     },
 }
 
@@ -74,6 +68,8 @@ pub struct Queue {
     entries_max: usize,
     bytes_max: u64,
     wake: Notify,
+    /// They are many and small, and wait apart.
+    pub floors: Floors,
     breaker: Breaker,
     metrics: Arc<Metrics>,
 }
@@ -88,7 +84,7 @@ impl Write {
     const fn bytes(&self) -> u64 {
         match self {
             Self::Store { bytes, .. } => *bytes,
-            Self::Remove { .. } | Self::Floor { .. } => 0,
+            Self::Remove { .. } => 0,
         }
     }
 }
@@ -100,6 +96,7 @@ impl Queue {
             entries_max: settings.queue_entries,
             bytes_max: settings.queue_bytes,
             wake: Notify::new(),
+            floors: Floors::new(Arc::clone(&metrics)),
             breaker: Breaker::new(BREAKER_AFTER),
             metrics,
         });
@@ -164,7 +161,39 @@ async fn work(queue: &Weak<Queue>, redis: &Redis) {
     let writer = Writer { link: redis.link(Use::Bodies), script: Script::new(include_str!("store.lua")) };
     let all: [_; WRITERS] = std::array::from_fn(|_| writer.run(queue));
     let [a, b, c, d] = all;
-    tokio::join!(a, b, c, d);
+    tokio::join!(a, b, c, d, raise_floors(redis, queue));
+}
+
+/// Raises floors until the queue is gone.
+async fn raise_floors(redis: &Redis, queue: &Weak<Queue>) {
+    let raiser = Raiser::new(redis);
+    let _ = raiser.link.ready(WITHIN).await;
+    while let Some(queue) = queue.upgrade() {
+        if let Ok(floors) = tokio::time::timeout(IDLE, queue.floors.next()).await {
+            let outcome = raise(&raiser, &queue.breaker, &floors).await;
+            queue.metrics.tiers.floors(outcome, floors.len());
+        }
+    }
+}
+
+async fn raise(raiser: &Raiser, breaker: &Breaker, floors: &[Floor]) -> TierWrite {
+    if !breaker.admits(clock::now().mono_ms) {
+        return TierWrite::Skipped;
+    }
+    let result = raiser.raise(floors).await;
+    judge(breaker, &result);
+    result.map_or(TierWrite::Failed, |()| TierWrite::Floor)
+}
+
+/// Has the breaker know what came of a write.
+fn judge<T>(breaker: &Breaker, result: &Result<T, RedisError>) {
+    match result {
+        Ok(_) if breaker.succeeded() => tracing::info!("Redis takes writes again"),
+        Err(error) if breaker.failed(clock::now().mono_ms) => {
+            tracing::warn!(%error, "Redis takes no writes: what is stored here is not shared until it does");
+        }
+        Ok(_) | Err(_) => {}
+    }
 }
 
 struct Writer {
@@ -201,29 +230,13 @@ impl Writer {
         }
         let result = match write {
             Write::Remove { name } => self.link.query::<i64>(cmd("UNLINK").arg(name), WITHIN).await.map(|_| (TierWrite::Removed, 0)),
-            Write::Floor { name, began_ms } => {
-                let set = cmd("SET").arg(name).arg(began_ms).arg("PX").arg(FLOOR_MS).take();
-                self.link.query::<String>(&set, WITHIN).await.map(|_| (TierWrite::Floor, 0))
-            }
             Write::Store { records, .. } => match records() {
                 None => return (TierWrite::Outdated, 0),
                 Some(records) => self.store(records).await,
             },
         };
-        match result {
-            Ok(written) => {
-                if breaker.succeeded() {
-                    tracing::info!("Redis takes writes again");
-                }
-                written
-            }
-            Err(error) => {
-                if breaker.failed(clock::now().mono_ms) {
-                    tracing::warn!(%error, "Redis takes no writes: what is stored here is not shared until it does");
-                }
-                (TierWrite::Failed, 0)
-            }
-        }
+        judge(breaker, &result);
+        result.unwrap_or((TierWrite::Failed, 0))
     }
 
     /// Segments first, the head last. What comes to nothing is taken out again; the segments of a response that was replaced

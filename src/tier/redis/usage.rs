@@ -1,6 +1,7 @@
 //! What we keep in Redis, as far as a bounded look can tell; for people.
 
-use crate::redis::{Holder, Link, Redis, RedisError, Use, pipe};
+use crate::redis::{Holder, Kept, Link, Redis, RedisError, Use, cmd, pipe, unsuited};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// Keys that are looked at, and for how long at most, in all.
@@ -10,7 +11,7 @@ const TIME_MAX: Duration = Duration::from_secs(5);
 const STEP: usize = 1000;
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// What was found.
+/// What was found. Bytes are what Redis takes for it (`MEMORY USAGE`).
 #[derive(Debug, Default, serde::Serialize)]
 pub struct Usage {
     pub address: String,
@@ -24,6 +25,9 @@ pub struct Usage {
     pub segments: Records,
     pub floors: Records,
     pub leases: Records,
+    pub rate_limits: Records,
+    /// Where it is to be there.
+    pub journal: Option<JournalUsage>,
     /// Of the servers, everything in them.
     pub used_memory_bytes: Option<u64>,
     pub max_memory_bytes: Option<u64>,
@@ -39,22 +43,49 @@ pub struct Records {
     pub bytes: u64,
 }
 
-/// Looks with `SCAN`, which does not hold up others.
-pub async fn usage(redis: &Redis) -> Result<Usage, RedisError> {
+#[derive(Debug, Default, serde::Serialize)]
+pub struct JournalUsage {
+    /// Everything of it: the record, the streams, and what is left of epochs before.
+    #[serde(flatten)]
+    pub all: Records,
+    pub epoch: Option<u64>,
+    /// Nodes that are registered.
+    pub nodes: usize,
+    pub purges: StreamUsage,
+    pub unsafe_methods: StreamUsage,
+    #[serde(skip)]
+    bytes_of: HashMap<String, u64>,
+}
+
+#[derive(Debug, Default, serde::Serialize)]
+pub struct StreamUsage {
+    pub entries: u64,
+    /// `None` where the look ended before it.
+    pub bytes: Option<u64>,
+}
+
+/// Looks with `SCAN`, which does not hold up others. `keeps`: what is to be kept there, [`Use::Bodies`] for the tier and
+/// [`Use::Journal`].
+pub async fn usage(redis: &Redis, keeps: &[Use]) -> Result<Usage, RedisError> {
     let link = redis.link(Use::Admin);
     link.ready(WITHIN).await?;
-    let mut usage = Usage { address: redis.address(), ..Usage::default() };
+    let journal = keeps.contains(&Use::Journal).then(JournalUsage::default);
+    let mut usage = Usage { address: redis.address(), journal, ..Usage::default() };
     let began = Instant::now();
     for holder in link.holders(WITHIN).await? {
         usage.servers += 1;
-        about_server(&link, holder, &mut usage).await?;
-        scan(&link, holder, &redis.keys().tier_pattern(), began, &mut usage).await?;
+        about_server(&link, holder, keeps, &mut usage).await?;
+        scan(&link, holder, redis, began, &mut usage).await?;
+    }
+    if let Some(journal) = &mut usage.journal {
+        about_journal(&link, redis, journal).await?;
     }
     Ok(usage)
 }
 
 /// All keys of one server: each of its cursors counts there only.
-async fn scan(link: &Link, holder: Holder, pattern: &str, began: Instant, usage: &mut Usage) -> Result<(), RedisError> {
+async fn scan(link: &Link, holder: Holder, redis: &Redis, began: Instant, usage: &mut Usage) -> Result<(), RedisError> {
+    let (keys, pattern) = (redis.keys(), redis.keys().pattern());
     let mut cursor = 0_u64;
     loop {
         if usage.keys_seen >= KEYS_MAX || began.elapsed() >= TIME_MAX {
@@ -62,15 +93,17 @@ async fn scan(link: &Link, holder: Holder, pattern: &str, began: Instant, usage:
             return Ok(());
         }
         let mut scan = pipe();
-        scan.cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(STEP);
+        scan.cmd("SCAN").arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(STEP);
         let ((next, names),): ((u64, Vec<String>),) = link.pipeline_to(holder, &scan, WITHIN).await?;
-        if !names.is_empty() {
+        let ours: Vec<_> = names.into_iter().filter_map(|name| Some((keys.kept(&name)?, name))).collect();
+        if !ours.is_empty() {
             let mut measure = pipe();
-            for name in &names {
-                measure.cmd("STRLEN").arg(name);
+            for (_, name) in &ours {
+                measure.cmd("MEMORY").arg("USAGE").arg(name);
             }
-            let lengths: Vec<u64> = link.pipeline_to(holder, &measure, WITHIN).await?;
-            names.iter().zip(lengths).for_each(|(name, bytes)| usage.add(name, bytes));
+            // What is gone meanwhile takes nothing.
+            let bytes: Vec<Option<u64>> = link.pipeline_to(holder, &measure, WITHIN).await?;
+            ours.into_iter().zip(bytes).for_each(|((kept, name), bytes)| usage.add(kept, name, bytes.unwrap_or(0)));
         }
         if next == 0 {
             return Ok(());
@@ -79,7 +112,22 @@ async fn scan(link: &Link, holder: Holder, pattern: &str, began: Instant, usage:
     }
 }
 
-async fn about_server(link: &Link, holder: Holder, usage: &mut Usage) -> Result<(), RedisError> {
+async fn about_journal(link: &Link, redis: &Redis, journal: &mut JournalUsage) -> Result<(), RedisError> {
+    let keys = redis.keys();
+    let record: HashMap<String, String> = link.query(cmd("HGETALL").arg(keys.journal()), WITHIN).await?;
+    journal.epoch = record.get("epoch").and_then(|epoch| epoch.parse().ok());
+    journal.nodes = record.keys().filter(|field| field.starts_with("node:")).count();
+    let Some(epoch) = journal.epoch else { return Ok(()) };
+    for (name, stream) in [("purges", &mut journal.purges), ("unsafe", &mut journal.unsafe_methods)] {
+        let key = keys.journal_stream(name, epoch);
+        stream.entries = link.query(cmd("XLEN").arg(&key), WITHIN).await?;
+        // One that has had no entry is not there.
+        stream.bytes = if stream.entries == 0 { Some(0) } else { journal.bytes_of.get(&key).copied() };
+    }
+    Ok(())
+}
+
+async fn about_server(link: &Link, holder: Holder, keeps: &[Use], usage: &mut Usage) -> Result<(), RedisError> {
     let asked: Result<(String, String), RedisError> =
         link.pipeline_to(holder, pipe().cmd("INFO").arg("memory").cmd("INFO").arg("stats"), WITHIN).await;
     let (memory, stats) = match asked {
@@ -106,10 +154,9 @@ async fn about_server(link: &Link, holder: Holder, usage: &mut Usage) -> Result<
     if limit == 0 {
         warnings.push("maxmemory is not set: Redis may take all memory of its host".to_owned());
     }
-    if let Some(policy) = usage.max_memory_policy.as_deref().filter(|policy| limit > 0 && !policy.starts_with("volatile-")) {
-        let what =
-            if policy == "noeviction" { "takes no more when it is full" } else { "may evict the journal, which costs the whole tier" };
-        warnings.push(format!("maxmemory-policy is {policy}: Redis {what}; volatile-lru or another volatile-* suits"));
+    if let Some(policy) = usage.max_memory_policy.as_deref().filter(|_| limit > 0) {
+        let wrong = keeps.iter().filter_map(|purpose| unsuited(policy, *purpose));
+        warnings.extend(wrong.map(|what| format!("maxmemory-policy is {policy}: Redis {what}; volatile-lru or another volatile-* suits")));
     }
     warnings.retain(|warning| !usage.warnings.contains(warning));
     usage.warnings.append(&mut warnings);
@@ -117,16 +164,19 @@ async fn about_server(link: &Link, holder: Holder, usage: &mut Usage) -> Result<
 }
 
 impl Usage {
-    /// By the last part of the name that says what it is: `..}:h:..`.
-    fn add(&mut self, name: &str, bytes: u64) {
-        let kind = name.rsplit_once("}:").map_or("", |(_, rest)| rest);
-        let records = match kind.as_bytes().first() {
-            Some(b'p') => &mut self.primary,
-            Some(b'h') => &mut self.heads,
-            Some(b's') => &mut self.segments,
-            Some(b'f') => &mut self.floors,
-            Some(b'l') => &mut self.leases,
-            _ => return,
+    fn add(&mut self, kept: Kept, name: String, bytes: u64) {
+        let records = match kept {
+            Kept::Primary => &mut self.primary,
+            Kept::Head => &mut self.heads,
+            Kept::Segment => &mut self.segments,
+            Kept::Floor => &mut self.floors,
+            Kept::Lease => &mut self.leases,
+            Kept::Limit => &mut self.rate_limits,
+            Kept::Journal => {
+                let journal = self.journal.get_or_insert_default();
+                journal.bytes_of.insert(name, bytes);
+                &mut journal.all
+            }
         };
         self.keys_seen += 1;
         records.keys += 1;

@@ -175,6 +175,25 @@ async fn a_journal_that_is_flushed_begins_anew_and_purges_go_on() {
     stage.all_have(PATH, &new).await;
 }
 
+/// The nodes that followed them are gone, so that nobody who is asked knows of them.
+#[tokio::test]
+async fn streams_whose_record_was_lost_do_not_stay_for_ever() {
+    let mut stage = Stage::new(1, "");
+    assert_eq!(stage.purge(0, "10s").0, 200);
+    let (old, record) = (stage.streams(), "tiercel:{journal}");
+    assert_eq!(stage.redis.ask(&["EXISTS", &old[0]]).integer(), 1);
+    stage.fleet.nodes[0].terminate();
+    stage.redis.ask(&["DEL", record]);
+    stage.fleet.nodes[0].start();
+    stage.until_trusted();
+    assert_eq!(stage.purge(0, "10s").0, 200);
+    let new = stage.streams();
+    assert_ne!(new, old);
+    let mut there: Vec<_> = stage.redis.ask(&["KEYS", "tiercel:{journal}*"]).list().iter().map(Reply::text).collect();
+    there.sort();
+    assert_eq!(there, [record, "tiercel:{journal}:epochs", &new[0]]);
+}
+
 #[tokio::test]
 async fn a_redis_that_comes_back_from_an_old_snapshot_loses_no_purge() {
     let mut stage = Stage::new(2, "");

@@ -190,6 +190,28 @@ async fn who_wrote_on_one_node_reads_its_write_on_another() {
 }
 
 #[tokio::test]
+async fn a_flood_of_writes_keeps_no_response_out() {
+    const WRITES: usize = 400;
+    let (origin, redis) = (origin(), Redis::start());
+    let fleet = Fleet::start(&plan(2, &origin, &redis, "queue_entries = 64\n"));
+    let node = &fleet.nodes[0];
+    node.link.as_ref().expect("a link").make(Trouble::Slow(Duration::from_millis(50)));
+    let mut client = Client::connect(node.http).await;
+    for number in 0..WRITES {
+        client.send(format!("POST /write/{number} HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\n\r\n")).await;
+        assert_eq!(client.answer(false).await.expect("an answer").status, 200);
+    }
+    get(node, "/small", "").await;
+    until_written(node, 1.0).await;
+    let outcome = |name: &str| node.metric("tiercel_tier_writes_total", &[&format!("outcome=\"{name}\"")]);
+    // Each write is of a URL, and of what answers many queries of it.
+    until("every floor is raised", node, || outcome("floor") == Some(2.0 * WRITES as f64)).await;
+    assert_eq!((outcome("full"), outcome("floor_dropped"), outcome("failed")), (Some(0.0), Some(0.0), Some(0.0)));
+    assert_eq!(redis.ask(&["KEYS", "*}:f"]).list().len(), 2 * WRITES);
+    assert!(is_from_redis(&get(&fleet.nodes[1], "/small", "").await));
+}
+
+#[tokio::test]
 async fn what_the_origin_confirms_is_not_written_again_but_kept_longer() {
     let redis = Redis::start();
     let origin = Origin::start(|request| {

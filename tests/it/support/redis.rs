@@ -9,6 +9,7 @@ pub use sentinel::Sentinels;
 
 use super::address;
 use super::origin::PATIENCE;
+use super::pki::{EC, Pki};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -45,6 +46,20 @@ impl Redis {
         Self::launch("redis-server", |_| [&own, options].concat().iter().map(|(name, value)| format!("{name} {value}\n")).collect())
     }
 
+    /// One that also takes connections with TLS, at [`Redis::tls_address`], of those who show a certificate of this authority. Its
+    /// own is for that address, and for 127.0.0.1, where links are.
+    pub fn with_tls(pki: &Pki) -> Self {
+        Self::launch("redis-server", |address| {
+            pki.issue("redis", &[&address.ip().to_string(), "127.0.0.1"], EC, 30);
+            let file = |name: &str| pki.path(name).display().to_string();
+            let (port, certificate, key, authority) = (tls_port(address), file("redis.pem"), file("redis.key"), file("ca.pem"));
+            format!(
+                "save ''\nappendonly no\ntls-port {port}\ntls-auth-clients yes\ntls-cert-file {certificate}\ntls-key-file {key}\n\
+                 tls-ca-cert-file {authority}\n"
+            )
+        })
+    }
+
     /// A replica of another server, in step with it.
     pub fn replica_of(master: &Self, options: &[(&str, &str)]) -> Self {
         let (host, port) = (master.address.ip().to_string(), master.address.port().to_string());
@@ -73,6 +88,10 @@ impl Redis {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    pub fn tls_address(&self) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), tls_port(self.address))
     }
 
     /// `redis://127.1.2.3:12345`.
@@ -217,6 +236,11 @@ impl Redis {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Nobody else is at that address.
+const fn tls_port(address: SocketAddr) -> u16 {
+    address.port() + 10_000
 }
 
 impl Drop for Redis {

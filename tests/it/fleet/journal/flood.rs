@@ -1,8 +1,8 @@
 //! A flood of unsafe requests: what others ask for, what operators purge, and memory stay as they were.
 
-use super::{HOST, PATH, Stage, is_hit, until};
+use super::{HOST, PATH, Redis, Stage, Trouble, is_hit, until};
 use crate::support::client::Client;
-use crate::support::fleet::Node;
+use crate::support::fleet::{Fleet, Node};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,19 @@ struct Flood {
     urls: u64,
     /// Least share of hits among what others ask for.
     hits: f64,
+    shares: Shares,
 }
+
+/// What the nodes have in Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shares {
+    Journal,
+    /// Stored responses, leases and floors as well, behind a link that takes its time.
+    All,
+}
+
+/// Over a network, not on loopback.
+const ROUND_TRIP: Duration = Duration::from_millis(2);
 
 const WRITERS: u64 = 48;
 /// What others ask for.
@@ -30,7 +42,16 @@ const MEMORY_MAX: f64 = 48.0 * 1024.0 * 1024.0;
 impl Flood {
     fn rages(self) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-        let stage = Stage::new(3, "");
+        let stage = match self.shares {
+            Shares::Journal => Stage::new(3, ""),
+            Shares::All => {
+                let redis = Redis::start();
+                let server = Some(redis.address());
+                let stage = Stage::on(redis, server, 3, "[cache.redis]\nurl = 'redis://@REDIS@'\nlookup_budget = '1s'");
+                stage.fleet.nodes.iter().for_each(|node| node.link.as_ref().expect("a link").make(Trouble::Slow(ROUND_TRIP)));
+                stage
+            }
+        };
         runtime.block_on(async {
             stage.fill(PATH).await;
             for node in &stage.fleet.nodes {
@@ -70,6 +91,9 @@ impl Flood {
             until("the fleet is told", || node.metric("tiercel_journal_untold", &[]) == Some(0.0));
             assert_eq!(node.metric("tiercel_journal_untold_lost_total", &[]), Some(0.0), "{}", node.name);
         }
+        if self.shares == Shares::All {
+            self.left_the_tier_alone(&stage.fleet);
+        }
         let batches: f64 =
             stage.fleet.nodes.iter().filter_map(|node| node.metric("tiercel_journal_appended_total", &["unsafe_method"])).sum();
 
@@ -99,6 +123,19 @@ impl Flood {
         assert!(batches >= self.writes as f64 / 256.0 && batches < self.writes as f64, "{batches} batches");
         assert!(ratio >= self.hits, "{hits} hits of {asked}");
         assert!(grown.iter().all(|grown| *grown < MEMORY_MAX), "{grown:?}");
+    }
+
+    /// Every floor was raised, and what was to be shared was: the responses that purges had fetched anew, under leases.
+    fn left_the_tier_alone(self, fleet: &Fleet) {
+        until("every floor is raised", || fleet.sum("tiercel_tier_queue_floors", &[]) == 0.0);
+        let writes = |outcome: &str| fleet.sum("tiercel_tier_writes_total", &[&format!("outcome=\"{outcome}\"")]);
+        let leases = |outcome: &str| fleet.sum("tiercel_lease_ended_total", &[&format!("outcome=\"{outcome}\"")]);
+        println!("tier: {} floors, {} responses; leases: {} stored", writes("floor"), writes("stored"), leases("stored"));
+        for outcome in ["full", "floor_dropped", "failed", "skipped"] {
+            assert_eq!(writes(outcome), 0.0, "{outcome}");
+        }
+        assert_eq!((leases("not_taken"), leases("lapsed")), (0.0, 0.0));
+        assert!(writes("floor") >= 2.0 * self.urls as f64 && writes("stored") > 0.0 && leases("stored") > 0.0);
     }
 
     /// Every so manyth write; how late each was answered, from the time at which it was to be sent.
@@ -141,17 +178,25 @@ const FITS: u64 = 30_000;
 
 #[test]
 fn a_flood_of_writes_touches_neither_other_urls_nor_purges() {
-    Flood { per_second: 1000, writes: 4000, urls: 4000, hits: 1.0 }.rages();
+    for shares in [Shares::Journal, Shares::All] {
+        Flood { per_second: 1000, writes: 4000, urls: 4000, hits: 1.0, shares }.rages();
+    }
 }
 
 #[test]
 #[ignore = "a minute: tests/run full"]
 fn at_full_size_it_does_not_either() {
-    Flood { per_second: 2000, writes: 120_000, urls: FITS, hits: 1.0 }.rages();
+    Flood { per_second: 2000, writes: 120_000, urls: FITS, hits: 1.0, shares: Shares::Journal }.rages();
+}
+
+#[test]
+#[ignore = "a minute: tests/run full"]
+fn at_full_size_it_keeps_nothing_out_of_the_tier_either() {
+    Flood { per_second: 2000, writes: 120_000, urls: FITS, hits: 1.0, shares: Shares::All }.rages();
 }
 
 #[test]
 #[ignore = "a minute: tests/run long"]
 fn one_that_is_larger_than_the_map_costs_others_some_hits_and_nothing_else() {
-    Flood { per_second: 2000, writes: 120_000, urls: 120_000, hits: 0.9 }.rages();
+    Flood { per_second: 2000, writes: 120_000, urls: 120_000, hits: 0.9, shares: Shares::Journal }.rages();
 }
