@@ -3,6 +3,7 @@
 //! What happens for every request is counted in `hot`, per worker, and summed when scraped; everything else uses the
 //! prometheus crate, with children resolved beforehand where the labels are enums. Nothing here decides anything.
 
+mod acme;
 mod hot;
 mod journal;
 mod lease;
@@ -12,6 +13,7 @@ pub mod series;
 mod tiers;
 mod tls;
 
+pub use acme::{AcmeOutcome, AcmeSeries};
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
 pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
@@ -538,6 +540,7 @@ pub struct Metrics {
     pub lease: LeaseSeries,
     pub journal: JournalSeries,
     pub tls: TlsSeries,
+    pub acme: AcmeSeries,
     reload: Reload,
 }
 
@@ -595,6 +598,7 @@ impl Metrics {
             lease: LeaseSeries::new(&registry),
             journal: JournalSeries::new(&registry),
             tls: TlsSeries::new(&registry),
+            acme: AcmeSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,

@@ -69,7 +69,7 @@ impl Doorway {
             }
             (ListenerKind::Clients, None) => http1::serve(socket, peer, limits, proxy, drain).await,
             (ListenerKind::Clients, Some(tls)) => {
-                let Some(Shaken { socket, identity }) = listener::shake_hands(socket, &tls, &proxy.metrics.tls).await else { return };
+                let Some(Shaken { socket, identity }) = listener::shake_hands(socket, &tls, &proxy.metrics).await else { return };
                 drop(tls);
                 peer.identity = identity;
                 match &self.alternative {

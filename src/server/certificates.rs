@@ -17,12 +17,7 @@ pub fn spawn(state: Weak<State>) -> std::io::Result<()> {
         while let Some(state) = state.upgrade() {
             let poll = state.proxy.live.load().settings.server.certificate_poll;
             let is_due = poll.is_some_and(|poll| looked.elapsed() >= poll);
-            for (listener, server) in state.secured() {
-                let changes = if is_due { server.refresh() } else { Vec::new() };
-                // Before the changes are: whoever hears of one finds what it changed.
-                tell_expiry(&listener, &server, &state.proxy.metrics.tls);
-                changes.iter().for_each(|change| tell(&listener, change, &state.proxy.metrics.tls));
-            }
+            take_up(&state, |server| if is_due { server.refresh() } else { Vec::new() });
             if is_due {
                 looked = Instant::now();
             }
@@ -31,6 +26,21 @@ pub fn spawn(state: Weak<State>) -> std::io::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Takes up certificates that have just been obtained, without waiting for the next look.
+#[cfg(feature = "acme")]
+pub fn take_up_obtained(state: &State) {
+    take_up(state, Server::refresh_obtained);
+}
+
+fn take_up(state: &State, refresh: impl Fn(&Server) -> Vec<Refreshed>) {
+    for (listener, server) in state.secured() {
+        let changes = refresh(&server);
+        // Before the changes are: whoever hears of one finds what it changed.
+        tell_expiry(&listener, &server, &state.proxy.metrics.tls);
+        changes.iter().for_each(|change| tell(&listener, change, &state.proxy.metrics.tls));
+    }
 }
 
 fn tell(listener: &str, change: &Refreshed, series: &TlsSeries) {
