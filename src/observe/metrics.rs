@@ -86,10 +86,11 @@ pub enum Bound {
     Http2IdleFrames,
     Http2Errors,
     Http3Resets,
+    AcmeQuestions,
 }
 
 impl Bound {
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 49] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -138,6 +139,7 @@ impl Bound {
         Self::Http2IdleFrames,
         Self::Http2Errors,
         Self::Http3Resets,
+        Self::AcmeQuestions,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -189,6 +191,7 @@ impl Bound {
             Self::Http2IdleFrames => "http2_idle_frames",
             Self::Http2Errors => "http2_errors",
             Self::Http3Resets => "http3_resets",
+            Self::AcmeQuestions => "acme_questions",
         }
     }
 }

@@ -21,7 +21,7 @@ pub fn answer(proxy: &Arc<Proxy>, token: &str, peer: &Peer, head: &RequestHead, 
     let interim = (head.minor_version > 0).then(|| interim.sender());
     let (proxy, peer, head, token) = (Arc::clone(proxy), peer.clone(), head.clone(), token.to_owned());
     Handled::Later(Box::pin(async move {
-        if let Some(text) = proxy.challenges.text_of_fleet(token).await {
+        if let Some(text) = proxy.challenges.text_of_fleet(&token).await {
             return told(&proxy, &text);
         }
         let handled = proxy.journey(&proxy.live.load(), &peer, &head, body, &mut InterimSlot::of(interim), None);

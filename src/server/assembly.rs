@@ -463,7 +463,9 @@ impl State {
                 let state = Arc::downgrade(self);
                 let obtained = Arc::new(move || state.upgrade().iter().for_each(|state| certificates::take_up_obtained(state)));
                 let (challenges, metrics) = (Arc::clone(&self.proxy.challenges), Arc::clone(&self.proxy.metrics));
-                *acme = Some(tls::acme::Acme::start(wanted, tls::acme::Means { challenges, metrics, obtained })?);
+                let redis = settings.journal_redis().map(|redis| Redis::new(redis, &metrics)).transpose();
+                let redis = redis.map_err(std::io::Error::other)?;
+                *acme = Some(tls::acme::Acme::start(wanted, tls::acme::Means { challenges, metrics, redis, obtained })?);
             }
         }
         Ok(())

@@ -40,16 +40,25 @@ struct Own {
 pub struct Fleet {
     pub text: Ask<Arc<str>>,
     pub certificate: Ask<Arc<ServerConfig>>,
-    /// At a time.
-    pub turns: Semaphore,
+    /// Called where more is asked at a time than is asked for.
+    pub full: Box<dyn Fn() + Send + Sync>,
+    turns: Semaphore,
 }
 
 /// What a token, or a host, is answered elsewhere.
 pub type Ask<T> = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = Option<T>> + Send>> + Send + Sync>;
 
 impl Fleet {
-    pub fn new(text: Ask<Arc<str>>, certificate: Ask<Arc<ServerConfig>>) -> Self {
-        Self { text, certificate, turns: Semaphore::new(ASKED_MAX) }
+    pub fn new(text: Ask<Arc<str>>, certificate: Ask<Arc<ServerConfig>>, full: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { text, certificate, full: Box::new(full), turns: Semaphore::new(ASKED_MAX) }
+    }
+
+    async fn ask<T>(&self, ask: &Ask<T>, name: &str) -> Option<T> {
+        let Ok(_turn) = self.turns.try_acquire() else {
+            (self.full)();
+            return None;
+        };
+        ask(name.to_owned()).await
     }
 }
 
@@ -110,10 +119,9 @@ impl Challenges {
     }
 
     /// The answer of another node.
-    pub async fn text_of_fleet(&self, token: String) -> Option<Arc<str>> {
+    pub async fn text_of_fleet(&self, token: &str) -> Option<Arc<str>> {
         let fleet = self.fleet.load_full()?;
-        let _turn = fleet.turns.try_acquire().ok()?;
-        (fleet.text)(token).await
+        fleet.ask(&fleet.text, token).await
     }
 
     /// How the handshake goes on for this host.
@@ -123,8 +131,7 @@ impl Challenges {
             return own;
         }
         let fleet = self.fleet.load_full()?;
-        let _turn = fleet.turns.try_acquire().ok()?;
-        (fleet.certificate)(host.to_owned()).await
+        fleet.ask(&fleet.certificate, host).await
     }
 }
 
@@ -183,16 +190,21 @@ mod tests {
                 Some(token.into())
             })
         });
-        challenges.ask_fleet(Some(Fleet::new(text, Box::new(|_| Box::pin(async { None })))));
+        let refused = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&refused);
+        let full = move || told.store(true, Ordering::Relaxed);
+        challenges.ask_fleet(Some(Fleet::new(text, Box::new(|_| Box::pin(async { None })), full)));
         assert!(challenges.may_be_any() && challenges.has_fleet());
         let asked: Vec<_> = (0..ASKED_MAX)
             .map(|number| {
                 let challenges = Arc::clone(&challenges);
-                tokio::spawn(async move { challenges.text_of_fleet(number.to_string()).await })
+                tokio::spawn(async move { challenges.text_of_fleet(&number.to_string()).await })
             })
             .collect();
         tokio::task::yield_now().await;
-        assert_eq!(challenges.text_of_fleet("one too many".into()).await, None);
+        assert!(!refused.load(Ordering::Relaxed));
+        assert_eq!(challenges.text_of_fleet("one too many").await, None);
+        assert!(refused.load(Ordering::Relaxed));
         gate.close();
         for (number, asked) in asked.into_iter().enumerate() {
             assert_eq!(asked.await.unwrap().as_deref(), Some(number.to_string().as_str()));

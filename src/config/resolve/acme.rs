@@ -126,10 +126,7 @@ pub fn check(settings: &Settings, report: &mut Report) {
     if settings.acme_certificates().is_empty() {
         return;
     }
-    if !cfg!(feature = "acme") {
-        let remedy = "build with the feature `acme` (on by default), or name cert_file and key_file";
-        report.problem("acme", "this build has no ACME", "", "certificates from files", remedy);
-    }
+    check_build(cfg!(feature = "acme"), report);
     if !acme.agree_to_terms {
         let remedy = "read the terms of service that the directory names, and write agree_to_terms = true";
         report.problem("acme.agree_to_terms", "nothing is certified without consent to the authority's terms", "false", "true", remedy);
@@ -139,6 +136,13 @@ pub fn check(settings: &Settings, report: &mut Report) {
             "acme.seal_file",
             "without this secret each node of a fleet orders certificates for itself, and answers only its own challenges",
         );
+    }
+}
+
+fn check_build(has_acme: bool, report: &mut Report) {
+    if !has_acme {
+        let remedy = "build with the feature `acme` (on by default), or name cert_file and key_file";
+        report.problem("acme", "this build has no ACME", "", "certificates from files", remedy);
     }
 }
 
@@ -263,6 +267,15 @@ mod tests {
             assert_eq!(is_dns_name(host), is, "{host}");
         }
         assert!(!is_dns_name(&format!("{}.example", "a".repeat(64))));
+    }
+
+    #[test]
+    fn a_build_without_it_says_which_feature_is_missing() {
+        let mut report = Report::default();
+        check_build(true, &mut report);
+        check_build(false, &mut report);
+        let text = report.into_problems().to_string();
+        assert!(text.contains("this build has no ACME") && text.contains("feature `acme`") && text.contains("1 problem"), "{text}");
     }
 
     #[test]

@@ -14,16 +14,19 @@ pub enum AcmeOutcome {
     /// It was not reached, or what came could not be used or kept.
     Failed,
     Timeout,
+    /// Another node of the fleet had obtained it.
+    Given,
 }
 
 impl AcmeOutcome {
-    pub const ALL: [Self; 4] = [Self::Obtained, Self::Refused, Self::Failed, Self::Timeout];
+    pub const ALL: [Self; 5] = [Self::Obtained, Self::Refused, Self::Failed, Self::Timeout, Self::Given];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Obtained => "obtained",
             Self::Refused => "refused",
             Self::Failed => "failed",
             Self::Timeout => "timeout",
+            Self::Given => "given",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The authority: our account with it, and an order from its beginning to the certificate (RFC 8555 §7).
 
+use super::fleet::{Fleet, Turn};
 use super::http::{Http, HttpError};
 use super::keys::{self, Request};
 use super::store::{self, Store, StoredAccount};
@@ -8,8 +9,8 @@ use crate::config::settings::{Acme, AcmeCertificate, Challenge, PemFile};
 use crate::observe::metrics::AcmeOutcome;
 use crate::tls::challenges::{Challenges, Standing, is_token};
 use instant_acme::{
-    Account, AuthorizationStatus, ChallengeHandle, ChallengeType, Error, ExternalAccountKey, Identifier, NewAccount, NewOrder, Order,
-    OrderStatus, RetryPolicy,
+    Account, AccountCredentials, AuthorizationStatus, ChallengeHandle, ChallengeType, Error, ExternalAccountKey, Identifier, NewAccount,
+    NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use std::io;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub struct Authority {
     settings: Arc<Acme>,
     http: Http,
     challenges: Arc<Challenges>,
+    fleet: Option<Arc<Fleet>>,
     /// Held while the account is looked up or made: there is one.
     account: Mutex<()>,
 }
@@ -100,9 +102,9 @@ const POLL_GROWTH: f32 = 1.5;
 
 impl Authority {
     /// `None`: the configuration would have been refused.
-    pub fn new(settings: &Arc<Acme>, challenges: &Arc<Challenges>) -> Option<Self> {
+    pub fn new(settings: &Arc<Acme>, challenges: &Arc<Challenges>, fleet: Option<Arc<Fleet>>) -> Option<Self> {
         let http = Http::new(settings)?;
-        Some(Self { settings: Arc::clone(settings), http, challenges: Arc::clone(challenges), account: Mutex::default() })
+        Some(Self { settings: Arc::clone(settings), http, challenges: Arc::clone(challenges), fleet, account: Mutex::default() })
     }
 
     /// How long it asked to wait when it last refused something.
@@ -118,7 +120,7 @@ impl Authority {
         let identifiers: Vec<_> = certificate.hosts.iter().map(|host| Identifier::Dns(host.clone())).collect();
         let mut order = match account.new_order(&NewOrder::new(&identifiers)).await.map_err(OrderError::from) {
             Err(OrderError::Refused { kind, text }) if kind.as_deref().is_some_and(|kind| kind.ends_with(":accountDoesNotExist")) => {
-                store.forget_account()?; // the next attempt makes another
+                self.forget_account(&store).await?; // the next attempt makes another
                 return Err(OrderError::Refused { kind, text });
             }
             order => order?,
@@ -166,7 +168,14 @@ impl Authority {
             let chosen = own[turn..].iter().chain(&own[..turn]).copied().find(offered);
             let chosen = chosen.ok_or_else(|| OrderError::NoChallenge(host.clone()))?;
             let mut challenge = authorization.challenge(kind(chosen)).ok_or_else(|| OrderError::NoChallenge(host.clone()))?;
+            let text = challenge.key_authorization();
             standing.push(self.stand(&challenge, chosen, &host)?);
+            if let Some(fleet) = &self.fleet {
+                let name = if chosen == Challenge::Http01 { &challenge.token } else { &host };
+                let name = format!("{}:{name}", chosen.as_str());
+                // Where Redis is away the authority may still come to this node.
+                let _ = fleet.put(&name, text.as_str().as_bytes(), self.settings.order_timeout).await;
+            }
             challenge.set_ready().await?;
         }
         Ok(standing)
@@ -203,31 +212,79 @@ impl Authority {
         error.map_or_else(|| OrderError::Unusable("the order is invalid".into()), OrderError::from)
     }
 
-    /// The account that is kept, or a new one.
+    /// The account that is kept here, or in the fleet, or a new one.
     async fn account(&self, store: &Store) -> Result<Account, OrderError> {
         let _one = self.account.lock().await;
-        let kept = store.account().unwrap_or_else(|damage| {
-            tracing::warn!(error = %damage, "the account with the authority cannot be used; another one is made");
-            None
-        });
+        let mut kept = self.kept_account(store);
+        let mut turn = Turn::Unknown;
+        if let (None, Some(fleet)) = (&kept, &self.fleet) {
+            turn = turn_for_account(fleet).await;
+            if let Ok(Some(shared)) = fleet.get(ACCOUNT).await {
+                store.keep_shared_account(&shared)?;
+                kept = self.kept_account(store);
+            }
+        }
         let builder = Account::builder_with_http(Box::new(self.http.clone()));
         let contact: Vec<&str> = self.settings.contact.iter().map(String::as_str).collect();
-        let Some((mut kept, credentials)) = kept else {
-            let terms_of_service_agreed = self.settings.agree_to_terms;
-            let wanted = NewAccount { contact: &contact, terms_of_service_agreed, only_return_existing: false };
-            let external = self.settings.eab.as_ref().and_then(|eab| Some(ExternalAccountKey::new(eab.key_id.clone(), &eab.key_bytes()?)));
-            let (account, credentials) = builder.create(&wanted, self.settings.directory.clone(), external.as_ref()).await?;
-            store.keep_account(&StoredAccount::new(&self.settings.contact, &credentials)?)?;
-            tracing::info!(directory = self.settings.directory, account = account.id(), "account with the authority made");
-            return Ok(account);
+        let (account, kept) = match kept {
+            Some((mut kept, credentials)) => {
+                let account = builder.from_credentials(credentials).await?;
+                if kept.contact != self.settings.contact {
+                    account.update_contacts(&contact).await?;
+                    kept.contact.clone_from(&self.settings.contact);
+                    store.keep_account(&kept)?;
+                }
+                (account, kept)
+            }
+            None => {
+                let terms_of_service_agreed = self.settings.agree_to_terms;
+                let wanted = NewAccount { contact: &contact, terms_of_service_agreed, only_return_existing: false };
+                let external = self.settings.eab.as_ref();
+                let external = external.and_then(|eab| Some(ExternalAccountKey::new(eab.key_id.clone(), &eab.key_bytes()?)));
+                let (account, credentials) = builder.create(&wanted, self.settings.directory.clone(), external.as_ref()).await?;
+                let kept = StoredAccount::new(&self.settings.contact, &credentials)?;
+                store.keep_account(&kept)?;
+                tracing::info!(directory = self.settings.directory, account = account.id(), "account with the authority made");
+                (account, kept)
+            }
         };
-        let account = builder.from_credentials(credentials).await?;
-        if kept.contact != self.settings.contact {
-            account.update_contacts(&contact).await?;
-            kept.contact.clone_from(&self.settings.contact);
-            store.keep_account(&kept)?;
+        if let Some(fleet) = &self.fleet {
+            let _ = fleet.put(ACCOUNT, &kept.bytes()?, ACCOUNT_LASTS).await; // another node makes one of its own then
         }
+        drop(turn);
         Ok(account)
+    }
+
+    fn kept_account(&self, store: &Store) -> Option<(StoredAccount, AccountCredentials)> {
+        store.account().unwrap_or_else(|damage| {
+            tracing::warn!(error = %damage, "the account with the authority cannot be used; another one is made");
+            None
+        })
+    }
+
+    /// The authority does not know it any more. One that another node has made since stays.
+    async fn forget_account(&self, store: &Store) -> Result<(), OrderError> {
+        if let (Some((kept, _)), Some(fleet)) = (self.kept_account(store), &self.fleet)
+            && fleet.get(ACCOUNT).await.is_ok_and(|shared| shared.as_deref() == kept.bytes().ok().as_deref())
+        {
+            let _ = fleet.remove(ACCOUNT).await; // it is found out again
+        }
+        Ok(store.forget_account()?)
+    }
+}
+
+/// Where the fleet shares the account, and for how long beyond its last use.
+const ACCOUNT: &str = "account";
+const ACCOUNT_LASTS: Duration = Duration::from_secs(400 * 86_400);
+/// Between two looks whether another node has made the account.
+const ACCOUNT_POLL: Duration = Duration::from_millis(200);
+
+async fn turn_for_account(fleet: &Fleet) -> Turn {
+    loop {
+        match fleet.turn(ACCOUNT).await {
+            Turn::Others => tokio::time::sleep(ACCOUNT_POLL).await,
+            turn => return turn,
+        }
     }
 }
 

@@ -2,23 +2,26 @@
 //!
 //! [`Acme`] is a thread with a runtime of its own; on it each certificate is a task ([`Keeper::tend`]) that asks for it when
 //! [`schedule`] says so, [`authority`] leads an order to its end, [`store`] keeps what came of it. What is shown to clients is
-//! taken from the files there by [`crate::tls::Server`], as of any other certificate.
+//! taken from the files there by [`crate::tls::Server`], as of any other certificate. [`fleet`] shares it with other nodes.
 //!
 //! Invariants: an attempt is written down before it is made, so that no restart makes the authority be asked more often; what
 //! cannot be used never replaces what can.
 
 mod authority;
+mod fleet;
 mod http;
 mod keys;
 mod schedule;
 mod store;
 
 use crate::clock;
-use crate::config::settings::{Acme as Settings, AcmeCertificate};
-use crate::observe::metrics::{AcmeOutcome, Metrics};
-use crate::tls::challenges::Challenges;
+use crate::config::settings::{Acme as Settings, AcmeCertificate, Challenge, PemFile};
+use crate::observe::metrics::{AcmeOutcome, Bound, Metrics};
+use crate::redis::Redis;
+use crate::tls::challenges::{self, Challenges};
 use authority::{Authority, OrderError};
-use schedule::Attempts;
+use fleet::{Fleet, Turn};
+use schedule::{Attempts, Validity};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -50,7 +53,9 @@ pub struct Wanted {
 pub struct Means {
     pub challenges: Arc<Challenges>,
     pub metrics: Arc<Metrics>,
-    /// Called with a certificate that has come to its place.
+    /// Where nodes share what they obtain, if there is a secret to encrypt it with.
+    pub redis: Option<Redis>,
+    /// Called when a certificate has come to its place.
     pub obtained: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -80,7 +85,10 @@ async fn keep(mut changes: watch::Receiver<Wanted>, means: Means) {
     loop {
         let wanted = changes.borrow_and_update().clone();
         if keeper.as_ref().is_none_or(|keeper| keeper.settings != wanted.settings) {
-            tasks.drain().for_each(|(_, task)| task.abort());
+            for (certificate, task) in tasks.drain() {
+                task.abort();
+                means.metrics.acme.forget(&label(&certificate));
+            }
             keeper = Keeper::new(&wanted.settings, &means).map(Arc::new);
         }
         tasks.retain(|certificate, task| {
@@ -107,6 +115,7 @@ async fn keep(mut changes: watch::Receiver<Wanted>, means: Means) {
 struct Keeper {
     settings: Arc<Settings>,
     authority: Authority,
+    fleet: Option<Arc<Fleet>>,
     /// Orders at a time.
     turns: Semaphore,
     means: Means,
@@ -117,51 +126,157 @@ fn label(certificate: &AcmeCertificate) -> String {
     certificate.file.display().to_string()
 }
 
+/// Names of what the fleet shares of a certificate.
+fn shared_name(what: &str, certificate: &AcmeCertificate) -> String {
+    format!("{what}:{}", certificate.file.file_stem().unwrap_or_default().to_string_lossy())
+}
+
+const CERTIFICATE: &str = "certificate";
+const ATTEMPTS: &str = "attempts";
+/// Before it is looked again whether another node has obtained what is wanted, if nothing is heard of it.
+const OTHERS_WAIT: Duration = Duration::from_secs(5);
+
 impl Keeper {
     fn new(settings: &Arc<Settings>, means: &Means) -> Option<Self> {
-        let authority = Authority::new(settings, &means.challenges)?;
-        Some(Self { settings: Arc::clone(settings), authority, turns: Semaphore::new(settings.orders), means: means.clone() })
+        let fleet = means.redis.as_ref().zip(settings.seal.as_ref());
+        let fleet = fleet.map(|(redis, secret)| Arc::new(Fleet::new(redis, secret, &settings.directory)));
+        means.challenges.ask_fleet(fleet.as_ref().map(|fleet| answers_of(fleet, &means.metrics)));
+        let authority = Authority::new(settings, &means.challenges, fleet.clone())?;
+        Some(Self { settings: Arc::clone(settings), authority, fleet, turns: Semaphore::new(settings.orders), means: means.clone() })
     }
 
     /// Obtains a certificate, and renews it again and again.
     async fn tend(self: Arc<Self>, certificate: AcmeCertificate) {
-        let (store, hosts) = (Store::of(&certificate), certificate.hosts.join(" "));
+        let store = Store::of(&certificate);
+        let mut news = self.fleet.as_ref().map(|fleet| fleet.news_of(&shared_name(CERTIFICATE, &certificate)));
+        if let Some(fleet) = &self.fleet {
+            fleet.ready().await;
+        }
         let mut is_told = false;
         loop {
-            let now = clock::now().wall_ms;
-            let valid = store.certificate(&certificate, now).unwrap_or_else(|damage| {
-                let remedy = "it is obtained anew; give back the file if you have it";
-                tracing::error!(file = label(&certificate), error = %damage, remedy, "the certificate that is kept cannot be used");
-                None
-            });
+            let valid = self.share(&certificate, &store, kept(&certificate, &store)).await;
             if valid.is_none() && !std::mem::replace(&mut is_told, true) {
+                let hosts = certificate.hosts.join(" ");
                 tracing::warn!(
                     hosts,
                     "there is no certificate yet: until it is obtained clients that ask for these hosts get another, or none"
                 );
             }
-            let attempts = attempts_so_far(&store, &certificate);
-            let due = schedule::due(valid, &attempts, &self.settings, now, rand::random());
+            let attempts = self.attempts(&certificate, &store).await;
+            let due = schedule::due(valid, &attempts, &self.settings, clock::now().wall_ms, rand::random());
             self.means.metrics.acme.waits(&label(&certificate), due / 1000, attempts.failures);
-            wait_until(due).await;
-            self.attempt(&certificate, &store, attempts).await;
+            tokio::select! {
+                () = wait_until(due) => {}
+                () = changed(&mut news) => continue,
+            }
+            let turn = match &self.fleet {
+                Some(fleet) => fleet.turn(&shared_name(CERTIFICATE, &certificate)).await,
+                None => Turn::Unknown,
+            };
+            let may_wait =
+                self.fleet.is_some() && valid.is_some_and(|valid| clock::now().wall_ms < schedule::urgent(valid, &self.settings));
+            let is_others = match &turn {
+                // It may have come since.
+                Turn::Own(_) => {
+                    self.share(&certificate, &store, valid).await != valid || self.attempts(&certificate, &store).await != attempts
+                }
+                Turn::Others => true,
+                Turn::Unknown => may_wait,
+            };
+            match (is_others, &turn) {
+                (false, _) => self.attempt(&certificate, &store, attempts).await,
+                (true, Turn::Own(_)) => {}
+                (true, _) => {
+                    let _ = timeout(OTHERS_WAIT, changed(&mut news)).await;
+                }
+            }
         }
+    }
+
+    /// Takes up what another node has obtained, or shares what this one has: whichever is valid for longer. What is there then.
+    async fn share(&self, certificate: &AcmeCertificate, store: &Store, own: Option<Validity>) -> Option<Validity> {
+        let Some(fleet) = &self.fleet else { return own };
+        let Ok(shared) = fleet.get(&shared_name(CERTIFICATE, certificate)).await else { return own };
+        let is_absent = shared.is_none();
+        let file = shared.map(|pem| PemFile { path: certificate.file.clone(), pem });
+        let theirs = file.as_ref().and_then(|file| match store::verify(certificate, file.clone(), clock::now().wall_ms) {
+            Ok(valid) => Some(valid),
+            Err(damage) => {
+                tracing::debug!(file = label(certificate), error = %damage, "what the fleet shares is not used");
+                None
+            }
+        });
+        let until = |valid: Option<Validity>| valid.map_or(0, |valid| valid.until);
+        match file.filter(|_| until(theirs) > until(own)) {
+            Some(file) => match store.keep_certificate(certificate, &file.pem).and_then(|()| store.forget_attempts(certificate)) {
+                Ok(()) => {
+                    self.means.metrics.acme.ended(AcmeOutcome::Given);
+                    tracing::info!(hosts = certificate.hosts.join(" "), file = label(certificate), "certificate taken from another node");
+                    (self.means.obtained)();
+                    theirs
+                }
+                Err(error) => {
+                    let error = OrderError::from(error);
+                    tracing::error!(file = label(certificate), %error, remedy = error.remedy(), "certificate of another node not taken");
+                    own
+                }
+            },
+            None => {
+                // What is there and cannot be used here may be good elsewhere, by another clock or version.
+                if until(own) > until(theirs)
+                    && (is_absent || theirs.is_some())
+                    && let Ok(Some(file)) = store.certificate_file(certificate)
+                {
+                    self.offer(fleet, certificate, &file.pem, until(own)).await;
+                }
+                own
+            }
+        }
+    }
+
+    async fn offer(&self, fleet: &Fleet, certificate: &AcmeCertificate, pem: &[u8], until: i64) {
+        let lasts = u64::try_from(until - clock::now().wall_ms).map(Duration::from_millis);
+        let Ok(lasts) = lasts else { return };
+        // Where Redis is away it is offered again when it is back.
+        let name = shared_name(CERTIFICATE, certificate);
+        if fleet.put(&name, pem, lasts).await.is_ok() {
+            let _ = fleet.tell(&name).await;
+        }
+    }
+
+    /// Those of this node, or of another that failed later.
+    async fn attempts(&self, certificate: &AcmeCertificate, store: &Store) -> Attempts {
+        let own = attempts_so_far(store, certificate);
+        let Some(fleet) = &self.fleet else { return own };
+        let shared = fleet.get(&shared_name(ATTEMPTS, certificate)).await.ok().flatten();
+        let shared: Option<Attempts> = shared.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        shared.filter(|shared| shared.next_ms > own.next_ms).unwrap_or(own)
+    }
+
+    async fn keep_attempts(&self, certificate: &AcmeCertificate, store: &Store, attempts: &Attempts) -> io::Result<()> {
+        store.keep_attempts(certificate, attempts)?;
+        if let Some(fleet) = &self.fleet {
+            let (name, lasts) = (shared_name(ATTEMPTS, certificate), self.settings.retry_max * 2);
+            let _ = fleet.put(&name, &serde_json::to_vec(attempts)?, lasts).await; // the others find out for themselves
+        }
+        Ok(())
     }
 
     async fn attempt(&self, certificate: &AcmeCertificate, store: &Store, before: Attempts) {
         let Ok(_turn) = self.turns.acquire().await else { return };
         let (hosts, failures, acme) = (certificate.hosts.join(" "), before.failures, &self.means.metrics.acme);
         let attempt = before.begin(&self.settings, clock::now().wall_ms, rand::random());
-        let done = match store.keep_attempts(certificate, &attempt) {
+        let done = match self.keep_attempts(certificate, store, &attempt).await {
             Ok(()) => self.obtain(certificate, store, failures).await,
             Err(error) => Err(error.into()), // what came of it could not be kept either
         };
         let Err(error) = done else { return };
         acme.ended(error.outcome());
         let attempt = attempt.failed(error.to_string(), self.authority.take_wait(), &self.settings, clock::now().wall_ms);
-        let seconds = (attempt.next_ms - clock::now().wall_ms) / 1000;
-        tracing::error!(hosts, %error, remedy = error.remedy(), failures = attempt.failures, next_attempt_in_seconds = seconds, "certificate not obtained");
-        if store.keep_attempts(certificate, &attempt).is_err() {
+        let next_attempt_in_seconds = (attempt.next_ms - clock::now().wall_ms) / 1000;
+        let failures = attempt.failures;
+        tracing::error!(hosts, %error, remedy = error.remedy(), failures, next_attempt_in_seconds, "certificate not obtained");
+        if self.keep_attempts(certificate, store, &attempt).await.is_err() {
             // It would be forgotten, and tried again at once.
             acme.waits(&label(certificate), attempt.next_ms / 1000, attempt.failures);
             wait_until(attempt.next_ms).await;
@@ -179,7 +294,46 @@ impl Keeper {
         self.means.metrics.acme.ended(AcmeOutcome::Obtained);
         tracing::info!(hosts, file = label(certificate), "certificate obtained");
         (self.means.obtained)();
+        if let Some(fleet) = &self.fleet {
+            let _ = fleet.remove(&shared_name(ATTEMPTS, certificate)).await; // it holds nobody up who has the certificate
+            let until = kept(certificate, store).map_or(0, |valid| valid.until);
+            self.offer(fleet, certificate, &pem, until).await;
+        }
         Ok(())
+    }
+}
+
+/// What the other nodes answer to challenges.
+fn answers_of(fleet: &Fleet, metrics: &Arc<Metrics>) -> challenges::Fleet {
+    let (ask, ask_too, metrics) = (fleet.asker(), fleet.asker(), Arc::clone(metrics));
+    let text = move |token: String| {
+        let asked = ask(format!("{}:{token}", Challenge::Http01.as_str()));
+        Box::pin(async move { asked.await.map(Arc::from) }) as _
+    };
+    let certificate = move |host: String| {
+        let asked = ask_too(format!("{}:{host}", Challenge::TlsAlpn01.as_str()));
+        Box::pin(async move { keys::challenge(&host, &asked.await?) }) as _
+    };
+    challenges::Fleet::new(Box::new(text), Box::new(certificate), move || metrics.bound(Bound::AcmeQuestions))
+}
+
+/// The certificate that is here, if it can be used.
+fn kept(certificate: &AcmeCertificate, store: &Store) -> Option<Validity> {
+    store.certificate(certificate, clock::now().wall_ms).unwrap_or_else(|damage| {
+        let remedy = "it is obtained anew; give back the file if you have it";
+        tracing::error!(file = label(certificate), error = %damage, remedy, "the certificate that is kept cannot be used");
+        None
+    })
+}
+
+/// Until something is new in the fleet.
+async fn changed(news: &mut Option<watch::Receiver<u64>>) {
+    let is_over = match news {
+        Some(news) => news.changed().await.is_err(),
+        None => true,
+    };
+    if is_over {
+        std::future::pending::<()>().await;
     }
 }
 

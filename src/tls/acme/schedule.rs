@@ -52,6 +52,12 @@ fn renewal(valid: Validity, terms: &Acme, chance: f64) -> i64 {
     (valid.until - before - early).max(valid.from + third)
 }
 
+/// When to renew a certificate although nobody knows whether another node does: half of the time after it was due has passed.
+pub fn urgent(valid: Validity, terms: &Acme) -> i64 {
+    let due = renewal(valid, terms, 0.0);
+    due + (valid.until - due) / 2
+}
+
 /// After so many failures in a row, at least one: shortened by chance, by a fifth at most, so that certificates and nodes that
 /// failed together do not try again together.
 fn back_off(failures: u32, first: Duration, most: Duration, chance: f64) -> Duration {
@@ -108,6 +114,11 @@ mod tests {
         assert_eq!(day(valid(90), &before(10), 1.0), 79.0);
         assert_eq!(day(valid(90), &before(365), 1.0), 30.0, "never in the first third");
         assert_eq!(day(valid(6), &terms(), 0.0), 4.0);
+    }
+
+    #[test]
+    fn it_is_urgent_halfway_between_when_it_is_due_and_its_end() {
+        assert_eq!(urgent(valid(90), &terms()), NOW + 75 * DAY);
     }
 
     #[test]

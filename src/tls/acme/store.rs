@@ -32,6 +32,10 @@ impl StoredAccount {
         Ok(Self { contact: contact.to_vec(), credentials: serde_json::to_value(credentials)? })
     }
 
+    pub fn bytes(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
+    }
+
     fn credentials(&self) -> Result<AccountCredentials, Damage> {
         serde_json::from_value(self.credentials.clone()).map_err(Damage::Malformed)
     }
@@ -66,7 +70,12 @@ impl Store {
     }
 
     pub fn keep_account(&self, account: &StoredAccount) -> io::Result<()> {
-        self.write(&self.folder.join(ACCOUNT), &serde_json::to_vec_pretty(account)?)
+        self.write(&self.folder.join(ACCOUNT), &account.bytes()?)
+    }
+
+    /// One that another node made.
+    pub fn keep_shared_account(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write(&self.folder.join(ACCOUNT), bytes)
     }
 
     /// The authority does not know it any more.
@@ -89,6 +98,11 @@ impl Store {
     /// The certificate that is there with its key, if it can be used.
     pub fn certificate(&self, certificate: &AcmeCertificate, now: i64) -> Result<Option<Validity>, Damage> {
         read(&certificate.file)?.map(|file| verify(certificate, file, now)).transpose()
+    }
+
+    /// The same as it is kept.
+    pub fn certificate_file(&self, certificate: &AcmeCertificate) -> Result<Option<PemFile>, Damage> {
+        read(&certificate.file)
     }
 
     /// Puts one with its key in its place, once it is sure that it can be used.

@@ -46,6 +46,14 @@ impl Plan {
         let port = (20_000..30_000).find(|port| TcpListener::bind((http.ip(), *port)).is_ok()).expect("a free port");
         Self { http, https: (http.ip(), port).into(), seconds: 86_400, external: None, refused: Vec::new() }
     }
+
+    /// For listeners with the same ports at another IP.
+    pub fn beside(&self) -> Self {
+        let mut places = std::iter::repeat_with(|| address::free().ip());
+        let is_free = |ip: &IpAddr| [self.http, self.https].iter().all(|place| TcpListener::bind((*ip, place.port())).is_ok());
+        let ip = places.find(is_free).expect("there are many");
+        Self { http: (ip, self.http.port()).into(), https: (ip, self.https.port()).into(), ..self.clone() }
+    }
 }
 
 impl Pebble {

@@ -1,5 +1,7 @@
 //! Certificates by ACME, from a real authority (pebble) that looks whether hosts are ours.
 
+mod fleet;
+
 use super::{metric, metric_reaches, s_client};
 use crate::support::acme::{Pebble, Plan};
 use crate::support::client::Client;
@@ -50,13 +52,14 @@ impl Node {
         Process::with_config(self.folder.path(), &self.text)
     }
 
-    /// Files that are kept, in order.
+    /// Files that are kept, in order, without those that are being written.
     fn kept(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         let Ok(folders) = std::fs::read_dir(self.folder.path().join("kept")) else { return files };
         for folder in folders {
             files.extend(std::fs::read_dir(folder.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
         }
+        files.retain(|file: &PathBuf| !file.file_name().unwrap().to_str().unwrap().starts_with('.'));
         files.sort();
         files
     }
