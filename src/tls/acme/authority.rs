@@ -10,7 +10,7 @@ use crate::observe::metrics::AcmeOutcome;
 use crate::tls::challenges::{Challenges, Standing, is_token};
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, ChallengeHandle, ChallengeType, Error, ExternalAccountKey, Identifier, NewAccount,
-    NewOrder, Order, OrderStatus, RetryPolicy,
+    NewOrder, Order, OrderStatus, Problem, RetryPolicy,
 };
 use std::io;
 use std::sync::Arc;
@@ -176,7 +176,13 @@ impl Authority {
                 // Where Redis is away the authority may still come to this node.
                 let _ = fleet.put(&name, text.as_str().as_bytes(), self.settings.order_timeout).await;
             }
-            challenge.set_ready().await?;
+            challenge.set_ready().await.map_err(|error| match error {
+                // It has looked already.
+                Error::Api(problem) if is_of_challenge(&problem) => {
+                    OrderError::Challenge { host: host.clone(), challenge: chosen.as_str(), text: problem.to_string() }
+                }
+                error => error.into(),
+            })?;
         }
         Ok(standing)
     }
@@ -286,6 +292,12 @@ async fn turn_for_account(fleet: &Fleet) -> Turn {
             turn => return turn,
         }
     }
+}
+
+/// Whether it says what was found where a host was looked at, and not what is wrong with a request (RFC 8555 §6.7).
+fn is_of_challenge(problem: &Problem) -> bool {
+    const FOUND: [&str; 5] = [":connection", ":dns", ":incorrectResponse", ":tls", ":unauthorized"];
+    problem.r#type.as_deref().is_some_and(|kind| FOUND.iter().any(|found| kind.ends_with(found)))
 }
 
 const fn kind(challenge: Challenge) -> ChallengeType {
