@@ -58,7 +58,7 @@ pub fn proxy(settings: &Settings) -> Arc<Proxy> {
     let metrics = Metrics::new(1);
     let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).expect("off"));
     let live = Live::new(settings.clone(), None, &metrics);
-    Proxy::new(settings, live, Arc::new(Journal::new(&settings.purge.bounds)), metrics, access_log)
+    Proxy::new(settings, live, Arc::new(Journal::new(&settings.purge.bounds)), metrics, access_log, Arc::default())
 }
 
 /// What is there without waiting for anything.

@@ -43,6 +43,7 @@ pub fn effective(settings: &Settings) -> Value {
         "purge": purge(s),
         "shield": shield(&s.shield),
         "lease": lease(&s.lease),
+        "acme": acme(&s.acme),
         "journal": journal(&s.journal),
         "log": log(&s.log),
         "cache": {"redis": s.redis.as_ref().map_or_else(|| json!({}), redis_tier)},
@@ -59,8 +60,12 @@ fn listener(listener: &Listener) -> Value {
         }
     }
     if let Some(tls) = &listener.tls {
+        let certificate = |source: &CertificateSource| match source {
+            CertificateSource::Files(files) => pair(files),
+            CertificateSource::Acme(certificate) => json!({"acme": certificate.hosts}),
+        };
         table["tls"] = json!({
-            "certificates": tls.certificates.iter().map(pair).collect::<Vec<_>>(),
+            "certificates": tls.certificates.iter().map(certificate).collect::<Vec<_>>(),
             "min_version": tls.min_version.as_str(),
             "http2": tls.http2,
             "handshake_timeout": print_duration(tls.handshake_timeout),
@@ -127,6 +132,8 @@ pub fn secrets(settings: &Settings) -> Vec<(&'static str, Option<&Secret>)> {
     let redis = settings.redis.as_ref().map(|tier| &tier.server);
     let journal = settings.journal.redis.as_ref();
     vec![
+        ("acme.eab_key", settings.acme.eab.as_ref().map(|eab| &eab.key)),
+        ("acme.seal", settings.acme.seal.as_ref()),
         ("admin.token", settings.admin.token.as_ref()),
         ("shield.secret", settings.shield.secret.as_ref()),
         ("cache.redis.password", redis.and_then(|redis| redis.password.as_ref())),
@@ -356,6 +363,37 @@ fn lease(lease: &Lease) -> Value {
         "ttl": print_duration(lease.ttl),
         "kept": print_duration(lease.kept),
     })
+}
+
+fn acme(a: &Acme) -> Value {
+    let mut table = json!({
+        "directory": dollars(&a.directory),
+        "contact": a.contact.iter().map(|contact| dollars(contact)).collect::<Vec<_>>(),
+        "agree_to_terms": a.agree_to_terms,
+        "key_type": a.key_type.as_str(),
+        "folder": dollars(&std::path::absolute(&a.folder).unwrap_or_else(|_| a.folder.clone()).display().to_string()),
+        "challenges": a.challenges.iter().map(|challenge| challenge.as_str()).collect::<Vec<_>>(),
+        "renew_jitter": print_share(a.renew_jitter),
+        "retry_first": print_duration(a.retry_first),
+        "retry_max": print_duration(a.retry_max),
+        "order_timeout": print_duration(a.order_timeout),
+        "request_timeout": print_duration(a.request_timeout),
+        "orders": a.orders,
+    });
+    if let Some(roots) = &a.roots {
+        table["ca_file"] = json!(absolute(roots));
+    }
+    if let Some(before) = a.renew_before {
+        table["renew_before"] = json!(print_duration(before));
+    }
+    if let Some(eab) = &a.eab {
+        table["eab_key_id"] = json!(dollars(&eab.key_id));
+        table["eab_key"] = json!(MASK);
+    }
+    if a.seal.is_some() {
+        table["seal"] = json!(MASK);
+    }
+    table
 }
 
 fn shield(s: &Shield) -> Value {

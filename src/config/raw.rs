@@ -114,6 +114,7 @@ pub struct RawConfig {
     pub purge: RawPurge,
     pub shield: RawShield,
     pub lease: RawLease,
+    pub acme: RawAcme,
     pub journal: RawJournal,
     pub log: RawLog,
     pub cache: RawCache,
@@ -233,6 +234,72 @@ pub struct RawCertificate {
     pub key_file: Option<String>,
     /// DER: an OCSP response about the certificate, to be stapled to it.
     pub ocsp_file: Option<String>,
+    /// Instead of files: hosts for which a certificate is obtained, and renewed, as `[acme]` says.
+    pub acme: Option<Vec<String>>,
+}
+
+/// Who certifies hosts (ACME, RFC 8555), and how.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawAcme {
+    /// URL of the authority's directory.
+    pub directory: Option<String>,
+    /// PEM: who may certify the directory itself; without one the authorities of the system.
+    pub ca_file: Option<String>,
+    /// Where the authority reaches whoever runs this: `mailto:` URLs.
+    pub contact: Option<Vec<String>>,
+    /// Consent to the authority's terms of service; without it nothing is ordered.
+    pub agree_to_terms: Option<bool>,
+    /// External Account Binding: the key identifier that the authority gave out.
+    pub eab_key_id: Option<String>,
+    /// The key with it, in base64url.
+    pub eab_key: Option<String>,
+    /// File that holds this key.
+    pub eab_key_file: Option<String>,
+    /// Kind of the keys that are certified.
+    pub key_type: Option<RawKeyType>,
+    /// Where account, certificates and keys are kept.
+    pub folder: Option<String>,
+    /// How it is shown that hosts are ours, preferred first; the next attempt takes the next.
+    pub challenges: Option<Vec<RawChallenge>>,
+    /// So long before its end a certificate is renewed; without it when a third of its lifetime is left.
+    pub renew_before: Option<RawDuration>,
+    /// Share of that time by which it is renewed earlier, at most, by chance.
+    pub renew_jitter: Option<RawShare>,
+    /// After the first attempt that failed; twice as long after each further one.
+    pub retry_first: Option<RawDuration>,
+    /// At most so long.
+    pub retry_max: Option<RawDuration>,
+    /// From asking for a certificate to having it.
+    pub order_timeout: Option<RawDuration>,
+    /// For each answer of the authority.
+    pub request_timeout: Option<RawDuration>,
+    /// Certificates that are asked for at a time.
+    pub orders: Option<u64>,
+    /// A secret of the fleet with which certificates, keys and challenges are encrypted in Redis; without it they are not shared.
+    pub seal: Option<String>,
+    /// File that holds this secret.
+    pub seal_file: Option<String>,
+}
+
+/// Kind of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawKeyType {
+    P256,
+    P384,
+    Rsa2048,
+}
+
+/// How it is shown that a host is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum RawChallenge {
+    /// By a text under `/.well-known/acme-challenge/` on port 80 (RFC 8555 §8.3).
+    #[serde(rename = "http-01")]
+    Http01,
+    /// By a certificate in a handshake on port 443 (RFC 8737).
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
 }
 
 /// Whether clients show certificates.

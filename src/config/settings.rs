@@ -27,6 +27,7 @@ pub struct Settings {
     pub journal: Journal,
     pub log: Log,
     pub lease: Lease,
+    pub acme: Arc<Acme>,
     /// `[cache.redis]`: the tier that the fleet shares, where there is one.
     pub redis: Option<RedisTier>,
     /// Hash of the resolved configuration, for metrics and `explain`.
@@ -147,7 +148,7 @@ pub struct Http3 {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
     /// The first is shown to whoever names none that is there.
-    pub certificates: Vec<CertificateFiles>,
+    pub certificates: Vec<CertificateSource>,
     /// The oldest that is offered.
     pub min_version: TlsVersion,
     /// Names of suites in order of preference; empty: all, in the order of the client.
@@ -162,6 +163,120 @@ pub struct ListenerTls {
     pub ticket_key: Option<PemFile>,
     /// `None`: clients are not asked for certificates, but where a site says so.
     pub client_certificates: Option<Arc<ClientCertificates>>,
+}
+
+/// Where a certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateSource {
+    Files(CertificateFiles),
+    Acme(AcmeCertificate),
+}
+
+/// A certificate that is obtained by ACME.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AcmeCertificate {
+    /// Lower case, the first as it is written.
+    pub hosts: Vec<String>,
+    /// Where it is kept, key first, once it is there.
+    pub file: PathBuf,
+}
+
+/// `[acme]`: who certifies hosts, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Acme {
+    /// https.
+    pub directory: String,
+    /// Who may certify the directory; `None`: whom the system trusts.
+    pub roots: Option<PemFile>,
+    pub contact: Vec<String>,
+    pub agree_to_terms: bool,
+    pub eab: Option<ExternalAccount>,
+    pub key_type: KeyType,
+    /// All of one directory are below it in a folder of their own.
+    pub folder: PathBuf,
+    /// Preferred first, at least one.
+    pub challenges: Vec<Challenge>,
+    /// `None`: when a third of the lifetime is left.
+    pub renew_before: Option<Duration>,
+    /// Share of that time (0.10).
+    pub renew_jitter: f64,
+    pub retry_first: Duration,
+    pub retry_max: Duration,
+    pub order_timeout: Duration,
+    pub request_timeout: Duration,
+    /// Certificates that are asked for at a time.
+    pub orders: usize,
+    /// What the fleet shares is encrypted with it; `None`: nothing is shared.
+    pub seal: Option<Secret>,
+}
+
+/// An account that the authority gave out beforehand (RFC 8555 §7.3.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalAccount {
+    pub key_id: String,
+    /// In base64url, which can be decoded.
+    pub key: Secret,
+}
+
+impl ExternalAccount {
+    /// The key itself (RFC 4648 §5); `None` where it is no base64url.
+    pub fn key_bytes(&self) -> Option<Vec<u8>> {
+        let text = self.key.expose().trim_end_matches('=');
+        let (mut bytes, mut bits, mut held) = (Vec::with_capacity(text.len()), 0_u32, 0);
+        for digit in text.bytes() {
+            let value = match digit {
+                b'A'..=b'Z' => digit - b'A',
+                b'a'..=b'z' => digit - b'a' + 26,
+                b'0'..=b'9' => digit - b'0' + 52,
+                b'-' => 62,
+                b'_' => 63,
+                _ => return None,
+            };
+            (bits, held) = (bits << 6 | u32::from(value), held + 6);
+            if held >= 8 {
+                held -= 8;
+                bytes.push((bits >> held) as u8);
+            }
+        }
+        (text.len() % 4 != 1 && !bytes.is_empty()).then_some(bytes)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyType {
+    P256,
+    P384,
+    Rsa2048,
+}
+
+impl KeyType {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::P256 => "p256",
+            Self::P384 => "p384",
+            Self::Rsa2048 => "rsa2048",
+        }
+    }
+}
+
+/// How an authority is shown that a host is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Challenge {
+    /// RFC 8555 §8.3.
+    Http01,
+    /// RFC 8737.
+    TlsAlpn01,
+}
+
+impl Challenge {
+    /// As in the configuration, and in the protocol.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http01 => "http-01",
+            Self::TlsAlpn01 => "tls-alpn-01",
+        }
+    }
 }
 
 /// A certificate with its chain, and its key.
@@ -769,6 +884,19 @@ impl Journal {
 }
 
 impl Settings {
+    /// The certificates that listeners want from the authority, each once.
+    pub fn acme_certificates(&self) -> Vec<AcmeCertificate> {
+        let all = self.listeners.iter().filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| &tls.certificates);
+        let wanted = all.filter_map(|source| match source {
+            CertificateSource::Acme(certificate) => Some(certificate.clone()),
+            CertificateSource::Files(_) => None,
+        });
+        let mut wanted: Vec<_> = wanted.collect();
+        wanted.sort();
+        wanted.dedup();
+        wanted
+    }
+
     /// Where the fleet's journal is; `None`: this node is a fleet of its own.
     pub fn journal_redis(&self) -> Option<&Redis> {
         self.journal.redis.as_ref().or_else(|| Some(&self.redis.as_ref()?.server))
@@ -875,7 +1003,7 @@ impl ShieldTls {
     /// How other nodes ask.
     fn towards_askers(&self) -> ListenerTls {
         ListenerTls {
-            certificates: vec![self.certificate.clone()],
+            certificates: vec![CertificateSource::Files(self.certificate.clone())],
             min_version: TlsVersion::Tls13,
             suites: Vec::new(),
             http2: true,

@@ -1,8 +1,8 @@
 //! TLS on a client's socket: the handshake, and a [`Socket`] like any other behind it.
 
 use super::{ClientSocket, Identity, Socket};
-use crate::config::settings::{ClientCertificates, Told};
-use crate::observe::metrics::{Handshake, TlsSeries};
+use crate::config::settings::{Challenge, ClientCertificates, Told};
+use crate::observe::metrics::{Handshake, Metrics};
 use crate::semantics::structured::byte_sequences;
 use crate::tls::{self, Chosen, Server};
 use rustls::server::{Acceptor, ServerConnection};
@@ -35,7 +35,7 @@ impl SecureSocket {
 }
 
 /// Shakes hands, within the time that the listener allows for it; `None` where nothing came of it, which is counted.
-pub async fn shake_hands(socket: ClientSocket, server: &Server, series: &TlsSeries) -> Option<Shaken> {
+pub async fn shake_hands(socket: ClientSocket, server: &Server, metrics: &Metrics) -> Option<Shaken> {
     let shaken = tokio::time::timeout(server.handshake_timeout, shake(socket, server)).await;
     let (version, outcome, shaken) = match shaken {
         Err(_) => (None, Handshake::Timeout, None),
@@ -44,14 +44,18 @@ pub async fn shake_hands(socket: ClientSocket, server: &Server, series: &TlsSeri
             (None, Handshake::Refused, None)
         }
         Ok(Err(_)) => (None, Handshake::ClientLeft, None),
-        Ok(Ok((stream, identity))) => {
+        Ok(Ok(Ended::Challenge)) => {
+            metrics.acme.answered(Challenge::TlsAlpn01);
+            (None, Handshake::Challenge, None)
+        }
+        Ok(Ok(Ended::Agreed(stream, identity))) => {
             let session = stream.get_ref().1;
             let is_resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
             let outcome = if is_resumed { Handshake::Resumed } else { Handshake::Full };
             (session.protocol_version().map(name), outcome, Some(Shaken { socket: SecureSocket(stream), identity }))
         }
     };
-    series.handshake(version, outcome);
+    metrics.tls.handshake(version, outcome);
     shaken
 }
 
@@ -59,9 +63,21 @@ fn name(version: ProtocolVersion) -> &'static str {
     if version == ProtocolVersion::TLSv1_3 { "1.3" } else { "1.2" }
 }
 
-async fn shake(socket: ClientSocket, server: &Server) -> io::Result<(TlsStream<ClientSocket>, Option<Arc<Identity>>)> {
+/// How a handshake ended that did not fail.
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one")]
+enum Ended {
+    Agreed(TlsStream<ClientSocket>, Option<Arc<Identity>>),
+    /// An authority has seen that a host is ours, and nothing follows.
+    Challenge,
+}
+
+async fn shake(socket: ClientSocket, server: &Server) -> io::Result<Ended> {
     let turn = server.handshakes.acquire().await.map_err(io::Error::other)?;
     let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+    if let Some(config) = server.answer_challenge(&start.client_hello()).await {
+        start.into_stream(config).await?.shutdown().await?;
+        return Ok(Ended::Challenge);
+    }
     let Chosen { config, policy, is_of_listener } = server.choose(&start.client_hello());
     let accept = if server.is_slow(&start.client_hello()) {
         // Our whole flight, the signature in it, is made in this one call. Only where a client must be asked for another
@@ -81,7 +97,7 @@ async fn shake(socket: ClientSocket, server: &Server) -> io::Result<(TlsStream<C
         }
     };
     let identity = policy.map(|policy| Arc::new(identity(stream.get_ref().1, policy, is_of_listener)));
-    Ok((stream, identity))
+    Ok(Ended::Agreed(stream, identity))
 }
 
 /// How long a client that was refused may take to read why.

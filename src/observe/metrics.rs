@@ -3,6 +3,7 @@
 //! What happens for every request is counted in `hot`, per worker, and summed when scraped; everything else uses the
 //! prometheus crate, with children resolved beforehand where the labels are enums. Nothing here decides anything.
 
+mod acme;
 mod hot;
 mod journal;
 mod lease;
@@ -12,6 +13,7 @@ pub mod series;
 mod tiers;
 mod tls;
 
+pub use acme::{AcmeOutcome, AcmeSeries};
 pub use journal::{JournalClass, JournalEvent, JournalSeries};
 pub use lease::{LeaseAsked, LeaseEnded, LeaseSeries};
 pub use redis::{RedisOutcome, RedisSeries, RedisUse};
@@ -84,10 +86,11 @@ pub enum Bound {
     Http2IdleFrames,
     Http2Errors,
     Http3Resets,
+    AcmeQuestions,
 }
 
 impl Bound {
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 49] = [
         Self::Connections,
         Self::RequestsPerConnection,
         Self::HeaderBytes,
@@ -136,6 +139,7 @@ impl Bound {
         Self::Http2IdleFrames,
         Self::Http2Errors,
         Self::Http3Resets,
+        Self::AcmeQuestions,
     ];
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -187,6 +191,7 @@ impl Bound {
             Self::Http2IdleFrames => "http2_idle_frames",
             Self::Http2Errors => "http2_errors",
             Self::Http3Resets => "http3_resets",
+            Self::AcmeQuestions => "acme_questions",
         }
     }
 }
@@ -538,6 +543,7 @@ pub struct Metrics {
     pub lease: LeaseSeries,
     pub journal: JournalSeries,
     pub tls: TlsSeries,
+    pub acme: AcmeSeries,
     reload: Reload,
 }
 
@@ -595,6 +601,7 @@ impl Metrics {
             lease: LeaseSeries::new(&registry),
             journal: JournalSeries::new(&registry),
             tls: TlsSeries::new(&registry),
+            acme: AcmeSeries::new(&registry),
             reload: Reload::new(&registry),
             hot,
             gauges,

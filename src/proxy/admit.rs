@@ -11,6 +11,7 @@ use crate::semantics::content::{self, Unkeyed};
 use crate::semantics::key::CacheKey;
 use crate::semantics::target::{Scheme, Target};
 use crate::semantics::{Fields, Method, cache_control, class, fields, forwarding, hop, name, upgrade};
+use crate::tls::challenges;
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -245,11 +246,8 @@ pub fn way(arrival: &Arrival<'_>, body: &RequestBody) -> Way {
 
 /// Whether a request without TLS can be sent to https.
 fn is_for_https(target: &Target) -> bool {
-    target.scheme() == Scheme::Http && !target.is_asterisk() && !target.path().starts_with(ACME_CHALLENGES)
+    target.scheme() == Scheme::Http && !target.is_asterisk() && !target.path().starts_with(challenges::PATH)
 }
-
-/// Whoever certifies asks for these without TLS (RFC 8555 §8.3).
-const ACME_CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// Whether Connection names upgrade, and Upgrade a protocol that may pass. Any other Upgrade is ignored, as that of an
 /// HTTP/1.0 client must be (RFC 9110 §7.8).

@@ -39,6 +39,14 @@ pub fn refused(live: &Live, refused: &Refused) -> Response {
     text(refused.status, fields, format!("{}\n", refused.text), outcome)
 }
 
+/// What an authority asked for that looks whether a host is ours.
+pub fn challenge(live: &Live, key_authorization: &str) -> Response {
+    let outcome = Outcome { result: CacheResult::Local, source: Source::Tiercel, detail: Some("ACME".into()), ..Outcome::default() };
+    let mut fields = text_fields();
+    line(&mut fields, name::VIA, live.via.as_bytes());
+    text(200, fields, key_authorization.to_owned(), outcome)
+}
+
 /// A request that came too early for a rate limit (RFC 6585 §4).
 pub fn too_many_requests(arrival: &Arrival<'_>, limit: &RateLimit, rejected: Rejected) -> Response {
     let outcome = Outcome {

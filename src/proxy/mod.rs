@@ -11,6 +11,7 @@ mod alone;
 mod answer;
 mod ask;
 mod blocks;
+mod challenge;
 mod content;
 mod deliver;
 mod dictionaries;
@@ -59,6 +60,7 @@ use crate::semantics::reuse::{self, Reuse, Validity};
 use crate::semantics::storage::NotStored;
 use crate::tier::memory::{MemoryTier, Setup};
 use crate::tier::redis::RedisTier;
+use crate::tls::challenges::{self, Challenges};
 use crate::transform::pool::Pool;
 use admit::Way;
 use arc_swap::ArcSwap;
@@ -104,6 +106,8 @@ pub struct Proxy {
     pool: Pool,
     hot_forms: HotForms,
     pub dictionaries: Dictionaries,
+    /// What authorities are answered that look whether a host is ours.
+    pub challenges: Arc<Challenges>,
     pub metrics: Arc<Metrics>,
     pub access_log: Arc<AccessLog>,
     /// The process holds nearly all it may: new fills are not stored.
@@ -126,6 +130,11 @@ pub enum Pressure {
 
 impl Handler for Proxy {
     fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
+        if self.challenges.may_be_any()
+            && let Some(token) = challenges::token(&head.target)
+        {
+            return challenge::answer(self, token, peer, head, body, interim);
+        }
         self.journey(&self.live.load(), peer, head, body, interim, None)
     }
 
@@ -195,7 +204,14 @@ fn at_once(
 }
 
 impl Proxy {
-    pub fn new(settings: &Settings, live: Live, journal: Arc<Journal>, metrics: Arc<Metrics>, access_log: Arc<AccessLog>) -> Arc<Self> {
+    pub fn new(
+        settings: &Settings,
+        live: Live,
+        journal: Arc<Journal>,
+        metrics: Arc<Metrics>,
+        access_log: Arc<AccessLog>,
+        challenges: Arc<Challenges>,
+    ) -> Arc<Self> {
         let [told, full, crowded] = std::array::from_fn(|_| Arc::clone(&metrics));
         let memory = MemoryTier::new(Setup {
             capacity: settings.memory.stored_bytes(),
@@ -221,6 +237,7 @@ impl Proxy {
             budget,
             making: Making::default(),
             hot_forms: HotForms::default(),
+            challenges,
             dictionaries: Dictionaries::new(settings.limits.dictionary_memory, move || crowded.bound(Bound::DictionaryMemory)),
             pool: Pool::new(settings.limits.compression_threads, Arc::clone(&metrics)),
             metrics,

@@ -82,6 +82,11 @@ impl Keys {
         format!("{}:limit:{{{name}}}", self.prefix)
     }
 
+    /// What nodes share to obtain certificates.
+    pub fn acme(&self, name: impl fmt::Display) -> String {
+        format!("{}:acme:{{{name}}}", self.prefix)
+    }
+
     /// A channel for messages that nobody needs to keep.
     pub fn channel(&self, name: &str) -> String {
         format!("{}:channel:{name}", self.prefix)

@@ -87,7 +87,7 @@ impl Doorway {
     async fn serve_peer(&self, socket: ClientSocket, peer: Peer, limits: Arc<Limits>, tls: Option<Arc<tls::Server>>) {
         let (limits, door, drain) = (Arc::new(PeerDoor::limits(&limits)), PeerDoor::new(Arc::clone(&self.proxy)), self.drain.clone());
         let Some(tls) = tls else { return http2::serve(socket, peer, limits, door, drain).await };
-        if let Some(Shaken { socket, .. }) = listener::shake_hands(socket, &tls, &self.proxy.metrics.tls).await {
+        if let Some(Shaken { socket, .. }) = listener::shake_hands(socket, &tls, &self.proxy.metrics).await {
             drop(tls);
             http2::serve(socket, peer, limits, door, drain).await;
         }
@@ -95,7 +95,7 @@ impl Doorway {
 
     async fn serve_secure(&self, socket: ClientSocket, mut peer: Peer, limits: Arc<Limits>, tls: Arc<tls::Server>) {
         let (proxy, drain) = (Arc::clone(&self.proxy), self.drain.clone());
-        let shaken = Box::pin(listener::shake_hands(socket, &tls, &proxy.metrics.tls)).await;
+        let shaken = Box::pin(listener::shake_hands(socket, &tls, &proxy.metrics)).await;
         let Some(Shaken { socket, identity }) = shaken else { return };
         drop(tls);
         peer.identity = identity;

@@ -21,6 +21,7 @@ use crate::route::Router;
 use crate::semantics::target::Scheme;
 use crate::tier::redis::RedisTier;
 use crate::tls;
+use crate::tls::challenges::Challenges;
 use anyhow::{Context, Result};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
@@ -48,6 +49,9 @@ pub struct State {
     /// The error log, whose level a reload may change.
     log: Option<LogHandle>,
     doors: Mutex<Doors>,
+    /// Obtains certificates, where some are wanted.
+    #[cfg(feature = "acme")]
+    acme: Mutex<Option<tls::acme::Acme>>,
     drain: watch::Sender<bool>,
     /// Held by a reload from reading files to the end.
     reloading: Mutex<()>,
@@ -140,14 +144,14 @@ impl ReloadError {
 /// What listeners with TLS show, by their names.
 type Secured = HashMap<String, Arc<tls::Server>>;
 
-fn secure(settings: &Settings) -> Result<Secured> {
+fn secure(settings: &Settings, challenges: &Arc<Challenges>) -> Result<Secured> {
     let secure = |listener: Listener| {
         let tls = listener.tls.as_ref()?;
         let (sites, key) = match listener.kind {
             ListenerKind::Clients => (clients_of_sites(settings), format!("listeners.{}.tls", listener.name)),
             ListenerKind::Peers => (tls::Sites::none(), "shield.tls".into()),
         };
-        let server = tls::Server::new(tls, sites).context(key);
+        let server = tls::Server::new(tls, sites, Arc::clone(challenges)).context(key);
         Some(server.map(|server| (listener.name, Arc::new(server))))
     };
     settings.sockets().filter_map(secure).collect()
@@ -175,7 +179,8 @@ impl Server {
         }
         fit_descriptors(&mut settings);
         reserve_pages(&settings);
-        let secured = secure(&settings)?;
+        let challenges = Arc::default();
+        let secured = secure(&settings, &challenges)?;
         let bound = bind_all(&settings, settings.sockets())?;
         let admin_socket = bind_one("admin.address", settings.admin.address)?;
         let metrics_socket = bind_one("metrics.address", settings.metrics.address)?;
@@ -187,7 +192,7 @@ impl Server {
         };
         let journal = Arc::new(Journal::with_order(&settings.purge.bounds, order));
         let live = Live::new(settings.clone(), None, &metrics);
-        let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log));
+        let proxy = Proxy::new(&settings, live, journal, Arc::clone(&metrics), Arc::new(access_log), challenges);
         if let Some(tier) = &settings.redis {
             let redis = Redis::new(&tier.server, &metrics).context("cache.redis")?;
             let leases = settings.lease.enabled.then(|| Arc::new(Leases::new(&redis, settings.lease, tier.lookup_budget, &metrics)));
@@ -204,6 +209,8 @@ impl Server {
             started: Instant::now(),
             log,
             doors: Mutex::new(Doors { workers: Some(workers), open: Vec::new() }),
+            #[cfg(feature = "acme")]
+            acme: Mutex::default(),
             drain: watch::Sender::new(false),
             reloading: Mutex::default(),
         });
@@ -223,6 +230,8 @@ impl Server {
         state.listen(&settings, bound, &secured)?;
         certificates::tell_expiries(&state);
         certificates::spawn(Arc::downgrade(&state))?;
+        #[cfg(feature = "acme")]
+        state.obtain_certificates(&settings)?;
         Ok(Self { state, admin, metrics, admin_stop })
     }
 
@@ -405,7 +414,7 @@ impl State {
     }
 
     /// Re-reads the configuration whole or not at all.
-    pub fn reload(&self) -> Result<Arc<Settings>, ReloadError> {
+    pub fn reload(self: &Arc<Self>) -> Result<Arc<Settings>, ReloadError> {
         let _one_at_a_time = self.reloading.lock();
         let result = self.try_reload();
         match &result {
@@ -421,7 +430,7 @@ impl State {
         result
     }
 
-    fn try_reload(&self) -> Result<Arc<Settings>, ReloadError> {
+    fn try_reload(self: &Arc<Self>) -> Result<Arc<Settings>, ReloadError> {
         if self.draining.load(Ordering::Acquire) {
             return Err(ReloadError::Ending);
         }
@@ -429,7 +438,7 @@ impl State {
         let before = self.proxy.live.load_full();
         config::changes(&before.settings, &settings).map_err(ReloadError::Fixed)?;
         fit_descriptors(&mut settings);
-        let secured = secure(&settings).map_err(ReloadError::Failed)?;
+        let secured = secure(&settings, &self.proxy.challenges).map_err(ReloadError::Failed)?;
         let bound = self.bind(&settings).map_err(ReloadError::Address)?;
         if let Some(log) = &self.log {
             log.set_level(&settings.log).map_err(|error| ReloadError::Failed(error.into()))?;
@@ -440,6 +449,28 @@ impl State {
         self.listen(&settings, bound, &secured).map_err(ReloadError::Failed)?;
         self.proxy.metrics.tls.forget_certificates();
         certificates::tell_expiries(self);
+        #[cfg(feature = "acme")]
+        self.obtain_certificates(&settings).map_err(|error| ReloadError::Failed(error.into()))?;
         Ok(settings)
+    }
+
+    /// Has those certificates obtained, and renewed, that listeners want from the authority.
+    #[cfg(feature = "acme")]
+    fn obtain_certificates(self: &Arc<Self>, settings: &Settings) -> std::io::Result<()> {
+        let wanted = tls::acme::Wanted { settings: Arc::clone(&settings.acme), certificates: settings.acme_certificates() };
+        let mut acme = self.acme.lock();
+        match &*acme {
+            Some(running) => running.want(wanted),
+            None if wanted.certificates.is_empty() => {}
+            None => {
+                let state = Arc::downgrade(self);
+                let obtained = Arc::new(move || state.upgrade().iter().for_each(|state| certificates::take_up_obtained(state)));
+                let (challenges, metrics) = (Arc::clone(&self.proxy.challenges), Arc::clone(&self.proxy.metrics));
+                let redis = settings.journal_redis().map(|redis| Redis::new(redis, &metrics)).transpose();
+                let redis = redis.map_err(std::io::Error::other)?;
+                *acme = Some(tls::acme::Acme::start(wanted, tls::acme::Means { challenges, metrics, redis, obtained })?);
+            }
+        }
+        Ok(())
     }
 }

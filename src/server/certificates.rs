@@ -3,8 +3,8 @@
 use super::assembly::State;
 use crate::clock;
 use crate::observe::metrics::{CertificateChange, TlsSeries};
-use crate::tls::Refreshed;
 use crate::tls::client::Watched;
+use crate::tls::{Refreshed, Server};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,7 @@ pub fn spawn(state: Weak<State>) -> std::io::Result<()> {
         while let Some(state) = state.upgrade() {
             let poll = state.proxy.live.load().settings.server.certificate_poll;
             let is_due = poll.is_some_and(|poll| looked.elapsed() >= poll);
-            let changes = if is_due { refresh(&state) } else { Vec::new() };
-            // Before the changes are: whoever hears of one finds what it changed.
-            tell_expiries(&state);
-            changes.iter().for_each(|(listener, change)| tell(listener, change, &state.proxy.metrics.tls));
+            take_up(&state, if is_due { refresh(&state) } else { Vec::new() });
             if is_due {
                 looked = Instant::now();
             }
@@ -36,16 +33,32 @@ pub fn spawn(state: Weak<State>) -> std::io::Result<()> {
 
 /// Takes up what changed, and says by which listener. Blocks.
 fn refresh(state: &State) -> Vec<(String, Refreshed)> {
-    let of_listeners = state.secured().into_iter().flat_map(|(listener, server)| {
-        let changes = server.refresh();
+    let towards_peers = towards_peers(state).and_then(|client| client.refresh()).map(|change| (TOWARDS_PEERS.into(), change));
+    of_listeners(state, Server::refresh).into_iter().chain(towards_peers).collect()
+}
+
+fn of_listeners(state: &State, refresh: impl Fn(&Server) -> Vec<Refreshed>) -> Vec<(String, Refreshed)> {
+    let changes = state.secured().into_iter().flat_map(|(listener, server)| {
+        let changes = refresh(&server);
         changes.into_iter().map(move |change| (listener.clone(), change))
     });
-    let towards_peers = towards_peers(state).and_then(|client| client.refresh()).map(|change| (TOWARDS_PEERS.into(), change));
-    of_listeners.chain(towards_peers).collect()
+    changes.collect()
 }
 
 fn towards_peers(state: &State) -> Option<Arc<Watched>> {
     state.proxy.live.load().shield.as_ref()?.tls().cloned()
+}
+
+/// Takes up certificates that have just been obtained, without waiting for the next look.
+#[cfg(feature = "acme")]
+pub fn take_up_obtained(state: &State) {
+    take_up(state, of_listeners(state, Server::refresh_obtained));
+}
+
+fn take_up(state: &State, changes: Vec<(String, Refreshed)>) {
+    // Before the changes are: whoever hears of one finds what it changed.
+    tell_expiries(state);
+    changes.iter().for_each(|(listener, change)| tell(listener, change, &state.proxy.metrics.tls));
 }
 
 fn tell(listener: &str, change: &Refreshed, series: &TlsSeries) {

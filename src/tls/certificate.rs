@@ -18,7 +18,8 @@ pub struct Certificate {
     pub key: Arc<CertifiedKey>,
     /// Names that it is for, lower case, `*.` before those for all below a name.
     pub names: Vec<String>,
-    /// Milliseconds since 1970.
+    /// From when until when it is valid, milliseconds since 1970.
+    pub not_before: i64,
     pub not_after: i64,
     /// Until when what its authority says is stapled to it, milliseconds since 1970; or why it is not. `None`: there is none.
     pub staple: Option<Result<i64, StapleError>>,
@@ -124,7 +125,7 @@ impl Certificate {
             certified.ocsp = Some(file.pem.clone());
         }
         let is_slow = certified.key.choose_scheme(&FAST).is_none();
-        Ok(Self { key: Arc::new(certified), names, not_after, staple, is_alone, is_slow })
+        Ok(Self { key: Arc::new(certified), names, not_before, not_after, staple, is_alone, is_slow })
     }
 }
 

@@ -2,13 +2,14 @@
 //! files may change at any time.
 
 use super::certificate::{Certificate, CertificateError};
+use super::challenges::Challenges;
 use super::clients::{Clients, ClientsError};
 use super::names::Names;
 use super::ocsp::StapleError;
 use super::provider;
 use super::tickets::Tickets;
 use crate::clock;
-use crate::config::settings::{CertificateFiles, ClientCertificates, ListenerTls, PemFile};
+use crate::config::settings::{CertificateFiles, CertificateSource, ClientCertificates, ListenerTls, PemFile};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
@@ -25,6 +26,7 @@ pub struct Server {
     /// Handshakes at a time; whoever comes then waits for one to end.
     pub handshakes: Semaphore,
     settings: ListenerTls,
+    challenges: Arc<Challenges>,
     shown: Arc<Shown>,
     files: Mutex<Vec<Watched>>,
     /// The listener's own way first.
@@ -88,8 +90,10 @@ pub enum BuildError {
 
 /// The files of a certificate as they were last seen, usable or not, and what is shown for them.
 struct Watched {
-    files: CertificateFiles,
-    certificate: Arc<Certificate>,
+    source: CertificateSource,
+    /// `None`: not there yet, and to be obtained.
+    files: Option<CertificateFiles>,
+    certificate: Option<Arc<Certificate>>,
     /// A file could not be read when it was last looked at.
     is_unreadable: bool,
 }
@@ -125,9 +129,9 @@ pub struct Expiries {
 }
 
 impl Server {
-    pub fn new(settings: &ListenerTls, sites: Sites<'_>) -> Result<Self, BuildError> {
+    pub fn new(settings: &ListenerTls, sites: Sites<'_>, challenges: Arc<Challenges>) -> Result<Self, BuildError> {
         let now = clock::now().wall_ms;
-        let watched: Vec<Watched> = settings.certificates.iter().map(|files| Watched::new(files, now)).collect::<Result<_, _>>()?;
+        let watched: Vec<Watched> = settings.certificates.iter().map(|source| Watched::new(source, now)).collect::<Result<_, _>>()?;
         let shown = Arc::new(Shown(ArcSwap::from_pointee(Names::new(&certificates(&watched)))));
         let mut ways = vec![Way::new(settings, settings.client_certificates.as_ref(), &shown, now)?];
         let mut of_sites = Vec::with_capacity(sites.policies.len());
@@ -146,6 +150,7 @@ impl Server {
             handshake_timeout: settings.handshake_timeout,
             handshakes: Semaphore::new(settings.handshakes),
             settings: settings.clone(),
+            challenges,
             shown,
             files: Mutex::new(watched),
             ways,
@@ -167,6 +172,17 @@ impl Server {
         Chosen { config: way.config.load_full(), policy: way.policy.clone(), is_of_listener: at == 0 }
     }
 
+    /// How the handshake goes on with an authority that looks whether a host is ours (RFC 8737): after it nothing comes.
+    ///
+    /// `None`: it is none, or of a host that is not being certified; then the handshake fails like any other in which no
+    /// protocol is agreed on.
+    pub async fn answer_challenge(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+        if !self.challenges.may_be_any() || !is_challenge(hello) {
+            return None;
+        }
+        self.challenges.certificate(hello.server_name()?).await
+    }
+
     /// Whether the signature of the certificate that this client gets is to be made elsewhere.
     pub fn is_slow(&self, hello: &ClientHello<'_>) -> bool {
         self.shown.0.load().choose(hello.server_name(), hello.signature_schemes()).is_some_and(|certificate| certificate.is_slow)
@@ -175,11 +191,11 @@ impl Server {
     /// How long what is in use is good; a staple that is not: until `now`.
     pub fn expiries(&self, now: i64) -> Expiries {
         let files = self.files.lock();
-        let certificates =
-            files.iter().map(|watched| (shown_path(&watched.files.certificate.path), watched.certificate.not_after)).collect();
-        let staples = files.iter().filter_map(|watched| {
-            let until = watched.certificate.staple?.unwrap_or(now);
-            Some((shown_path(&watched.files.ocsp.as_ref()?.path), until))
+        let shown = || files.iter().filter_map(|watched| Some((watched.files.as_ref()?, watched.certificate.as_ref()?)));
+        let certificates = shown().map(|(files, certificate)| (shown_path(&files.certificate.path), certificate.not_after)).collect();
+        let staples = shown().filter_map(|(files, certificate)| {
+            let until = certificate.staple?.unwrap_or(now);
+            Some((shown_path(&files.ocsp.as_ref()?.path), until))
         });
         let lists = self.ways.iter().filter_map(|way| {
             let seen = way.seen.lock();
@@ -193,16 +209,33 @@ impl Server {
     /// Contents count, not times: links that are exchanged, as certbot and Kubernetes do, are seen like any change. What
     /// was refused is told once, until the files change again.
     pub fn refresh(&self) -> Vec<Refreshed> {
-        let mut files = self.files.lock();
+        let mut told = self.refresh_those(|_| true);
         let now = clock::now().wall_ms;
-        let mut told = Vec::new();
-        let changed = files.iter_mut().filter_map(|watched| watched.refresh(now, &mut told).then_some(())).count();
-        if changed > 0 {
-            self.shown.0.store(Arc::new(Names::new(&certificates(&files))));
-        }
         told.extend(self.ways.iter().filter_map(|way| way.refresh(&self.settings, &self.shown, now)));
         told
     }
+
+    /// The same for certificates that were obtained by ACME alone.
+    pub fn refresh_obtained(&self) -> Vec<Refreshed> {
+        self.refresh_those(|source| matches!(source, CertificateSource::Acme(_)))
+    }
+
+    fn refresh_those(&self, which: impl Fn(&CertificateSource) -> bool) -> Vec<Refreshed> {
+        let mut files = self.files.lock();
+        let now = clock::now().wall_ms;
+        let mut told = Vec::new();
+        let looked_at = files.iter_mut().filter(|watched| which(&watched.source));
+        let changed = looked_at.filter_map(|watched| watched.refresh(now, &mut told).then_some(())).count();
+        if changed > 0 {
+            self.shown.0.store(Arc::new(Names::new(&certificates(&files))));
+        }
+        told
+    }
+}
+
+/// It is asked for alone (RFC 8737 §3).
+fn is_challenge(hello: &ClientHello<'_>) -> bool {
+    hello.alpn().is_some_and(|mut protocols| protocols.next() == Some(ALPN_ACME) && protocols.next().is_none())
 }
 
 pub(super) const DAY_MS: i64 = 86_400_000;
@@ -212,7 +245,7 @@ pub(super) fn shown_path(path: &Path) -> String {
 }
 
 fn certificates(watched: &[Watched]) -> Vec<Arc<Certificate>> {
-    watched.iter().map(|watched| Arc::clone(&watched.certificate)).collect()
+    watched.iter().filter_map(|watched| watched.certificate.clone()).collect()
 }
 
 /// A file that cannot be read, and why.
@@ -228,22 +261,37 @@ pub(super) fn unreadable((path, error): Unreadable) -> Refreshed {
 }
 
 impl Watched {
-    fn new(files: &CertificateFiles, now: i64) -> Result<Self, BuildError> {
-        let certificate =
-            Certificate::read(files, now).map_err(|error| BuildError::Certificate { path: shown_path(&error.file(files).path), error })?;
-        Ok(Self { files: files.clone(), certificate: Arc::new(certificate), is_unreadable: false })
+    fn new(source: &CertificateSource, now: i64) -> Result<Self, BuildError> {
+        let mut watched = Self { source: source.clone(), files: None, certificate: None, is_unreadable: false };
+        match source {
+            CertificateSource::Files(files) => {
+                let certificate = Certificate::read(files, now)
+                    .map_err(|error| BuildError::Certificate { path: shown_path(&error.file(files).path), error })?;
+                (watched.files, watched.certificate) = (Some(files.clone()), Some(Arc::new(certificate)));
+            }
+            // What cannot be used is as good as not there: whoever obtains it says so, and obtains another.
+            CertificateSource::Acme(_) => {
+                watched.files = watched.files_again().ok();
+                let read = watched.files.as_ref().and_then(|files| Certificate::read(files, now).ok());
+                watched.certificate = read.map(Arc::new);
+            }
+        }
+        Ok(watched)
     }
 
     /// Whether something else is to be shown from now on.
     fn refresh(&mut self, now: i64, told: &mut Vec<Refreshed>) -> bool {
-        let ended = matches!(self.certificate.staple, Some(Ok(until)) if until < now);
+        let staple = self.certificate.as_ref().and_then(|certificate| certificate.staple);
+        let ended = matches!(staple, Some(Ok(until)) if until < now);
         match self.files_again() {
-            Ok(files) if files == self.files && !self.is_unreadable && !ended => false,
+            Ok(files) if self.files.as_ref() == Some(&files) && !self.is_unreadable && !ended => false,
             Ok(files) => {
-                let replaced = files.certificate != self.files.certificate || files.key != self.files.key || self.is_unreadable;
-                (self.files, self.is_unreadable) = (files, false);
-                self.read(now, replaced, told)
+                let pair = |files: &CertificateFiles| (files.certificate.clone(), files.key.clone());
+                let replaced = self.is_unreadable || self.files.as_ref().map(pair) != Some(pair(&files));
+                self.is_unreadable = false;
+                self.read(files, now, replaced, told)
             }
+            Err(_) if self.files.is_none() => false, // not there yet
             Err(error) => {
                 // What comes next is new in any case, and this is told once.
                 if !std::mem::replace(&mut self.is_unreadable, true) {
@@ -255,33 +303,43 @@ impl Watched {
     }
 
     /// Makes of the files what can be made; `replaced`: more than the staple is new.
-    fn read(&mut self, now: i64, replaced: bool, told: &mut Vec<Refreshed>) -> bool {
-        let certificate = match Certificate::read(&self.files, now) {
+    fn read(&mut self, files: CertificateFiles, now: i64, replaced: bool, told: &mut Vec<Refreshed>) -> bool {
+        let certificate = Certificate::read(&files, now);
+        let files = self.files.insert(files);
+        let certificate = match certificate {
             Ok(certificate) => certificate,
             Err(error) => {
-                let file = shown_path(&error.file(&self.files).path);
+                let file = shown_path(&error.file(files).path);
                 told.push(Refreshed::Refused { file, error: error.to_string(), remedy: error.remedy() });
                 return false;
             }
         };
         if replaced {
             let days_left = Some((certificate.not_after - now) / DAY_MS);
-            told.push(Refreshed::Replaced { file: shown_path(&self.files.certificate.path), days_left });
+            told.push(Refreshed::Replaced { file: shown_path(&files.certificate.path), days_left });
         }
-        if let (Some(staple), Some(file)) = (certificate.staple, &self.files.ocsp) {
+        if let (Some(staple), Some(file)) = (certificate.staple, &files.ocsp) {
             let file = shown_path(&file.path);
             told.push(match staple {
                 Ok(until) => Refreshed::Replaced { file, days_left: Some((until - now) / DAY_MS) },
                 Err(error) => Refreshed::Unstapled { file, error },
             });
         }
-        self.certificate = Arc::new(certificate);
+        self.certificate = Some(Arc::new(certificate));
         true
     }
 
     fn files_again(&self) -> Result<CertificateFiles, Unreadable> {
-        let (certificate, key) = (read_again(&self.files.certificate)?, read_again(&self.files.key)?);
-        Ok(CertificateFiles { certificate, key, ocsp: self.files.ocsp.as_ref().map(read_again).transpose()? })
+        match &self.source {
+            CertificateSource::Files(files) => {
+                let (certificate, key) = (read_again(&files.certificate)?, read_again(&files.key)?);
+                Ok(CertificateFiles { certificate, key, ocsp: files.ocsp.as_ref().map(read_again).transpose()? })
+            }
+            CertificateSource::Acme(obtained) => {
+                let file = PemFile::read(&obtained.file).map_err(|error| (obtained.file.clone(), error))?;
+                Ok(CertificateFiles { certificate: file.clone(), key: file, ocsp: None })
+            }
+        }
     }
 }
 
@@ -358,6 +416,8 @@ fn config(
 /// RFC 7301 §6, RFC 9113 §3.1.
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 pub const ALPN_HTTP2: &[u8] = b"h2";
+/// RFC 8737 §6.2.
+pub const ALPN_ACME: &[u8] = b"acme-tls/1";
 
 /// The certificates of a listener, to be exchanged at any time.
 #[derive(Debug)]

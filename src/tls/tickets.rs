@@ -138,7 +138,7 @@ fn step(secret: &[u8; 32]) -> [u8; 32] {
     digest(secret, b"next slot")
 }
 
-fn digest(key: &[u8], text: &[u8]) -> [u8; 32] {
+pub(super) fn digest(key: &[u8], text: &[u8]) -> [u8; 32] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     mac.update(text);
     mac.finalize().into_bytes().into()

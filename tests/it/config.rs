@@ -658,6 +658,26 @@ fn what_is_printed_loads_again_as_the_same() {
     assert_eq!(first.hash, second.hash);
 }
 
+#[test]
+#[cfg(feature = "acme")]
+fn hosts_to_be_certified_survive_printing_and_are_shared_only_with_a_secret() {
+    let text = "[listeners.https]\naddress = '127.0.0.1:8443'\n[listeners.https.tls]\ncertificates = [{ acme = ['Shop.example', 'a.example'] }]\n[acme]\nagree_to_terms = true\ncontact = ['mailto:a@shop.example']\nkey_type = 'rsa2048'\nchallenges = ['tls-alpn-01']\nrenew_before = '20d'\nrenew_jitter = '5%'\nretry_first = '2m'\norders = 2\nfolder = '/kept'\n";
+    let first = Case::toml(&format!("{UPSTREAM}{text}")).settings();
+    let second = Case::toml(&toml::to_string_pretty(&effective(&first)).unwrap()).settings();
+    assert_eq!(effective(&first), effective(&second));
+    let wanted = first.acme_certificates();
+    assert_eq!(wanted, second.acme_certificates());
+    assert_eq!(wanted[0].hosts, ["shop.example", "a.example"]);
+    let kept = wanted[0].file.to_str().unwrap();
+    assert!(kept.starts_with("/kept/acme-v02.api.letsencrypt.org-") && kept.contains("/shop.example-"), "{kept}");
+    assert!(first.warnings.is_empty(), "{:?}", first.warnings);
+    let in_fleet = |more: &str| {
+        let text = format!("{UPSTREAM}{text}{more}\n[cache.redis]\nurl = 'redis://127.0.0.1:6379'\n[journal]\nnode = 'one'\n");
+        Case::toml(&text).settings().warnings.iter().any(|warning| warning.contains("acme.seal_file"))
+    };
+    assert!(in_fleet("") && !in_fleet("seal = 'a-secret-of-this-fleet'"));
+}
+
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
 }

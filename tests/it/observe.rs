@@ -140,6 +140,7 @@ fn everything(metrics: &Metrics) {
     metrics.refused("header_bytes", 431);
     metrics.tls.certificate_expires("https", "shop.pem", 86_400);
     metrics.tls.revocation_expires("https", "clients.crl", 3600);
+    metrics.acme.waits("acme/shop.example.pem", 1_800_000_000, 0);
     metrics.connection_opened();
     metrics.connection_opened();
     metrics.connection_closed();

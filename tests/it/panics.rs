@@ -86,7 +86,8 @@ async fn served(origin: &Origin) -> Served {
     let metrics = Metrics::new(settings.server.workers);
     let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).expect("a writable folder"));
     let live = Live::new(settings.clone(), None, &metrics);
-    let proxy = Proxy::new(&settings, live, Arc::new(Journal::new(&settings.purge.bounds)), Arc::clone(&metrics), access_log);
+    let proxy =
+        Proxy::new(&settings, live, Arc::new(Journal::new(&settings.purge.bounds)), Arc::clone(&metrics), access_log, Arc::default());
     let (handler, limits) = (Arc::new(Faulty(proxy)), Arc::new(settings.limits.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");

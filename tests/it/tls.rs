@@ -1,5 +1,7 @@
 //! TLS to clients, with curl, openssl and rustls in front of a real process.
 
+#[cfg(feature = "acme")]
+mod acme;
 mod certificates;
 mod clients;
 mod handshakes;
@@ -57,18 +59,22 @@ fn s_client(address: SocketAddr, arguments: &str, input: &str) -> String {
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
-/// The value of a series.
+/// The value of a series, which is there.
 async fn metric(process: &Process, series: &str) -> f64 {
-    let mut client = Client::connect(process.admin()).await;
-    let answer = client.ask(format!("GET /metrics HTTP/1.1\r\nHost: {}\r\n\r\n", process.admin())).await;
-    let line = answer.text().lines().find(|line| line.starts_with(&format!("{series} "))).unwrap_or_else(|| panic!("no {series}"));
-    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+    metric_if_there(process, series).await.unwrap_or_else(|| panic!("no {series}"))
 }
 
-/// Waits until a series has at least this value.
+async fn metric_if_there(process: &Process, series: &str) -> Option<f64> {
+    let mut client = Client::connect(process.admin()).await;
+    let answer = client.ask(format!("GET /metrics HTTP/1.1\r\nHost: {}\r\n\r\n", process.admin())).await;
+    let line = answer.text().lines().find(|line| line.starts_with(&format!("{series} ")))?;
+    Some(line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number"))
+}
+
+/// Waits until a series is there and has at least this value.
 async fn metric_reaches(process: &Process, series: &str, value: f64) {
     let deadline = std::time::Instant::now() + crate::support::origin::PATIENCE;
-    while metric(process, series).await < value {
+    while metric_if_there(process, series).await.is_none_or(|there| there < value) {
         assert!(std::time::Instant::now() < deadline, "{series} stays below {value}; {:#?}", process.err.all());
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }

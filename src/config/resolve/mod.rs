@@ -1,5 +1,6 @@
 //! Raw into settings. The only place that knows defaults, and the only one that may look at both.
 
+mod acme;
 mod cache;
 mod compression;
 mod fields;
@@ -57,7 +58,8 @@ const fn secs(seconds: u64) -> Duration {
 pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
     let upstreams = net::upstreams(&raw.upstreams, report);
     let server = server(&raw.server, report);
-    let listeners = listeners(&raw.listeners, report);
+    let acme = Arc::new(acme::acme(&raw.acme, report));
+    let listeners = listeners(&raw.listeners, &acme, report);
     let settings = Settings {
         admin: admin(&raw.admin, report),
         metrics: Metrics { address: net::address_or_off("metrics.address", raw.metrics.address.as_deref(), None, report) },
@@ -70,6 +72,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
         purge: purge(&raw.purge, report),
         shield: shield::shield(&raw.shield, report),
         lease: redis::lease(&raw.lease, report),
+        acme,
         journal: journal::journal(raw, &listeners, report),
         log: log(&raw.log, report),
         listeners,
@@ -79,6 +82,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
     };
     check_addresses(&settings, report);
     https::check(&settings, report);
+    acme::check(&settings, report);
     limit::check(&settings, report);
     shield::check_name(&settings, report);
     shield::check_patience(&settings, report);
@@ -126,7 +130,7 @@ fn threads(key: &str, raw: Option<&RawWorkers>, auto: usize, table: &mut Table<'
     }
 }
 
-fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Listener> {
+fn listeners(raw: &BTreeMap<String, RawListener>, acme: &Acme, report: &mut Report) -> Vec<Listener> {
     if raw.is_empty() {
         let address = SocketAddr::from(([127, 0, 0, 1], 8080));
         return vec![Listener {
@@ -153,7 +157,7 @@ fn listeners(raw: &BTreeMap<String, RawListener>, report: &mut Report) -> Vec<Li
             report.problem(&join(&path, "h2c"), "HTTP/2 in plain text on a listener with TLS", "true", "h2c without tls", remedy);
         }
         let http3 = http3(&path, raw, report);
-        let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, report)));
+        let tls = raw.tls.as_ref().map(|raw| Arc::new(tls::listener(&join(&path, "tls"), raw, acme, report)));
         let announcing = raw.proxy_protocol.as_deref().unwrap_or_default();
         let proxy_protocol = net::networks(&join(&path, "proxy_protocol"), announcing, report);
         let redirect_to_https = https::redirect(&path, raw.redirect_to_https.as_ref(), None, report);

@@ -9,7 +9,7 @@ use crate::config::raw::{
 };
 use crate::config::report::Report;
 use crate::config::settings::{
-    Asked, CertificateFiles, ClientCertificates, ListenerTls, PemFile, ShieldTls, TlsVersion, Told, UpstreamTls,
+    Acme, Asked, CertificateFiles, CertificateSource, ClientCertificates, ListenerTls, PemFile, ShieldTls, TlsVersion, Told, UpstreamTls,
 };
 use crate::config::shape::join;
 use crate::tls::SUITES;
@@ -24,7 +24,7 @@ use std::time::Duration;
 /// Certificates of one listener.
 const CERTIFICATES_MAX: usize = 10_000;
 
-pub fn listener(at: &str, raw: &RawListenerTls, report: &mut Report) -> ListenerTls {
+pub fn listener(at: &str, raw: &RawListenerTls, acme: &Acme, report: &mut Report) -> ListenerTls {
     if raw.certificates.is_empty() || raw.certificates.len() > CERTIFICATES_MAX {
         let remedy = "write certificates = [{ cert_file = \"shop.pem\", key_file = \"shop.key\" }]";
         let found = format!("{} certificates", raw.certificates.len());
@@ -32,7 +32,7 @@ pub fn listener(at: &str, raw: &RawListenerTls, report: &mut Report) -> Listener
     }
     let list = join(at, "certificates");
     let each = raw.certificates.iter().enumerate();
-    let certificates = each.filter_map(|(index, raw)| certificate(&format!("{list}[{index}]"), raw, report)).collect();
+    let certificates = each.filter_map(|(index, raw)| source(&format!("{list}[{index}]"), raw, acme, report)).collect();
     let min_version = version(raw.min_version);
     let suites = suites(&join(at, "suites"), raw.suites.as_deref(), min_version, report);
     let ticket_key = ticket_key(&join(at, "ticket_key_file"), raw.ticket_key_file.as_deref(), report);
@@ -103,7 +103,7 @@ pub fn upstream(at: &str, raw: &RawUpstreamTls, is_secure: bool, report: &mut Re
         return UpstreamTls::default();
     }
     let (ca_at, has_certificate) = (join(at, "ca_file"), raw.cert_file.is_some() || raw.key_file.is_some());
-    let pair = RawCertificate { cert_file: raw.cert_file.clone(), key_file: raw.key_file.clone(), ocsp_file: None };
+    let pair = RawCertificate { cert_file: raw.cert_file.clone(), key_file: raw.key_file.clone(), ocsp_file: None, acme: None };
     let tls = UpstreamTls {
         verify: !raw.insecure_skip_verify.unwrap_or(false),
         roots: raw.ca_file.as_deref().and_then(|given| file(&ca_at, given, report)),
@@ -134,7 +134,7 @@ fn check_client(at: &str, tls: &UpstreamTls, was_read: bool, report: &mut Report
 
 /// TLS between the nodes of a fleet; `None`: something of it is wrong.
 pub fn peers(at: &str, raw: &RawShieldTls, report: &mut Report) -> Option<ShieldTls> {
-    let pair = RawCertificate { cert_file: raw.cert_file.clone(), key_file: raw.key_file.clone(), ocsp_file: None };
+    let pair = RawCertificate { cert_file: raw.cert_file.clone(), key_file: raw.key_file.clone(), ocsp_file: None, acme: None };
     let certificate = certificate(at, &pair, report);
     let ca_at = join(at, "ca_file");
     if raw.ca_file.is_none() {
@@ -153,6 +153,17 @@ fn version(raw: Option<RawTlsVersion>) -> TlsVersion {
         None | Some(RawTlsVersion::Tls12) => TlsVersion::Tls12,
         Some(RawTlsVersion::Tls13) => TlsVersion::Tls13,
     }
+}
+
+/// Files, or hosts to be certified.
+fn source(at: &str, raw: &RawCertificate, acme: &Acme, report: &mut Report) -> Option<CertificateSource> {
+    let Some(hosts) = &raw.acme else { return certificate(at, raw, report).map(CertificateSource::Files) };
+    let files = [("cert_file", &raw.cert_file), ("key_file", &raw.key_file), ("ocsp_file", &raw.ocsp_file)];
+    for (key, _) in files.iter().filter(|(_, file)| file.is_some()) {
+        let remedy = "remove it, or acme";
+        report.problem(&join(at, key), "a file beside hosts to be certified", "", "one of the two", remedy);
+    }
+    super::acme::certificate(&join(at, "acme"), hosts, acme, report).map(CertificateSource::Acme)
 }
 
 /// A certificate and its key that fit each other and are valid now.
@@ -207,7 +218,7 @@ fn part(at: &str, given: Option<&str>, report: &mut Report) -> Option<PemFile> {
 }
 
 /// A file that is there and can be read.
-fn file(at: &str, given: &str, report: &mut Report) -> Option<PemFile> {
+pub(super) fn file(at: &str, given: &str, report: &mut Report) -> Option<PemFile> {
     let path = report.directory(at).join(given);
     match PemFile::read(&path) {
         Ok(file) => Some(file),

@@ -22,6 +22,8 @@ pub enum RedisUse {
     Lease,
     /// Shared rate limits.
     Limit,
+    /// Certificates that nodes obtain for each other.
+    Acme,
     /// Channels.
     Subscribe,
     /// What people ask for.
@@ -29,8 +31,18 @@ pub enum RedisUse {
 }
 
 impl RedisUse {
-    pub const ALL: [Self; 9] =
-        [Self::Lookup, Self::Bodies, Self::Floors, Self::Journal, Self::Follow, Self::Lease, Self::Limit, Self::Subscribe, Self::Admin];
+    pub const ALL: [Self; 10] = [
+        Self::Lookup,
+        Self::Bodies,
+        Self::Floors,
+        Self::Journal,
+        Self::Follow,
+        Self::Lease,
+        Self::Limit,
+        Self::Acme,
+        Self::Subscribe,
+        Self::Admin,
+    ];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lookup => "lookup",
@@ -40,6 +52,7 @@ impl RedisUse {
             Self::Follow => "follow",
             Self::Lease => "lease",
             Self::Limit => "limit",
+            Self::Acme => "acme",
             Self::Subscribe => "subscribe",
             Self::Admin => "admin",
         }

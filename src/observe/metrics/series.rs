@@ -258,6 +258,14 @@ series! {
         "How long revocation lists and OCSP responses in use are still good, by listener and file; not positive: they are not used.";
     TLS_CERTIFICATE_CHANGES = Counter "tiercel_tls_certificate_changes_total" ["outcome"]
         "Changes of certificate files: replaced, refused (the old certificate stays), or unstapled (shown without its OCSP response).";
+    ACME_ORDERS = Counter "tiercel_acme_orders_total" ["outcome"]
+        "Certificates asked for by ACME, by what came of it: obtained, refused (by the authority, or its challenge failed), failed (it was not reached, or what came could not be used or kept), timeout; given: another node of the fleet had obtained it.";
+    ACME_CHALLENGES = Counter "tiercel_acme_challenges_total" ["challenge"]
+        "Questions of an ACME authority whether a host is ours that this node answered, by kind of challenge.";
+    ACME_NEXT = Gauge "tiercel_acme_next_attempt_timestamp_seconds" ["certificate"]
+        "When a certificate is asked for next by ACME, as Unix time: its renewal, or the next attempt after one that failed.";
+    ACME_FAILURES = Gauge "tiercel_acme_failures" ["certificate"]
+        "Attempts to obtain a certificate by ACME that failed since it was last obtained.";
     REFUSED = Counter "tiercel_refused_total" ["reason", "code"]
         "Requests refused before they were handled, by reason and class of status.";
     BOUND_REACHED = Counter "tiercel_bound_reached_total" ["bound"]

@@ -15,10 +15,12 @@ pub enum Handshake {
     /// Not over in time.
     Timeout,
     ClientLeft,
+    /// An authority has seen that a host is ours (RFC 8737).
+    Challenge,
 }
 
 impl Handshake {
-    pub const ALL: [Self; 5] = [Self::Full, Self::Resumed, Self::Refused, Self::Timeout, Self::ClientLeft];
+    pub const ALL: [Self; 6] = [Self::Full, Self::Resumed, Self::Refused, Self::Timeout, Self::ClientLeft, Self::Challenge];
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -26,6 +28,7 @@ impl Handshake {
             Self::Refused => "refused",
             Self::Timeout => "timeout",
             Self::ClientLeft => "client_left",
+            Self::Challenge => "challenge",
         }
     }
 }

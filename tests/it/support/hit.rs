@@ -82,7 +82,7 @@ impl HitPath {
         let metrics = Metrics::new(settings.server.workers);
         let access_log = Arc::new(AccessLog::open(&settings.log.access, Arc::clone(&metrics)).expect("off, or a file that is there"));
         let live = Live::new(settings.clone(), None, &metrics);
-        let proxy = Proxy::new(&settings, live, Arc::new(Journal::new(&settings.purge.bounds)), metrics, access_log);
+        let proxy = Proxy::new(&settings, live, Arc::new(Journal::new(&settings.purge.bounds)), metrics, access_log, Arc::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let path = Self { runtime, proxy, limits: Arc::new(settings.limits.clone()), drain: watch::Sender::new(false) };
         path.warm();

@@ -1,6 +1,7 @@
 //! Real parts for tests: a scripted origin that can send broken and slow bytes, a raw client.
 #![allow(dead_code)]
 
+pub mod acme;
 pub mod address;
 pub mod client;
 pub mod fleet;
