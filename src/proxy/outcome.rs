@@ -191,12 +191,18 @@ impl Outcome {
             hit,
             forward: self.forward,
             forward_status: self.forward_status,
-            ttl: self.ttl_ms.map(|ttl_ms| ttl_ms.div_euclid(1000)),
+            ttl: self.ttl_ms.map(|ttl_ms| self.seconds_of(ttl_ms)),
             stored: self.stored,
             collapsed: self.collapsed,
             detail: self.detail(),
             key,
         }
+    }
+
+    /// What is stale has less than none, also in the millisecond in which it became so.
+    fn seconds_of(&self, ttl_ms: i64) -> i64 {
+        let seconds = ttl_ms.div_euclid(1000);
+        if self.result == CacheResult::Stale { seconds.min(-1) } else { seconds }
     }
 
     /// Our reason, as a token: a bypass rule's name, why it was not stored, what the configuration widened, or where
@@ -229,6 +235,26 @@ impl Outcome {
         match self.result {
             CacheResult::Hit | CacheResult::Stale | CacheResult::Revalidated => "HIT",
             _ => "MISS",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stale_is_told_to_be_from_its_first_millisecond() {
+        for (result, ttl_ms, want) in [
+            (CacheResult::Hit, 1999, 1),
+            (CacheResult::Hit, 1, 0),
+            (CacheResult::Stale, 0, -1),
+            (CacheResult::Stale, -1, -1),
+            (CacheResult::Stale, -1000, -1),
+            (CacheResult::Stale, -1001, -2),
+        ] {
+            let outcome = Outcome { result, ttl_ms: Some(ttl_ms), ..Outcome::default() };
+            assert_eq!(outcome.cache_status(None).ttl, Some(want), "{ttl_ms} ms");
         }
     }
 }
