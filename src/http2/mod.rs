@@ -8,7 +8,8 @@ pub use body::{Incoming, poll_next, poll_room};
 
 use crate::body::{BodyError, Chunk};
 use crate::http1::response::of_trailer_section;
-use crate::semantics::fields::{FieldError, Names, trim};
+use crate::semantics::fields::{FieldError, trim};
+use crate::semantics::hop::OF_CONNECTION;
 use crate::semantics::{Fields, Name, name};
 use bytes::Bytes;
 use http::HeaderMap;
@@ -40,19 +41,7 @@ pub fn fields(head: &HeaderMap) -> Result<Fields, FieldError> {
     Ok(fields)
 }
 
-/// Fields of a connection (RFC 9113 §8.2.2), which do not go on.
-const OF_CONNECTION: Names = Names::of(&[
-    name::CONNECTION,
-    name::HTTP2_SETTINGS,
-    name::KEEP_ALIVE,
-    name::PROXY_CONNECTION,
-    name::TE,
-    name::TRAILER,
-    name::TRANSFER_ENCODING,
-    name::UPGRADE,
-]);
-
-/// Appends a line, but for those of a connection; false where it fits no section.
+/// Appends a line, but for those of a connection (RFC 9113 §8.2.2), which do not go on; false where it fits no section.
 pub fn append(to: &mut HeaderMap, name: &[u8], value: &[u8]) -> bool {
     append_value(to, name, HeaderValue::from_bytes(value))
 }

@@ -8,7 +8,7 @@ use super::{Fields, Name, name};
 /// Proxy-Authenticate and Proxy-Authentication-Info are not among them: they are meant for the next client outward,
 /// and a gateway passes them on (RFC 9110 §11.7).
 /// HTTP2-Settings goes with an upgrade to h2c (RFC 7540 §3.2.1), whether Connection names it or not.
-const OF_CONNECTION: Names = Names::of(&[
+pub const OF_CONNECTION: Names = Names::of(&[
     name::CONNECTION,
     name::HTTP2_SETTINGS,
     name::KEEP_ALIVE,
