@@ -253,6 +253,31 @@ async fn idle_connections_end_and_a_drain_lets_requests_finish() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_answers_are_still_on_their_way_is_not_idle() {
+    const LENGTH: usize = 24 << 20;
+    let short = Duration::from_millis(50);
+    let body = Bytes::from(vec![b'x'; LENGTH]);
+    let server = start(Limits { idle_timeout: short, header_timeout: short, ..limits() }, move |_, _, _| {
+        let mut answer = text("");
+        answer.body = ResponseBody::Full(body.clone());
+        Handled::Ready(answer)
+    })
+    .await;
+    const ROOM: u32 = 1 << 30;
+    let mut raw = Raw::connect(server.address, &[(4, ROOM)]).await;
+    let request = frame(h2::HEADERS, END | h2::END_HEADERS, 1, GET);
+    raw.send(&[frame(h2::WINDOW_UPDATE, 0, 0, &ROOM.to_be_bytes()), request].concat()).await;
+    let mut came = 0;
+    while came < LENGTH {
+        let piece = raw.until(|frame| frame.kind == DATA).await.unwrap_or_else(|| panic!("it ended after {came} bytes"));
+        came += piece.payload.len();
+        // No slower than a line may be: all of it takes many times as long as an idle connection has.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    server.told(|told| told.ended == 1).await;
+}
+
+#[tokio::test]
 async fn a_connection_has_as_many_requests_as_it_may() {
     let server = start(Limits { requests_per_connection: 3, ..limits() }, |_, _, _| Handled::Ready(text("ok"))).await;
     let mut client = client(&server).await;

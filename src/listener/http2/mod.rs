@@ -78,6 +78,16 @@ impl<H: Handler> Shared<H> {
         }
     }
 
+    /// Answers are still on their way to the client: the time without a request begins when they are there. False before the
+    /// first one.
+    fn put_off_idling(&self) -> bool {
+        let mut activity = self.activity.lock();
+        if activity.served > 0 {
+            activity.idle_since = Instant::now();
+        }
+        activity.served > 0
+    }
+
     /// An answer is ready of which the client does not take the next byte.
     fn is_held_up(&self, seen: &Seen) -> bool {
         seen.open() > self.ours.load(Ordering::Relaxed)
@@ -143,6 +153,7 @@ where
             () = sleep_until(wake_at) => match ending {
                 Some(Some(_)) => return,
                 _ if stall.lasts(&shared, &seen) => seen.give_up(),
+                None if seen.open() > 0 && shared.put_off_idling() => {}
                 None if shared.idle_until() <= Instant::now() => {
                     shared.handler.bound(Bound::IdleTimeout);
                     serving.end();
