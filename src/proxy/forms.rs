@@ -74,6 +74,8 @@ enum Entered {
     Follow(Fill, FillReader),
     /// It is to be made, under this number.
     Make(u64),
+    /// It was hung up since it was looked for; so long.
+    Made(Arc<StoredBody>, u64),
 }
 
 fn address(source: &Arc<StoredHead>) -> usize {
@@ -81,8 +83,19 @@ fn address(source: &Arc<StoredHead>) -> usize {
 }
 
 impl Making {
-    fn enter(&self, source: &Arc<StoredHead>, wanted: &Wanted, policy: &Arc<Compression>, fill: &Fill) -> Entered {
+    /// `hung`: the form, where it hangs by now. An entry leaves only after that, so that one of the two is always seen.
+    fn enter(
+        &self,
+        source: &Arc<StoredHead>,
+        wanted: &Wanted,
+        policy: &Arc<Compression>,
+        fill: &Fill,
+        hung: impl FnOnce() -> Option<(Arc<StoredBody>, u64)>,
+    ) -> Entered {
         let mut entries = self.entries.lock();
+        if let Some((body, length)) = hung() {
+            return Entered::Made(body, length);
+        }
         let of_source = entries.entry(address(source)).or_default();
         let there = of_source.iter().position(|entry| entry.made.wanted == *wanted);
         if let Some(at) = there {
@@ -256,19 +269,18 @@ impl Unmade<'_> {
         }
         let settings = &routed.settings.fill;
         let (writer, fill) = Fill::new(Arc::clone(&proxy.budget), settings, None, routed.route.cache.max_object_bytes);
-        let number = match proxy.making.enter(source, &wanted, policy, &fill) {
+        let hung = || made_meanwhile(proxy, policy, &wanted, source);
+        let number = match proxy.making.enter(source, &wanted, policy, &fill, hung) {
             Entered::Follow(fill, reader) => {
                 proxy.metrics.coded(coding, CodedFrom::Following);
                 return following(&fill, reader);
             }
+            Entered::Made(body, length) => {
+                proxy.metrics.coded(coding, CodedFrom::Store);
+                return ResponseBody::Stream { length: Some(length), stream: Box::pin(Pieces { body, next: 0 }) };
+            }
             Entered::Make(number) => number,
         };
-        // It may have been hung up between the look and the entering.
-        if let Some((body, length)) = made_meanwhile(proxy, policy, &wanted, source) {
-            proxy.making.leave(source, number);
-            proxy.metrics.coded(coding, CodedFrom::Store);
-            return ResponseBody::Stream { length: Some(length), stream: Box::pin(Pieces { body, next: 0 }) };
-        }
         proxy.metrics.coded(coding, CodedFrom::Making);
         let end = End { proxy: Arc::clone(proxy), source: Arc::clone(source), number, form: None };
         let is_over = match &*body {
