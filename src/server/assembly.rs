@@ -450,7 +450,10 @@ impl State {
         self.proxy.metrics.tls.forget_certificates();
         certificates::tell_expiries(self);
         #[cfg(feature = "acme")]
-        self.obtain_certificates(&settings).map_err(|error| ReloadError::Failed(error.into()))?;
+        {
+            certificates::take_up_obtained(self); // what came since it was read
+            self.obtain_certificates(&settings).map_err(|error| ReloadError::Failed(error.into()))?;
+        }
         Ok(settings)
     }
 

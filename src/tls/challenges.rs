@@ -71,7 +71,7 @@ pub struct Standing {
 /// What is asked.
 enum Question {
     Text(String),
-    Certificate(String),
+    Certificate(String, Arc<ServerConfig>),
 }
 
 impl Challenges {
@@ -87,8 +87,8 @@ impl Challenges {
 
     /// Answers for this host, lower case.
     pub fn put_certificate(self: &Arc<Self>, host: &str, config: Arc<ServerConfig>) -> Standing {
-        self.own.lock().certificates.insert(host.to_owned(), config);
-        self.standing(Question::Certificate(host.to_owned()))
+        self.own.lock().certificates.insert(host.to_owned(), Arc::clone(&config));
+        self.standing(Question::Certificate(host.to_owned(), config))
     }
 
     fn standing(self: &Arc<Self>, question: Question) -> Standing {
@@ -140,7 +140,12 @@ impl Drop for Standing {
         let mut own = self.challenges.own.lock();
         match &self.question {
             Question::Text(token) => drop(own.texts.remove(token)),
-            Question::Certificate(host) => drop(own.certificates.remove(host)),
+            // Another order may have put its own there since.
+            Question::Certificate(host, put) => {
+                if own.certificates.get(host).is_some_and(|there| Arc::ptr_eq(there, put)) {
+                    own.certificates.remove(host);
+                }
+            }
         }
         drop(own);
         self.challenges.look();
@@ -176,6 +181,27 @@ mod tests {
         assert!(challenges.may_be_any());
         drop(other);
         assert!(!challenges.may_be_any());
+    }
+
+    #[tokio::test]
+    async fn an_order_that_ends_leaves_the_answer_of_another_for_the_same_host() {
+        let challenges = Arc::new(Challenges::default());
+        let config = || {
+            Arc::new(
+                ServerConfig::builder_with_provider(crate::tls::provider(&[]))
+                    .with_safe_default_protocol_versions()
+                    .unwrap()
+                    .with_no_client_auth()
+                    .with_cert_resolver(Arc::new(rustls::server::ResolvesServerCertUsingSni::new())),
+            )
+        };
+        let (one, other) = (config(), config());
+        let first = challenges.put_certificate("a.example", one);
+        let second = challenges.put_certificate("a.example", Arc::clone(&other));
+        drop(first);
+        assert!(challenges.certificate("a.example").await.is_some_and(|there| Arc::ptr_eq(&there, &other)));
+        drop(second);
+        assert!(challenges.certificate("a.example").await.is_none());
     }
 
     #[tokio::test]

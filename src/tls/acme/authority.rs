@@ -3,10 +3,12 @@
 use super::fleet::{Fleet, Turn};
 use super::http::{Http, HttpError};
 use super::keys::{self, Request};
-use super::store::{self, Store, StoredAccount};
+use super::schedule::Validity;
+use super::store::{self, Damage, Store, StoredAccount};
 use crate::clock;
 use crate::config::settings::{Acme, AcmeCertificate, Challenge, PemFile};
 use crate::observe::metrics::AcmeOutcome;
+use crate::tls::certificate::CertificateError;
 use crate::tls::challenges::{Challenges, Standing, is_token};
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, ChallengeHandle, ChallengeType, Error, ExternalAccountKey, Identifier, NewAccount,
@@ -16,6 +18,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
 
 /// An authority, as `[acme]` names it.
 pub struct Authority {
@@ -139,7 +142,7 @@ impl Authority {
         let chain = order.poll_certificate(&self.patience()).await?;
         let pem = keys::together(&request.key, &chain);
         let file = PemFile { path: certificate.file.clone(), pem };
-        store::verify(certificate, file.clone(), clock::now().wall_ms).map_err(|damage| OrderError::Unusable(damage.to_string()))?;
+        verified(certificate, &file).await.map_err(|damage| OrderError::Unusable(damage.to_string()))?;
         Ok(file.pem)
     }
 
@@ -304,5 +307,19 @@ const fn kind(challenge: Challenge) -> ChallengeType {
     match challenge {
         Challenge::Http01 => ChallengeType::Http01,
         Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
+    }
+}
+
+/// How far clocks may be apart: so long it is waited for a certificate to be valid here, too.
+const CLOCKS_APART: Duration = Duration::from_secs(60);
+
+/// [`store::verify`] of what was just issued, by a clock that may be a little ahead of ours.
+pub async fn verified(certificate: &AcmeCertificate, file: &PemFile) -> Result<Validity, Damage> {
+    let until = Instant::now() + CLOCKS_APART;
+    loop {
+        match store::verify(certificate, file.clone(), clock::now().wall_ms) {
+            Err(Damage::Certificate(CertificateError::Early(_))) if Instant::now() < until => sleep(Duration::from_secs(1)).await,
+            verified => return verified,
+        }
     }
 }

@@ -136,6 +136,17 @@ const ATTEMPTS: &str = "attempts";
 /// Before it is looked again whether another node has obtained what is wanted, if nothing is heard of it.
 const OTHERS_WAIT: Duration = Duration::from_secs(5);
 
+/// Of another node's turn, where nothing comes of it and it is urgent; at least twice as long as an order may take.
+const OTHERS_AT_MOST: Duration = Duration::from_secs(300);
+
+/// An attempt that came to nothing.
+enum FailedAttempt {
+    /// When to try again is kept.
+    Kept,
+    /// It could not be: until then nothing may be asked for.
+    Unkept(i64),
+}
+
 impl Keeper {
     fn new(settings: &Arc<Settings>, means: &Means) -> Option<Self> {
         let fleet = means.redis.as_ref().zip(settings.seal.as_ref());
@@ -153,6 +164,9 @@ impl Keeper {
             fleet.ready().await;
         }
         let mut is_told = false;
+        // Two certificates in a row are never nearer than this, whatever they say of themselves.
+        let mut not_before = 0;
+        let mut others_since = None;
         loop {
             let valid = self.share(&certificate, &store, kept(&certificate, &store)).await;
             if valid.is_none() && !std::mem::replace(&mut is_told, true) {
@@ -163,7 +177,7 @@ impl Keeper {
                 );
             }
             let attempts = self.attempts(&certificate, &store).await;
-            let due = schedule::due(valid, &attempts, &self.settings, clock::now().wall_ms, rand::random());
+            let due = schedule::due(valid, &attempts, &self.settings, clock::now().wall_ms, rand::random()).max(not_before);
             self.means.metrics.acme.waits(&label(&certificate), due / 1000, attempts.failures);
             tokio::select! {
                 () = wait_until(due) => {}
@@ -173,41 +187,59 @@ impl Keeper {
                 Some(fleet) => fleet.turn(&shared_name(CERTIFICATE, &certificate)).await,
                 None => Turn::Unknown,
             };
-            let may_wait =
-                self.fleet.is_some() && valid.is_some_and(|valid| clock::now().wall_ms < schedule::urgent(valid, &self.settings));
+            let now = clock::now().wall_ms;
+            let is_urgent = valid.is_none_or(|valid| now >= schedule::urgent(valid, &self.settings));
+            // A turn ends with its holder: one that goes on and on without a certificate is nobody's.
+            let others_ms = now - *others_since.get_or_insert(now);
+            let are_late = is_urgent && others_ms > OTHERS_AT_MOST.max(self.settings.order_timeout * 2).as_millis() as i64;
             let is_others = match &turn {
                 // It may have come since.
                 Turn::Own(_) => {
                     self.share(&certificate, &store, valid).await != valid || self.attempts(&certificate, &store).await != attempts
                 }
-                Turn::Others => true,
-                Turn::Unknown => may_wait,
-            };
-            match (is_others, &turn) {
-                (false, _) => self.attempt(&certificate, &store, attempts).await,
-                (true, Turn::Own(_)) => {}
-                (true, _) => {
-                    let _ = timeout(OTHERS_WAIT, changed(&mut news)).await;
+                Turn::Others if are_late => {
+                    let hosts = certificate.hosts.join(" ");
+                    tracing::warn!(hosts, "another node has the turn to obtain this for long, and nothing comes of it: asking without");
+                    false
                 }
+                Turn::Others => true,
+                Turn::Unknown => self.fleet.is_some() && !is_urgent,
+            };
+            if !matches!(turn, Turn::Others) {
+                others_since = None;
+            }
+            if !is_others {
+                others_since = None;
+                let failed = self.attempt(&certificate, &store, attempts).await;
+                drop(turn);
+                match failed {
+                    None => not_before = clock::now().wall_ms + schedule::apart(kept(&certificate, &store), &self.settings),
+                    Some(FailedAttempt::Unkept(next_ms)) => wait_until(next_ms).await,
+                    Some(FailedAttempt::Kept) => {}
+                }
+            } else if !matches!(turn, Turn::Own(_)) {
+                let _ = timeout(OTHERS_WAIT, changed(&mut news)).await;
             }
         }
     }
 
-    /// Takes up what another node has obtained, or shares what this one has: whichever is valid for longer. What is there then.
+    /// Takes up what another node has obtained, or shares what this one has: whichever was issued later. What is there then.
     async fn share(&self, certificate: &AcmeCertificate, store: &Store, own: Option<Validity>) -> Option<Validity> {
         let Some(fleet) = &self.fleet else { return own };
         let Ok(shared) = fleet.get(&shared_name(CERTIFICATE, certificate)).await else { return own };
         let is_absent = shared.is_none();
         let file = shared.map(|pem| PemFile { path: certificate.file.clone(), pem });
-        let theirs = file.as_ref().and_then(|file| match store::verify(certificate, file.clone(), clock::now().wall_ms) {
-            Ok(valid) => Some(valid),
-            Err(damage) => {
-                tracing::debug!(file = label(certificate), error = %damage, "what the fleet shares is not used");
-                None
-            }
-        });
-        let until = |valid: Option<Validity>| valid.map_or(0, |valid| valid.until);
-        match file.filter(|_| until(theirs) > until(own)) {
+        let theirs = match &file {
+            None => None,
+            Some(file) => match authority::verified(certificate, file).await {
+                Ok(valid) => Some(valid),
+                Err(damage) => {
+                    tracing::debug!(file = label(certificate), error = %damage, "what the fleet shares is not used");
+                    None
+                }
+            },
+        };
+        match file.filter(|_| theirs > own) {
             Some(file) => match store.keep_certificate(certificate, &file.pem).and_then(|()| store.forget_attempts(certificate)) {
                 Ok(()) => {
                     self.means.metrics.acme.ended(AcmeOutcome::Given);
@@ -223,11 +255,12 @@ impl Keeper {
             },
             None => {
                 // What is there and cannot be used here may be good elsewhere, by another clock or version.
-                if until(own) > until(theirs)
+                if let Some(valid) = own
+                    && own > theirs
                     && (is_absent || theirs.is_some())
                     && let Ok(Some(file)) = store.certificate_file(certificate)
                 {
-                    self.offer(fleet, certificate, &file.pem, until(own)).await;
+                    self.offer(fleet, certificate, &file.pem, valid.until).await;
                 }
                 own
             }
@@ -262,15 +295,16 @@ impl Keeper {
         Ok(())
     }
 
-    async fn attempt(&self, certificate: &AcmeCertificate, store: &Store, before: Attempts) {
-        let Ok(_turn) = self.turns.acquire().await else { return };
+    /// `None`: it is obtained.
+    async fn attempt(&self, certificate: &AcmeCertificate, store: &Store, before: Attempts) -> Option<FailedAttempt> {
+        let Ok(_turn) = self.turns.acquire().await else { return Some(FailedAttempt::Kept) };
         let (hosts, failures, acme) = (certificate.hosts.join(" "), before.failures, &self.means.metrics.acme);
         let attempt = before.begin(&self.settings, clock::now().wall_ms, rand::random());
         let done = match self.keep_attempts(certificate, store, &attempt).await {
             Ok(()) => self.obtain(certificate, store, failures).await,
             Err(error) => Err(error.into()), // what came of it could not be kept either
         };
-        let Err(error) = done else { return };
+        let Err(error) = done else { return None };
         acme.ended(error.outcome());
         let attempt = attempt.failed(error.to_string(), self.authority.take_wait(), &self.settings, clock::now().wall_ms);
         let next_attempt_in_seconds = (attempt.next_ms - clock::now().wall_ms) / 1000;
@@ -279,8 +313,9 @@ impl Keeper {
         if self.keep_attempts(certificate, store, &attempt).await.is_err() {
             // It would be forgotten, and tried again at once.
             acme.waits(&label(certificate), attempt.next_ms / 1000, attempt.failures);
-            wait_until(attempt.next_ms).await;
+            return Some(FailedAttempt::Unkept(attempt.next_ms));
         }
+        Some(FailedAttempt::Kept)
     }
 
     async fn obtain(&self, certificate: &AcmeCertificate, store: &Store, failures: u32) -> Result<(), OrderError> {
@@ -290,14 +325,15 @@ impl Keeper {
         let obtaining = Box::pin(self.authority.obtain(certificate, failures));
         let pem = timeout(limit, obtaining).await.unwrap_or(Err(OrderError::Timeout(limit)))?;
         store.keep_certificate(certificate, &pem)?;
+        let valid = store.certificate(certificate, clock::now().wall_ms).ok().flatten();
+        let valid = valid.ok_or_else(|| OrderError::Unusable("it cannot be read back from where it is kept".into()))?;
         store.forget_attempts(certificate)?;
         self.means.metrics.acme.ended(AcmeOutcome::Obtained);
         tracing::info!(hosts, file = label(certificate), "certificate obtained");
         (self.means.obtained)();
         if let Some(fleet) = &self.fleet {
             let _ = fleet.remove(&shared_name(ATTEMPTS, certificate)).await; // it holds nobody up who has the certificate
-            let until = kept(certificate, store).map_or(0, |valid| valid.until);
-            self.offer(fleet, certificate, &pem, until).await;
+            self.offer(fleet, certificate, &pem, valid.until).await;
         }
         Ok(())
     }

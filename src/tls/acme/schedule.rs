@@ -4,12 +4,16 @@ use crate::config::settings::Acme;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// From when until when a certificate is valid, milliseconds since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// From when until when a certificate is valid, milliseconds since 1970. What was issued later is the greater, however long it
+/// lasts: lifetimes shrink, and who exchanges a key wants the new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Validity {
     pub from: i64,
     pub until: i64,
 }
+
+/// Of an error that is kept: authorities may write what they like.
+const ERROR_CHARS_MAX: usize = 1000;
 
 /// Attempts that came to nothing since a certificate was last obtained. Kept, so that a restart asks for nothing sooner.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +36,7 @@ impl Attempts {
     /// It failed, and the authority may have said how long to wait.
     pub fn failed(self, error: String, wait: Option<Duration>, terms: &Acme, now: i64) -> Self {
         let asked = wait.map_or(0, |wait| now.saturating_add(ms(wait.min(terms.retry_max))));
+        let error = error.chars().take(ERROR_CHARS_MAX).collect();
         Self { next_ms: self.next_ms.max(asked), error, ..self }
     }
 }
@@ -41,6 +46,12 @@ pub fn due(valid: Option<Validity>, attempts: &Attempts, terms: &Acme, now: i64,
     let wanted = valid.map_or(now, |valid| renewal(valid, terms, chance));
     // A clock that was set back keeps nobody waiting for longer than ever.
     wanted.max(attempts.next_ms.min(now.saturating_add(ms(terms.retry_max))))
+}
+
+/// So far apart are two certificates in a row at least, whatever this one says of itself, milliseconds.
+pub fn apart(valid: Option<Validity>, terms: &Acme) -> i64 {
+    let third = valid.map_or(i64::MAX, |valid| valid.until.saturating_sub(valid.from) / 3);
+    ms(terms.retry_first).min(third)
 }
 
 /// When a certificate is renewed. Not in the first third of its lifetime, whatever is configured: one that is due again as
@@ -114,6 +125,25 @@ mod tests {
         assert_eq!(day(valid(90), &before(10), 1.0), 79.0);
         assert_eq!(day(valid(90), &before(365), 1.0), 30.0, "never in the first third");
         assert_eq!(day(valid(6), &terms(), 0.0), 4.0);
+    }
+
+    #[test]
+    fn what_was_issued_later_is_newer_though_it_ends_sooner() {
+        let (old, new) = (valid(90), Validity { from: NOW + DAY, until: NOW + 2 * DAY });
+        assert!(Some(new) > Some(old) && Some(old) > None);
+    }
+
+    #[test]
+    fn two_in_a_row_are_a_first_pause_apart_or_a_third_of_what_is_short() {
+        let minute = terms().retry_first.as_millis() as i64;
+        assert_eq!([None, Some(valid(90))].map(|valid| apart(valid, &terms())), [minute, minute]);
+        assert_eq!(apart(Some(Validity { from: NOW, until: NOW + 9000 }), &terms()), 3000);
+    }
+
+    #[test]
+    fn an_error_is_kept_in_bounds() {
+        let attempt = Attempts::default().failed("é".repeat(100_000), None, &terms(), NOW);
+        assert_eq!(attempt.error.chars().count(), ERROR_CHARS_MAX);
     }
 
     #[test]

@@ -114,8 +114,7 @@ impl Store {
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&self.folder)?;
         std::fs::set_permissions(&self.folder, Permissions::from_mode(FOLDER_MODE))?; // it may have been there
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let beside = self.folder.join(format!(".{name}.{}", std::process::id()));
-        let _ = std::fs::remove_file(&beside); // of an earlier process with our number
+        let beside = self.folder.join(format!(".{name}.{:016x}", rand::random::<u64>()));
         let written = write_new(&beside, bytes).and_then(|()| std::fs::rename(&beside, file));
         if let Err(error) = written {
             let _ = std::fs::remove_file(&beside); // the error says enough
