@@ -19,7 +19,6 @@ use tiercel::http1::response::{self, Asked, Event, Reader};
 use tiercel::listener::http1::serve;
 use tiercel::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent, Socket};
 use tiercel::proxy::outcome::Outcome;
-use tiercel::semantics::target::Scheme;
 use tiercel::semantics::{Fields, Method, StatusCode, name};
 use tiercel_fuzz::Arrival;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -216,7 +215,7 @@ impl Handler for Scripted {
         }
         drop(told);
         match (&head.method, body) {
-            (&Method::POST, body) => Handled::Later(Box::pin(Arc::clone(self).read_whole(at, body))),
+            (&Method::POST, body) => Handled::later(Arc::clone(self).read_whole(at, body)),
             (&Method::PUT, RequestBody::Stream { length, stream }) => Handled::Ready(answer(ResponseBody::Stream { length, stream })),
             _ => Handled::Ready(answer(ResponseBody::Full(Bytes::from_static(b"hello")))),
         }
