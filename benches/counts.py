@@ -8,10 +8,10 @@ connecting. What comes before, the start with its calibration of clocks, is not 
 to be built for it, it stands on the dependencies that the tests use (profile.dev in Cargo.toml), those that a hit runs
 optimised like a release.
 
---check fails where a case costs more than 5 % above benches/counts.json, --record writes that file. --rounds repeats and
-tells the spread (below 0.3 %: hash seeds, and when the cache does its housekeeping). The figures compare this program with
-itself: they move with the compiler and with what the processor offers (AVX2), so record anew after a change of either, in a
-commit of its own.
+--check fails where a case costs more than 5 % above benches/counts.json, at the median of five where it once did; --record
+writes that file. --rounds repeats and tells the spread (below 0.3 %: hash seeds, and when the cache does its housekeeping).
+The figures compare this program with itself: they move with the compiler and with what the processor offers (AVX2), so record
+anew after a change of either, in a commit of its own.
 """
 import argparse
 import json
@@ -87,6 +87,11 @@ def main():
     binary = build()
     PROFILES.mkdir(parents=True, exist_ok=True)
     rounds = {case: sorted(per_hit(binary, case) for _ in range(options.rounds)) for case in CASES}
+    if options.check:
+        # When the thread of the log takes its lines is up to the machine: one that is busy is asked again.
+        known = json.loads(BASELINE.read_text())["instructions_per_hit"]
+        for case in (case for case, counts in rounds.items() if counts[len(counts) // 2] > known.get(case, 0) * (1 + TOLERANCE)):
+            rounds[case] = sorted(rounds[case] + [per_hit(binary, case) for _ in range(4)])
     if options.rounds > 1:
         for case, counts in rounds.items():
             print(f"{case:12} {counts[0]} to {counts[-1]}: spread {counts[-1] / counts[0] - 1:.3%}")
