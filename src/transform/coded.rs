@@ -11,6 +11,7 @@ use crate::body::{BodyError, BodyStream, Chunk};
 use crate::observe::metrics::Bound;
 use crate::semantics::Fields;
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -33,30 +34,38 @@ pub enum Codec {
 impl Codec {
     /// Bytes that a step goes through.
     fn work(&self, step: &Step) -> usize {
-        match (self, step) {
-            (Self::Encode(encoder), Step::Write(bytes)) => encoder.work_to_write(bytes),
-            (Self::Encode(encoder), Step::Finish) => encoder.work_to_finish(),
-            (Self::Decode(_), Step::Write(bytes)) => bytes.len(),
-            (Self::Encode(_), Step::Flush) | (Self::Decode(_), Step::Flush | Step::Finish) => 0,
-        }
+        let written = step.pieces.iter().map(|bytes| match self {
+            Self::Encode(encoder) => encoder.work_to_write(bytes),
+            Self::Decode(_) => bytes.len(),
+        });
+        let finished = match (self, &step.then) {
+            (Self::Encode(encoder), Then::Finish) => encoder.work_to_finish(),
+            _ => 0,
+        };
+        written.sum::<usize>() + finished
     }
 
     fn run(mut self: Box<Self>, step: Step) -> Result<Made, BodyError> {
         let not_coded = |_: io::Error| BodyError::NotCoded;
-        let out = match (&mut *self, step) {
-            (Self::Encode(encoder), Step::Write(bytes)) => encoder.write(&bytes).map_err(not_coded)?,
-            (Self::Encode(encoder), Step::Flush) => encoder.flush().map_err(not_coded)?,
-            (Self::Decode(decoder), Step::Write(bytes)) => decoder.write(&bytes).map_err(not_decoded)?,
-            (Self::Decode(_), Step::Flush) => Bytes::new(), // it keeps nothing back
-            (_, Step::Finish) => {
-                let last = match *self {
+        let mut out = Vec::with_capacity(step.pieces.len() + 1);
+        for bytes in &step.pieces {
+            out.push(match &mut *self {
+                Self::Encode(encoder) => encoder.write(bytes).map_err(not_coded)?,
+                Self::Decode(decoder) => decoder.write(bytes).map_err(not_decoded)?,
+            });
+        }
+        match (&mut *self, step.then) {
+            (Self::Encode(encoder), Then::Flush) => out.push(encoder.flush().map_err(not_coded)?),
+            (Self::Decode(_), Then::Flush) | (_, Then::GoOn) => {} // a decoder keeps nothing back
+            (_, Then::Finish) => {
+                out.push(match *self {
                     Self::Encode(encoder) => encoder.finish().map_err(not_coded)?,
                     Self::Decode(decoder) => decoder.finish().map_err(not_decoded)?,
-                };
-                return Ok((None, last));
+                });
+                return Ok((None, joined(&out)));
             }
-        };
-        Ok((Some(self), out))
+        }
+        Ok((Some(self), joined(&out)))
     }
 }
 
@@ -64,6 +73,14 @@ const fn not_decoded(error: DecodeError) -> BodyError {
     match error {
         DecodeError::TooLarge => BodyError::TooLarge,
         DecodeError::Malformed => BodyError::Malformed,
+    }
+}
+
+fn joined(pieces: &[Bytes]) -> Bytes {
+    let mut filled = pieces.iter().filter(|piece| !piece.is_empty());
+    match (filled.next(), filled.next()) {
+        (first, None) => first.cloned().unwrap_or_default(),
+        _ => pieces.concat().into(),
     }
 }
 
@@ -75,12 +92,14 @@ pub struct Coded {
     /// A pause of the source is the end of an event.
     events: bool,
     /// Came and waits to be coded.
-    input: Bytes,
+    input: Input,
     /// Bytes that were coded here since work was last done in the pool, or flushed.
     at_once: usize,
     /// Something was written since the last flush.
     dirty: bool,
     pause: Option<Pin<Box<Sleep>>>,
+    /// The source gives nothing more.
+    ended: bool,
     trailers: Option<Fields>,
 }
 
@@ -95,10 +114,49 @@ type Work = Pin<Box<dyn Future<Output = Result<Made, BodyError>> + Send>>;
 /// What a piece of work came to; no codec after the end.
 type Made = (Option<Box<Codec>>, Bytes);
 
-enum Step {
-    Write(Bytes),
+/// What is done in one go. To hand work to another thread and to come back costs as much as to code some kilobytes.
+struct Step {
+    pieces: Vec<Bytes>,
+    then: Then,
+}
+
+enum Then {
+    GoOn,
     Flush,
     Finish,
+}
+
+#[derive(Default)]
+struct Input {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Input {
+    fn push(&mut self, bytes: Bytes) {
+        self.bytes += bytes.len();
+        if !bytes.is_empty() {
+            self.pieces.push_back(bytes);
+        }
+    }
+
+    /// The first of it, [`PIECE`] bytes at most.
+    fn take(&mut self) -> Vec<Bytes> {
+        let mut room = self.bytes.min(PIECE);
+        self.bytes -= room;
+        let mut taken = Vec::with_capacity(self.pieces.len());
+        while room > 0
+            && let Some(first) = self.pieces.front_mut()
+        {
+            let piece = first.split_to(room.min(first.len()));
+            if first.is_empty() {
+                self.pieces.pop_front();
+            }
+            room -= piece.len();
+            taken.push(piece);
+        }
+        taken
+    }
 }
 
 impl Coded {
@@ -109,19 +167,22 @@ impl Coded {
             state: State::Ready(Box::new(codec)),
             pool,
             events,
-            input: Bytes::new(),
+            input: Input::default(),
             at_once: 0,
             dirty: false,
             pause: None,
+            ended: false,
             trailers: None,
         }
     }
 
-    /// Takes the codec one step further, here or in the pool.
-    fn step(&mut self, step: Step) {
+    /// Takes the codec one step further with what came, here or in the pool.
+    fn step(&mut self, then: Then) {
         let State::Ready(codec) = std::mem::replace(&mut self.state, State::Over) else { return };
+        self.pause = None;
+        self.dirty = matches!(then, Then::GoOn);
+        let step = Step { pieces: self.input.take(), then };
         self.at_once += codec.work(&step);
-        self.dirty = matches!(step, Step::Write(_));
         if self.at_once <= AT_ONCE {
             self.at_once = if self.dirty { self.at_once } else { 0 };
             self.state = State::Working(Box::pin(std::future::ready(codec.run(step))));
@@ -135,30 +196,24 @@ impl Coded {
 
     /// What the source has to give next becomes a step; pending while it pauses.
     fn take(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        if !self.input.is_empty() {
-            let piece = self.input.split_to(self.input.len().min(PIECE));
-            self.step(Step::Write(piece));
-            return Poll::Ready(Ok(()));
-        }
-        match self.source.as_mut().poll_chunk(context) {
-            Poll::Ready(Some(Ok(Chunk::Data(bytes)))) => {
-                self.pause = None;
-                self.input = bytes;
-            }
-            Poll::Ready(Some(Ok(Chunk::Trailers(trailers)))) => self.trailers = Some(trailers),
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-            Poll::Ready(None) => self.step(Step::Finish),
-            Poll::Pending => {
-                if !self.dirty {
-                    return Poll::Pending;
+        while self.input.bytes < PIECE && !self.ended {
+            match self.source.as_mut().poll_chunk(context) {
+                Poll::Ready(Some(Ok(Chunk::Data(bytes)))) => self.input.push(bytes),
+                Poll::Ready(Some(Ok(Chunk::Trailers(trailers)))) => self.trailers = Some(trailers),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => self.ended = true,
+                Poll::Pending if self.input.bytes > 0 => break,
+                Poll::Pending if self.dirty => {
+                    if !self.events {
+                        ready!(self.pause.get_or_insert_with(|| Box::pin(sleep(FLUSH_AFTER))).as_mut().poll(context));
+                    }
+                    self.step(Then::Flush);
+                    return Poll::Ready(Ok(()));
                 }
-                if !self.events {
-                    ready!(self.pause.get_or_insert_with(|| Box::pin(sleep(FLUSH_AFTER))).as_mut().poll(context));
-                }
-                self.pause = None;
-                self.step(Step::Flush);
+                Poll::Pending => return Poll::Pending,
             }
         }
+        self.step(if self.ended && self.input.bytes <= PIECE { Then::Finish } else { Then::GoOn });
         Poll::Ready(Ok(()))
     }
 }
@@ -211,7 +266,6 @@ mod tests {
     use crate::observe::metrics::Metrics;
     use crate::semantics::coding::{Coding, Wanted};
     use crate::semantics::policy::Compression;
-    use std::collections::VecDeque;
     use std::future::poll_fn;
 
     /// Gives what it has, `None` being a pause of a second.
@@ -265,6 +319,20 @@ mod tests {
             assert!(end.is_none());
             assert_eq!(decode(coding, &out).unwrap(), pieces.concat(), "{coding:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_there_is_coded_in_one_go() {
+        // Noise: each step gives something.
+        let noise: Vec<u8> = (0..7u64 * 16 * 1024).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
+        let mut coded = coded(Coding::Gzip, false, noise.chunks(16 * 1024).map(data).collect());
+        let (mut out, mut steps) = (Vec::new(), 0);
+        while let Some(Ok(Chunk::Data(bytes))) = next(&mut coded).await {
+            out.extend_from_slice(&bytes);
+            steps += 1;
+        }
+        assert_eq!(steps, noise.len().div_ceil(PIECE));
+        assert_eq!(decode(Coding::Gzip, &out).unwrap(), noise);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 use crate::semantics::coding::Coding;
 use crate::semantics::dictionary::Dictionary;
 use brotli::enc::{BrotliEncoderParams, StandardAlloc};
-use brotli::{BrotliCompressCustomIoCustomDict, IoReaderWrapper, IoWriterWrapper};
+use brotli::{BrotliCompressCustomIoCustomDict, Decompressor, IoReaderWrapper, IoWriterWrapper};
 use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -61,7 +61,7 @@ impl Delta {
         out.map(Into::into)
     }
 
-    fn brotli(mut self, out: Vec<u8>) -> io::Result<Vec<u8>> {
+    fn brotli(self, out: Vec<u8>) -> io::Result<Vec<u8>> {
         let window_log = log_of(self.work() + BROTLI_WINDOW_UNUSED);
         if window_log > BROTLI_WINDOW_LOG_MAX {
             return Err(io::Error::other("dictionary and content are too long for the window of brotli"));
@@ -74,43 +74,66 @@ impl Delta {
             use_dictionary: false,
             ..BrotliEncoderParams::default()
         };
-        let (mut input, mut output) = (vec![0; BROTLI_BUFFER], vec![0; BROTLI_BUFFER]);
-        let dictionary = self.with_end_that_nothing_follows().unwrap_or_default();
-        let mut written = out;
-        BrotliCompressCustomIoCustomDict(
-            &mut IoReaderWrapper(&mut self.pieces),
-            &mut IoWriterWrapper(&mut written),
-            &mut input,
-            &mut output,
-            &params,
-            StandardAlloc::default(),
-            &mut |_, _, _, _| (),
-            &dictionary,
-            io::ErrorKind::UnexpectedEof.into(),
-        )?;
-        Ok(written)
+        let encoded = |dictionary: &[u8]| {
+            let (mut input, mut output) = (vec![0; BROTLI_BUFFER], vec![0; BROTLI_BUFFER]);
+            let mut written = out.clone();
+            BrotliCompressCustomIoCustomDict(
+                &mut IoReaderWrapper(&mut self.pieces.clone()),
+                &mut IoWriterWrapper(&mut written),
+                &mut input,
+                &mut output,
+                &params,
+                StandardAlloc::default(),
+                &mut |_, _, _, _| (),
+                dictionary,
+                io::ErrorKind::UnexpectedEof.into(),
+            )?;
+            Ok(written)
+        };
+        let Some(dictionary) = self.with_end_that_nothing_copies() else { return encoded(&[]) };
+        let written = encoded(&dictionary)?;
+        // Hardly anybody else codes against dictionaries with this encoder: what it made is read once before anybody gets it.
+        if self.is_what_is_read_of(&written[out.len()..]) {
+            return Ok(written);
+        }
+        debug_assert!(false, "brotli's encoder made something else of it");
+        tracing::error!(level = self.level, "brotli's encoder made wrong use of a dictionary; the form does without");
+        encoded(&[])
     }
 
-    /// The dictionary as the encoder is to see it: its last byte is one that never stands before the first of the content.
+    /// The dictionary as the encoder is to see it: its last byte is one that cannot be a part of any copy.
     ///
     /// The encoder takes a dictionary for content that came before, and copies across the end of it, which decoders refuse
-    /// (RFC 9841 §8.2: a copy is of one or the other). Such a copy would be of that byte and the one after it: so there is
-    /// none. `None` where every byte stands there; then nothing can be taken from the dictionary.
-    fn with_end_that_nothing_follows(&self) -> Option<Vec<u8>> {
-        let first = *self.pieces.left.front()?.first()?;
-        let (mut stands_before, mut before) = ([false; 256], None);
-        for byte in self.pieces.left.iter().flatten() {
-            if *byte == first
-                && let Some(before) = before
-            {
-                stands_before[usize::from(before)] = true;
-            }
-            before = Some(*byte);
-        }
-        let end = (0..=u8::MAX).find(|byte| !stands_before[usize::from(*byte)])?;
+    /// (RFC 9841 §8.2: a copy is of one or the other). A copy, of two bytes at least, that has the last byte in it has the
+    /// one before it, too, or goes on with the first of the content: so the last byte is one that never stands after the
+    /// former or before the latter in the content. `None` where every byte does; then nothing can be taken from the dictionary.
+    fn with_end_that_nothing_copies(&self) -> Option<Vec<u8>> {
         let mut dictionary = self.dictionary.bytes().to_vec();
-        *dictionary.last_mut()? = end;
+        let (last, rest) = dictionary.split_last_mut()?;
+        let (first, last_but_one) = (*self.pieces.left.front()?.first()?, rest.last().copied());
+        let (mut is_copied, mut before) = ([false; 256], None);
+        for byte in self.pieces.left.iter().flatten().copied() {
+            if let Some(before) = before {
+                is_copied[usize::from(before)] |= byte == first;
+                is_copied[usize::from(byte)] |= last_but_one == Some(before);
+            }
+            before = Some(byte);
+        }
+        *last = (0..=u8::MAX).find(|byte| !is_copied[usize::from(*byte)])?;
         Some(dictionary)
+    }
+
+    /// Whether this, read with the dictionary, is what was written.
+    fn is_what_is_read_of(&self, coded: &[u8]) -> bool {
+        let mut decoder = Decompressor::new_with_custom_dict(coded, BROTLI_BUFFER, self.dictionary.bytes().to_vec().into());
+        let mut read = vec![0; BROTLI_BUFFER];
+        let is_next = |piece: &Bytes| {
+            piece.chunks(BROTLI_BUFFER).all(|part| {
+                let read = &mut read[..part.len()];
+                decoder.read_exact(read).is_ok() && read == part
+            })
+        };
+        self.pieces.left.iter().all(is_next) && matches!(decoder.read(&mut [0]), Ok(0))
     }
 
     fn zstd(self, out: Vec<u8>) -> io::Result<Vec<u8>> {
@@ -132,7 +155,7 @@ const fn log_of(bytes: usize) -> u32 {
     bytes.next_power_of_two().trailing_zeros()
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Pieces {
     left: VecDeque<Bytes>,
     /// In all.
@@ -229,6 +252,21 @@ mod tests {
                 let form = encode(&against(coding, &old), &levels, &[Bytes::from(new.clone())]).unwrap();
                 assert!(form.len() < 500, "{coding:?} {level}: {}", form.len());
                 assert!(decode_against(coding, &old, &form).unwrap() == new, "{coding:?} {level}");
+            }
+        }
+    }
+
+    /// The encoder sees another last byte than decoders do.
+    #[test]
+    fn nothing_is_copied_with_the_end_of_the_dictionary() {
+        let old = text(100);
+        let (last, rest) = old.split_last().unwrap();
+        for coding in DELTAS {
+            for (level, other) in (2..=11).flat_map(|level| (0..=u8::MAX).step_by(15).map(move |other| (level, other))) {
+                let (end, levels) = (&rest[rest.len() - 300..], Levels { gzip: 1, brotli: level, zstd: level });
+                let new = [&[0, 1, 2], end, &[other], end, &[*last, other, 0, other], end, &[other.wrapping_add(1)]].concat();
+                let form = encode(&against(coding, &old), &levels, &[Bytes::from(new.clone())]).unwrap();
+                assert!(decode_against(coding, &old, &form).unwrap() == new, "{coding:?} {level} {other}");
             }
         }
     }
