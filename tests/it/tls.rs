@@ -1,8 +1,9 @@
-//! TLS to clients, with curl, openssl and rustls in front of a real process.
+//! TLS to clients, with curl, openssl, rustls and a browser in front of a real process.
 
 #[cfg(feature = "acme")]
 mod acme;
 mod certificates;
+mod chromium;
 mod clients;
 mod handshakes;
 #[cfg(feature = "http3")]
