@@ -85,9 +85,20 @@ impl Link {
         self.run(within, async |mut connection| Ok(connection.send_all(pipeline).await?)).await
     }
 
-    /// Sends commands together, whatever their keys. The first error among the answers fails them all.
-    pub async fn each(&self, commands: Vec<Cmd>, within: Duration) -> Result<(), RedisError> {
-        self.run(within, async |mut connection| Ok(connection.send_each(commands).await?)).await
+    /// Runs a script for each of these keys, whatever they are, with its own arguments, in one round trip. Where Redis does not
+    /// know it yet, all is sent once more, and whole. The first error among the answers fails them all.
+    pub async fn script_each<K, A>(&self, script: &Script, calls: &[(K, A)], within: Duration) -> Result<(), RedisError>
+    where
+        K: ToRedisArgs,
+        A: AsRef<[String]>,
+    {
+        let by_digest = calls.iter().map(|(key, own)| script.by_digest(&[key], own.as_ref())).collect();
+        let whole = || calls.iter().map(|(key, own)| script.whole(&[key], own.as_ref())).collect();
+        self.run(within, async |mut connection| match connection.send_each(by_digest).await.map_err(RedisError::from) {
+            Err(error) if error.is_unknown_script() => Ok(connection.send_each(whole()).await?),
+            sent => sent,
+        })
+        .await
     }
 
     /// Runs a script; its keys must share a hash tag. Where Redis does not know it yet, it is sent whole.
@@ -97,9 +108,8 @@ impl Link {
         K: ToRedisArgs,
         A: ToRedisArgs,
     {
-        let [by_digest, whole] = script.calls(keys, arguments);
-        self.run(within, async |mut connection| match connection.send(&by_digest).await.map_err(RedisError::from) {
-            Err(error) if error.is_unknown_script() => read(connection.send(&whole).await?),
+        self.run(within, async |mut connection| match connection.send(&script.by_digest(keys, arguments)).await.map_err(RedisError::from) {
+            Err(error) if error.is_unknown_script() => read(connection.send(&script.whole(keys, arguments)).await?),
             answer => read(answer?),
         })
         .await
