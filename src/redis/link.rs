@@ -6,6 +6,7 @@ use crate::clock;
 use crate::observe::metrics::RedisOutcome;
 use prometheus::IntGauge;
 use rand::RngExt;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -300,17 +301,37 @@ async fn greet(line: &Line, connection: &mut Connection) -> Result<Server, Redis
     let key = (purpose == Use::Journal).then(|| shared.keys.journal());
     let ask = async {
         let server = connection.server(key.as_deref()).await?;
-        shared.check_policy(purpose, &server.when_full);
+        if !is_of_many(purpose, connection) {
+            shared.check_policy(purpose, std::slice::from_ref(&server.when_full));
+        }
         shared.set_clock_offset(connection.clock_offset().await?);
         Ok(server)
     };
     timeout(shared.target.connect_timeout(), ask).await.unwrap_or(Err(RedisError::Timeout))
 }
 
+/// Whether what connections of this use keep there is with many servers.
+fn is_of_many(purpose: Use, connection: &Connection) -> bool {
+    purpose == Use::Bodies && matches!(connection, Connection::Cluster(_))
+}
+
+/// Asks all servers of many what they do when they are full. Beside all else: a connection is as good as those who answer.
+async fn look_around(line: &Line, mut connection: Connection) -> Infallible {
+    if is_of_many(line.purpose, &connection)
+        && let Ok(Ok(policies)) = timeout(line.shared.target.connect_timeout(), connection.policies()).await
+    {
+        line.shared.check_policy(line.purpose, &policies);
+    }
+    std::future::pending().await
+}
+
 /// Until the connection is to be replaced; asks now and then.
 async fn stay(line: Arc<Line>, mut connection: Connection, generation: u64) {
     loop {
-        let woken = timeout(GREET_EVERY, line.wake.notified()).await.is_ok();
+        let woken = tokio::select! {
+            woken = timeout(GREET_EVERY, line.wake.notified()) => woken.is_ok(),
+            never = look_around(&line, connection.clone()) => match never {},
+        };
         if line.broken.load(Ordering::Acquire) >= generation {
             return;
         }

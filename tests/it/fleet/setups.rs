@@ -302,6 +302,27 @@ async fn the_tier_is_left_alone_while_the_server_of_the_journal_is_silent() {
 }
 
 #[tokio::test]
+async fn in_a_cluster_the_policy_of_one_master_is_warned_of() {
+    let (origin, cluster) = (origin(), Cluster::start());
+    // Not the one that has the journal, which is asked for that.
+    let other = cluster.masters.iter().find(|master| master.try_ask(&["GET", "{journal}"]).is_ok_and(|reply| reply.is_error()));
+    let other = other.expect("the journal is on one of three");
+    other.set("maxmemory", "64mb");
+    other.set("maxmemory-policy", "noeviction");
+    let urls: Vec<_> = cluster.addresses().iter().map(|address| format!("'redis://{address}'")).collect();
+    let config = CONFIG.replace("url = 'redis://@REDIS@'", &format!("url = [{}]\nmode = 'cluster'", urls.join(", ")));
+    let fleet = start(&Plan { redis: None, ..plan(1, &origin, other.address(), config) }).await;
+    store(&fleet, "/a").await;
+    let node = &fleet.nodes[0];
+    let unsuited = |purpose: &str| node.metric("tiercel_redis_policy_unsuited", &[&format!("use=\"{purpose}\"")]);
+    eventually("all masters were looked at", || unsuited("bodies") == Some(1.0)).await;
+    assert_eq!(unsuited("journal"), Some(0.0));
+    let warned = || node.log().lines().filter(|line| line.contains("set maxmemory-policy") && line.contains("noeviction")).count();
+    eventually("it is said", || warned() > 0).await;
+    assert_eq!(warned(), 1, "{}", node.log());
+}
+
+#[tokio::test]
 async fn a_policy_that_may_evict_the_journal_is_warned_of_once() {
     let (origin, redis) = (origin(), Redis::with_options(&[("maxmemory", "64mb"), ("maxmemory-policy", "allkeys-lru")]));
     let fleet = start(&plan(1, &origin, redis.address(), CONFIG.to_owned())).await;
