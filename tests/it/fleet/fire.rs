@@ -228,7 +228,8 @@ fn run(plan: Plan) -> Arc<Fire> {
         let all = ["led", "given", "alone", "timed_out", "unknown"].map(|result| format!("{result} {}", asked(result)));
         fire.tell(format!("leases, since the last start of each node: {}", all.join(", ")));
         let answered = stage.fleet.sum("tiercel_shield_requests_total", &["peer_role=\"asker\"", "outcome=\"answered\""]);
-        fire.tell(format!("answers of other nodes, since the last start of each: {answered}"));
+        let held = stage.fleet.sum("tiercel_shield_warm_total", &["outcome=\"found\""]);
+        fire.tell(format!("answers of other nodes, since the last start of each: {answered}, and {held} for nodes that started"));
         let for_each_other = if fire.plan.shield { answered } else { asked("led") };
         assert!(for_each_other > 0.0, "nodes fetch for each other");
     }
