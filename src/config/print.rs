@@ -413,6 +413,8 @@ fn shield(s: &Shield) -> Value {
         "back_off": print_duration(s.back_off),
         "back_off_max": print_duration(s.back_off_max),
         "position_wait": print_duration(s.position_wait),
+        "warm_time": s.warm_time.map_or_else(|| "off".to_owned(), print_duration),
+        "warm_budget": print_duration(s.warm_budget),
     });
     if let Some(name) = &s.advertise {
         table["advertise"] = json!(format!("{scheme}://{name}"));

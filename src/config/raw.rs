@@ -1313,6 +1313,11 @@ pub struct RawShield {
     pub back_off_max: Option<RawDuration>,
     /// How long the owner waits for purges that the asker knows of and it does not yet.
     pub position_wait: Option<RawDuration>,
+    /// For how long after it started, or came back to the fleet, a node asks the next one in the order for what it owns and
+    /// does not have, before it asks the origin; `off`: never. It takes a journal that the nodes share.
+    pub warm_time: Option<RawDurationOrOff>,
+    /// How long it waits for that answer.
+    pub warm_budget: Option<RawDuration>,
 }
 
 /// TLS between the nodes. The files are read again when they change.

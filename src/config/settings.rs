@@ -965,6 +965,10 @@ pub struct Shield {
     pub back_off_max: Duration,
     /// How long the owner waits for purges that the asker knows of and it does not yet.
     pub position_wait: Duration,
+    /// For how long after it began, or came back, a node asks who stood in for it for what it owns; `None`: never.
+    pub warm_time: Option<Duration>,
+    /// How long it waits for that answer.
+    pub warm_budget: Duration,
 }
 
 impl Shield {

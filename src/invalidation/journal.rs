@@ -28,6 +28,8 @@ pub struct Journal {
     order: Order,
     /// Boot-time ms up to which this node knows that it misses nothing.
     trusted_until: AtomicU64,
+    /// Boot-time ms; 0 without a fleet.
+    followed_since: AtomicU64,
     remembered: AtomicBool,
 }
 
@@ -63,6 +65,7 @@ impl Journal {
             wide: WidePurges::new(bounds.recovery.as_millis() as u64),
             order,
             remembered: AtomicBool::new(false),
+            followed_since: AtomicU64::new(0),
             trusted_until: AtomicU64::new(if order == Order::Own { u64::MAX } else { 0 }),
         }
     }
@@ -83,6 +86,17 @@ impl Journal {
     /// The lease was renewed. It never gets shorter: what was promised holds until then.
     pub fn trust_until(&self, mono_ms: u64) {
         self.trusted_until.fetch_max(mono_ms, Ordering::AcqRel);
+    }
+
+    /// Since when, in boot-time ms, this node has followed the fleet's journal without a gap: it started then, or came back. 0
+    /// without a fleet.
+    pub fn followed_since(&self) -> u64 {
+        self.followed_since.load(Ordering::Acquire)
+    }
+
+    /// What [`Journal::followed_since`] says from now on.
+    pub fn set_followed_since(&self, mono_ms: u64) {
+        self.followed_since.store(mono_ms, Ordering::Release);
     }
 
     /// Whether the fleet is sure to remember this node: purges wait for it then, and it may serve while it is cut off.

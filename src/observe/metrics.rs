@@ -341,6 +341,45 @@ impl ShieldOutcome {
     }
 }
 
+/// What became of a question for what another node holds (`shield.warm_time`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum WarmOutcome {
+    /// It was there, and was taken.
+    Found,
+    /// Nothing usable was there: the origin was asked.
+    Nothing,
+    /// It was there, and was purged, or cannot be compared: the origin was asked.
+    Rejected,
+    /// No answer within `shield.warm_budget`.
+    Late,
+    Failed,
+    /// Nobody was asked: who stands in was late, or failed, of late.
+    Bypassed,
+    /// As a holder: it was here.
+    Given,
+    /// As a holder: it was not.
+    NotHeld,
+}
+
+impl WarmOutcome {
+    pub const ALL: [Self; 8] =
+        [Self::Found, Self::Nothing, Self::Rejected, Self::Late, Self::Failed, Self::Bypassed, Self::Given, Self::NotHeld];
+    /// `peer_role` and `outcome`.
+    pub const fn labels(self) -> [&'static str; 2] {
+        match self {
+            Self::Found => ["asker", "found"],
+            Self::Nothing => ["asker", "nothing"],
+            Self::Rejected => ["asker", "rejected"],
+            Self::Late => ["asker", "late"],
+            Self::Failed => ["asker", "failed"],
+            Self::Bypassed => ["asker", "bypassed"],
+            Self::Given => ["holder", "given"],
+            Self::NotHeld => ["holder", "not_held"],
+        }
+    }
+}
+
 /// How a background refresh ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -511,6 +550,7 @@ pub struct Metrics {
     blocks: Vec<IntCounter>,
     stale_served: Vec<IntCounter>,
     shield: Vec<IntCounter>,
+    warm: Vec<IntCounter>,
     shield_seconds: Histogram,
     /// Fit, ejected.
     shield_peers: [IntGauge; 2],
@@ -565,6 +605,7 @@ impl Metrics {
         let evictions = series::EVICTIONS.counters(&registry);
         let coded = series::CODED.counters(&registry);
         let shield = series::SHIELD_REQUESTS.counters(&registry);
+        let warm = series::SHIELD_WARM.counters(&registry);
         let shield_peers = series::SHIELD_PEERS.gauges(&registry);
         Arc::new(Self {
             bounds: children(&series::BOUND_REACHED.counters(&registry), Bound::ALL.map(Bound::as_str)),
@@ -574,6 +615,7 @@ impl Metrics {
             blocks: children(&series::BLOCKS.counters(&registry), BlockOutcome::ALL.map(BlockOutcome::as_str)),
             stale_served: children(&series::STALE_SERVED.counters(&registry), StaleReason::ALL.map(StaleReason::as_str)),
             shield: ShieldOutcome::ALL.iter().map(|outcome| shield.with_label_values(&outcome.labels())).collect(),
+            warm: WarmOutcome::ALL.iter().map(|outcome| warm.with_label_values(&outcome.labels())).collect(),
             shield_seconds: series::SHIELD_SECONDS.histograms(&registry).with_label_values::<&str>(&[]),
             shield_names_failed: series::SHIELD_NAMES_FAILED.counters(&registry).with_label_values::<&str>(&[]),
             shield_peers: ["fit", "ejected"].map(|state| shield_peers.with_label_values(&[state])),
@@ -689,6 +731,9 @@ impl Metrics {
     }
     pub fn shield(&self, outcome: ShieldOutcome) {
         self.shield[outcome as usize].inc();
+    }
+    pub fn warm(&self, outcome: WarmOutcome) {
+        self.warm[outcome as usize].inc();
     }
     /// An owner answered.
     pub fn shield_first_byte(&self, waited: Duration) {
@@ -950,6 +995,7 @@ mod tests {
         assert!(FollowOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
         assert!(RefreshOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
         assert!(ShieldOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
+        assert!(WarmOutcome::ALL.iter().enumerate().all(|(at, outcome)| *outcome as usize == at));
         assert!(Eviction::ALL.iter().enumerate().all(|(at, eviction)| *eviction as usize == at));
         assert!(StaleReason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
     }

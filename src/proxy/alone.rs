@@ -199,7 +199,7 @@ fn keep(
         Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
     let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts) };
     let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound, too_early));
-    let (body, from_peer) = (inbound.body.take(), inbound.from_peer);
+    let (body, giver) = (inbound.body.take(), inbound.giver);
     let (task_proxy, task_exchange) = (Arc::clone(proxy), Arc::clone(exchange));
     let settling = Settling::of(proxy, &head);
     tokio::spawn(async move {
@@ -209,7 +209,7 @@ fn keep(
         {
             // Counted there if not.
             if let Ok(stored) = store::whole(&task_proxy, &task_exchange, head, complete, &fill, 1, too_early) {
-                remote::offer(&task_proxy, &task_exchange, &stored, sent, from_peer, None);
+                remote::offer(&task_proxy, &task_exchange, &stored, sent, giver, None);
             }
         } else {
             task_proxy.metrics.not_stored(NotStored::Incomplete);

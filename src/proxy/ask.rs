@@ -31,7 +31,7 @@ pub async fn ask(
     // What is rare is boxed: the future of a request that goes straight up stays small.
     if way.by_peer && exchange.routed.shield.is_some() {
         *sent = clock::now();
-        if let Some(answered) = Box::pin(shield::fetch(proxy, exchange, way.confirming)).await {
+        if let Some(answered) = Box::pin(shield::fetch(proxy, exchange, &way)).await {
             return answered;
         }
     }

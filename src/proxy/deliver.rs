@@ -31,7 +31,7 @@ use crate::semantics::range::{self, Selection};
 use crate::semantics::storage::NotStored;
 use crate::semantics::widening::widening;
 use crate::semantics::{CacheKey, Fields, Method, Now, Request, StatusCode, date, name, reuse};
-use crate::upstream::{Arriving, Inbound};
+use crate::upstream::{Arriving, Giver, Inbound};
 use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -111,7 +111,8 @@ pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead
     }
     let mut outcome = exchange.outcome();
     outcome.result = CacheResult::Miss;
-    outcome.source = source_of(flight.from_peer);
+    outcome.source = source_of(flight.giver);
+    outcome.detail = (flight.giver == Giver::Holder && flight.not_stored.is_none()).then(|| "WARM".into());
     outcome.forward = Some(why);
     outcome.forward_status = Some(flight.forward_status);
     outcome.endpoint = Some(Arc::clone(&flight.endpoint));
@@ -238,7 +239,7 @@ pub fn past(proxy: &Proxy, exchange: &Exchange, inbound: Inbound, why: &Past) ->
 fn through(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, mut outcome: Outcome) -> Response {
     forms::code_through(proxy, exchange, &mut inbound, &mut outcome);
     outcome.forward_status = Some(inbound.status.as_u16());
-    outcome.source = source_of(inbound.from_peer);
+    outcome.source = source_of(inbound.giver);
     outcome.endpoint = Some(Arc::clone(&inbound.endpoint));
     outcome.timing = Timing::of_fetch(inbound.connect, inbound.first_byte);
     let route = &exchange.routed.route;
@@ -269,8 +270,8 @@ fn through(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, mut outcome
 }
 
 /// Whence the answer to a fetch came.
-const fn source_of(from_peer: bool) -> Source {
-    if from_peer { Source::Shield } else { Source::Upstream }
+const fn source_of(giver: Giver) -> Source {
+    if giver.is_peer() { Source::Shield } else { Source::Upstream }
 }
 
 fn ttl_ms(exchange: &Exchange, head: &StoredHead, age_ms: u64) -> i64 {

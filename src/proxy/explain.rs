@@ -78,7 +78,7 @@ impl Proxy {
             "tracking_list": route.key.ignore_tracking.then_some(crate::semantics::tracking::VERSION),
             "key_parts": arrival.key.shown().lines().collect::<Vec<_>>(),
             "vary_known": self.vary_memory.get(arrival.key.hash()).map(|vary| json!(vary.names())),
-            "shield": arrival.routed.shield.as_ref().map(|shield| shield::explain(shield, arrival.exact.as_deref().unwrap_or(&arrival.key))),
+            "shield": arrival.routed.shield.as_ref().map(|shield| shield::explain(&self.journal, shield, arrival.exact.as_deref().unwrap_or(&arrival.key), now)),
             "do_not_line_up": self.markers.is_set(arrival.key.hash(), now.mono_ms),
             "dictionary": self.explain_dictionary(arrival),
             "stored": found,

@@ -17,7 +17,7 @@ use crate::semantics::reuse::{Reuse, Validity, reuse};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
 use crate::semantics::{CacheKey, Fields, Method, name, range};
-use crate::upstream::{Inbound, Unanswered};
+use crate::upstream::{Giver, Inbound, Unanswered};
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -108,8 +108,7 @@ pub struct FlightHead {
     /// Why a confirmed response could not be kept, or one is not to be kept yet.
     pub not_stored: Option<NotStored>,
     pub endpoint: Arc<str>,
-    /// Another node of the fleet gave it.
-    pub from_peer: bool,
+    pub giver: Giver,
     /// Of the fetch: for the client that led.
     pub timing: Timing,
 }
@@ -128,7 +127,7 @@ impl FlightHead {
             had_age: inbound.fields.has(name::AGE),
             forward_status: inbound.status.as_u16(),
             endpoint: Arc::clone(&inbound.endpoint),
-            from_peer: inbound.from_peer,
+            giver: inbound.giver,
             timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
         }
     }
@@ -146,7 +145,7 @@ impl FlightHead {
             had_age: inbound.fields.has(name::AGE),
             forward_status: inbound.status.as_u16(),
             endpoint: Arc::clone(&inbound.endpoint),
-            from_peer: inbound.from_peer,
+            giver: inbound.giver,
             timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
         }
     }
@@ -163,7 +162,7 @@ impl FlightHead {
             sure: false,
             not_stored: None,
             endpoint: "".into(),
-            from_peer: false,
+            giver: Giver::Origin,
             timing: Timing::default(),
         }
     }
@@ -181,7 +180,7 @@ impl FlightHead {
             sure: not_stored.is_none(),
             not_stored,
             endpoint: Arc::clone(&inbound.endpoint),
-            from_peer: inbound.from_peer,
+            giver: inbound.giver,
             timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
         };
         (flight, Own { reader: None, fields: own })

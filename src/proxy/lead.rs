@@ -440,7 +440,7 @@ impl Duty {
         let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
         let ticket = fill.ticket();
         let _settling = Settling::of(&self.proxy, &head);
-        let (body, from_peer) = (inbound.body.take(), inbound.from_peer);
+        let (body, giver) = (inbound.body.take(), inbound.giver);
         let flight = Arc::new(FlightHead::filling(&self.proxy, &head, &fill, &inbound, too_early));
         let shareable = is_shareable(&self.exchange, &head, clock::now());
         // Memory that ran out meanwhile is no reason of the response: who waits goes alone, nobody is told not to wait.
@@ -463,7 +463,7 @@ impl Duty {
         if whole && let Some(complete) = fill.complete() {
             let wanted = self.leader.followers();
             match store::whole(&self.proxy, &self.exchange, head, complete, &fill, wanted, too_early) {
-                Ok(stored) => remote::offer(&self.proxy, &self.exchange, &stored, began.sent, from_peer, lease.into_inner()),
+                Ok(stored) => remote::offer(&self.proxy, &self.exchange, &stored, began.sent, giver, lease.into_inner()),
                 Err(why) => tracing::debug!(reason = why.as_str(), "not stored after all"),
             }
         } else {

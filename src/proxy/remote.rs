@@ -25,6 +25,7 @@ use crate::semantics::reuse::{Reuse, Validity, reuse};
 use crate::semantics::vary::{SecondaryKey, Vary};
 use crate::semantics::{CacheKey, Now, name};
 use crate::tier::redis::{Found, Peeked, Place, Records, RedisTier, SEGMENT, Segments, Wanted, Write};
+use crate::upstream::Giver;
 use bytes::Bytes;
 use moka::sync::Cache;
 use serde_json::{Value, json};
@@ -477,11 +478,11 @@ fn explain_peeked(
     (lookup, stored)
 }
 
-/// Offers what was stored here to the tier, which writes it behind, unless another node gave it (`from_peer`): that one offers
-/// it itself. `sent`: when its fetch, or what confirmed it, began. `lease`: others wait for it, so that it goes first, and they
+/// Offers what was stored here to the tier, which writes it behind, unless another node gave it: that one offers it itself, or
+/// did. `sent`: when its fetch, or what confirmed it, began. `lease`: others wait for it, so that it goes first, and they
 /// are told when it is there.
-pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, sent: Now, from_peer: bool, lease: Option<Lease>) {
-    if from_peer {
+pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, sent: Now, giver: Giver, lease: Option<Lease>) {
+    if giver.is_peer() {
         return;
     }
     let (told, outcome) = oneshot::channel();

@@ -35,7 +35,7 @@ impl Confirmed {
     /// Offers it to the tier that the fleet shares, if it was kept.
     pub fn offer(&self, proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, sent: Now, lease: Option<Lease>) {
         if self.not_stored.is_none() {
-            remote::offer(proxy, exchange, &self.response, sent, inbound.from_peer, lease);
+            remote::offer(proxy, exchange, &self.response, sent, inbound.giver, lease);
         }
     }
 }

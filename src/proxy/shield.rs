@@ -4,25 +4,32 @@
 //! One hop: a request of another node goes to the upstream, never on to a third. An answer without a stamp, from a node
 //! with another journal or with none, counts as older than everything that the journal of this node knows.
 //!
+//! A node that began lately asks who stood in for it ([`Shield::deputy`]) what that holds of its own keys. Whoever is asked so
+//! asks nobody ([`held`]): it answers at once.
+//!
 //! Straight to the upstream goes what no other node could answer from store: requests past the cache, parts and blocks
 //! (`cache.blocks`), what is answered by its content (QUERY), and keys whose responses cannot be shared.
 
+use super::ask::Way;
+use super::deliver::Reused;
 use super::exchange::Exchange;
-use super::{Proxy, answer, forward};
+use super::lookup::Found;
+use super::{Proxy, admit, answer, deliver, forward, lookup};
 use crate::body::ResponseBody;
-use crate::cache::{StoredHead, StoredResponse, Tags, subject};
+use crate::cache::{StoredHead, Tags, subject};
 use crate::clock;
 use crate::config::settings::{Http2, Limits};
 use crate::invalidation::{Journal, Mark, Position, Stamp};
 use crate::listener::{Handled, Handler, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent};
-use crate::observe::metrics::{Bound, ShieldOutcome};
+use crate::observe::metrics::{Bound, ShieldOutcome, WarmOutcome};
 use crate::proxy::outcome::{CacheResult, Outcome, Source};
-use crate::semantics::reuse::Validity;
-use crate::semantics::{CacheKey, Fields, Method, StatusCode, name};
-use crate::shield::hop::{Asked, Standing};
+use crate::semantics::reuse::{Reuse, Validity};
+use crate::semantics::{CacheKey, Fields, Method, Now, StatusCode, name};
+use crate::shield::hop::{Asked, Standing, Wanted};
 use crate::shield::{Admitted, Shield, is_probe};
-use crate::upstream::{FetchError, Inbound, Unanswered};
+use crate::upstream::{FetchError, Giver, Inbound, Unanswered};
 use serde_json::{Value, json};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -43,55 +50,105 @@ impl From<Inbound> for Fetched {
     }
 }
 
-/// Asks the nodes that own the key before this one. `None`: the upstream is to be asked.
-pub async fn fetch(proxy: &Proxy, exchange: &Exchange, confirming: Option<&Arc<StoredResponse>>) -> Option<Result<Fetched, Unanswered>> {
-    let shield = exchange.routed.shield.as_ref().filter(|_| may_ask(exchange))?;
-    let now = clock::now();
-    let owners = shield.owners(exchange.exact_key().hash(), now);
-    let standing = standing(&proxy.journal);
-    if owners.is_empty() || !proxy.journal.is_trusted(now) || (!is_comparable(&standing) && was_purged(proxy, exchange)) {
+/// What asking other nodes came to; `None`: the upstream is to be asked.
+type Answered = Option<Result<Fetched, Unanswered>>;
+
+/// Asks the nodes that own the key before this one; where none of them answers this one owns it, and asks who stood in for it
+/// while it was not there.
+pub async fn fetch(proxy: &Proxy, exchange: &Exchange, way: &Way<'_>) -> Answered {
+    let shield = exchange.routed.shield.as_ref().filter(|_| may_be_held(exchange))?;
+    let (now, standing) = (clock::now(), standing(&proxy.journal));
+    if !proxy.journal.is_trusted(now) {
         return None;
     }
+    if exchange.from_peer.is_none()
+        && let ControlFlow::Break(answered) = from_owner(proxy, exchange, shield, way, &standing, now).await
+    {
+        return answered;
+    }
+    // Who holds something to be confirmed is not empty; what much was purged of is not there at others either.
+    if way.confirming.is_some() || way.after_purge || !is_comparable(&standing) {
+        return None;
+    }
+    let warms_for = shield.warms_for(proxy.journal.followed_since(), now);
+    if warms_for.is_zero() { None } else { from_holder(proxy, exchange, shield, &standing).await.map(Ok) }
+}
+
+async fn from_owner(
+    proxy: &Proxy,
+    exchange: &Exchange,
+    shield: &Arc<Shield>,
+    way: &Way<'_>,
+    standing: &Standing,
+    now: Now,
+) -> ControlFlow<Answered> {
+    let owners = shield.owners(exchange.exact_key().hash(), now);
+    if owners.is_empty() || (!is_comparable(standing) && was_purged(proxy, exchange)) {
+        return ControlFlow::Continue(());
+    }
     for owner in owners.iter().take(ASKED_MAX) {
-        match shield.ask(owner, &forward::to_peer(exchange, confirming), standing).await {
+        match shield.ask(owner, &forward::to_peer(exchange, way.confirming), *standing).await {
             None => proxy.metrics.shield(ShieldOutcome::Bypassed),
             Some(Err(error)) => {
                 tracing::debug!(peer = &*owner.name, %error, "an owner did not answer");
                 proxy.metrics.shield(ShieldOutcome::Failed);
             }
-            Some(Ok(inbound)) => match accept(proxy, exchange, inbound, &standing) {
+            Some(Ok(inbound)) => match accept(proxy, exchange, inbound, standing) {
                 Verdict::Taken(fetched) => {
                     proxy.metrics.shield(ShieldOutcome::Answered);
-                    return Some(Ok(*fetched));
+                    return ControlFlow::Break(Some(Ok(*fetched)));
                 }
                 Verdict::UpstreamFailed(unanswered) => {
                     proxy.metrics.shield(ShieldOutcome::Answered);
-                    return Some(Err(unanswered));
+                    return ControlFlow::Break(Some(Err(unanswered)));
                 }
                 Verdict::Failed => proxy.metrics.shield(ShieldOutcome::Failed),
                 Verdict::Rejected => {
                     proxy.metrics.shield(ShieldOutcome::Rejected);
-                    return None;
+                    return ControlFlow::Break(None);
                 }
             },
         }
     }
-    None
+    ControlFlow::Continue(())
+}
+
+/// One question, to one node.
+async fn from_holder(proxy: &Proxy, exchange: &Exchange, shield: &Arc<Shield>, standing: &Standing) -> Option<Fetched> {
+    let deputy = shield.deputy(exchange.exact_key().hash())?;
+    let mut question = forward::to_peer(exchange, None);
+    // It goes no further. It may have passed another node before, and nodes may all have one name.
+    question.fields.remove(name::CDN_LOOP);
+    let (outcome, fetched) = match shield.ask_held(&deputy, &question, *standing).await {
+        None => (WarmOutcome::Bypassed, None),
+        Some(Err(FetchError::ResponseTimeout)) => (WarmOutcome::Late, None),
+        Some(Err(error)) => {
+            tracing::debug!(peer = &*deputy.name, %error, "who may hold a response did not answer");
+            (WarmOutcome::Failed, None)
+        }
+        Some(Ok(inbound)) if inbound.fields.text(name::TIERCEL_ERROR) == Some(NOT_HELD) => (WarmOutcome::Nothing, None),
+        // Without a stamp of ours nobody could say whether it was purged before this node began.
+        Some(Ok(inbound)) if stamp_of(&inbound.fields, standing).is_none() => (WarmOutcome::Rejected, None),
+        Some(Ok(inbound)) => match accept(proxy, exchange, Inbound { giver: Giver::Holder, ..inbound }, standing) {
+            Verdict::Taken(fetched) => (WarmOutcome::Found, Some(*fetched)),
+            Verdict::Rejected => (WarmOutcome::Rejected, None),
+            Verdict::UpstreamFailed(_) | Verdict::Failed => (WarmOutcome::Failed, None),
+        },
+    };
+    proxy.metrics.warm(outcome);
+    fetched
 }
 
 /// Whether another node owns the key, and is fit to be asked for it before the upstream.
 pub fn is_anothers(exchange: &Exchange) -> bool {
-    let shield = exchange.routed.shield.as_ref().filter(|_| may_ask(exchange));
+    let shield = exchange.routed.shield.as_ref().filter(|_| exchange.from_peer.is_none() && may_be_held(exchange));
     let owners = shield.map(|shield| shield.owners(exchange.exact_key().hash(), clock::now()));
     owners.is_some_and(|owners| owners.iter().take(ASKED_MAX).any(|owner| owner.is_fit()))
 }
 
 /// Whether another node could answer it from store.
-fn may_ask(exchange: &Exchange) -> bool {
-    exchange.from_peer.is_none()
-        && exchange.content.is_none()
-        && exchange.policy().blocks.is_none()
-        && matches!(exchange.method, Method::GET | Method::HEAD)
+fn may_be_held(exchange: &Exchange) -> bool {
+    exchange.content.is_none() && exchange.policy().blocks.is_none() && matches!(exchange.method, Method::GET | Method::HEAD)
 }
 
 /// Whether anything that this node's journal holds names the URL: then an answer without a stamp would be refused.
@@ -119,9 +176,10 @@ fn accept(proxy: &Proxy, exchange: &Exchange, mut inbound: Inbound, asked: &Stan
         return FetchError::of_token(token).map_or(Verdict::Failed, |error| Verdict::UpstreamFailed(Unanswered { error, endpoint }));
     }
     // Whatever refused it (the connection, or something between), it was not the owner that answered.
-    let Some(said) = inbound.fields.text(name::TIERCEL_STAMP) else { return Verdict::Failed };
-    let stamp =
-        read_stamp(said).filter(|stamp| is_of(stamp, asked)).map_or_else(Stamp::default, |stamp| proxy.journal.of_shared(&stamp, None));
+    if !inbound.fields.has(name::TIERCEL_STAMP) {
+        return Verdict::Failed;
+    }
+    let stamp = stamp_of(&inbound.fields, asked).map_or_else(Stamp::default, |stamp| proxy.journal.of_shared(&stamp, None));
     inbound.fields.remove(name::TIERCEL_STAMP);
     let Ok(tags) = Tags::parse(&inbound.fields, exchange.target.origin(), &exchange.routed.settings.purge.keys) else {
         return Verdict::Rejected; // a purge could miss it
@@ -173,6 +231,11 @@ fn is_of(stamp: &Stamp, standing: &Standing) -> bool {
     is_comparable(standing) && stamp.purge.position.epoch == standing.purge.epoch
 }
 
+/// The stamp of an answer, where it says something to who asked.
+fn stamp_of(fields: &Fields, asked: &Standing) -> Option<Stamp> {
+    read_stamp(fields.text(name::TIERCEL_STAMP)?).filter(|stamp| is_of(stamp, asked))
+}
+
 /// `PURGE UNSAFE`: the positions that all nodes of a fleet share.
 fn write_stamp(stamp: &Stamp) -> String {
     format!("{} {}", stamp.purge.position, stamp.unsafe_method.position)
@@ -188,15 +251,18 @@ fn read_stamp(text: &str) -> Option<Stamp> {
 }
 
 /// Who owns a key, for people.
-pub fn explain(shield: &Shield, key: &CacheKey) -> Value {
+pub fn explain(journal: &Journal, shield: &Arc<Shield>, key: &CacheKey, now: Now) -> Value {
     let order = shield.order(key.hash());
     let own = shield.own();
     let peers: Vec<_> = shield.states().into_iter().map(|(name, is_fit)| json!({"name": &*name, "asked": is_fit})).collect();
+    let warms_for = if is_comparable(&standing(journal)) { shield.warms_for(journal.followed_since(), now) } else { Duration::ZERO };
+    let deputy = shield.deputy(key.hash()).filter(|_| !warms_for.is_zero());
     json!({
         "owner": order.first().map(|name| &**name),
         "is_owner": order.first().is_some_and(|name| Some(name) == own),
         "order": order.iter().map(|name| &**name).collect::<Vec<_>>(),
         "peers": peers,
+        "warming": deputy.map(|deputy| json!({"asks": &*deputy.name, "for_seconds": warms_for.as_secs()})),
     })
 }
 
@@ -277,6 +343,11 @@ impl Handler for PeerDoor {
         }
         let (proxy, own) = (&self.0, standing(&self.0.journal));
         let is_one = admitted.same_policy && own.journal == admitted.standing.journal && own.purge.epoch == admitted.standing.purge.epoch;
+        if admitted.wanted == Wanted::Held {
+            let held = if is_one && is_comparable(&own) { held(proxy, peer, head) } else { None };
+            proxy.metrics.warm(if held.is_some() { WarmOutcome::Given } else { WarmOutcome::NotHeld });
+            return Handled::Ready(held.unwrap_or_else(not_held));
+        }
         proxy.metrics.shield(if is_one { ShieldOutcome::Served } else { ShieldOutcome::Plain });
         let from_peer = move |proxy: &Proxy| {
             let stamp = (is_one && is_comparable(&own)).then(|| proxy.journal.stamp());
@@ -316,6 +387,37 @@ impl Handler for PeerDoor {
     fn bound(&self, bound: Bound) {
         self.0.bound(bound);
     }
+}
+
+/// What this node holds for a request and what is fresh, its own judgement of its journal included. Nobody is asked and nothing
+/// is waited for, so that no two nodes can come to wait for each other.
+fn held(proxy: &Arc<Proxy>, peer: &Peer, head: &RequestHead) -> Option<Response> {
+    let (live, now) = (proxy.live.load(), clock::now());
+    let from_peer = Arc::new(FromPeer { stamp: Some(proxy.journal.stamp()) });
+    let mut arrival = admit::admit(&live, peer, head, Some(from_peer)).ok()?;
+    if !proxy.journal.is_trusted(now) || !matches!(admit::way(&arrival, &RequestBody::Empty), admit::Way::Cache) {
+        return None;
+    }
+    let mut found = lookup::find(proxy, arrival.request(), &arrival.key, arrival.policy(), arrival.standing, now);
+    if proxy.search_rules.any() {
+        found = lookup::find_equivalent(proxy, &mut arrival, found, now);
+    }
+    let Found::Stored { response, reuse: Reuse::Fresh { age_ms, ttl_ms }, .. } = found else { return None };
+    let reused = Reused { result: CacheResult::Hit, age_ms, ttl_ms };
+    let mut response = deliver::stored(proxy, &arrival, &response, response.body()?, reused, now);
+    mark(&mut response);
+    Some(response)
+}
+
+/// In place of what is not held here.
+const NOT_HELD: &str = "not-held";
+
+fn not_held() -> Response {
+    let mut fields = Fields::new();
+    let _ = fields.append(name::TIERCEL_ERROR, NOT_HELD); // a token
+    let outcome = Outcome { result: CacheResult::Local, source: Source::Tiercel, detail: Some(NOT_HELD.into()), ..Outcome::default() };
+    let status = StatusCode::GATEWAY_TIMEOUT;
+    answer::dated(Response { status, fields: ResponseFields::Own(fields), body: ResponseBody::Empty, close: false, outcome })
 }
 
 async fn marked(handled: Handled) -> Box<Response> {

@@ -319,6 +319,16 @@ impl Connection {
         Ok(masters.into_iter().map(|(_, slot)| Holder(Some(slot))).collect())
     }
 
+    /// What each of [`Self::holders`] does when it is full, as [`Server::when_full`].
+    pub async fn policies(&mut self) -> Result<Vec<String>, RedisError> {
+        let mut policies = Vec::new();
+        for holder in self.holders().await? {
+            let (info,): (String,) = self.send_all_to(holder, ::redis::pipe().cmd("INFO").arg("memory")).await?;
+            policies.push(Server::read(&info).when_full);
+        }
+        Ok(policies)
+    }
+
     /// Sends commands together to one of [`Self::holders`], whatever their keys.
     pub async fn send_all_to<T: ::redis::FromRedisValue>(&mut self, holder: Holder, pipeline: &Pipeline) -> Result<T, RedisError> {
         let (Self::Cluster(connection), Holder(Some(slot))) = (&mut *self, holder) else { return Ok(self.send_all(pipeline).await?) };

@@ -20,6 +20,7 @@ pub enum Kept {
     Floor,
     Lease,
     Limit,
+    Acme,
     Journal,
 }
 
@@ -55,6 +56,9 @@ impl Keys {
         }
         if rest.starts_with("limit:{") {
             return Some(Kept::Limit);
+        }
+        if rest.starts_with("acme:{") {
+            return Some(Kept::Acme);
         }
         let (_, record) = rest.strip_prefix("c:")?.split_once("}:")?;
         match record.as_bytes().first()? {
@@ -176,6 +180,7 @@ mod tests {
             (url.floor(), Kept::Floor),
             (url.lease(1), Kept::Lease),
             (keys.limit("api:1"), Kept::Limit),
+            (keys.acme("example.org:turn"), Kept::Acme),
             (keys.journal(), Kept::Journal),
             (keys.journal_stream("unsafe", 7), Kept::Journal),
         ];

@@ -6,6 +6,7 @@ use crate::clock;
 use crate::observe::metrics::RedisOutcome;
 use prometheus::IntGauge;
 use rand::RngExt;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -85,9 +86,20 @@ impl Link {
         self.run(within, async |mut connection| Ok(connection.send_all(pipeline).await?)).await
     }
 
-    /// Sends commands together, whatever their keys. The first error among the answers fails them all.
-    pub async fn each(&self, commands: Vec<Cmd>, within: Duration) -> Result<(), RedisError> {
-        self.run(within, async |mut connection| Ok(connection.send_each(commands).await?)).await
+    /// Runs a script for each of these keys, whatever they are, with its own arguments, in one round trip. Where Redis does not
+    /// know it yet, all is sent once more, and whole. The first error among the answers fails them all.
+    pub async fn script_each<K, A>(&self, script: &Script, calls: &[(K, A)], within: Duration) -> Result<(), RedisError>
+    where
+        K: ToRedisArgs,
+        A: AsRef<[String]>,
+    {
+        let by_digest = calls.iter().map(|(key, own)| script.by_digest(&[key], own.as_ref())).collect();
+        let whole = || calls.iter().map(|(key, own)| script.whole(&[key], own.as_ref())).collect();
+        self.run(within, async |mut connection| match connection.send_each(by_digest).await.map_err(RedisError::from) {
+            Err(error) if error.is_unknown_script() => Ok(connection.send_each(whole()).await?),
+            sent => sent,
+        })
+        .await
     }
 
     /// Runs a script; its keys must share a hash tag. Where Redis does not know it yet, it is sent whole.
@@ -97,9 +109,8 @@ impl Link {
         K: ToRedisArgs,
         A: ToRedisArgs,
     {
-        let [by_digest, whole] = script.calls(keys, arguments);
-        self.run(within, async |mut connection| match connection.send(&by_digest).await.map_err(RedisError::from) {
-            Err(error) if error.is_unknown_script() => read(connection.send(&whole).await?),
+        self.run(within, async |mut connection| match connection.send(&script.by_digest(keys, arguments)).await.map_err(RedisError::from) {
+            Err(error) if error.is_unknown_script() => read(connection.send(&script.whole(keys, arguments)).await?),
             answer => read(answer?),
         })
         .await
@@ -290,17 +301,37 @@ async fn greet(line: &Line, connection: &mut Connection) -> Result<Server, Redis
     let key = (purpose == Use::Journal).then(|| shared.keys.journal());
     let ask = async {
         let server = connection.server(key.as_deref()).await?;
-        shared.check_policy(purpose, &server.when_full);
+        if !is_of_many(purpose, connection) {
+            shared.check_policy(purpose, std::slice::from_ref(&server.when_full));
+        }
         shared.set_clock_offset(connection.clock_offset().await?);
         Ok(server)
     };
     timeout(shared.target.connect_timeout(), ask).await.unwrap_or(Err(RedisError::Timeout))
 }
 
+/// Whether what connections of this use keep there is with many servers.
+fn is_of_many(purpose: Use, connection: &Connection) -> bool {
+    purpose == Use::Bodies && matches!(connection, Connection::Cluster(_))
+}
+
+/// Asks all servers of many what they do when they are full. Beside all else: a connection is as good as those who answer.
+async fn look_around(line: &Line, mut connection: Connection) -> Infallible {
+    if is_of_many(line.purpose, &connection)
+        && let Ok(Ok(policies)) = timeout(line.shared.target.connect_timeout(), connection.policies()).await
+    {
+        line.shared.check_policy(line.purpose, &policies);
+    }
+    std::future::pending().await
+}
+
 /// Until the connection is to be replaced; asks now and then.
 async fn stay(line: Arc<Line>, mut connection: Connection, generation: u64) {
     loop {
-        let woken = timeout(GREET_EVERY, line.wake.notified()).await.is_ok();
+        let woken = tokio::select! {
+            woken = timeout(GREET_EVERY, line.wake.notified()) => woken.is_ok(),
+            never = look_around(&line, connection.clone()) => match never {},
+        };
         if line.broken.load(Ordering::Acquire) >= generation {
             return;
         }

@@ -88,13 +88,14 @@ impl Redis {
 }
 
 impl Shared {
-    /// Says once that a server that is full would do the wrong thing with what this use keeps there.
-    fn check_policy(&self, purpose: Use, policy: &str) {
-        let (wrong, bit) = (unsuited(policy, purpose), 1 << purpose as u32);
+    /// Says once that a server that is full would do the wrong thing with what this use keeps there. `policies`: of all that keep it.
+    fn check_policy(&self, purpose: Use, policies: &[String]) {
+        let wrong = policies.iter().find_map(|policy| Some((policy, unsuited(policy, purpose)?)));
+        let bit = 1 << purpose as u32;
         self.metrics.redis.unsuited(purpose, wrong.is_some());
         let before =
             if wrong.is_some() { self.unsuited.fetch_or(bit, Ordering::Relaxed) } else { self.unsuited.fetch_and(!bit, Ordering::Relaxed) };
-        if let Some(effect) = wrong
+        if let Some((policy, effect)) = wrong
             && before & bit == 0
         {
             tracing::warn!(redis = %self.target, policy, effect, "Redis does the wrong thing when it is full: set maxmemory-policy to volatile-lru or another volatile-*");

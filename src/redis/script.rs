@@ -13,13 +13,18 @@ impl Script {
         Self { code, digest: ::redis::Script::new(code).get_hash().to_owned() }
     }
 
-    /// The call by digest, and the one to make where Redis does not know it (which makes it known).
-    pub(super) fn calls<K: ToRedisArgs, A: ToRedisArgs>(&self, keys: &[K], arguments: &[A]) -> [Cmd; 2] {
-        let call = |name: &str, script: &str| {
-            let mut call = ::redis::cmd(name);
-            call.arg(script).arg(keys.len()).arg(keys).arg(arguments);
-            call
-        };
-        [call("EVALSHA", &self.digest), call("EVAL", self.code)]
+    pub(super) fn by_digest<K: ToRedisArgs, A: ToRedisArgs>(&self, keys: &[K], arguments: &[A]) -> Cmd {
+        call("EVALSHA", &self.digest, keys, arguments)
     }
+
+    /// The call to make where Redis does not know it, which makes it known.
+    pub(super) fn whole<K: ToRedisArgs, A: ToRedisArgs>(&self, keys: &[K], arguments: &[A]) -> Cmd {
+        call("EVAL", self.code, keys, arguments)
+    }
+}
+
+fn call<K: ToRedisArgs, A: ToRedisArgs>(name: &str, script: &str, keys: &[K], arguments: &[A]) -> Cmd {
+    let mut call = ::redis::cmd(name);
+    call.arg(script).arg(keys.len()).arg(keys).arg(arguments);
+    call
 }

@@ -8,7 +8,7 @@ use crate::semantics::target::Scheme;
 use crate::semantics::{Fields, name};
 use crate::tls::client::Watched;
 use crate::upstream::http2::{self, Bounds, Connections, Granted, Stream};
-use crate::upstream::{Broken, FetchError, Host, Inbound, Order, Outbound, Reach, Terms, Wire, connect};
+use crate::upstream::{Broken, FetchError, Giver, Host, Inbound, Order, Outbound, Reach, Terms, Wire, connect};
 use http::Method;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -141,7 +141,7 @@ impl Client {
             endpoint: Arc::clone(endpoint),
             connect,
             first_byte: order.began.elapsed(),
-            from_peer: true,
+            giver: Giver::Peer,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The field by which one node of a fleet tells another who asks: `Tiercel-Hop`.
 //!
-//! `1 TIME SENDER NUMBER POLICY JOURNAL PURGE UNSAFE MAC`, one space between. The MAC is HMAC-SHA256 over the method, the
-//! scheme, the authority and the target, a line each, and all of the field before it. It says that the request comes from
+//! `1 TIME SENDER NUMBER POLICY JOURNAL PURGE UNSAFE [held] MAC`, one space between. The MAC is HMAC-SHA256 over the method,
+//! the scheme, the authority and the target, a line each, and all of the field before it. It says that the request comes from
 //! a node that has the key, is meant as it stands, and is new; fields and body of a request it does not cover: for that
 //! the network is to be trusted. The format is specified in docs/shield.md.
 
@@ -12,6 +12,8 @@ use std::fmt::Write;
 
 /// Version of what is spoken between nodes.
 const VERSION: &str = "1";
+/// [`Wanted::Held`], as a word.
+const HELD: &str = "held";
 
 /// How far apart the clocks of two nodes and the way between them may be, milliseconds.
 pub const WINDOW_MS: i64 = 30_000;
@@ -48,6 +50,16 @@ pub struct Standing {
     pub unsafe_method: Position,
 }
 
+/// What is wanted of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wanted {
+    /// A response, wherever it is had from.
+    #[default]
+    Response,
+    /// What it holds and is fresh, or nothing: it asks nobody.
+    Held,
+}
+
 /// What a hop says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
@@ -60,6 +72,7 @@ pub struct Hop {
     /// Hash of what it makes of requests: sites and routes.
     pub policy: u128,
     pub standing: Standing,
+    pub wanted: Wanted,
 }
 
 /// Why a hop is refused.
@@ -117,8 +130,12 @@ impl Key {
 impl Hop {
     /// The field for a request.
     pub fn write(&self, key: &Key, asked: &Asked<'_>) -> String {
-        let Self { at_ms, sender, number, policy, standing: Standing { journal, purge, unsafe_method } } = self;
+        let Self { at_ms, sender, number, policy, standing: Standing { journal, purge, unsafe_method }, wanted } = self;
         let mut text = format!("{VERSION} {at_ms} {sender:032x} {number} {policy:032x} {journal:032x} {purge} {unsafe_method}");
+        if *wanted == Wanted::Held {
+            text.push(' ');
+            text.push_str(HELD);
+        }
         let mac = key.mac(asked, &text).finalize().into_bytes();
         text.push(' ');
         for byte in mac {
@@ -157,6 +174,11 @@ impl Hop {
                 purge: words.next()?.parse().ok()?,
                 unsafe_method: words.next()?.parse().ok()?,
             },
+            wanted: match words.next() {
+                None => Wanted::Response,
+                Some(word) if word == HELD => Wanted::Held,
+                Some(_) => return None,
+            },
         };
         words.next().is_none().then_some(hop)
     }
@@ -184,7 +206,7 @@ mod tests {
     fn hop() -> Hop {
         let position = |ms| Position { epoch: 3, ms, sequence: 1 };
         let standing = Standing { journal: 7, purge: position(10), unsafe_method: position(20) };
-        Hop { at_ms: 1_700_000_000_000, sender: 1, number: 42, policy: 5, standing }
+        Hop { at_ms: 1_700_000_000_000, sender: 1, number: 42, policy: 5, standing, wanted: Wanted::Response }
     }
 
     #[test]
@@ -193,6 +215,22 @@ mod tests {
         let field = hop().write(&key, &ASKED);
         assert_eq!(Hop::read(field.as_bytes(), &key, &ASKED, hop().at_ms + WINDOW_MS), Ok(hop()));
         assert!(field.len() < LENGTH_MAX);
+        let of_held = Hop { wanted: Wanted::Held, ..hop() };
+        let field = of_held.write(&key, &ASKED);
+        assert_eq!(Hop::read(field.as_bytes(), &key, &ASKED, hop().at_ms), Ok(of_held));
+    }
+
+    #[test]
+    fn what_is_wanted_is_vouched_for_too() {
+        let key = Key::new(b"secret");
+        let (any, of_held) = (hop().write(&key, &ASKED), Hop { wanted: Wanted::Held, ..hop() }.write(&key, &ASKED));
+        let read = |field: &str| Hop::read(field.as_bytes(), &key, &ASKED, hop().at_ms);
+        assert_eq!(read(&of_held.replace(" held ", " ")), Err(Invalid::Forged));
+        let (said, mac) = any.rsplit_once(' ').unwrap();
+        assert_eq!(read(&format!("{said} held {mac}")), Err(Invalid::Forged));
+        for word in ["hold", "held held"] {
+            assert_eq!(read(&format!("{said} {word} {mac}")), Err(Invalid::Malformed));
+        }
     }
 
     #[test]

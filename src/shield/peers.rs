@@ -2,7 +2,7 @@
 
 use super::client::{Client, Place, Question};
 use super::health::{Fitness, Health, Rules};
-use super::hop::{Asked, Hop, Invalid, Key, Standing, WINDOW_MS};
+use super::hop::{Asked, Hop, Invalid, Key, Standing, WINDOW_MS, Wanted};
 use super::replay::Replays;
 use super::ring::Ring;
 use crate::clock;
@@ -22,6 +22,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// Between two looks at what a name of peers stands for. Answers are kept for their own time besides.
 const REFRESH_MS: u64 = 1000;
@@ -37,6 +38,8 @@ struct Identity {
     /// Grows by one per hop.
     number: AtomicU64,
     replays: Mutex<Replays>,
+    /// Boot-time ms; since when it is one of them.
+    joined_mono_ms: u64,
 }
 
 /// The fleet, by one configuration.
@@ -81,6 +84,9 @@ pub struct Peer {
     pub name: Arc<str>,
     client: Client,
     health: Mutex<Health>,
+    /// Whether it is asked for what it holds: one that is late several times in a row is left alone for a while. That it
+    /// fails is another matter: who owns a key is waited for.
+    promptness: Mutex<Health>,
 }
 
 impl Peer {
@@ -96,6 +102,7 @@ pub struct Admitted {
     pub standing: Standing,
     /// What it makes of requests is what we make of them.
     pub same_policy: bool,
+    pub wanted: Wanted,
 }
 
 impl Shield {
@@ -115,7 +122,10 @@ impl Shield {
             ShieldPeer::One { .. } => None,
         });
         let identity = before.map_or_else(
-            || Arc::new(Identity { sender: rand::random(), number: AtomicU64::new(1), replays: Mutex::default() }),
+            || {
+                let (sender, joined_mono_ms) = (rand::random(), clock::mono_ms());
+                Arc::new(Identity { sender, number: AtomicU64::new(1), replays: Mutex::default(), joined_mono_ms })
+            },
             |before| Arc::clone(&before.identity),
         );
         let is_same_tls = |before: &&Arc<Self>| before.settings.tls == shield.tls;
@@ -174,6 +184,22 @@ impl Shield {
         before.into_iter().filter_map(|name| members.peers.get(name).cloned()).collect()
     }
 
+    /// Who stands in for this node where it owns the key, and so may hold what it lost, or never had: the next in the order
+    /// that is fit.
+    pub fn deputy(&self, key: u128) -> Option<Arc<Peer>> {
+        let members = self.members.load();
+        let after = members.ring.after(key, self.own.as_deref()?);
+        after.into_iter().filter_map(|name| members.peers.get(name)).find(|peer| peer.is_fit()).cloned()
+    }
+
+    /// How much longer others are asked for what they hold of this node's own keys; none once it has had the time to fill.
+    /// `followed_since_mono_ms`: since when it has followed the journal without a gap, as those do that stand in for nobody.
+    pub fn warms_for(&self, followed_since_mono_ms: u64, now: Now) -> Duration {
+        let began = self.identity.joined_mono_ms.max(followed_since_mono_ms);
+        let so_far = Duration::from_millis(now.mono_ms.saturating_sub(began));
+        self.settings.warm_time.map_or(Duration::ZERO, |time| time.saturating_sub(so_far))
+    }
+
     /// Who they are, and whether they are fit; for people.
     pub fn states(&self) -> Vec<(Arc<str>, bool)> {
         let members = self.members.load();
@@ -184,6 +210,53 @@ impl Shield {
 
     /// Asks a peer, if it is fit. `None`: it is not; whoever finds its probe due sends it on its way.
     pub async fn ask(self: &Arc<Self>, peer: &Arc<Peer>, question: &Question, standing: Standing) -> Option<Result<Inbound, FetchError>> {
+        self.ask_for(Wanted::Response, peer, question, standing).await
+    }
+
+    /// The same for what the peer holds: its answer is waited for as long as `warm_budget`. `None` also where it was late too
+    /// often.
+    pub async fn ask_held(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        question: &Question,
+        standing: Standing,
+    ) -> Option<Result<Inbound, FetchError>> {
+        let (rules, now_mono_ms) = (self.rules(), clock::mono_ms());
+        let is_probe = {
+            let mut promptness = peer.promptness.lock();
+            match promptness.fitness(now_mono_ms) {
+                Fitness::Fit => false,
+                Fitness::Sick => return None,
+                Fitness::ProbeDue => {
+                    // This question is the probe. Nobody may be there any more when it is answered: so it has failed until then.
+                    promptness.failed(true, &rules, now_mono_ms);
+                    true
+                }
+            }
+        };
+        match timeout(self.settings.warm_budget, self.ask_for(Wanted::Held, peer, question, standing)).await {
+            Ok(answer) => {
+                if matches!(answer, Some(Ok(_))) {
+                    peer.promptness.lock().answered(is_probe);
+                }
+                answer
+            }
+            Err(_) => {
+                if !is_probe && peer.promptness.lock().failed(false, &rules, clock::mono_ms()) {
+                    tracing::debug!(peer = &*peer.name, "a peer is not asked for what it holds for a while: it was late");
+                }
+                Some(Err(FetchError::ResponseTimeout))
+            }
+        }
+    }
+
+    async fn ask_for(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        peer: &Arc<Peer>,
+        question: &Question,
+        standing: Standing,
+    ) -> Option<Result<Inbound, FetchError>> {
         let fitness = peer.health.lock().fitness(clock::now().mono_ms);
         match fitness {
             Fitness::Fit => {}
@@ -193,7 +266,7 @@ impl Shield {
                 return None;
             }
         }
-        let hop = || self.hop(question, standing);
+        let hop = || self.hop(question, standing, wanted);
         let answer = peer.client.send(question, hop, &self.settings, &peer.name).await.and_then(not_refused);
         match &answer {
             // What does not fit a request says nothing of the peer, nor does how many of ours wait for it.
@@ -211,7 +284,7 @@ impl Shield {
     async fn probe(self: Arc<Self>, peer: Arc<Peer>, worker: usize) {
         let (method, authority) = (Method::OPTIONS, peer.name.to_string());
         let question = Question { method, scheme: Scheme::Http, authority, target: PROBE.into(), fields: Fields::new(), worker };
-        let hop = || self.hop(&question, Standing::default());
+        let hop = || self.hop(&question, Standing::default(), Wanted::Response);
         match peer.client.send(&question, hop, &self.settings, &peer.name).await {
             Ok(inbound) if inbound.status == 204 => self.answered(&peer, true),
             Ok(inbound) => self.failed(&peer, true, &FetchError::Malformed(format!("a probe was answered {}", inbound.status))),
@@ -227,14 +300,17 @@ impl Shield {
     }
 
     fn failed(&self, peer: &Peer, probe: bool, error: &FetchError) {
-        let rules = Rules {
+        if peer.health.lock().failed(probe, &self.rules(), clock::now().mono_ms) {
+            tracing::warn!(peer = &*peer.name, %error, "a peer is not asked for a while");
+            self.count_peers();
+        }
+    }
+
+    fn rules(&self) -> Rules {
+        Rules {
             failures: self.settings.failures,
             back_off_ms: self.settings.back_off.as_millis() as u64,
             back_off_max_ms: self.settings.back_off_max.as_millis() as u64,
-        };
-        if peer.health.lock().failed(probe, &rules, clock::now().mono_ms) {
-            tracing::warn!(peer = &*peer.name, %error, "a peer is not asked for a while");
-            self.count_peers();
         }
     }
 
@@ -245,11 +321,12 @@ impl Shield {
     }
 
     /// The hop field for a request of ours.
-    fn hop(&self, question: &Question, standing: Standing) -> String {
+    fn hop(&self, question: &Question, standing: Standing, wanted: Wanted) -> String {
         let Question { method, scheme, authority, target, .. } = question;
         let asked = Asked { method: method.as_str(), scheme: scheme.as_str(), authority, target };
         let number = self.identity.number.fetch_add(1, Ordering::Relaxed);
-        Hop { at_ms: clock::now().wall_ms, sender: self.identity.sender, number, policy: self.policy, standing }.write(&self.key, &asked)
+        let hop = Hop { at_ms: clock::now().wall_ms, sender: self.identity.sender, number, policy: self.policy, standing, wanted };
+        hop.write(&self.key, &asked)
     }
 
     /// Whether a request comes from a node of the fleet, is meant as it stands, and is new.
@@ -274,7 +351,7 @@ impl Shield {
         }
         let keep_ms = 2 * WINDOW_MS.unsigned_abs();
         self.identity.replays.lock().take(hop.sender, hop.number, now.mono_ms, keep_ms)?;
-        Ok(Admitted { standing: hop.standing, same_policy: hop.policy == self.policy })
+        Ok(Admitted { standing: hop.standing, same_policy: hop.policy == self.policy, wanted: hop.wanted })
     }
 
     /// Looks, now and then, who stands behind the names of peers.
@@ -343,7 +420,7 @@ impl Shield {
         }
         let health = known.map(|peer| peer.health.lock().clone()).unwrap_or_default();
         let client = Client::new(place, self.tls.clone(), self.workers, &self.settings, &self.metrics);
-        Arc::new(Peer { name: Arc::clone(name), client, health: Mutex::new(health) })
+        Arc::new(Peer { name: Arc::clone(name), client, health: Mutex::new(health), promptness: Mutex::default() })
     }
 }
 

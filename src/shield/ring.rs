@@ -35,6 +35,14 @@ impl Ring {
         scored.into_iter().map(|(_, name)| name).collect()
     }
 
+    /// The nodes that stand after `own`, who stands in for it first.
+    pub fn after(&self, key: u128, own: &str) -> SmallVec<[&Arc<str>; 8]> {
+        let limit = (score(key, own), own);
+        let mut after = self.order(key);
+        after.retain(|name| (score(key, name), &***name) < limit);
+        after
+    }
+
     /// The nodes that stand before `own`, the owner of the key first; none where that is `own` itself.
     pub fn before(&self, key: u128, own: &str) -> SmallVec<[&Arc<str>; 8]> {
         let limit = (score(key, own), own);
@@ -137,11 +145,13 @@ mod tests {
         }
 
         #[test]
-        fn before_is_the_beginning_of_the_order(key: u128, own in 0_u32..6) {
+        fn a_node_parts_the_order_into_those_before_it_and_those_after_it(key: u128, own in 0_u32..6) {
             let ring = ring(0..6);
             let (order, name) = (ring.order(key), format!("10.0.0.{own}:9182"));
             let expected: Vec<_> = order.iter().take_while(|there| &****there != name.as_str()).copied().collect();
             prop_assert_eq!(ring.before(key, &name).to_vec(), expected);
+            let expected: Vec<_> = order.iter().skip_while(|there| &****there != name.as_str()).skip(1).copied().collect();
+            prop_assert_eq!(ring.after(key, &name).to_vec(), expected);
         }
     }
 }

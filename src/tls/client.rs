@@ -2,7 +2,7 @@
 
 use super::certificate::Certificate;
 use super::clients::authorities;
-use super::server::{DAY_MS, Expiry, Refreshed, Unreadable, read_again, shown_path, unreadable};
+use super::watch::{DAY_MS, Expiry, Files, Look, Refreshed, Unreadable, read_again, shown_path};
 use super::{certificate, provider};
 use crate::clock;
 use crate::config::settings::{CertificateFiles, PemFile, TlsVersion, UpstreamTls};
@@ -66,10 +66,8 @@ pub struct Watched {
     protocols: &'static [&'static [u8]],
 }
 
-/// The files as they were last seen, usable or not.
 struct Seen {
-    settings: UpstreamTls,
-    is_unreadable: bool,
+    settings: Files<UpstreamTls>,
     /// When the certificate in use ends, milliseconds since 1970.
     not_after: Option<i64>,
 }
@@ -78,8 +76,8 @@ impl Watched {
     /// `protocols`: those that are offered, the best first.
     pub fn new(settings: UpstreamTls, protocols: &'static [&'static [u8]]) -> Result<Self, ClientError> {
         let client = ArcSwap::from_pointee(Client::new(&settings)?.offering(protocols));
-        let not_after = not_after(&settings);
-        Ok(Self { seen: Mutex::new(Seen { settings, is_unreadable: false, not_after }), client, protocols })
+        let not_after = end_of(&settings);
+        Ok(Self { seen: Mutex::new(Seen { settings: Files::new(settings), not_after }), client, protocols })
     }
 
     pub fn current(&self) -> Arc<Client> {
@@ -89,27 +87,27 @@ impl Watched {
     /// The file of the certificate that we show, and when it ends.
     pub fn expiry(&self) -> Option<Expiry> {
         let seen = self.seen.lock();
-        Some((shown_path(&seen.settings.certificate.as_ref()?.certificate.path), seen.not_after?))
+        Some((shown_path(&seen.settings.seen().certificate.as_ref()?.certificate.path), seen.not_after?))
     }
 
     /// Takes up what has changed in the files, as [`super::Server::refresh`] does. Blocks.
     pub fn refresh(&self) -> Option<Refreshed> {
         let mut seen = self.seen.lock();
-        let settings = match again(&seen.settings) {
-            Ok(settings) => settings,
-            Err(error) => return (!std::mem::replace(&mut seen.is_unreadable, true)).then(|| unreadable(error)),
-        };
-        if settings == seen.settings && !seen.is_unreadable {
-            return None;
+        let Seen { settings, not_after } = &mut *seen;
+        let now = again(settings.seen());
+        match settings.look(now) {
+            Look::Same => return None,
+            Look::Unreadable(told) => return Some(told),
+            Look::Changed { .. } => {}
         }
-        (seen.settings, seen.is_unreadable) = (settings, false);
-        let files = [seen.settings.certificate.as_ref().map(|files| &files.certificate), seen.settings.roots.as_ref()];
+        let settings = settings.seen();
+        let files = [settings.certificate.as_ref().map(|files| &files.certificate), settings.roots.as_ref()];
         let file = files.into_iter().flatten().next().map_or_else(String::new, |file| shown_path(&file.path));
-        Some(match Client::new(&seen.settings) {
+        Some(match Client::new(settings) {
             Ok(client) => {
                 self.client.store(Arc::new(client.offering(self.protocols)));
-                seen.not_after = not_after(&seen.settings);
-                let days_left = seen.not_after.map(|until| (until - clock::now().wall_ms) / DAY_MS);
+                *not_after = end_of(settings);
+                let days_left = not_after.map(|until| (until - clock::now().wall_ms) / DAY_MS);
                 Refreshed::Replaced { file, days_left }
             }
             Err(error) => Refreshed::Refused { file, error: error.to_string(), remedy: error.remedy().into() },
@@ -130,7 +128,8 @@ fn again(settings: &UpstreamTls) -> Result<UpstreamTls, Unreadable> {
     })
 }
 
-fn not_after(settings: &UpstreamTls) -> Option<i64> {
+/// When the certificate that is shown ends.
+fn end_of(settings: &UpstreamTls) -> Option<i64> {
     Some(Certificate::read(settings.certificate.as_ref()?, clock::now().wall_ms).ok()?.not_after)
 }
 

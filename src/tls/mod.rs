@@ -2,7 +2,7 @@
 //!
 //! [`certificate`] reads files and says what is wrong with them, [`x509`] what a certificate says of itself, [`ocsp`] what its
 //! authority says of it, [`clients`] whose certificates clients may show, all pure; [`Server`] is what a listener shows to its
-//! clients, and takes up files that change; [`client::Client`] is how we meet upstreams. The handshakes themselves are in
+//! clients, and takes up files that change ([`watch`]); [`client::Client`] is how we meet upstreams. The handshakes themselves are in
 //! [`crate::listener`] and [`crate::upstream`]. `acme` obtains certificates, and [`challenges`] are what its authority asks meanwhile.
 //!
 //! Invariants: a key of a session is never logged; a certificate that cannot be used never replaces one that can.
@@ -19,8 +19,10 @@ mod provider;
 mod server;
 mod slow;
 pub mod tickets;
+mod watch;
 pub mod x509;
 
 pub use provider::{SUITES, provider};
-pub use server::{ALPN_ACME, ALPN_HTTP1, ALPN_HTTP2, BuildError, Chosen, Expiries, Refreshed, Server, Sites};
+pub use server::{ALPN_ACME, ALPN_HTTP1, ALPN_HTTP2, BuildError, Chosen, Expiries, Server, Sites};
 pub use slow::run as run_elsewhere;
+pub use watch::Refreshed;

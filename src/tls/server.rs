@@ -5,9 +5,9 @@ use super::certificate::{Certificate, CertificateError};
 use super::challenges::Challenges;
 use super::clients::{Clients, ClientsError};
 use super::names::Names;
-use super::ocsp::StapleError;
 use super::provider;
 use super::tickets::Tickets;
+use super::watch::{DAY_MS, Expiry, Files, Look, Refreshed, Unreadable, read_again, shown_path};
 use crate::clock;
 use crate::config::settings::{CertificateFiles, CertificateSource, ClientCertificates, ListenerTls, PemFile};
 use arc_swap::ArcSwap;
@@ -15,7 +15,6 @@ use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -28,7 +27,7 @@ pub struct Server {
     settings: ListenerTls,
     challenges: Arc<Challenges>,
     shown: Arc<Shown>,
-    files: Mutex<Vec<Watched>>,
+    certificates: Mutex<Vec<Own>>,
     /// The listener's own way first.
     ways: Vec<Way>,
     /// By the number of a site; none: the listener's own.
@@ -57,15 +56,14 @@ struct Way {
     /// `None`: nothing is asked for, and nothing was configured.
     policy: Option<Arc<ClientCertificates>>,
     config: ArcSwap<ServerConfig>,
-    /// The policy with its files as they were last seen, usable or not.
-    seen: Mutex<SeenPolicy>,
+    /// `None`: there are no files.
+    seen: Option<Mutex<SeenPolicy>>,
 }
 
 struct SeenPolicy {
-    policy: Option<ClientCertificates>,
+    policy: Files<ClientCertificates>,
     /// When the revocation lists in use are out of date, milliseconds since 1970.
     lists_until: Option<i64>,
-    is_unreadable: bool,
 }
 
 /// How a handshake goes on once it is known whom the client wants.
@@ -88,38 +86,14 @@ pub enum BuildError {
     Suites(rustls::Error),
 }
 
-/// The files of a certificate as they were last seen, usable or not, and what is shown for them.
-struct Watched {
+/// A certificate, and its files.
+struct Own {
     source: CertificateSource,
     /// `None`: not there yet, and to be obtained.
-    files: Option<CertificateFiles>,
+    files: Files<Option<CertificateFiles>>,
+    /// What is shown for them.
     certificate: Option<Arc<Certificate>>,
-    /// A file could not be read when it was last looked at.
-    is_unreadable: bool,
 }
-
-/// What came of looking at files again.
-#[derive(Debug)]
-pub enum Refreshed {
-    Replaced {
-        file: String,
-        days_left: Option<i64>,
-    },
-    /// They are not usable, or cannot be read: what was there before stays.
-    Refused {
-        file: String,
-        error: String,
-        remedy: String,
-    },
-    /// A staple that is wrong, or was not renewed in time: the certificate is shown without.
-    Unstapled {
-        file: String,
-        error: StapleError,
-    },
-}
-
-/// Name of a file, and when what it holds ends, milliseconds since 1970.
-pub type Expiry = (String, i64);
 
 /// How long what is in use is good.
 pub struct Expiries {
@@ -131,8 +105,8 @@ pub struct Expiries {
 impl Server {
     pub fn new(settings: &ListenerTls, sites: Sites<'_>, challenges: Arc<Challenges>) -> Result<Self, BuildError> {
         let now = clock::now().wall_ms;
-        let watched: Vec<Watched> = settings.certificates.iter().map(|source| Watched::new(source, now)).collect::<Result<_, _>>()?;
-        let shown = Arc::new(Shown(ArcSwap::from_pointee(Names::new(&certificates(&watched)))));
+        let own: Vec<Own> = settings.certificates.iter().map(|source| Own::new(source, now)).collect::<Result<_, _>>()?;
+        let shown = Arc::new(Shown(ArcSwap::from_pointee(Names::new(&certificates(&own)))));
         let mut ways = vec![Way::new(settings, settings.client_certificates.as_ref(), &shown, now)?];
         let mut of_sites = Vec::with_capacity(sites.policies.len());
         for policy in sites.policies {
@@ -152,7 +126,7 @@ impl Server {
             settings: settings.clone(),
             challenges,
             shown,
-            files: Mutex::new(watched),
+            certificates: Mutex::new(own),
             ways,
             of_sites,
             site_of: sites.site_of,
@@ -190,16 +164,16 @@ impl Server {
 
     /// How long what is in use is good; a staple that is not: until `now`.
     pub fn expiries(&self, now: i64) -> Expiries {
-        let files = self.files.lock();
-        let shown = || files.iter().filter_map(|watched| Some((watched.files.as_ref()?, watched.certificate.as_ref()?)));
+        let certificates = self.certificates.lock();
+        let shown = || certificates.iter().filter_map(|own| Some((own.files.seen().as_ref()?, own.certificate.as_ref()?)));
         let certificates = shown().map(|(files, certificate)| (shown_path(&files.certificate.path), certificate.not_after)).collect();
         let staples = shown().filter_map(|(files, certificate)| {
             let until = certificate.staple?.unwrap_or(now);
             Some((shown_path(&files.ocsp.as_ref()?.path), until))
         });
         let lists = self.ways.iter().filter_map(|way| {
-            let seen = way.seen.lock();
-            Some((shown_path(&seen.policy.as_ref()?.revoked.as_ref()?.path), seen.lists_until?))
+            let seen = way.seen.as_ref()?.lock();
+            Some((shown_path(&seen.policy.seen().revoked.as_ref()?.path), seen.lists_until?))
         });
         Expiries { certificates, revocation: staples.chain(lists).collect() }
     }
@@ -221,13 +195,13 @@ impl Server {
     }
 
     fn refresh_those(&self, which: impl Fn(&CertificateSource) -> bool) -> Vec<Refreshed> {
-        let mut files = self.files.lock();
+        let mut all = self.certificates.lock();
         let now = clock::now().wall_ms;
         let mut told = Vec::new();
-        let looked_at = files.iter_mut().filter(|watched| which(&watched.source));
-        let changed = looked_at.filter_map(|watched| watched.refresh(now, &mut told).then_some(())).count();
+        let looked_at = all.iter_mut().filter(|own| which(&own.source));
+        let changed = looked_at.filter_map(|own| own.refresh(now, &mut told).then_some(())).count();
         if changed > 0 {
-            self.shown.0.store(Arc::new(Names::new(&certificates(&files))));
+            self.shown.0.store(Arc::new(Names::new(&certificates(&all))));
         }
         told
     }
@@ -238,75 +212,54 @@ fn is_challenge(hello: &ClientHello<'_>) -> bool {
     hello.alpn().is_some_and(|mut protocols| protocols.next() == Some(ALPN_ACME) && protocols.next().is_none())
 }
 
-pub(super) const DAY_MS: i64 = 86_400_000;
-
-pub(super) fn shown_path(path: &Path) -> String {
-    path.display().to_string()
+fn certificates(all: &[Own]) -> Vec<Arc<Certificate>> {
+    all.iter().filter_map(|own| own.certificate.clone()).collect()
 }
 
-fn certificates(watched: &[Watched]) -> Vec<Arc<Certificate>> {
-    watched.iter().filter_map(|watched| watched.certificate.clone()).collect()
-}
-
-/// A file that cannot be read, and why.
-pub(super) type Unreadable = (PathBuf, String);
-
-pub(super) fn read_again(file: &PemFile) -> Result<PemFile, Unreadable> {
-    PemFile::read(&file.path).map_err(|error| (file.path.clone(), error))
-}
-
-pub(super) fn unreadable((path, error): Unreadable) -> Refreshed {
-    let remedy = "put the file back, readable to the user of this process".into();
-    Refreshed::Refused { file: shown_path(&path), error: format!("cannot be read: {error}"), remedy }
-}
-
-impl Watched {
+impl Own {
     fn new(source: &CertificateSource, now: i64) -> Result<Self, BuildError> {
-        let mut watched = Self { source: source.clone(), files: None, certificate: None, is_unreadable: false };
-        match source {
+        let (files, certificate) = match source {
             CertificateSource::Files(files) => {
                 let certificate = Certificate::read(files, now)
                     .map_err(|error| BuildError::Certificate { path: shown_path(&error.file(files).path), error })?;
-                (watched.files, watched.certificate) = (Some(files.clone()), Some(Arc::new(certificate)));
+                (Some(files.clone()), Some(certificate))
             }
             // What cannot be used is as good as not there: whoever obtains it says so, and obtains another.
             CertificateSource::Acme(_) => {
-                watched.files = watched.files_again().ok();
-                let read = watched.files.as_ref().and_then(|files| Certificate::read(files, now).ok());
-                watched.certificate = read.map(Arc::new);
+                let files = files_of(source).ok();
+                let certificate = files.as_ref().and_then(|files| Certificate::read(files, now).ok());
+                (files, certificate)
             }
-        }
-        Ok(watched)
+        };
+        Ok(Self { source: source.clone(), files: Files::new(files), certificate: certificate.map(Arc::new) })
     }
 
     /// Whether something else is to be shown from now on.
     fn refresh(&mut self, now: i64, told: &mut Vec<Refreshed>) -> bool {
+        let files = files_of(&self.source);
+        if files.is_err() && self.files.seen().is_none() {
+            return false; // not there yet
+        }
         let staple = self.certificate.as_ref().and_then(|certificate| certificate.staple);
         let ended = matches!(staple, Some(Ok(until)) if until < now);
-        match self.files_again() {
-            Ok(files) if self.files.as_ref() == Some(&files) && !self.is_unreadable && !ended => false,
-            Ok(files) => {
+        match self.files.look(files.map(Some)) {
+            Look::Same => ended && self.read(now, false, told),
+            Look::Changed { before } => {
                 let pair = |files: &CertificateFiles| (files.certificate.clone(), files.key.clone());
-                let replaced = self.is_unreadable || self.files.as_ref().map(pair) != Some(pair(&files));
-                self.is_unreadable = false;
-                self.read(files, now, replaced, told)
+                let replaced = before.flatten().as_ref().map(pair) != self.files.seen().as_ref().map(pair);
+                self.read(now, replaced, told)
             }
-            Err(_) if self.files.is_none() => false, // not there yet
-            Err(error) => {
-                // What comes next is new in any case, and this is told once.
-                if !std::mem::replace(&mut self.is_unreadable, true) {
-                    told.push(unreadable(error));
-                }
+            Look::Unreadable(why) => {
+                told.push(why);
                 false
             }
         }
     }
 
     /// Makes of the files what can be made; `replaced`: more than the staple is new.
-    fn read(&mut self, files: CertificateFiles, now: i64, replaced: bool, told: &mut Vec<Refreshed>) -> bool {
-        let certificate = Certificate::read(&files, now);
-        let files = self.files.insert(files);
-        let certificate = match certificate {
+    fn read(&mut self, now: i64, replaced: bool, told: &mut Vec<Refreshed>) -> bool {
+        let Some(files) = self.files.seen() else { return false };
+        let certificate = match Certificate::read(files, now) {
             Ok(certificate) => certificate,
             Err(error) => {
                 let file = shown_path(&error.file(files).path);
@@ -328,17 +281,18 @@ impl Watched {
         self.certificate = Some(Arc::new(certificate));
         true
     }
+}
 
-    fn files_again(&self) -> Result<CertificateFiles, Unreadable> {
-        match &self.source {
-            CertificateSource::Files(files) => {
-                let (certificate, key) = (read_again(&files.certificate)?, read_again(&files.key)?);
-                Ok(CertificateFiles { certificate, key, ocsp: files.ocsp.as_ref().map(read_again).transpose()? })
-            }
-            CertificateSource::Acme(obtained) => {
-                let file = PemFile::read(&obtained.file).map_err(|error| (obtained.file.clone(), error))?;
-                Ok(CertificateFiles { certificate: file.clone(), key: file, ocsp: None })
-            }
+/// The files of a certificate as they are now.
+fn files_of(source: &CertificateSource) -> Result<CertificateFiles, Unreadable> {
+    match source {
+        CertificateSource::Files(files) => {
+            let (certificate, key) = (read_again(&files.certificate)?, read_again(&files.key)?);
+            Ok(CertificateFiles { certificate, key, ocsp: files.ocsp.as_ref().map(read_again).transpose()? })
+        }
+        CertificateSource::Acme(obtained) => {
+            let file = PemFile::read(&obtained.file).map_err(|error| (obtained.file.clone(), error))?;
+            Ok(CertificateFiles { certificate: file.clone(), key: file, ocsp: None })
         }
     }
 }
@@ -346,29 +300,25 @@ impl Watched {
 impl Way {
     fn new(settings: &ListenerTls, policy: Option<&Arc<ClientCertificates>>, shown: &Arc<Shown>, now: i64) -> Result<Self, BuildError> {
         let (config, lists_until) = config(settings, policy.map(|policy| &**policy), shown, now)?;
-        let seen = SeenPolicy { policy: policy.map(|policy| (**policy).clone()), lists_until, is_unreadable: false };
-        Ok(Self { policy: policy.cloned(), config: ArcSwap::from_pointee(config), seen: Mutex::new(seen) })
+        let seen = policy.map(|policy| Mutex::new(SeenPolicy { policy: Files::new((**policy).clone()), lists_until }));
+        Ok(Self { policy: policy.cloned(), config: ArcSwap::from_pointee(config), seen })
     }
 
     fn refresh(&self, settings: &ListenerTls, shown: &Arc<Shown>, now: i64) -> Option<Refreshed> {
-        let mut seen = self.seen.lock();
-        let before = seen.policy.as_ref()?;
-        let file = shown_path(&before.authorities.as_ref()?.path);
-        let policy = match policy_again(before) {
-            Ok(policy) if policy == *before && !seen.is_unreadable => return None,
-            Ok(policy) => policy,
-            Err(error) => {
-                let known = std::mem::replace(&mut seen.is_unreadable, true);
-                return (!known).then(|| unreadable(error));
-            }
-        };
-        let made = config(settings, Some(&policy), shown, now);
-        (seen.policy, seen.is_unreadable) = (Some(policy), false);
-        match made {
-            Ok((config, lists_until)) => {
+        let mut seen = self.seen.as_ref()?.lock();
+        let SeenPolicy { policy, lists_until } = &mut *seen;
+        let file = shown_path(&policy.seen().authorities.as_ref()?.path);
+        let files = policy_again(policy.seen());
+        match policy.look(files) {
+            Look::Same => return None,
+            Look::Unreadable(told) => return Some(told),
+            Look::Changed { .. } => {}
+        }
+        match config(settings, Some(policy.seen()), shown, now) {
+            Ok((config, until)) => {
                 self.config.store(Arc::new(config));
-                seen.lists_until = lists_until;
-                let days_left = lists_until.map(|until| (until - now) / DAY_MS);
+                *lists_until = until;
+                let days_left = until.map(|until| (until - now) / DAY_MS);
                 Some(Refreshed::Replaced { file, days_left })
             }
             Err(BuildError::Clients { path, error }) => {

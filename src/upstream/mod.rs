@@ -79,8 +79,23 @@ pub struct Inbound {
     pub endpoint: Arc<str>,
     pub connect: Option<Duration>,
     pub first_byte: Duration,
-    /// Another node of the fleet gave it.
-    pub from_peer: bool,
+    pub giver: Giver,
+}
+
+/// Who gave a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Giver {
+    Origin,
+    /// Another node of the fleet, which had it or fetched it for that.
+    Peer,
+    /// One that was asked for what it holds.
+    Holder,
+}
+
+impl Giver {
+    pub const fn is_peer(self) -> bool {
+        matches!(self, Self::Peer | Self::Holder)
+    }
 }
 
 /// The body of a response, as it comes.

@@ -10,7 +10,7 @@ use super::connect;
 use super::http2::{self, Connections, Granted};
 use super::pool::{Connection, Slot, Want};
 use super::wire::Wire;
-use super::{Clients, Endpoint, FetchError, Inbound, Outbound, Unanswered, Upstream};
+use super::{Clients, Endpoint, FetchError, Giver, Inbound, Outbound, Unanswered, Upstream};
 use crate::clock;
 use crate::config::settings::UpstreamHttp;
 use crate::http1::response::Asked;
@@ -259,7 +259,7 @@ impl Attempt<'_> {
             endpoint,
             connect,
             first_byte,
-            from_peer: false,
+            giver: Giver::Origin,
         }
     }
 

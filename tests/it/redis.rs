@@ -302,3 +302,32 @@ fn what_happens_is_counted_by_use_and_outcome() {
         has(r#"tiercel_redis_connections{use="limit"} 0"#);
     });
 }
+
+#[test]
+fn a_floor_that_comes_late_lowers_nothing() {
+    let server = Server::start(&[]);
+    run(async {
+        let link = server.redis().link(Use::Floors);
+        link.ready(WITHIN).await.unwrap();
+        let script = Script::new(include_str!("../../src/tier/redis/floor.lua"));
+        let raise = async |floors: &[(&str, i64, u64)]| {
+            let calls: Vec<_> = floors.iter().map(|(key, floor, lives_ms)| (*key, [floor.to_string(), lives_ms.to_string()])).collect();
+            link.script_each(&script, &calls, WITHIN).await.unwrap();
+        };
+        let floor = async |key: &str| link.query::<Option<i64>>(cmd("GET").arg(key), WITHIN).await.unwrap();
+        let lives_ms = async |key: &str| link.query::<i64>(cmd("PTTL").arg(key), WITHIN).await.unwrap();
+        // Redis does not know the script yet: it is sent whole, for all of them.
+        raise(&[("a", 1_700_000_000_020, 50_000), ("b", 1_700_000_000_010, 50_000)]).await;
+        assert_eq!((floor("a").await, floor("b").await), (Some(1_700_000_000_020), Some(1_700_000_000_010)));
+        raise(&[("a", 1_700_000_000_010, 900_000), ("b", 1_700_000_000_020, 900_000), ("c", -5, 900_000)]).await;
+        assert_eq!((floor("a").await, floor("b").await), (Some(1_700_000_000_020), Some(1_700_000_000_020)));
+        assert_eq!(floor("c").await, Some(-5));
+        for key in ["a", "b", "c"] {
+            let left = lives_ms(key).await;
+            assert!((50_001..=900_000).contains(&left), "{key} lives {left} ms: as long as who came last wants");
+        }
+        link.query::<String>(cmd("SCRIPT").arg("FLUSH"), WITHIN).await.unwrap();
+        raise(&[("a", 1_700_000_000_030, 900_000)]).await;
+        assert_eq!(floor("a").await, Some(1_700_000_000_030), "what was forgotten is sent again");
+    });
+}

@@ -40,6 +40,8 @@ pub fn shield(raw: &RawShield, report: &mut Report) -> Shield {
         back_off: table.timeout("back_off", raw.back_off.as_ref(), secs(1)),
         back_off_max: table.timeout("back_off_max", raw.back_off_max.as_ref(), secs(30)),
         position_wait: table.duration("position_wait", raw.position_wait.as_ref(), Duration::from_millis(50)),
+        warm_time: table.timeout_or_off("warm_time", raw.warm_time.as_ref(), Some(secs(600))),
+        warm_budget: table.timeout("warm_budget", raw.warm_budget.as_ref(), Duration::from_millis(50)),
     };
     if shield.back_off > shield.back_off_max {
         let found = format!("{} and {}", units::print_duration(shield.back_off), units::print_duration(shield.back_off_max));

@@ -32,6 +32,11 @@ impl Lease {
         self.remembered
     }
 
+    /// Since when it has held, or will once it begins.
+    pub(super) const fn since(&self) -> u64 {
+        self.since
+    }
+
     /// How long it has held; 0 where it lapsed.
     pub(super) const fn unbroken_for(&self, now_ms: u64) -> u64 {
         if self.holds(now_ms) { now_ms.saturating_sub(self.since) } else { 0 }

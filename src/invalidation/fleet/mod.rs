@@ -798,6 +798,7 @@ impl Fleet {
     /// Renews the lease as far as what was answered goes.
     fn extend(&mut self) {
         if let Some(until) = self.lease.extend((self.applied, self.unsafe_applied), self.settings.trust_ms, self.settings.lapse_ms()) {
+            self.journal.set_followed_since(self.lease.since());
             self.journal.trust_until(until);
         }
     }

@@ -226,6 +226,8 @@ series! {
         "Fetches that wait for another node's.";
     SHIELD_REQUESTS = Counter "tiercel_shield_requests_total" ["peer_role", "outcome"]
         "Requests between nodes, as asker and as owner, by outcome.";
+    SHIELD_WARM = Counter "tiercel_shield_warm_total" ["peer_role", "outcome"]
+        "Questions of nodes that started, or came back, for what others hold of their keys, as asker and as holder, by outcome.";
     SHIELD_SECONDS = Histogram "tiercel_shield_seconds" []
         "From a request sent to another node to the head of its answer.";
     SHIELD_PEERS = Gauge "tiercel_shield_peers" ["state"]

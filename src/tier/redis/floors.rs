@@ -7,7 +7,7 @@
 
 use super::queue::WITHIN;
 use crate::observe::metrics::{Metrics, TierWrite};
-use crate::redis::{Link, Redis, RedisError, Use, cmd};
+use crate::redis::{Link, Redis, RedisError, Script, Use};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -104,20 +104,19 @@ impl Waiting {
 pub struct Raiser {
     pub link: Link,
     redis: Redis,
+    script: Script,
 }
 
 impl Raiser {
     pub fn new(redis: &Redis) -> Self {
-        Self { link: redis.link(Use::Floors), redis: redis.clone() }
+        Self { link: redis.link(Use::Floors), redis: redis.clone(), script: Script::new(include_str!("floor.lua")) }
     }
 
     /// In one round trip. After a failure some of them may be there.
     pub async fn raise(&self, floors: &[Floor]) -> Result<(), RedisError> {
         let keys = self.redis.keys();
-        let set = |(Url { epoch, url }, began_ms): &Floor| {
-            cmd("SET").arg(keys.url(*epoch, *url).floor()).arg(began_ms).arg("PX").arg(FLOOR_MS).take()
-        };
-        self.link.each(floors.iter().map(set).collect(), WITHIN).await
+        let floor = |(Url { epoch, url }, began_ms): &Floor| (keys.url(*epoch, *url).floor(), [began_ms.to_string(), FLOOR_MS.to_string()]);
+        self.link.script_each(&self.script, &floors.iter().map(floor).collect::<Vec<_>>(), WITHIN).await
     }
 }
 

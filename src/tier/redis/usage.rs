@@ -26,6 +26,8 @@ pub struct Usage {
     pub floors: Records,
     pub leases: Records,
     pub rate_limits: Records,
+    /// What nodes share to obtain certificates.
+    pub acme: Records,
     /// Where it is to be there.
     pub journal: Option<JournalUsage>,
     /// Of the servers, everything in them.
@@ -172,6 +174,7 @@ impl Usage {
             Kept::Floor => &mut self.floors,
             Kept::Lease => &mut self.leases,
             Kept::Limit => &mut self.rate_limits,
+            Kept::Acme => &mut self.acme,
             Kept::Journal => {
                 let journal = self.journal.get_or_insert_default();
                 journal.bytes_of.insert(name, bytes);

@@ -228,7 +228,8 @@ fn run(plan: Plan) -> Arc<Fire> {
         let all = ["led", "given", "alone", "timed_out", "unknown"].map(|result| format!("{result} {}", asked(result)));
         fire.tell(format!("leases, since the last start of each node: {}", all.join(", ")));
         let answered = stage.fleet.sum("tiercel_shield_requests_total", &["peer_role=\"asker\"", "outcome=\"answered\""]);
-        fire.tell(format!("answers of other nodes, since the last start of each: {answered}"));
+        let held = stage.fleet.sum("tiercel_shield_warm_total", &["outcome=\"found\""]);
+        fire.tell(format!("answers of other nodes, since the last start of each: {answered}, and {held} for nodes that started"));
         let for_each_other = if fire.plan.shield { answered } else { asked("led") };
         assert!(for_each_other > 0.0, "nodes fetch for each other");
     }
@@ -426,8 +427,13 @@ mod planted {
         finds(with_fault("PromotedUnchecked", &[], plan(Setup::Standalone, "serve")));
     }
 
-    /// A server that lost entries is noticed by more than `prev` (the journal's record, the entry that was applied last, ids that
-    /// begin ahead); one that lost a single entry is not.
+    /// One entry is taken out, of many. A failover does not show this fault, however far the replica lagged: what `prev` tells
+    /// there, others tell before. A server that was promoted takes no entry until it is vouched for. That takes a heartbeat of a
+    /// node that was trusted without a break and finds there the entry that it applied last, or those of all nodes: one that has
+    /// applied what was lost says so by that heartbeat, and no entry is there yet that it could go on with instead. A node that
+    /// missed what was lost has nothing to compare: the chain of `prev` on the replica is whole. So in the simulation, with cuts,
+    /// pauses, crashes and failovers to replicas that lag as the only troubles, 20,000 histories with the fault break nothing; with
+    /// entries taken out (`delete_entry`) it is found.
     #[test]
     fn an_entry_that_is_gone_and_not_missed() {
         finds(with_fault("PreviousIgnored", &[EntryTakenOut], plan(Setup::Standalone, "serve")));

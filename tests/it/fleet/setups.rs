@@ -6,7 +6,7 @@ use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
 use crate::support::origin::{Gate, Origin, PATIENCE, Script, eventually};
 use crate::support::pki::{EC, Pki};
-use crate::support::redis::{Redis, Reply, Restart};
+use crate::support::redis::{Cluster, Redis, Reply, Restart, Sentinels};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -78,6 +78,21 @@ fn encrypted(roots: Option<&Pki>, certificate: Option<&Pki>) -> String {
     format!("{}{trust}{show}", CONFIG.replace("redis://", "rediss://"))
 }
 
+/// The same where Redis is at several addresses.
+fn encrypted_at(pki: &Pki, addresses: &[SocketAddr], mode: &str) -> String {
+    let urls: Vec<_> = addresses.iter().map(|address| format!("'rediss://{address}'")).collect();
+    encrypted(Some(pki), Some(pki)).replace("url = 'rediss://@REDIS@'", &format!("url = [{}]\n{mode}", urls.join(", ")))
+}
+
+/// Nobody but this test has a connection in plain text.
+fn is_asked_over_tls_alone(redis: &Redis) {
+    let list = redis.ask(&["CLIENT", "LIST", "TYPE", "NORMAL"]).text();
+    let at = |port: u16| {
+        list.lines().filter(|line| line.split(' ').any(|word| word.starts_with("laddr=") && word.ends_with(&format!(":{port}")))).count()
+    };
+    assert!(at(redis.address().port()) == 1 && at(redis.tls_address().port()) > 0, "{list}");
+}
+
 fn authority() -> Pki {
     let pki = Pki::new();
     pki.issue("node", &["node"], EC, 30);
@@ -90,6 +105,47 @@ async fn tier_and_journal_work_over_tls_with_a_certificate() {
     let redis = Redis::with_tls(&pki);
     let fleet = start(&plan(2, &origin, redis.tls_address(), encrypted(Some(&pki), Some(&pki)))).await;
     are_one_cache(&fleet, &origin, "/a").await;
+    assert_eq!(fleet.sum("tiercel_redis_connects_total", &["failed"]), 0.0);
+}
+
+#[tokio::test]
+async fn tier_and_journal_work_over_tls_where_sentinels_name_the_master() {
+    let (origin, pki) = (origin(), authority());
+    let mut master = Redis::with_tls(&pki);
+    let replica = Redis::replica_with_tls(&master, &pki);
+    let sentinels = Sentinels::watch_with_tls(&pki, &master, 1, 500);
+    let config = encrypted_at(&pki, &sentinels.tls_addresses(), "mode = 'sentinel'\nsentinel_master = 'fleet'");
+    let fleet = start(&Plan { redis: None, ..plan(2, &origin, master.address(), config) }).await;
+    are_one_cache(&fleet, &origin, "/a").await;
+    is_asked_over_tls_alone(&master);
+    master.kill();
+    sentinels.until_master(&replica);
+    until_trusted(&fleet, true).await;
+    // The tier is left alone until a probe has found the new master.
+    let deadline = Instant::now() + PATIENCE;
+    for number in 0.. {
+        let path = format!("/b/{number}");
+        assert_eq!(fleet.nodes[0].get(HOST, &path).await.text(), path);
+        if is_from_redis(&fleet.nodes[1].get(HOST, &path).await) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the tier is not used again:\n{}", fleet.nodes[0].log());
+    }
+    are_one_cache(&fleet, &origin, "/c").await;
+    is_asked_over_tls_alone(&replica);
+}
+
+#[tokio::test]
+async fn tier_and_journal_work_over_tls_in_a_cluster() {
+    let (origin, pki) = (origin(), authority());
+    let cluster = Cluster::with_tls(&pki);
+    let config = encrypted_at(&pki, &cluster.tls_addresses(), "mode = 'cluster'");
+    let fleet = start(&Plan { redis: None, ..plan(2, &origin, cluster.addresses()[0], config) }).await;
+    for number in 0..12 {
+        are_one_cache(&fleet, &origin, &format!("/a/{number}")).await;
+    }
+    assert!(cluster.masters.iter().all(|master| master.ask(&["DBSIZE"]).integer() > 0), "each has some");
+    cluster.masters.iter().for_each(is_asked_over_tls_alone);
     assert_eq!(fleet.sum("tiercel_redis_connects_total", &["failed"]), 0.0);
 }
 
@@ -243,6 +299,27 @@ async fn the_tier_is_left_alone_while_the_server_of_the_journal_is_silent() {
     until_trusted(&fleet, true).await;
     let found = there.get(HOST, "/b").await;
     assert!(is_from_redis(&found), "nothing was lost: {}", found.head);
+}
+
+#[tokio::test]
+async fn in_a_cluster_the_policy_of_one_master_is_warned_of() {
+    let (origin, cluster) = (origin(), Cluster::start());
+    // Not the one that has the journal, which is asked for that.
+    let other = cluster.masters.iter().find(|master| master.try_ask(&["GET", "{journal}"]).is_ok_and(|reply| reply.is_error()));
+    let other = other.expect("the journal is on one of three");
+    other.set("maxmemory", "64mb");
+    other.set("maxmemory-policy", "noeviction");
+    let urls: Vec<_> = cluster.addresses().iter().map(|address| format!("'redis://{address}'")).collect();
+    let config = CONFIG.replace("url = 'redis://@REDIS@'", &format!("url = [{}]\nmode = 'cluster'", urls.join(", ")));
+    let fleet = start(&Plan { redis: None, ..plan(1, &origin, other.address(), config) }).await;
+    store(&fleet, "/a").await;
+    let node = &fleet.nodes[0];
+    let unsuited = |purpose: &str| node.metric("tiercel_redis_policy_unsuited", &[&format!("use=\"{purpose}\"")]);
+    eventually("all masters were looked at", || unsuited("bodies") == Some(1.0)).await;
+    assert_eq!(unsuited("journal"), Some(0.0));
+    let warned = || node.log().lines().filter(|line| line.contains("set maxmemory-policy") && line.contains("noeviction")).count();
+    eventually("it is said", || warned() > 0).await;
+    assert_eq!(warned(), 1, "{}", node.log());
 }
 
 #[tokio::test]

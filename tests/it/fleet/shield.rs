@@ -1,6 +1,7 @@
 //! Three nodes of which one asks the origin for a key.
 
 mod tls;
+mod warm;
 
 use super::crowd::{CROWD, HOST, body_of, everybody_gets_its_variant, fresh, gather, its_variant, room_for_a_crowd, until_waiting};
 use crate::support::client::{Answer, Client};
@@ -18,7 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tiercel::shield::hop::{Asked, Hop, Key, Standing};
+use tiercel::shield::hop::{Asked, Hop, Key, Standing, Wanted};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -45,6 +46,7 @@ connect_timeout = '1m'
 keep_alive = '1m'
 back_off = '200ms'
 back_off_max = '400ms'
+warm_budget = '1m'
 ";
 
 struct Stage {
@@ -67,8 +69,12 @@ impl Stage {
 
     /// Nodes with one journal, all of them trusted.
     fn with_journal(respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
+        Self::with_journal_and_config(CONFIG, respond)
+    }
+
+    fn with_journal_and_config(config: &str, respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
         let (origin, redis) = (Origin::start(respond), Redis::start());
-        let config = format!("{CONFIG}[journal]\nnode = '@NODE@'\ntrust = '1s'\nredis.url = 'redis://@REDIS@'\n");
+        let config = format!("{config}[journal]\nnode = '@NODE@'\ntrust = '1s'\nredis.url = 'redis://@REDIS@'\n");
         let plan = Plan { nodes: NODES, config, origin: origin.url(), redis: Some(redis.address()), ..Plan::default() };
         let stage = Self { fleet: Fleet::start(&plan), origin, redis: Some(redis) };
         let deadline = Instant::now() + PATIENCE;
@@ -116,10 +122,26 @@ impl Stage {
 
 #[tokio::test]
 async fn three_thousand_requests_spread_over_three_nodes_are_one_origin_request() {
-    let _guard = room_for_a_crowd().await;
+    let (gate, respond) = held_up();
+    the_crowd_costs_one_origin_request(|| Stage::new(respond), &gate).await;
+}
+
+#[tokio::test]
+async fn so_they_are_where_the_owner_asks_first_what_another_node_holds() {
+    let (gate, respond) = held_up();
+    let stage = the_crowd_costs_one_origin_request(|| Stage::with_journal(respond), &gate).await;
+    assert_eq!(stage.sum("tiercel_shield_warm_total", &["outcome=\"nothing\""]), 1.0);
+}
+
+fn held_up() -> (Gate, impl Fn(&Recorded) -> Script + Send + Sync + 'static) {
     let gate = Gate::new();
     let held = gate.clone();
-    let stage = Stage::new(move |_| fresh(body_of("0")).after(&held));
+    (gate, move |_: &Recorded| fresh(body_of("0")).after(&held))
+}
+
+async fn the_crowd_costs_one_origin_request(stage: impl FnOnce() -> Stage, gate: &Gate) -> Stage {
+    let _guard = room_for_a_crowd().await;
+    let stage = stage();
     let crowd = gather(&stage.fleet, "/cold", 1).await;
     // One leads on each node; those of the others follow on the owner, too.
     until_waiting(&stage.fleet, CROWD - NODES + (NODES - 1)).await;
@@ -132,6 +154,7 @@ async fn three_thousand_requests_spread_over_three_nodes_are_one_origin_request(
             + stage.sum("tiercel_shield_requests_total", &["outcome=\"served\""]),
         2.0
     );
+    stage
 }
 
 #[tokio::test]
@@ -614,7 +637,7 @@ fn now_ms() -> i64 {
 
 /// A hop that is right, to be made wrong.
 fn hop(number: u64) -> Hop {
-    Hop { at_ms: now_ms(), sender: 0x7e57, number, policy: 1, standing: Standing::default() }
+    Hop { at_ms: now_ms(), sender: 0x7e57, number, policy: 1, standing: Standing::default(), wanted: Wanted::Response }
 }
 
 fn signed(hop: &Hop, secret: &str, path: &str) -> String {

@@ -49,23 +49,28 @@ impl Redis {
     /// One that also takes connections with TLS, at [`Redis::tls_address`], of those who show a certificate of this authority. Its
     /// own is for that address, and for 127.0.0.1, where links are.
     pub fn with_tls(pki: &Pki) -> Self {
-        Self::launch("redis-server", |address| {
-            pki.issue("redis", &[&address.ip().to_string(), "127.0.0.1"], EC, 30);
-            let file = |name: &str| pki.path(name).display().to_string();
-            let (port, certificate, key, authority) = (tls_port(address), file("redis.pem"), file("redis.key"), file("ca.pem"));
-            format!(
-                "save ''\nappendonly no\ntls-port {port}\ntls-auth-clients yes\ntls-cert-file {certificate}\ntls-key-file {key}\n\
-                 tls-ca-cert-file {authority}\n"
-            )
-        })
+        Self::launch("redis-server", |address| format!("save ''\nappendonly no\n{}", encrypted(pki, address)))
+    }
+
+    /// A replica of such a server, in step with it over TLS.
+    pub fn replica_with_tls(master: &Self, pki: &Pki) -> Self {
+        let (host, port) = (master.address.ip(), master.tls_address().port());
+        let own = "save ''\nappendonly no\nrepl-diskless-sync-delay 0\n";
+        let replica = Self::launch("redis-server", |address| format!("{own}{}replicaof {host} {port}\n", encrypted(pki, address)));
+        replica.until_in_step();
+        replica
     }
 
     /// A replica of another server, in step with it.
     pub fn replica_of(master: &Self, options: &[(&str, &str)]) -> Self {
         let (host, port) = (master.address.ip().to_string(), master.address.port().to_string());
         let replica = Self::with_options(&[&[("replicaof", format!("{host} {port}").as_str())], options].concat());
-        replica.until("the replica is in step", |redis| redis.info("replication", "master_link_status").as_deref() == Some("up"));
+        replica.until_in_step();
         replica
+    }
+
+    fn until_in_step(&self) {
+        self.until("the replica is in step", |redis| redis.info("replication", "master_link_status").as_deref() == Some("up"));
     }
 
     /// A program of Redis with a configuration file, which is of the address too.
@@ -236,6 +241,20 @@ impl Redis {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Directives of one that takes connections with TLS, at [`tls_port`], of those who show a certificate of this authority, and
+/// that speaks TLS to its like.
+fn encrypted(pki: &Pki, address: SocketAddr) -> String {
+    let name = format!("redis-{}", address.ip());
+    pki.issue(&name, &[&address.ip().to_string(), "127.0.0.1"], EC, 30);
+    let file = |name: &str| pki.path(name).display().to_string();
+    let (port, certificate, key) = (tls_port(address), file(&format!("{name}.pem")), file(&format!("{name}.key")));
+    let authority = file("ca.pem");
+    format!(
+        "tls-port {port}\ntls-auth-clients yes\ntls-replication yes\ntls-cert-file {certificate}\ntls-key-file {key}\n\
+         tls-ca-cert-file {authority}\n"
+    )
 }
 
 /// Nobody else is at that address.

@@ -1,6 +1,6 @@
 //! A cluster of masters that share the slots between them.
 
-use super::Redis;
+use super::{Pki, Redis, encrypted};
 use std::net::SocketAddr;
 
 const SLOTS: usize = 16_384;
@@ -12,11 +12,22 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start() -> Self {
+        Self::form(Redis::address, |_| String::new())
+    }
+
+    /// They speak TLS to each other, and take connections with it at [`Cluster::tls_addresses`].
+    pub fn with_tls(pki: &Pki) -> Self {
+        Self::form(Redis::tls_address, |address| format!("{}tls-cluster yes\n", encrypted(pki, address)))
+    }
+
+    /// `place`: where they find each other.
+    fn form(place: fn(&Redis) -> SocketAddr, own: impl Fn(SocketAddr) -> String) -> Self {
         let options = |address: SocketAddr| {
-            let (ip, port) = (address.ip(), address.port());
+            let (ip, bus) = (address.ip(), bus_port(address));
             format!(
                 "save ''\nappendonly no\ncluster-enabled yes\ncluster-config-file nodes.conf\ncluster-node-timeout 2000\n\
-                 cluster-announce-ip {ip}\ncluster-announce-port {port}\n"
+                 cluster-announce-ip {ip}\ncluster-port {bus}\n{}",
+                own(address)
             )
         };
         let masters: Vec<_> = (0..3).map(|_| Redis::launch("redis-server", options)).collect();
@@ -27,8 +38,8 @@ impl Cluster {
             master.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &epoch]);
         }
         for other in &masters[1..] {
-            let address = other.address();
-            masters[0].ask(&["CLUSTER", "MEET", &address.ip().to_string(), &address.port().to_string()]);
+            let (address, bus) = (place(other), bus_port(other.address()).to_string());
+            masters[0].ask(&["CLUSTER", "MEET", &address.ip().to_string(), &address.port().to_string(), &bus]);
         }
         for master in &masters {
             master.until("every node sees the whole cluster", |redis| {
@@ -43,4 +54,13 @@ impl Cluster {
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.masters.iter().map(Redis::address).collect()
     }
+
+    pub fn tls_addresses(&self) -> Vec<SocketAddr> {
+        self.masters.iter().map(Redis::tls_address).collect()
+    }
+}
+
+/// Where masters speak to each other: nobody else is at that address.
+const fn bus_port(address: SocketAddr) -> u16 {
+    address.port() + 5_000
 }
