@@ -38,6 +38,8 @@ pub struct Plan {
     setup: Setup,
     /// Nodes ask each other before the origin.
     shield: bool,
+    /// Responses are shared over Redis.
+    tier: bool,
     /// `serve` or `revalidate`.
     on_cutoff: &'static str,
     trust: Duration,
@@ -228,6 +230,7 @@ fn run(plan: Plan) -> Arc<Fire> {
         let all = ["led", "given", "alone", "timed_out", "unknown"].map(|result| format!("{result} {}", asked(result)));
         fire.tell(format!("leases, since the last start of each node: {}", all.join(", ")));
         let answered = stage.fleet.sum("tiercel_shield_requests_total", &["peer_role=\"asker\"", "outcome=\"answered\""]);
+        assert!(fire.plan.tier || asked("led") == 0.0, "without the tier there are no leases");
         let held = stage.fleet.sum("tiercel_shield_warm_total", &["outcome=\"found\""]);
         fire.tell(format!("answers of other nodes, since the last start of each: {answered}, and {held} for nodes that started"));
         let for_each_other = if fire.plan.shield { answered } else { asked("led") };
@@ -263,7 +266,8 @@ fn journal(plan: &Plan, redis: &[Redis]) -> String {
     };
     let (trust, on_cutoff) = (plan.trust.as_millis(), plan.on_cutoff);
     let shield = if plan.shield { SHIELD } else { "" };
-    format!("[journal]\nnode = '@NODE@'\ntrust = '{trust}ms'\non_cutoff = '{on_cutoff}'\n[cache.redis]\n{server}\n{shield}")
+    let tier = if plan.tier { "" } else { "enabled = false\n" };
+    format!("[journal]\nnode = '@NODE@'\ntrust = '{trust}ms'\non_cutoff = '{on_cutoff}'\n[cache.redis]\n{server}\n{tier}{shield}")
 }
 
 /// A run that has to find nothing.
@@ -286,6 +290,7 @@ fn plan(setup: Setup, on_cutoff: &'static str) -> Plan {
     Plan {
         setup,
         shield: false,
+        tier: true,
         on_cutoff,
         trust: Duration::from_secs(1),
         wait: "fleet",
@@ -343,6 +348,13 @@ fn nor_where_others_lay_hands_on_the_streams() {
 #[test]
 fn neither_do_they_with_a_shield() {
     finds_nothing(Plan { shield: true, ..short(Setup::Standalone, "revalidate") });
+}
+
+/// Without the tier: what one node has of another it has by the shield.
+#[test]
+fn neither_do_they_where_nodes_have_only_each_other() {
+    let troubles = vec![Trouble::NodeKilled, Trouble::NodeStoppedBeyondTrust, Trouble::LinkHeld];
+    finds_nothing(Plan { shield: true, tier: false, troubles, ..plan(Setup::Standalone, "serve") });
 }
 
 #[test]
