@@ -4,7 +4,7 @@
 
 mod body;
 
-pub use body::{Incoming, poll_next, poll_room};
+pub use body::{poll_next, poll_room};
 
 use crate::body::{BodyError, Chunk};
 use crate::http1::response::of_trailer_section;

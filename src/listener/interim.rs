@@ -101,7 +101,7 @@ impl Drop for InterimReceiver {
     }
 }
 
-/// Hands out a sender of interim responses, made when first asked for; they are relayed to HTTP/1.1 clients only.
+/// Hands out a sender of interim responses, made when first asked for.
 #[derive(Debug, Default)]
 pub struct InterimSlot {
     receiver: Option<InterimReceiver>,
@@ -122,11 +122,6 @@ impl InterimSlot {
         let (sender, receiver) = InterimSender::queue();
         self.receiver = Some(receiver);
         sender
-    }
-
-    /// Takes one that waits and cannot be relayed; false: none does.
-    pub fn take_one(&mut self) -> bool {
-        self.receiver.as_mut().is_some_and(|receiver| receiver.try_recv().is_some())
     }
 
     /// The other end, for the connection.

@@ -1,6 +1,6 @@
 //! From a socket to a parsed request head and body, and from a response back to bytes.
 //!
-//! The seam: `http1` (ours) parses and frames, `http2` has hyper do so; [`Handler`] answers. The proxy never knows which
+//! The seam: `http1` (ours) parses and frames, `http2` has h2 do so, `http3` quinn and h3; [`Handler`] answers. The proxy never knows which
 //! protocol it serves.
 
 mod alt_svc;
@@ -10,6 +10,8 @@ pub mod http2;
 #[cfg(feature = "http3")]
 pub mod http3;
 mod interim;
+mod pace;
+mod paced;
 pub mod proxy_protocol;
 mod secure;
 mod socket;

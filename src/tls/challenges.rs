@@ -16,8 +16,10 @@ use tokio::sync::Semaphore;
 pub const PATH: &str = "/.well-known/acme-challenge/";
 /// Longest token that is looked for; the least that an authority sends has 22 characters (RFC 8555 §8).
 const TOKEN_BYTES_MAX: usize = 256;
-/// Questions under way to the fleet; a further one is not a challenge.
+/// Questions under way to the fleet about answers of which a node has told; a further one is not a challenge.
 const ASKED_MAX: usize = 16;
+/// The same about others: nearly all are strangers', who so can crowd out only each other.
+const STRANGERS_MAX: usize = 4;
 
 /// Answers to challenges under way.
 #[derive(Default)]
@@ -38,27 +40,37 @@ struct Own {
 
 /// How the other nodes' answers are asked for.
 pub struct Fleet {
-    pub text: Ask<Arc<str>>,
-    pub certificate: Ask<Arc<ServerConfig>>,
+    text: Elsewhere<Arc<str>>,
+    certificate: Elsewhere<Arc<ServerConfig>>,
     /// Called where more is asked at a time than is asked for.
-    pub full: Box<dyn Fn() + Send + Sync>,
+    full: Box<dyn Fn() + Send + Sync>,
     turns: Semaphore,
+    strangers: Semaphore,
+}
+
+/// What other nodes answer to a kind of challenge.
+pub struct Elsewhere<T> {
+    pub ask: Ask<T>,
+    /// Whether a node has told of an answer to this token or host. It may stand though nobody was heard to tell of it.
+    pub is_announced: Box<dyn Fn(&str) -> bool + Send + Sync>,
 }
 
 /// What a token, or a host, is answered elsewhere.
-pub type Ask<T> = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = Option<T>> + Send>> + Send + Sync>;
+pub type Ask<T> = Box<dyn Fn(&str) -> Pin<Box<dyn Future<Output = Option<T>> + Send>> + Send + Sync>;
 
 impl Fleet {
-    pub fn new(text: Ask<Arc<str>>, certificate: Ask<Arc<ServerConfig>>, full: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { text, certificate, full: Box::new(full), turns: Semaphore::new(ASKED_MAX) }
+    pub fn new(text: Elsewhere<Arc<str>>, certificate: Elsewhere<Arc<ServerConfig>>, full: impl Fn() + Send + Sync + 'static) -> Self {
+        let [turns, strangers] = [ASKED_MAX, STRANGERS_MAX].map(Semaphore::new);
+        Self { text, certificate, full: Box::new(full), turns, strangers }
     }
 
-    async fn ask<T>(&self, ask: &Ask<T>, name: &str) -> Option<T> {
-        let Ok(_turn) = self.turns.try_acquire() else {
+    async fn ask<T>(&self, elsewhere: &Elsewhere<T>, name: &str) -> Option<T> {
+        let turns = if (elsewhere.is_announced)(name) { &self.turns } else { &self.strangers };
+        let Ok(_turn) = turns.try_acquire() else {
             (self.full)();
             return None;
         };
-        ask(name.to_owned()).await
+        (elsewhere.ask)(name).await
     }
 }
 
@@ -205,35 +217,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_fleet_is_asked_only_so_often_at_a_time() {
+    async fn the_fleet_is_asked_only_so_often_at_a_time_and_strangers_crowd_out_nobody_else() {
         let challenges = Arc::new(Challenges::default());
         let gate = Arc::new(Semaphore::new(0));
         let held = Arc::clone(&gate);
-        let text: Ask<Arc<str>> = Box::new(move |token| {
-            let gate = Arc::clone(&held);
+        let ask: Ask<Arc<str>> = Box::new(move |token| {
+            let (gate, token) = (Arc::clone(&held), token.to_owned());
             Box::pin(async move {
                 let _ = gate.acquire().await;
                 Some(token.into())
             })
         });
+        let text = Elsewhere { ask, is_announced: Box::new(|token| token.starts_with("told")) };
+        let certificate = Elsewhere { ask: Box::new(|_| Box::pin(async { None })), is_announced: Box::new(|_| false) };
         let refused = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&refused);
-        let full = move || told.store(true, Ordering::Relaxed);
-        challenges.ask_fleet(Some(Fleet::new(text, Box::new(|_| Box::pin(async { None })), full)));
+        challenges.ask_fleet(Some(Fleet::new(text, certificate, move || told.store(true, Ordering::Relaxed))));
         assert!(challenges.may_be_any() && challenges.has_fleet());
-        let asked: Vec<_> = (0..ASKED_MAX)
-            .map(|number| {
+        let mut asked = Vec::new();
+        for (kind, most) in [("stranger", STRANGERS_MAX), ("told", ASKED_MAX)] {
+            for token in (0..most).map(|number| format!("{kind}-{number}")) {
                 let challenges = Arc::clone(&challenges);
-                tokio::spawn(async move { challenges.text_of_fleet(&number.to_string()).await })
-            })
-            .collect();
-        tokio::task::yield_now().await;
-        assert!(!refused.load(Ordering::Relaxed));
-        assert_eq!(challenges.text_of_fleet("one too many").await, None);
-        assert!(refused.load(Ordering::Relaxed));
+                asked.push((token.clone(), tokio::spawn(async move { challenges.text_of_fleet(&token).await })));
+            }
+            tokio::task::yield_now().await;
+            assert!(!refused.swap(false, Ordering::Relaxed), "{kind}");
+            assert_eq!(challenges.text_of_fleet(kind).await, None, "one too many");
+            assert!(refused.swap(false, Ordering::Relaxed), "{kind}");
+        }
         gate.close();
-        for (number, asked) in asked.into_iter().enumerate() {
-            assert_eq!(asked.await.unwrap().as_deref(), Some(number.to_string().as_str()));
+        for (token, asked) in asked {
+            assert_eq!(asked.await.unwrap().as_deref(), Some(&token[..]));
         }
         challenges.ask_fleet(None);
         assert!(!challenges.may_be_any());

@@ -1,5 +1,6 @@
 //! Why a fetch failed.
 
+use crate::body::BodyError;
 use std::sync::Arc;
 
 /// Causes, named after RFC 9209's error tokens where there is one.
@@ -32,7 +33,7 @@ pub enum FetchError {
     #[error("the response head is larger than allowed")]
     HeadTooLarge,
     #[error("the request body failed: {0}")]
-    RequestBody(crate::body::BodyError),
+    RequestBody(BodyError),
     #[error("the request took longer than allowed in all")]
     TotalTimeout,
     #[error("{0}")]
@@ -127,6 +128,8 @@ impl FetchError {
         match self {
             Self::DnsTimeout | Self::ConnectTimeout | Self::ResponseTimeout | Self::TotalTimeout => 504,
             Self::QueueTimeout | Self::QueueFull => 503,
+            Self::RequestBody(BodyError::Timeout) => 408,
+            Self::RequestBody(BodyError::TooLarge) => 413,
             Self::RequestBody(_) | Self::InvalidRequest(_) => 400,
             _ => 502,
         }

@@ -1,7 +1,8 @@
 //! End-to-end tests of the HTTP/2 connection: hyper's client or raw frames in front, a scripted handler behind.
 
 use crate::support::h2::{self, DATA, END, GET, GOAWAY, PING, PREFACE, Raw, frame, get};
-use crate::support::scripted::{Fed, Server, data, limits, peer, pieces, response, text};
+use crate::support::origin::eventually;
+use crate::support::scripted::{Connection, Fed, Scripted, Server, data, limits, peer, pieces, response, text};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
@@ -16,8 +17,9 @@ use std::time::Duration;
 use tiercel::body::{BodyError, Chunk, ResponseBody, StoredBody};
 use tiercel::config::settings::{Http2, Limits};
 use tiercel::listener::http2::serve;
-use tiercel::listener::{Handled, Interim, InterimSlot, RequestBody, RequestHead};
+use tiercel::listener::{Handled, Handler, Interim, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
 use tiercel::observe::metrics::Bound;
+use tiercel::proxy::outcome::Outcome;
 use tiercel::semantics::{Fields, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::net::TcpStream;
@@ -206,15 +208,11 @@ async fn heads_beyond_bounds_and_those_that_disagree_are_refused() {
 }
 
 #[tokio::test]
-async fn a_panic_fails_its_request_alone_and_interim_responses_are_counted() {
-    let server = start(limits(), |head, _, slot| match &head.target[..] {
+async fn a_panic_fails_its_request_alone() {
+    let server = start(limits(), |head, _, _| match &head.target[..] {
         b"/panic" => panic!("on purpose"),
         b"/late-panic" => Handled::later(async { panic!("on purpose") }),
-        _ => {
-            let interim = Interim { status: StatusCode::from_u16(103).unwrap(), fields: Fields::new() };
-            slot.sender().try_send(interim).unwrap();
-            Handled::Ready(text("ok"))
-        }
+        _ => Handled::Ready(text("ok")),
     })
     .await;
     let mut client = client(&server).await;
@@ -222,7 +220,232 @@ async fn a_panic_fails_its_request_alone_and_interim_responses_are_counted() {
         assert_eq!(client.send_request(get(path)).await.unwrap().status(), 500);
     }
     assert_eq!(client.send_request(get("/")).await.unwrap().status(), 200);
-    assert_eq!(server.told(|told| !told.bounds.is_empty()).await.bounds, [Bound::InterimDropped]);
+}
+
+/// Whoever it tells of a refusal panics.
+struct Faulty(Arc<Scripted>);
+
+impl Handler for Faulty {
+    fn handle(self: &Arc<Self>, peer: &Peer, head: &RequestHead, body: RequestBody, interim: &mut InterimSlot) -> Handled {
+        self.0.handle(peer, head, body, interim)
+    }
+    fn finished(&self, peer: &Peer, head: &RequestHead, outcome: &Outcome, sent: &Sent) {
+        self.0.finished(peer, head, outcome, sent);
+    }
+    fn refused(&self, _: &Peer, _: Option<&RequestHead>, _: Refusal, _: u64) {
+        panic!("on purpose");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_beside_the_handler_ends_its_stream_alone() {
+    let serving = |c: Connection| serve(c.socket, c.peer, c.limits, Arc::new(Faulty(c.handler)), c.draining);
+    let server = Server::start(Limits { url_bytes: 10, ..limits() }, serving, |_, _, _| Handled::Ready(text("ok"))).await;
+    let mut client = client(&server).await;
+    let failed = client.send_request(get("/a-target-that-is-too-long")).await.expect_err("no answer");
+    let reason = std::error::Error::source(&failed).and_then(|cause| cause.downcast_ref::<::h2::Error>()).and_then(::h2::Error::reason);
+    assert_eq!(reason, Some(::h2::Reason::INTERNAL_ERROR), "{failed:?}");
+    assert_eq!(client.send_request(get("/")).await.expect("the connection goes on").status(), 200);
+}
+
+#[tokio::test]
+async fn interim_responses_go_before_the_answer_with_all_their_fields() {
+    let (go, waits) = oneshot::channel::<()>();
+    let waits = parking_lot::Mutex::new(Some(waits));
+    let server = start(limits(), move |head, _, slot| {
+        let sender = slot.sender();
+        let send = move |status: u16, link: &str| {
+            let mut fields = Fields::new();
+            fields.push("link", link).unwrap();
+            fields.push("connection", "close").unwrap();
+            sender.try_send(Interim { status: StatusCode::from_u16(status).unwrap(), fields }).unwrap();
+        };
+        send(103, "</a.css>");
+        match &head.target[..] {
+            b"/at-once" => Handled::Ready(text("ok")),
+            _ => {
+                let waits = waits.lock().take().unwrap();
+                Handled::later(async move {
+                    waits.await.unwrap();
+                    send(102, "</b.css>");
+                    text("ok")
+                })
+            }
+        }
+    })
+    .await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut client, connection) = ::h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut go = Some(go);
+    for (path, interims) in [("/later", &[(103, "</a.css>"), (102, "</b.css>")][..]), ("/at-once", &[(103, "</a.css>")])] {
+        let request = http::Request::get(format!("http://shop.example{path}")).body(()).unwrap();
+        let (mut answer, _) = client.send_request(request, true).unwrap();
+        for (status, link) in interims {
+            let interim = poll_fn(|context| answer.poll_informational(context)).await.expect("one more").unwrap();
+            assert_eq!((interim.status().as_u16(), &interim.headers()["link"]), (*status, &link.parse().unwrap()));
+            assert_eq!(interim.headers().len(), 1);
+            // The first one comes before there is an answer.
+            if let Some(go) = go.take() {
+                go.send(()).unwrap();
+            }
+        }
+        assert_eq!(answer.await.unwrap().status(), 200);
+    }
+    assert_eq!(server.told(|told| told.finished.len() == 2).await.bounds, []);
+}
+
+/// A body of one segment that is stored, and a server of it.
+async fn stored(limits: Limits, length: usize) -> (Server, Arc<StoredBody>) {
+    let body = Arc::new(StoredBody::new(&[Bytes::from(vec![b'x'; length])]));
+    let served = Arc::clone(&body);
+    let answer = move || response(200, ResponseBody::Stored { body: Arc::clone(&served), start: 0, end: length as u64 });
+    (start(limits, move |head, _, _| Handled::Ready(if head.target == b"/" { answer() } else { text("other") })).await, body)
+}
+
+/// Those who have a body beside the test and the script that serves it.
+fn readers(body: &Arc<StoredBody>) -> usize {
+    Arc::strong_count(body) - 2
+}
+
+fn room(stream: u32, bytes: u32) -> Vec<u8> {
+    frame(h2::WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
+}
+
+#[tokio::test]
+async fn an_answer_is_whole_when_its_client_has_it_and_its_body_in_use_until_then() {
+    let (server, body) = stored(limits(), 100).await;
+    let mut raw = Raw::connect(server.address, &[(4, 10)]).await;
+    for stream in [1, 3] {
+        raw.send(&frame(h2::HEADERS, END | h2::END_HEADERS, stream, GET)).await;
+        assert_eq!(raw.until(|frame| frame.kind == DATA).await.unwrap().payload.len(), 10);
+    }
+    assert_eq!((readers(&body), server.handler.told.borrow().finished.len()), (2, 0));
+    raw.send(&frame(h2::RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await;
+    let told = server.told(|told| told.finished.len() == 1).await;
+    assert_eq!(told.finished[0].aborted, Some(BodyError::ClientLeft));
+    raw.send(&room(3, 90)).await;
+    assert!(raw.until(|frame| frame.kind == DATA && frame.flags & END != 0).await.is_some());
+    let told = server.told(|told| told.finished.len() == 2).await;
+    assert_eq!((told.finished[1].aborted, told.finished[1].body_bytes), (None, 100));
+    eventually("nobody has it any more", || readers(&body) == 0).await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_wanted_back_goes_no_further_once_its_client_takes_something() {
+    let (server, body) = stored(limits(), 100_000).await;
+    let mut raw = Raw::connect(server.address, &[(4, 10)]).await;
+    raw.send(&frame(h2::HEADERS, END | h2::END_HEADERS, 1, GET)).await;
+    assert_eq!(raw.until(|frame| frame.kind == DATA).await.unwrap().payload.len(), 10);
+    body.revoke();
+    raw.send(&room(1, 10)).await;
+    let ended = raw.until(|frame| frame.stream == 1).await.expect("it is ended");
+    assert_eq!((ended.kind, ended.code()), (h2::RST_STREAM, Some(::h2::Reason::CANCEL.into())));
+    let told = server.told(|told| !told.finished.is_empty()).await;
+    assert_eq!((told.finished[0].aborted, &told.bounds[..]), (Some(BodyError::Detached), &[Bound::ReaderDetached][..]));
+    eventually("nobody has it any more", || readers(&body) == 0).await;
+}
+
+#[tokio::test]
+async fn what_the_library_has_of_a_body_is_in_use_and_given_back_when_it_is_wanted() {
+    const LENGTH: usize = 50_000; // fits the windows, and what h2 may keep
+    let (server, body) = stored(limits(), LENGTH).await;
+    let (mut client, socket) = duplex(1000);
+    client.write_all(&[PREFACE, &frame(4, 0, 0, &[]), &frame(1, 5, 1, GET)].concat()).await.unwrap();
+    let (peer, drain) = (peer(server.address, server.address), server.drain.subscribe());
+    tokio::spawn(serve(socket, peer, Arc::new(limits()), Arc::clone(&server.handler), drain));
+    while h2::next(&mut client).await.expect("an answer").kind != h2::HEADERS {}
+    assert_eq!((readers(&body), server.handler.told.borrow().finished.len()), (1, 0));
+    body.revoke();
+    let mut came = 0;
+    let ended = loop {
+        let frame = h2::next(&mut client).await.expect("it is ended");
+        match frame.kind {
+            DATA => came += frame.payload.len(),
+            _ => break frame,
+        }
+    };
+    assert_eq!((ended.kind, ended.code()), (h2::RST_STREAM, Some(::h2::Reason::CANCEL.into())));
+    assert!(came < LENGTH, "all of it came");
+    let told = server.told(|told| !told.finished.is_empty()).await;
+    assert_eq!((told.finished[0].aborted, &told.bounds[..]), (Some(BodyError::Detached), &[Bound::ReaderDetached][..]));
+    eventually("nobody has it any more", || readers(&body) == 0).await;
+}
+
+#[tokio::test]
+async fn a_stream_of_which_nothing_is_taken_is_given_up_though_others_go_on() {
+    let limits = Limits { write_timeout: Duration::from_millis(100), requests_per_connection: u64::MAX, ..limits() };
+    let (server, body) = stored(limits, 100).await;
+    let mut raw = Raw::connect(server.address, &[(4, 10)]).await;
+    raw.send(&frame(h2::HEADERS, END | h2::END_HEADERS, 1, GET)).await;
+    // Another target: of five bytes, which have room.
+    let other = [&[0x82, 0x86, 0x41, 1, b'a', 0x04, 2][..], b"/o"].concat();
+    let mut stream = 1;
+    let ended = loop {
+        stream += 2;
+        raw.send(&frame(h2::HEADERS, END | h2::END_HEADERS, stream, &other)).await;
+        let next = raw.until(|frame| frame.kind == h2::RST_STREAM || frame.stream == stream && frame.flags & END != 0).await;
+        match next.expect("the connection goes on") {
+            ended if ended.kind == h2::RST_STREAM => break ended,
+            answered => assert_eq!(answered.payload, b"other"),
+        }
+    };
+    assert_eq!((ended.stream, ended.code()), (1, Some(::h2::Reason::CANCEL.into())));
+    let told = server.told(|told| told.finished.iter().any(|sent| sent.aborted.is_some())).await;
+    assert_eq!(told.bounds, [Bound::WriteTimeout]);
+    eventually("nobody has it any more", || readers(&body) == 0).await;
+}
+
+#[tokio::test]
+async fn a_request_body_that_drips_is_refused() {
+    let (tell, told) = oneshot::channel();
+    let tell = parking_lot::Mutex::new(Some(tell));
+    let limits = Limits { body_timeout: Duration::from_millis(200), body_rate: 1000, ..limits() };
+    let server = start(limits, move |_, body, _| {
+        let tell = tell.lock().take().unwrap();
+        Handled::later(async move {
+            tell.send(body_of(body).await).unwrap();
+            text("ok")
+        })
+    })
+    .await;
+    let mut raw = Raw::connect(server.address, &[]).await;
+    raw.send(&frame(h2::HEADERS, h2::END_HEADERS, 1, h2::POST)).await;
+    let dripping = async {
+        loop {
+            raw.send(&frame(DATA, 0, 1, b"x")).await;
+            tokio::time::sleep(Duration::from_millis(20)).await; // how slow this client is
+        }
+    };
+    let read = tokio::select! {
+        read = told => read.unwrap(),
+        () = dripping => unreachable!(),
+        () = tokio::time::sleep(PATIENCE) => panic!("it is read on"),
+    };
+    assert_eq!(read, Err(BodyError::Timeout));
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_with_its_stream_after_the_clients_end() {
+    let (mut upstream, ours) = duplex(1000);
+    let ours = parking_lot::Mutex::new(Some(ours));
+    let server = start(limits(), move |_, _, _| {
+        let tunnel = Box::new(ours.lock().take().expect("one request"));
+        Handled::Ready(response(101, ResponseBody::Tunnel(tunnel)))
+    })
+    .await;
+    let mut raw = Raw::connect(server.address, &[]).await;
+    let lines = [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    let head: Vec<u8> = lines.iter().flat_map(|(name, value)| h2::line(name, value)).collect();
+    raw.send(&frame(h2::HEADERS, h2::END_HEADERS, 1, &head)).await;
+    assert!(raw.until(|frame| frame.kind == h2::HEADERS).await.is_some());
+    raw.send(&frame(DATA, END, 1, b"last")).await;
+    let mut read = Vec::new();
+    tokio::time::timeout(PATIENCE, upstream.read_to_end(&mut read)).await.expect("the client's end").unwrap();
+    assert_eq!(read, b"last");
+    raw.send(&frame(h2::RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await;
+    assert_eq!(server.told(|told| !told.finished.is_empty()).await.finished[0].aborted, Some(BodyError::Reset));
+    assert!(upstream.write_all(b"nobody").await.is_err(), "the tunnel is closed");
 }
 
 #[tokio::test]
@@ -286,6 +509,43 @@ async fn a_connection_has_as_many_requests_as_it_may() {
     }
     server.told(|told| told.ended == 1).await;
     assert!(client.ready().await.is_err() || client.send_request(get("/")).await.is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_hear_of_the_end_is_refused_in_time() {
+    let (go, waits) = oneshot::channel::<()>();
+    let waits = parking_lot::Mutex::new(Some(waits));
+    let limits = Limits { requests_per_connection: 2, header_timeout: Duration::from_millis(100), ..limits() };
+    let limits = Limits { write_timeout: Duration::from_millis(200), ..limits };
+    let server = start(limits, move |_, _, _| match waits.lock().take() {
+        None => Handled::Ready(text("ok")),
+        Some(waits) => Handled::later(async move {
+            waits.await.unwrap();
+            text("ok")
+        }),
+    })
+    .await;
+    let mut raw = Raw::connect(server.address, &[]).await;
+    let ask = |stream| frame(h2::HEADERS, END | h2::END_HEADERS, stream, GET);
+    raw.send(&[ask(1), ask(3)].concat()).await;
+    assert!(raw.until(|frame| frame.kind == GOAWAY).await.is_some(), "it is told");
+    // It goes on as if it had not heard.
+    let mut stream = 3;
+    let refused = loop {
+        stream += 2;
+        raw.send(&ask(stream)).await;
+        let ended = raw.until(|frame| frame.stream == stream && frame.flags & END != 0 || frame.kind == h2::RST_STREAM).await;
+        let ended = ended.expect("a request is under way");
+        if ended.kind == h2::RST_STREAM {
+            break ended;
+        }
+    };
+    assert_eq!((refused.stream, refused.code()), (stream, Some(::h2::Reason::REFUSED_STREAM.into())));
+    go.send(()).unwrap();
+    let last = raw.until(|frame| frame.stream == 1 && frame.flags & END != 0).await;
+    assert_eq!(last.expect("what is under way is answered").payload, b"ok");
+    assert!(raw.until(|_| false).await.is_none());
+    server.told(|told| told.ended == 1).await;
 }
 
 #[tokio::test]

@@ -4,10 +4,10 @@
 //! its socket while [`CHANNEL_BYTES`] wait.
 
 use super::framing::BodyLength;
-use super::pace::Pace;
 use super::{PIPELINE_BYTES, UNREAD_BODY_BYTES, bad};
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::http1::chunked::{ChunkError, Chunked};
+use crate::listener::pace::Pace;
 use crate::listener::{Refusal, RequestBody};
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;

@@ -4,7 +4,7 @@
 //! asks of the connection), [`write`](mod@write) (an answer to bytes). The driver that moves bytes between them and a
 //! socket: `connection` (the loop and the fast path: read, parse, handle, one write), `exchange` (everything that
 //! waits: handlers that answer later, request bodies, streamed answers, tunnels), `intake` (a request body on its way
-//! to its reader), `pace` (how long it may take), `alarms` (one timer and the drain signal per connection), `held` (who keeps
+//! to its reader; [`pace`](super::pace): how long it may take), `alarms` (one timer and the drain signal per connection), `held` (who keeps
 //! buffers while it waits).
 //!
 //! `docs/http1.md` lists what is refused and what is normalised, row by row.
@@ -18,13 +18,14 @@ mod exchange;
 pub mod framing;
 mod held;
 mod intake;
-mod pace;
 pub mod parse;
 pub mod write;
 
 use super::{Handler, Peer, Refusal, Socket, Unread};
 use crate::config::settings::Limits;
 use connection::Next;
+#[cfg(test)]
+pub(super) use framing::tests::limits;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -5,7 +5,9 @@ use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel
 use crate::clock;
 use crate::config::settings::Limits;
 use crate::http2;
-use crate::listener::{Handled, Handler, InterimSlot, Later, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent};
+use crate::listener::{
+    Handled, Handler, Interim, InterimReceiver, InterimSlot, Later, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
+};
 use crate::observe::metrics::Bound;
 use crate::proxy::outcome::Outcome;
 use crate::semantics::{StatusCode, date, name, proxy_status};
@@ -45,29 +47,46 @@ pub(in crate::listener) enum Asked<H: Handler> {
 /// A request under way. Dropping it drops all work for it.
 pub(in crate::listener) struct Waiting<H: Handler> {
     report: Report<H>,
-    response: Later,
-    interims: InterimSlot,
+    /// Until it has come.
+    later: Option<Later>,
+    come: Option<Come>,
+    interims: Option<InterimReceiver>,
     is_connect: bool,
+}
+
+/// What came of the handler's work.
+pub(in crate::listener) type Come = Result<Box<Response>, Refusal>;
+
+/// What comes next of a request under way.
+pub(in crate::listener) enum Event {
+    /// To be relayed (1xx).
+    Interim(http::Response<()>),
+    /// For [`Waiting::answer`].
+    Response(Come),
 }
 
 /// Has a request handled, whatever it came by; what can be answered at once is.
 pub(in crate::listener) fn ask<H: Handler>(
     shared: &Arc<Shared<H>>,
     parts: Parts,
-    body: impl FnOnce(&RequestHead, &Limits) -> Result<RequestBody, Refusal>,
+    body: impl FnOnce(&RequestHead, &Arc<Limits>) -> Result<RequestBody, Refusal>,
 ) -> Asked<H> {
-    let (mut report, is_connect, mut interims) = (Report::new(shared), parts.method == Method::CONNECT, InterimSlot::default());
-    match handle(&mut report, parts, body, &mut interims) {
-        Ok(Handled::Later(response)) => Asked::Later(Waiting { report, response, interims, is_connect }),
-        Ok(Handled::Ready(response)) => Asked::Answered(answer(report, Ok(response), interims, is_connect)),
-        Err(refusal) => Asked::Answered(answer(report, Err(refusal), interims, is_connect)),
-    }
+    let (mut report, is_connect, mut slot) = (Report::new(shared), parts.method == Method::CONNECT, InterimSlot::default());
+    let handled = handle(&mut report, parts, body, &mut slot);
+    let interims = slot.take();
+    let (later, come) = match handled {
+        Ok(Handled::Ready(response)) if interims.is_none() => return Asked::Answered(answer(report, Ok(response), is_connect)),
+        Err(refusal) => return Asked::Answered(answer(report, Err(refusal), is_connect)),
+        Ok(Handled::Ready(response)) => (None, Some(Ok(Box::new(response)))),
+        Ok(Handled::Later(later)) => (Some(later), None),
+    };
+    Asked::Later(Waiting { report, later, come, interims, is_connect })
 }
 
 fn handle<H: Handler>(
     report: &mut Report<H>,
     parts: Parts,
-    body: impl FnOnce(&RequestHead, &Limits) -> Result<RequestBody, Refusal>,
+    body: impl FnOnce(&RequestHead, &Arc<Limits>) -> Result<RequestBody, Refusal>,
     interims: &mut InterimSlot,
 ) -> Result<Handled, Refusal> {
     let shared = &*report.shared;
@@ -78,23 +97,47 @@ fn handle<H: Handler>(
 }
 
 impl<H: Handler> Waiting<H> {
-    /// The answer, when it is there.
-    pub async fn answer(mut self) -> Answer<H> {
-        let response = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| self.response.as_mut().poll(context))) {
-            Ok(polled) => polled.map(Ok),
-            Err(_) => Poll::Ready(Err(PANIC)),
-        });
-        let response = response.await;
-        answer(self.report, response.map(|response| *response), self.interims, self.is_connect)
+    /// What comes next, up to the response.
+    pub async fn event(&mut self) -> Event {
+        poll_fn(|context| self.poll_event(context)).await
+    }
+
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        if let Some(later) = &mut self.later {
+            match catch_unwind(AssertUnwindSafe(|| later.as_mut().poll(context))) {
+                Ok(Poll::Ready(response)) => (self.later, self.come) = (None, Some(Ok(response))),
+                Ok(Poll::Pending) => {}
+                Err(_) => (self.later, self.come) = (None, Some(Err(PANIC))),
+            }
+        }
+        if let Some(head) = ready!(self.poll_interim(context)) {
+            return Poll::Ready(Event::Interim(head));
+        }
+        self.come.take().map_or(Poll::Pending, |come| Poll::Ready(Event::Response(come)))
+    }
+
+    /// The next interim response; `None` where the response comes first.
+    fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<Option<http::Response<()>>> {
+        let Some(interims) = &mut self.interims else { return Poll::Ready(None) };
+        loop {
+            let interim = match &self.come {
+                Some(_) => interims.try_recv(),
+                None => Some(ready!(interims.poll_recv(context))),
+            };
+            let Some(Interim { status, fields }) = interim else { return Poll::Ready(None) };
+            match headers(&ResponseFields::Own(fields)) {
+                Some(headers) => return Poll::Ready(Some(head(status, headers))),
+                None => self.report.shared.handler.bound(Bound::InterimDropped),
+            }
+        }
+    }
+
+    pub fn answer(self, come: Come) -> Answer<H> {
+        answer(self.report, come.map(|response| *response), self.is_connect)
     }
 }
 
-fn answer<H: Handler>(report: Report<H>, response: Result<Response, Refusal>, mut interims: InterimSlot, is_connect: bool) -> Answer<H> {
-    if response.is_ok() {
-        while interims.take_one() {
-            report.shared.handler.bound(Bound::InterimDropped);
-        }
-    }
+fn answer<H: Handler>(report: Report<H>, response: Result<Response, Refusal>, is_connect: bool) -> Answer<H> {
     match response {
         Ok(Response { status, fields, body: ResponseBody::Tunnel(tunnel), outcome, .. }) if is_connect && status == 101 => {
             open(report, &fields, outcome, tunnel)
@@ -112,7 +155,7 @@ fn open<H: Handler>(mut report: Report<H>, fields: &ResponseFields, outcome: Out
     headers.remove(SEC_WEBSOCKET_ACCEPT);
     headers.remove(CONTENT_LENGTH);
     report.answer = Some((StatusCode::OK, outcome));
-    Answer { head: head(StatusCode::OK, headers), body: Outgoing { source: Source::Tunnel(tunnel), left: None, report } }
+    Answer { head: head(StatusCode::OK, headers), body: Outgoing::new(Source::Tunnel(tunnel), None, report) }
 }
 
 fn head(status: StatusCode, headers: HeaderMap) -> http::Response<()> {
@@ -144,10 +187,7 @@ fn begin<H: Handler>(mut report: Report<H>, response: Response) -> Answer<H> {
     }
     report.answer = Some((status, outcome));
     report.waits_for_us(false);
-    if matches!(source, Source::Done) {
-        report.finish(None);
-    }
-    Answer { head: head(status, headers), body: Outgoing { source, left: length, report } }
+    Answer { head: head(status, headers), body: Outgoing::new(source, length, report) }
 }
 
 /// The answer to a request that the connection itself refuses.
@@ -158,12 +198,12 @@ fn refuse<H: Handler>(mut report: Report<H>, refusal: Refusal) -> Answer<H> {
     let text = format!("{} {}: {}\n", status.as_str(), status.canonical_reason().unwrap_or("Refused"), refusal.reason);
     let member = proxy_status::member(&report.shared.handler.name(), refusal.error(), Some(refusal.reason));
     let to_head = report.head.as_ref().is_some_and(|head| head.method == Method::HEAD);
-    let source = if to_head { Source::Done } else { Source::Full(Bytes::from(text)) };
+    let (length, source) = if to_head { (0, Source::Done) } else { (text.len() as u64, Source::Full(Bytes::from(text))) };
     let mut headers = HeaderMap::new();
     http2::append(&mut headers, DATE.as_str().as_bytes(), &date::format(clock::now().wall_ms));
     http2::append(&mut headers, name::PROXY_STATUS.as_str().as_bytes(), &member);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    Answer { head: head(status, headers), body: Outgoing { source, left: None, report } }
+    Answer { head: head(status, headers), body: Outgoing::new(source, Some(length), report) }
 }
 
 /// All lines of an answer; `None` where one fits no section.
@@ -196,7 +236,6 @@ impl Source {
                 *self = Self::Done;
                 Poll::Ready(Some(Ok(Chunk::Data(bytes))))
             }
-            Self::Stored { body, .. } if body.is_revoked() => Poll::Ready(Some(Err(BodyError::Detached))),
             Self::Stored { body, start, end } => {
                 let piece = piece(body, *start, *end);
                 *start += piece.as_ref().map_or(0, |piece| piece.len() as u64);
@@ -224,10 +263,14 @@ fn piece(body: &StoredBody, start: u64, end: u64) -> Option<Bytes> {
 }
 
 /// The body of an answer, as its stream takes it. Where it does not end as it should the stream is to be reset (P4).
+///
+/// Whoever sends it says when the client has all of it ([`Outgoing::taken`]), and keeps it until then: it counts as in use.
 pub(in crate::listener) struct Outgoing<H: Handler> {
     source: Source,
     /// Bytes that are to come, where that is known.
     left: Option<u64>,
+    /// There is nothing more to come.
+    is_end: bool,
     report: Report<H>,
 }
 
@@ -238,13 +281,27 @@ pub(in crate::listener) enum Piece {
 }
 
 impl<H: Handler> Outgoing<H> {
+    fn new(source: Source, left: Option<u64>, report: Report<H>) -> Self {
+        let is_done = matches!(source, Source::Done);
+        let mut outgoing = Self { source, left, is_end: false, report };
+        if is_done {
+            outgoing.end();
+        }
+        outgoing
+    }
+
     /// Whether there is nothing more to come.
     pub const fn is_end(&self) -> bool {
-        matches!(self.source, Source::Done)
+        self.is_end
     }
 
     pub const fn is_tunnel(&self) -> bool {
         matches!(self.source, Source::Tunnel(_))
+    }
+
+    /// What the requests of its connection share.
+    pub fn shared(&self) -> &Shared<H> {
+        &self.report.shared
     }
 
     /// The other end of the tunnel that the stream becomes, if so.
@@ -261,16 +318,39 @@ impl<H: Handler> Outgoing<H> {
     /// What became of the tunnel.
     pub fn tunnelled(mut self, to_client: u64, aborted: Option<BodyError>) {
         self.report.body_bytes = to_client;
-        self.finish(aborted);
-    }
-
-    fn finish(&mut self, aborted: Option<BodyError>) {
-        self.source = Source::Done;
         self.report.finish(aborted);
     }
 
+    /// The client has it as it was given out.
+    pub fn taken(&mut self) {
+        self.report.finish(None);
+    }
+
+    /// Whether memory behind it is wanted back, and nobody was told yet that it goes no further.
+    pub fn is_revoked(&self) -> bool {
+        !self.report.told
+            && match &self.source {
+                Source::Stored { body, .. } => body.is_revoked(),
+                Source::Stream(stream) => stream.is_revoked(),
+                Source::Done | Source::Full(_) | Source::Tunnel(_) => false,
+            }
+    }
+
+    /// It goes no further: its client is too slow, by this bound.
+    pub fn detach(&mut self, bound: Bound) {
+        self.report.shared.handler.bound(bound);
+        self.report.finish(Some(BodyError::Detached));
+    }
+
+    /// The last of it was given out.
+    fn end(&mut self) {
+        self.is_end = true;
+        self.report.given_at.get_or_insert_with(clock::nanos);
+    }
+
     fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Piece, BodyError>>> {
-        self.finish(Some(error));
+        self.source = Source::Done;
+        self.report.finish(Some(error));
         Poll::Ready(Some(Err(error)))
     }
 
@@ -296,7 +376,7 @@ impl<H: Handler> Outgoing<H> {
                     }
                     // The last byte of what is at hand ends it; a stream may have trailers, or fail.
                     if self.left == Some(0) && !matches!(self.source, Source::Stream(_)) {
-                        self.finish(None);
+                        self.end();
                     }
                     Poll::Ready(Some(Ok(Piece::Data(data))))
                 }
@@ -306,11 +386,11 @@ impl<H: Handler> Outgoing<H> {
                     if !fields.iter().all(|(name, value)| http2::append(&mut trailers, name.as_bytes(), value)) {
                         return self.fail(BodyError::Malformed);
                     }
-                    self.finish(None);
+                    self.end();
                     Poll::Ready(Some(Ok(Piece::Trailers(trailers))))
                 }
                 None => {
-                    self.finish(None);
+                    self.end();
                     Poll::Ready(None)
                 }
                 Some(Err(error)) => self.fail(error),
@@ -328,6 +408,8 @@ struct Report<H: Handler> {
     body_bytes: u64,
     /// Boot-time nanoseconds.
     began: u64,
+    /// When the last byte was given out.
+    given_at: Option<u64>,
     told: bool,
     /// It waits for us, not for its client.
     ours: bool,
@@ -337,7 +419,8 @@ impl<H: Handler> Report<H> {
     fn new(shared: &Arc<Shared<H>>) -> Self {
         shared.began();
         let shared = Arc::clone(shared);
-        let mut report = Self { shared, head: None, answer: None, body_bytes: 0, began: clock::nanos(), told: false, ours: false };
+        let (began, given_at) = (clock::nanos(), None);
+        let mut report = Self { shared, head: None, answer: None, body_bytes: 0, began, given_at, told: false, ours: false };
         report.waits_for_us(true);
         report
     }
@@ -358,9 +441,10 @@ impl<H: Handler> Report<H> {
 
     fn finish(&mut self, aborted: Option<BodyError>) {
         let (Some(head), Some((status, outcome)), false) = (&self.head, &self.answer, self.told) else { return };
-        let sent = Sent { status: *status, body_bytes: self.body_bytes, duration_ns: clock::nanos() - self.began, aborted };
-        self.shared.handler.finished(&self.shared.peer, head, outcome, &sent);
         self.told = true;
+        let ended_at = self.given_at.unwrap_or_else(clock::nanos);
+        let sent = Sent { status: *status, body_bytes: self.body_bytes, duration_ns: ended_at - self.began, aborted };
+        self.shared.handler.finished(&self.shared.peer, head, outcome, &sent);
     }
 }
 

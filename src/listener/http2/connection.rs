@@ -1,5 +1,6 @@
 //! A connection from its preface to its end: h2 and the socket below it, driven together.
 
+use super::leaving::Leaving;
 use super::watched::{Seen, Watched};
 use super::{Shared, builder, stream};
 use crate::clock::{self, Alarm};
@@ -17,13 +18,16 @@ use tokio::time::Instant;
 /// Requests that are taken before other connections of the worker have their turn.
 const TURN: usize = 64;
 
-pub(super) struct Connection<S, H> {
+pub(super) struct Connection<S, H: Handler> {
     shared: Arc<Shared<H>>,
     socket: Watched<S>,
     seen: Arc<Seen>,
     state: State<S>,
+    leaving: Arc<Leaving<H>>,
     /// It is to end once what is under way is answered.
     ends: bool,
+    /// What its client asks for is not even looked at any more.
+    refuses: bool,
 }
 
 enum State<S> {
@@ -35,7 +39,8 @@ impl<S: Socket, H: Handler> Connection<S, H> {
     pub fn new(socket: S, shared: Arc<Shared<H>>) -> Self {
         let (socket, seen) = Watched::new(socket, &shared.limits.http2);
         let state = State::Begins(builder(&shared.limits).handshake(socket.share()));
-        Self { shared, socket, seen, state, ends: false }
+        let leaving = Arc::new(Leaving::new(&seen));
+        Self { shared, socket, seen, state, leaving, ends: false, refuses: false }
     }
 
     /// What was seen on the socket.
@@ -51,11 +56,17 @@ impl<S: Socket, H: Handler> Connection<S, H> {
         }
     }
 
+    /// Takes no more requests: those that come may be sent again elsewhere.
+    pub fn refuse(&mut self) {
+        self.refuses = true;
+    }
+
     /// Answers what came, and sends what is there to be sent; ready once the connection is over.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         let served = self.poll_served(context);
         // A client that takes nothing is seen to by its write timeout.
         _ = self.socket.poll_send(context);
+        self.socket.look_at_open(|open| self.leaving.look(open, context));
         served
     }
 
@@ -78,14 +89,23 @@ impl<S: Socket, H: Handler> Connection<S, H> {
         for _ in 0..TURN {
             match ready!(connection.poll_accept(context)) {
                 Some(accepted) => {
-                    let (request, respond) = accepted?;
-                    stream::begin(&self.shared, request, respond, context);
+                    let (request, mut respond) = accepted?;
+                    match self.refuses {
+                        true => respond.send_reset(Reason::REFUSED_STREAM),
+                        false => stream::begin(&self.shared, &self.leaving, request, respond, context),
+                    }
                 }
                 None => return Poll::Ready(Ok(())),
             }
         }
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+impl<S, H: Handler> Drop for Connection<S, H> {
+    fn drop(&mut self) {
+        self.leaving.close();
     }
 }
 

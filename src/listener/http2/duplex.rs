@@ -3,20 +3,23 @@
 use crate::http2;
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
+use parking_lot::Mutex;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub(super) struct Duplex {
     incoming: RecvStream,
-    outgoing: SendStream<Bytes>,
+    /// Whoever waits for a reset has it, too.
+    outgoing: Arc<Mutex<SendStream<Bytes>>>,
     /// Came, and was not read yet.
     unread: Bytes,
 }
 
 impl Duplex {
-    pub const fn new(incoming: RecvStream, outgoing: SendStream<Bytes>) -> Self {
+    pub const fn new(incoming: RecvStream, outgoing: Arc<Mutex<SendStream<Bytes>>>) -> Self {
         Self { incoming, outgoing, unread: Bytes::new() }
     }
 }
@@ -39,12 +42,13 @@ impl AsyncRead for Duplex {
 }
 
 impl AsyncWrite for Duplex {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(room) = ready!(http2::poll_room(&mut self.outgoing, bytes.len(), context)) else {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut outgoing = self.outgoing.lock();
+        let Some(room) = ready!(http2::poll_room(&mut outgoing, bytes.len(), context)) else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
         let length = room.min(bytes.len());
-        self.outgoing.send_data(Bytes::copy_from_slice(&bytes[..length]), false).map_err(io::Error::other)?;
+        outgoing.send_data(Bytes::copy_from_slice(&bytes[..length]), false).map_err(io::Error::other)?;
         Poll::Ready(Ok(length))
     }
 
@@ -52,7 +56,7 @@ impl AsyncWrite for Duplex {
         Poll::Ready(Ok(())) // the connection sends as the client takes it
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.outgoing.send_data(Bytes::new(), true).map_err(io::Error::other))
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.outgoing.lock().send_data(Bytes::new(), true).map_err(io::Error::other))
     }
 }

@@ -143,9 +143,9 @@ impl Traffic {
         }
     }
 
-    /// Streams that were opened and that nobody has ended.
-    pub fn open(&self) -> usize {
-        self.open.len()
+    /// Streams that were opened and that nobody has ended, in order.
+    pub fn open(&self) -> &[u32] {
+        &self.open
     }
 
     pub fn may_write_frames(&self) -> bool {
@@ -235,14 +235,14 @@ mod tests {
         for stream in [1, 3, 5, 3] {
             assert_eq!(traffic.read(&frame(HEADERS, 5, stream, 10), || 0), None);
         }
-        assert_eq!((traffic.open(), traffic.last), (3, 5), "the second of 3 are its trailers");
+        assert_eq!((traffic.open().len(), traffic.last), (3, 5), "the second of 3 are its trailers");
         let whole = [frame(HEADERS, 4, 1, 20), frame(DATA, 0, 1, 100)].concat();
         assert!(traffic.wrote([&whole[..]].into_iter(), whole.len()));
-        assert_eq!(traffic.open(), 3);
+        assert_eq!(traffic.open().len(), 3);
         let end = frame(DATA, END_STREAM, 1, 0);
-        assert!(traffic.wrote([&end[..4], &end[4..]].into_iter(), 9) && traffic.open() == 2);
+        assert!(traffic.wrote([&end[..4], &end[4..]].into_iter(), 9) && traffic.open().len() == 2);
         assert_eq!(traffic.read(&frame(RST_STREAM, 0, 5, 4), || 0), None);
-        assert!(traffic.wrote([&frame(RST_STREAM, 0, 3, 4)[..]].into_iter(), 13) && traffic.open() == 0);
+        assert!(traffic.wrote([&frame(RST_STREAM, 0, 3, 4)[..]].into_iter(), 13) && traffic.open().is_empty());
         assert!(!traffic.wrote([&frame(6, END_STREAM, 0, 8)[..]].into_iter(), 17), "the answer to a PING is none of ours");
     }
 

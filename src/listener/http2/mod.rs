@@ -2,8 +2,8 @@
 //!
 //! Streams are requests that go on at once, each with its own flow control, so that a slow reader holds up nobody but
 //! itself. A stream that is reset drops the work for it. What can be answered at once is answered on the spot, and all
-//! answers to what came together go out together ([`connection`], [`stream`], [`watched`]). Interim responses (1xx) do not go
-//! out; they are counted.
+//! answers to what came together go out together ([`connection`], [`stream`], [`watched`]). What became of them the socket
+//! tells ([`leaving`]).
 //!
 //! In plain text it is spoken by prior knowledge (RFC 9113 §3.3): between nodes ([`crate::shield`]), and on listeners that
 //! allow it, where [`http1`](super::http1) sees the preface and hands the socket over. An Upgrade to h2c is not taken: RFC
@@ -13,6 +13,7 @@ pub(in crate::listener) mod answer;
 mod connection;
 mod duplex;
 mod frames;
+mod leaving;
 mod request;
 mod stream;
 mod watched;
@@ -93,6 +94,11 @@ impl<H: Handler> Shared<H> {
         seen.open() > self.ours.load(Ordering::Relaxed)
     }
 
+    /// Whether nothing is under way.
+    fn is_idle(&self) -> bool {
+        self.activity.lock().active == 0
+    }
+
     /// Until when the connection may stay without a request.
     pub fn idle_until(&self) -> Instant {
         let Activity { active, served, idle_since } = *self.activity.lock();
@@ -117,12 +123,14 @@ where
     let mut stall = Stall::default();
     // Once it ends: until when what is under way may go on; a drain has its own end.
     let mut ending: Option<Option<Instant>> = None;
+    // Until when a client that was told of the end may go on asking: only its word that it has heard of it ends that before.
+    let mut last_call: Option<Instant> = None;
     let mut given = false;
     loop {
         let look_at = Instant::now() + shared.limits.write_timeout / LOOKS_PER_WRITE_TIMEOUT;
         let wake_at = match ending {
             Some(Some(until)) => until,
-            Some(None) => look_at,
+            Some(None) => last_call.filter(|at| *at > Instant::now()).map_or(look_at, |at| at.min(look_at)),
             None if seen.open() > 0 => look_at.min(shared.idle_until()),
             None => shared.idle_until(),
         };
@@ -149,10 +157,15 @@ where
             () = shared.enough.notified() => {
                 serving.end();
                 ending = ending.or(Some(None));
+                last_call = Some(Instant::now() + shared.limits.header_timeout);
             }
             () = sleep_until(wake_at) => match ending {
                 Some(Some(_)) => return,
                 _ if stall.lasts(&shared, &seen) => seen.give_up(),
+                Some(None) if last_call.is_some_and(|at| at <= Instant::now()) => match shared.is_idle() {
+                    true => return,
+                    false => serving.refuse(),
+                },
                 None if seen.open() > 0 && shared.put_off_idling() => {}
                 None if shared.idle_until() <= Instant::now() => {
                     shared.handler.bound(Bound::IdleTimeout);

@@ -1,14 +1,16 @@
 //! A request of HTTP/2 in our terms, or why it is refused.
 
-use crate::body::BodyStream;
+use crate::body::{BodyError, Chunk};
 use crate::config::settings::Limits;
 use crate::http2;
+use crate::listener::paced::{Paced, Source};
 use crate::listener::{Refusal, RequestBody, RequestHead};
 use crate::semantics::{Fields, name};
 use h2::RecvStream;
 use h2::ext::Protocol;
 use http::request::Parts;
-use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 const fn bad(reason: &'static str) -> Refusal {
     Refusal { status: 400, reason }
@@ -76,7 +78,7 @@ fn nonce() -> String {
 }
 
 /// The body. Its length is compared with what was announced, by h2.
-pub(super) fn body(head: &RequestHead, incoming: RecvStream, limits: &Limits) -> Result<RequestBody, Refusal> {
+pub(super) fn body(head: &RequestHead, incoming: RecvStream, limits: &Arc<Limits>) -> Result<RequestBody, Refusal> {
     if incoming.is_end_stream() {
         return Ok(RequestBody::Empty);
     }
@@ -84,6 +86,11 @@ pub(super) fn body(head: &RequestHead, incoming: RecvStream, limits: &Limits) ->
     if length.is_some_and(|length: u64| length > limits.body_bytes) {
         return Err(Refusal { status: 413, reason: "body-bytes" });
     }
-    let stream = http2::Incoming::new(incoming, limits.body_timeout, limits.body_bytes);
-    Ok(RequestBody::Stream { length, stream: Box::pin(stream) as Pin<Box<dyn BodyStream>> })
+    Ok(RequestBody::Stream { length, stream: Box::pin(Paced::new(incoming, limits)) })
+}
+
+impl Source for RecvStream {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Chunk>, BodyError>> {
+        http2::poll_next(self, context, |_| BodyError::Reset)
+    }
 }

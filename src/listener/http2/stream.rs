@@ -3,26 +3,51 @@
 //! What can be answered at once is, on the connection's own task, and so is what of its body fits the client's windows. The rest
 //! goes on in a task of its own, which ends with the stream.
 
-use super::answer::{self, Answer, Asked, Outgoing, Piece};
+use super::answer::{self, Answer, Asked, Event, Outgoing, Piece};
 use super::duplex::Duplex;
-use super::{Shared, request};
+use super::leaving::Leaving;
+use super::{LOOKS_PER_WRITE_TIMEOUT, Shared, request};
 use crate::body::BodyError;
+use crate::clock::Alarm;
 use crate::http2;
 use crate::listener::{Handler, RequestBody};
+use crate::observe::metrics::Bound;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::Method;
+use parking_lot::Mutex;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::copy_bidirectional;
+use tokio::time::Instant;
 
-/// Takes a request, and answers it as far as that needs no waiting.
+/// The longest frame that every client takes (RFC 9113 §4.2).
+const FRAME: usize = 16 << 10;
+
+/// Takes a request, and answers it as far as that needs no waiting. Where that panics its stream alone fails.
 pub(super) fn begin<H: Handler>(
     shared: &Arc<Shared<H>>,
+    leaving: &Arc<Leaving<H>>,
     request: http::Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    respond: SendResponse<Bytes>,
+    context: &mut Context<'_>,
+) {
+    let mut respond = Some(respond);
+    let begun = catch_unwind(AssertUnwindSafe(|| answer(shared, leaving, request, &mut respond, context)));
+    if let (Err(_), Some(respond)) = (begun, &mut respond) {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+    }
+}
+
+/// `respond` is taken where the answer goes on in a task of its own.
+fn answer<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    leaving: &Arc<Leaving<H>>,
+    request: http::Request<RecvStream>,
+    respond: &mut Option<SendResponse<Bytes>>,
     context: &mut Context<'_>,
 ) {
     let (parts, incoming) = request.into_parts();
@@ -31,47 +56,68 @@ pub(super) fn begin<H: Handler>(
         Some(incoming) => request::body(head, incoming, limits),
         None => Ok(RequestBody::Empty),
     });
-    let sending = match asked {
-        Asked::Answered(answer) => Sending::begin(answer, &mut respond, tunnel),
+    let answer = match asked {
+        Asked::Answered(answer) => answer,
         Asked::Later(waiting) => {
-            tokio::spawn(async move {
-                let answer = tokio::select! {
-                    biased;
-                    answer = waiting.answer() => answer,
-                    _ = poll_fn(|context| respond.poll_reset(context)) => return,
-                };
-                if let Some(sending) = Sending::begin(answer, &mut respond, tunnel) {
-                    sending.finish().await;
-                }
-            });
+            if let Some(respond) = respond.take() {
+                tokio::spawn(wait(waiting, respond, tunnel, Arc::clone(leaving)));
+            }
             return;
         }
     };
-    if let Some(mut sending) = sending
-        && (sending.tunnel.is_some() || sending.poll(context).is_pending())
-    {
-        tokio::spawn(sending.finish());
+    let Some(mut sending) = respond.as_mut().and_then(|respond| Sending::begin(answer, respond, tunnel)) else { return };
+    if sending.tunnel.is_none() && sending.poll(leaving, context).is_ready() {
+        leaving.add(sending);
+    } else {
+        tokio::spawn(sending.finish(Arc::clone(leaving)));
     }
 }
 
-/// An answer of which the head went out, and not all of the body.
-struct Sending<H: Handler> {
+/// Waits for the answer, and sends it to its end. Interim responses go before it.
+async fn wait<H: Handler>(
+    mut waiting: answer::Waiting<H>,
+    mut respond: SendResponse<Bytes>,
+    tunnel: Option<RecvStream>,
+    leaving: Arc<Leaving<H>>,
+) {
+    let come = loop {
+        tokio::select! {
+            biased;
+            event = waiting.event() => match event {
+                // Where the stream has ended meanwhile nobody is left to be told.
+                Event::Interim(head) => _ = respond.send_informational(head),
+                Event::Response(come) => break come,
+            },
+            _ = poll_fn(|context| respond.poll_reset(context)) => return,
+        }
+    };
+    if let Some(sending) = Sending::begin(waiting.answer(come), &mut respond, tunnel) {
+        sending.finish(leaving).await;
+    }
+}
+
+/// An answer of which the head went out.
+pub(super) struct Sending<H: Handler> {
     stream: SendStream<Bytes>,
     body: Outgoing<H>,
     /// Waits for the client's windows.
     piece: Bytes,
     /// What comes from the client, where the stream is a tunnel.
     tunnel: Option<RecvStream>,
+    /// Until when the client is to make room, while there is none.
+    room_by: Option<Instant>,
+    alarm: Alarm,
 }
 
 impl<H: Handler> Sending<H> {
-    /// Sends the head; `None` where that was all. Who takes a refused stream's answer back is told that the client left.
+    /// Sends the head. Who takes a refused stream's answer back is told that the client left.
     fn begin(answer: Answer<H>, respond: &mut SendResponse<Bytes>, incoming: Option<RecvStream>) -> Option<Self> {
         let Answer { head, body } = answer;
-        let is_end = body.is_end();
-        match respond.send_response(head, is_end) {
-            Ok(stream) if !is_end => Some(Self { stream, piece: Bytes::new(), tunnel: incoming.filter(|_| body.is_tunnel()), body }),
-            Ok(_) => None,
+        match respond.send_response(head, body.is_end()) {
+            Ok(stream) => {
+                let tunnel = incoming.filter(|_| body.is_tunnel());
+                Some(Self { stream, body, piece: Bytes::new(), tunnel, room_by: None, alarm: Alarm::default() })
+            }
             Err(error) => {
                 tracing::debug!(%error, "an answer could not be sent");
                 respond.send_reset(Reason::INTERNAL_ERROR);
@@ -80,32 +126,47 @@ impl<H: Handler> Sending<H> {
         }
     }
 
-    async fn finish(mut self) {
+    async fn finish(mut self, leaving: Arc<Leaving<H>>) {
         match self.tunnel.take() {
             Some(incoming) => self.tunnel(incoming).await,
-            None => poll_fn(|context| self.poll(context)).await,
+            None => {
+                poll_fn(|context| self.poll(&leaving, context)).await;
+                leaving.hand_over(self);
+            }
         }
     }
 
     async fn tunnel(mut self, incoming: RecvStream) {
         let Some(mut upstream) = self.body.take_tunnel() else { return };
-        let copied = copy_bidirectional(&mut Duplex::new(incoming, self.stream), &mut upstream).await;
+        let stream = Arc::new(Mutex::new(self.stream));
+        let mut client = Duplex::new(incoming, Arc::clone(&stream));
+        let copied = tokio::select! {
+            biased;
+            copied = copy_bidirectional(&mut client, &mut upstream) => copied.ok(),
+            // After the client's end nothing is read that would tell.
+            _ = poll_fn(|context| stream.lock().poll_reset(context)) => None,
+        };
         let (to_client, aborted) = copied.map_or((0, Some(BodyError::Reset)), |(_, to_client)| (to_client, None));
         self.body.tunnelled(to_client, aborted);
     }
 
-    /// Sends what there is of the body, as the client takes it; ready at its end, or where nobody wants it any more.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    /// Sends what there is of the body, as the client takes it; ready when h2 has all of it, or nobody gets any more.
+    fn poll(&mut self, leaving: &Leaving<H>, context: &mut Context<'_>) -> Poll<()> {
         loop {
+            if self.body.is_revoked() {
+                return self.give_up(Bound::ReaderDetached);
+            }
             if !self.piece.is_empty() {
-                // No more is reserved than shows that there is room: what others could use would lie idle while this waits.
-                if ready!(http2::poll_room(&mut self.stream, 1, context)).is_none() {
+                let Some(room) = ready!(self.poll_room(leaving, context)) else { return Poll::Ready(()) };
+                let next = self.piece.split_to(room.min(self.piece.len()));
+                let is_end = self.piece.is_empty() && self.body.is_end();
+                if self.stream.send_data(next, is_end).is_err() {
                     return Poll::Ready(());
                 }
-                let (piece, is_end) = (std::mem::take(&mut self.piece), self.body.is_end());
-                if self.stream.send_data(piece, is_end).is_err() || is_end {
-                    return Poll::Ready(());
-                }
+                continue;
+            }
+            if self.body.is_end() {
+                return Poll::Ready(());
             }
             let Poll::Ready(next) = self.body.poll_piece(context) else {
                 return self.stream.poll_reset(context).map(drop);
@@ -122,5 +183,46 @@ impl<H: Handler> Sending<H> {
             }
             return Poll::Ready(());
         }
+    }
+
+    /// Bytes of a frame that the client's windows and h2 have room for; `None` where it gets no more. h2 is given no more than that:
+    /// what it has nobody gets back, and of a frame that it has to divide it forgets the rest where the stream is reset.
+    fn poll_room(&mut self, leaving: &Leaving<H>, context: &mut Context<'_>) -> Poll<Option<usize>> {
+        let write_timeout = self.body.shared().limits.write_timeout;
+        loop {
+            if let Poll::Ready(room) = http2::poll_room(&mut self.stream, self.piece.len().min(FRAME), context) {
+                self.room_by = None;
+                return Poll::Ready(room.map(|room| room.min(FRAME)));
+            }
+            let room_by = *self.room_by.get_or_insert_with(|| Instant::now() + write_timeout);
+            ready!(self.alarm.poll_deadline(context, room_by));
+            // A connection of which nothing is taken at all is given up as a whole.
+            if leaving.goes_on_within(write_timeout / 2) {
+                return self.give_up(Bound::WriteTimeout).map(|()| None);
+            }
+            self.room_by = Some(Instant::now() + write_timeout / LOOKS_PER_WRITE_TIMEOUT);
+        }
+    }
+
+    fn give_up(&mut self, bound: Bound) -> Poll<()> {
+        self.body.detach(bound);
+        self.stream.send_reset(Reason::CANCEL);
+        Poll::Ready(())
+    }
+
+    /// Whether the client does not have all of it, and may get it: its stream is one of those that are `open` on the wire. A body that
+    /// is given up counts as in use until the client was told, because what it is told waits behind a piece of that.
+    pub fn is_on_its_way(&mut self, open: &[u32], context: &mut Context<'_>) -> bool {
+        if open.binary_search(&self.stream.stream_id().as_u32()).is_ok() {
+            if self.body.is_revoked() {
+                _ = self.give_up(Bound::ReaderDetached);
+            }
+            return true;
+        }
+        if self.body.is_end() && self.stream.poll_reset(context).is_pending() {
+            // What tells of it may panic: then it is not told.
+            _ = catch_unwind(AssertUnwindSafe(|| self.body.taken()));
+        }
+        false
     }
 }

@@ -137,6 +137,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     }
 }
 
+impl<S> Watched<S> {
+    /// Looks at the streams that nobody has ended on the wire, in order.
+    pub fn look_at_open<T>(&self, look: impl FnOnce(&[u32]) -> T) -> T {
+        look(self.0.lock().traffic.open())
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(context))?;
@@ -223,7 +230,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     }
 
     fn note_open(&self, before: usize) {
-        let open = self.traffic.open();
+        let open = self.traffic.open().len();
         self.seen.open.store(open, Ordering::Relaxed);
         if open < before {
             self.note_progress();
@@ -235,7 +242,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     }
 
     fn wrote(&mut self, slices: &[IoSlice<'_>], count: usize) {
-        let before = self.traffic.open();
+        let before = self.traffic.open().len();
         if self.traffic.wrote(slices.iter().map(|slice| &**slice), count) {
             self.note_progress();
         }
@@ -256,7 +263,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
                 return read;
             }
             line.seen.heard_at.store(clock::nanos(), Ordering::Relaxed);
-            let before = line.traffic.open();
+            let before = line.traffic.open().len();
             let excess = line.traffic.read(&buffer.filled()[filled..], clock::nanos);
             line.note_open(before);
             let Some(excess) = excess else { return read };

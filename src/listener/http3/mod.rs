@@ -12,7 +12,7 @@ use crate::listener::http2::{Shared, answer, header_list};
 use crate::listener::{Handler, Peer, Protocol};
 use crate::observe::metrics::Bound;
 use crate::tls;
-use answer::{Asked, Outgoing, Piece};
+use answer::{Asked, Event, Outgoing, Piece};
 use bytes::Bytes;
 use h3::error::Code;
 use h3::server::{RequestResolver, RequestStream};
@@ -190,9 +190,19 @@ async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut st
     let Some(body) = request::Incoming::begin(receive, &parts, &limits).await else { return Ended::Reset };
     let answer = match answer::ask(&shared, parts, |head, limits| body.into_body(head, limits)) {
         Asked::Answered(answer) => answer,
-        Asked::Later(waiting) => tokio::select! {
-            answer = waiting.answer() => answer,
-            _ = &mut stopped => return Ended::Reset,
+        Asked::Later(mut waiting) => loop {
+            let event = tokio::select! {
+                event = waiting.event() => event,
+                _ = &mut stopped => return Ended::Reset,
+            };
+            match event {
+                Event::Interim(head) => {
+                    if !matches!(timeout(limits.write_timeout, send.send_response(head)).await, Ok(Ok(()))) {
+                        return Ended::Reset;
+                    }
+                }
+                Event::Response(come) => break waiting.answer(come),
+            }
         },
     };
     let (head, mut body) = (answer.head, answer.body);
@@ -204,14 +214,18 @@ async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut st
         _ = &mut stopped => return Ended::Reset,
     };
     if written && matches!(timeout(limits.write_timeout, send.finish()).await, Ok(Ok(()))) {
-        _ = timeout(limits.write_timeout, stopped).await; // until it has arrived: the connection may be closed then
+        // Until it has arrived: the connection may be closed then.
+        if matches!(timeout(limits.write_timeout, stopped).await, Ok(true)) {
+            body.taken();
+        }
     } else {
         send.stop_stream(Code::H3_INTERNAL_ERROR);
     }
     Ended::Answered
 }
 
-/// Writes the body of an answer; false where it did not come to its end, or the client does not take it.
+/// Writes the body of an answer; false where it did not come to its end, or the client takes it too slowly. What is taken in time is
+/// a piece, so that nobody holds a body for long by a few bytes now and then.
 async fn write<H: Handler>(send: &mut Send, body: &mut Outgoing<H>, limits: &Limits) -> bool {
     while !body.is_end() {
         let mut data = match poll_fn(|context| body.poll_piece(context)).await {
@@ -223,9 +237,18 @@ async fn write<H: Handler>(send: &mut Send, body: &mut Outgoing<H>, limits: &Lim
             }
         };
         while !data.is_empty() {
-            let piece = data.split_to(PIECE.min(data.len()));
-            if !matches!(timeout(limits.write_timeout, send.send_data(piece)).await, Ok(Ok(()))) {
+            if body.is_revoked() {
+                body.detach(Bound::ReaderDetached);
                 return false;
+            }
+            let piece = data.split_to(PIECE.min(data.len()));
+            match timeout(limits.write_timeout, send.send_data(piece)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return false,
+                Err(_) => {
+                    body.detach(Bound::WriteTimeout);
+                    return false;
+                }
             }
         }
     }

@@ -26,8 +26,8 @@ const CONTROL: u64 = 0;
 
 type Pending<T> = Option<Pin<Box<dyn Future<Output = Result<T, ConnectionError>> + Send>>>;
 
-/// Ready when the client wants nothing more of an answer, or has all of it, or is gone.
-pub type Stopped = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Ready when the client wants nothing more of an answer, or is gone, or has all of it: then true.
+pub type Stopped = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// The newest request's [`Stopped`], by the id of its stream.
 #[derive(Clone, Default)]
@@ -93,7 +93,7 @@ impl<B: Buf> quic::Connection<B> for Connection {
         let accepted = ready!(poll_pending(&mut self.bidi, || Box::pin(async move { quinn.accept_bi().await }), context));
         let (send, receive) = accepted.map_err(lost)?;
         let stopped = send.stopped();
-        *self.stops.0.lock() = Some((u64::from(VarInt::from(send.id())), Box::pin(async move { _ = stopped.await })));
+        *self.stops.0.lock() = Some((u64::from(VarInt::from(send.id())), Box::pin(async move { matches!(stopped.await, Ok(None)) })));
         let receive = RecvStream::new(receive, self.frame_max.map(Frames::of_request));
         Poll::Ready(Ok(BidiStream { send: SendStream::new(send), receive }))
     }

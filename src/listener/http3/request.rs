@@ -1,10 +1,10 @@
 //! A request of HTTP/3 in our terms.
 
 use super::quic;
-use crate::body::{BodyError, BodyStream, Chunk};
-use crate::clock::Alarm;
+use crate::body::{BodyError, Chunk};
 use crate::config::settings::Limits;
 use crate::http2;
+use crate::listener::paced::{Paced, Source};
 use crate::listener::{Refusal, RequestBody, RequestHead};
 use bytes::{Buf, Bytes};
 use h3::error::StreamError;
@@ -13,10 +13,9 @@ use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderName, Method};
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 /// What RFC 9114 §4.2 forbids and h3 lets through: fields of a connection, and a TE that asks for more than trailers.
 pub(super) fn is_malformed(parts: &Parts) -> bool {
@@ -46,12 +45,6 @@ pub(super) struct Incoming {
     first: Option<Bytes>,
     /// Bytes that are to come, where that was announced.
     announced: Option<u64>,
-    /// Bytes that may still come.
-    room: u64,
-    /// Between two reads that bring something.
-    read_timeout: Duration,
-    alarm: Alarm,
-    silent_since: Option<Instant>,
     is_empty: bool,
 }
 
@@ -60,16 +53,7 @@ impl Incoming {
     /// comes in time.
     pub(super) async fn begin(receive: Receive, parts: &Parts, limits: &Limits) -> Option<Self> {
         let announced = parts.headers.get(CONTENT_LENGTH).and_then(|length| number(length.as_bytes()));
-        let mut body = Self {
-            receive,
-            first: None,
-            announced,
-            room: limits.body_bytes,
-            read_timeout: limits.body_timeout,
-            alarm: Alarm::default(),
-            silent_since: None,
-            is_empty: announced == Some(0),
-        };
+        let mut body = Self { receive, first: None, announced, is_empty: announced == Some(0) };
         if announced.is_none() && matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) {
             let first = timeout(limits.header_timeout, poll_fn(|context| body.poll_data(context))).await.ok()?.ok()?;
             (body.is_empty, body.first) = (first.is_none(), first);
@@ -77,21 +61,23 @@ impl Incoming {
         Some(body)
     }
 
-    pub(super) fn into_body(self, _: &RequestHead, limits: &Limits) -> Result<RequestBody, Refusal> {
+    pub(super) fn into_body(self, _: &RequestHead, limits: &Arc<Limits>) -> Result<RequestBody, Refusal> {
         if self.is_empty {
             return Ok(RequestBody::Empty);
         }
         if self.announced.is_some_and(|length| length > limits.body_bytes) {
             return Err(Refusal { status: 413, reason: "body-bytes" });
         }
-        Ok(RequestBody::Stream { length: self.announced, stream: Box::pin(self) })
+        Ok(RequestBody::Stream { length: self.announced, stream: Box::pin(Paced::new(self, limits)) })
     }
 
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
         let data = ready!(self.receive.poll_recv_data(context))?;
         Poll::Ready(Ok(data.map(|mut data| data.copy_to_bytes(data.remaining()))))
     }
+}
 
+impl Source for Incoming {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Chunk>, BodyError>> {
         let data = match self.first.take() {
             Some(first) => Some(first),
@@ -103,10 +89,8 @@ impl Incoming {
             },
         };
         if let Some(data) = data {
-            let length = data.len() as u64;
-            self.room = self.room.checked_sub(length).ok_or(BodyError::TooLarge)?;
             if let Some(announced) = &mut self.announced {
-                *announced = announced.checked_sub(length).ok_or(BodyError::Malformed)?;
+                *announced = announced.checked_sub(data.len() as u64).ok_or(BodyError::Malformed)?;
             }
             return Poll::Ready(Ok(Some(Chunk::Data(data))));
         }
@@ -115,20 +99,5 @@ impl Incoming {
         }
         let trailers = ready!(self.receive.poll_recv_trailers(context)).map_err(|_| BodyError::Reset)?;
         Poll::Ready(trailers.map_or(Ok(None), |trailers| http2::trailers(&trailers)))
-    }
-}
-
-impl BodyStream for Incoming {
-    fn poll_chunk(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
-        let next = match self.poll_next(context) {
-            Poll::Ready(next) => next,
-            Poll::Pending => {
-                let until = *self.silent_since.get_or_insert_with(Instant::now) + self.read_timeout;
-                ready!(self.alarm.poll_deadline(context, until));
-                Err(BodyError::Timeout)
-            }
-        };
-        self.silent_since = None;
-        Poll::Ready(next.transpose())
     }
 }

@@ -175,9 +175,8 @@ impl Authority {
             standing.push(self.stand(&challenge, chosen, &host)?);
             if let Some(fleet) = &self.fleet {
                 let name = if chosen == Challenge::Http01 { &challenge.token } else { &host };
-                let name = format!("{}:{name}", chosen.as_str());
                 // Where Redis is away the authority may still come to this node.
-                let _ = fleet.put(&name, text.as_str().as_bytes(), self.settings.order_timeout).await;
+                let _ = fleet.put_answer(chosen, name, text.as_str(), self.settings.order_timeout).await;
             }
             challenge.set_ready().await.map_err(|error| match error {
                 // It has looked already.
@@ -257,11 +256,15 @@ impl Authority {
                 (account, kept)
             }
         };
-        if let Some(fleet) = &self.fleet {
-            let _ = fleet.put(ACCOUNT, &kept.bytes()?, ACCOUNT_LASTS).await; // another node makes one of its own then
-        }
+        let others = match &self.fleet {
+            Some(fleet) => share_account(fleet, &kept).await,
+            None => None,
+        };
         drop(turn);
-        Ok(account)
+        let Some(others) = others else { return Ok(account) };
+        store.keep_shared_account(&others)?;
+        let Some((_, credentials)) = self.kept_account(store) else { return Ok(account) };
+        Ok(Account::builder_with_http(Box::new(self.http.clone())).from_credentials(credentials).await?)
     }
 
     fn kept_account(&self, store: &Store) -> Option<(StoredAccount, AccountCredentials)> {
@@ -287,6 +290,23 @@ const ACCOUNT: &str = "account";
 const ACCOUNT_LASTS: Duration = Duration::from_secs(400 * 86_400);
 /// Between two looks whether another node has made the account.
 const ACCOUNT_POLL: Duration = Duration::from_millis(200);
+
+/// Has the fleet know this account, unless it knows another one: what stands there of that. So nodes that start together end with one.
+async fn share_account(fleet: &Fleet, kept: &StoredAccount) -> Option<Vec<u8>> {
+    let bytes = kept.bytes().ok()?;
+    // Where Redis is away another node makes one of its own.
+    if !matches!(fleet.put_first(ACCOUNT, &bytes, ACCOUNT_LASTS).await, Ok(false)) {
+        return None;
+    }
+    match fleet.get(ACCOUNT).await {
+        Ok(Some(shared)) if kept.is_another(&shared) => Some(shared),
+        // Its contact may be new, and it is in use.
+        _ => {
+            let _ = fleet.put(ACCOUNT, &bytes, ACCOUNT_LASTS).await;
+            None
+        }
+    }
+}
 
 async fn turn_for_account(fleet: &Fleet) -> Turn {
     loop {

@@ -6,13 +6,13 @@
 //! budget, and every node goes on with what it has.
 
 use crate::clock;
-use crate::config::settings::Secret;
+use crate::config::settings::{Challenge, Secret};
 use crate::observe::metrics::RedisUse;
 use crate::redis::{FromRedisValue, Link, Message, Redis, RedisError, Script, cmd};
 use crate::tls::tickets;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,8 @@ const BUDGET: Duration = Duration::from_secs(1);
 const TURN_TTL: Duration = Duration::from_secs(30);
 /// News that may wait to be read; beyond, they are heard of with the next.
 const NEWS_MAX: usize = 64;
+/// Answers that are remembered to stand somewhere; the oldest is forgotten for another.
+const ANNOUNCED_MAX: usize = 256;
 /// Of the form of records.
 const VERSION: u8 = 1;
 
@@ -32,11 +34,15 @@ const VERSION: u8 = 1;
 pub struct Fleet {
     shared: Arc<Shared>,
     news: News,
+    announced: Announced,
     listener: AbortHandle,
 }
 
 /// Who is to hear of what, by name: it changes whenever something may be new.
 type News = Arc<Mutex<HashMap<String, watch::Sender<u64>>>>;
+
+/// Names under which nodes have lately put answers to challenges.
+type Announced = Arc<Mutex<VecDeque<String>>>;
 
 struct Shared {
     redis: Redis,
@@ -101,7 +107,8 @@ impl Fleet {
             is_strange: Mutex::new(false),
         });
         let news = News::default();
-        let (told, mut messages) = (Arc::clone(&news), redis.subscribe(vec![channel], NEWS_MAX));
+        let announced = Announced::default();
+        let (told, answers, mut messages) = (Arc::clone(&news), Arc::clone(&announced), redis.subscribe(vec![channel], NEWS_MAX));
         let listener = tokio::spawn(async move {
             while let Some(message) = messages.next().await {
                 let told = told.lock();
@@ -110,12 +117,16 @@ impl Fleet {
                     // What was missed while nobody listened is as good as heard of now.
                     Message::Listening => told.values().for_each(hear),
                     Message::Published { message, .. } => {
-                        std::str::from_utf8(&message).ok().and_then(|name| told.get(name)).into_iter().for_each(hear);
+                        let Ok(name) = std::str::from_utf8(&message) else { continue };
+                        told.get(name).into_iter().for_each(hear);
+                        if is_answer(name) {
+                            announce(&mut answers.lock(), name);
+                        }
                     }
                 }
             }
         });
-        Self { shared, news, listener: listener.abort_handle() }
+        Self { shared, news, announced, listener: listener.abort_handle() }
     }
 
     /// Changes whenever something may be new under this name.
@@ -139,6 +150,22 @@ impl Fleet {
         let Some(sealed) = self.shared.seal.close(&key, bytes) else { return Ok(()) }; // nothing is shared that is not sealed
         let lasts_ms = clock::ms(lasts).max(1);
         self.shared.ask(cmd("SET").arg(&key).arg(sealed).arg("PX").arg(lasts_ms)).await
+    }
+
+    /// Puts it there for so long, unless something stands there; whether it does.
+    pub async fn put_first(&self, name: &str, bytes: &[u8], lasts: Duration) -> Result<bool, RedisError> {
+        let key = self.shared.key(name);
+        let Some(sealed) = self.shared.seal.close(&key, bytes) else { return Ok(true) }; // nothing is shared that is not sealed
+        let lasts_ms = clock::ms(lasts).max(1);
+        let set: Option<String> = self.shared.ask(cmd("SET").arg(&key).arg(sealed).arg("NX").arg("PX").arg(lasts_ms)).await?;
+        Ok(set.is_some())
+    }
+
+    /// Puts an answer to a challenge there, and tells the others that it stands.
+    pub async fn put_answer(&self, challenge: Challenge, name: &str, text: &str, lasts: Duration) -> Result<(), RedisError> {
+        let name = answer_name(challenge, name);
+        self.put(&name, text.as_bytes(), lasts).await?;
+        self.tell(&name).await
     }
 
     pub async fn remove(&self, name: &str) -> Result<(), RedisError> {
@@ -166,14 +193,37 @@ impl Fleet {
         }
     }
 
-    /// What other nodes answer.
-    pub fn asker(&self) -> impl Fn(String) -> Asked + Clone + Send + Sync + 'static {
+    /// What other nodes answer to this challenge.
+    pub fn asker(&self, challenge: Challenge) -> impl Fn(&str) -> Asked + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
         move |name| {
-            let shared = Arc::clone(&shared);
+            let (shared, name) = (Arc::clone(&shared), answer_name(challenge, name));
             Box::pin(async move { String::from_utf8(shared.get(&name).await.ok()??).ok() }) as Asked
         }
     }
+
+    /// Whether a node has told of an answer to this challenge.
+    pub fn announced(&self, challenge: Challenge) -> impl Fn(&str) -> bool + Send + Sync + 'static {
+        let announced = Arc::clone(&self.announced);
+        move |name| announced.lock().contains(&answer_name(challenge, name))
+    }
+}
+
+fn answer_name(challenge: Challenge, name: &str) -> String {
+    format!("{}:{name}", challenge.as_str())
+}
+
+fn is_answer(name: &str) -> bool {
+    let challenge = name.split_once(':').map(|(challenge, _)| challenge);
+    [Challenge::Http01, Challenge::TlsAlpn01].iter().any(|known| challenge == Some(known.as_str()))
+}
+
+fn announce(answers: &mut VecDeque<String>, name: &str) {
+    answers.retain(|known| known != name);
+    if answers.len() == ANNOUNCED_MAX {
+        answers.pop_front();
+    }
+    answers.push_back(name.to_owned());
 }
 
 impl Drop for Fleet {
@@ -280,6 +330,17 @@ mod tests {
         for end in 0..record.len() {
             assert_eq!(one.open("name", &record[..end]), None);
         }
+    }
+
+    #[test]
+    fn answers_that_were_told_of_are_remembered_up_to_a_bound() {
+        let mut answers = VecDeque::new();
+        for name in (0..=ANNOUNCED_MAX).map(|number| answer_name(Challenge::Http01, &number.to_string())) {
+            assert!(is_answer(&name) && !is_answer("account"));
+            announce(&mut answers, &name);
+            announce(&mut answers, &name);
+        }
+        assert_eq!((answers.len(), &answers[0][..], &answers[ANNOUNCED_MAX - 1][..]), (ANNOUNCED_MAX, "http-01:1", "http-01:256"));
     }
 
     proptest! {

@@ -341,16 +341,18 @@ impl Keeper {
 
 /// What the other nodes answer to challenges.
 fn answers_of(fleet: &Fleet, metrics: &Arc<Metrics>) -> challenges::Fleet {
-    let (ask, ask_too, metrics) = (fleet.asker(), fleet.asker(), Arc::clone(metrics));
-    let text = move |token: String| {
-        let asked = ask(format!("{}:{token}", Challenge::Http01.as_str()));
+    let (ask_text, ask_certificate, metrics) = (fleet.asker(Challenge::Http01), fleet.asker(Challenge::TlsAlpn01), Arc::clone(metrics));
+    let text = move |token: &str| {
+        let asked = ask_text(token);
         Box::pin(async move { asked.await.map(Arc::from) }) as _
     };
-    let certificate = move |host: String| {
-        let asked = ask_too(format!("{}:{host}", Challenge::TlsAlpn01.as_str()));
+    let certificate = move |host: &str| {
+        let (asked, host) = (ask_certificate(host), host.to_owned());
         Box::pin(async move { keys::challenge(&host, &asked.await?) }) as _
     };
-    challenges::Fleet::new(Box::new(text), Box::new(certificate), move || metrics.bound(Bound::AcmeQuestions))
+    let text = challenges::Elsewhere { ask: Box::new(text), is_announced: Box::new(fleet.announced(Challenge::Http01)) };
+    let certificate = challenges::Elsewhere { ask: Box::new(certificate), is_announced: Box::new(fleet.announced(Challenge::TlsAlpn01)) };
+    challenges::Fleet::new(text, certificate, move || metrics.bound(Bound::AcmeQuestions))
 }
 
 /// The certificate that is here, if it can be used.

@@ -36,6 +36,11 @@ impl StoredAccount {
         Ok(serde_json::to_vec_pretty(self)?)
     }
 
+    /// Whether these are the bytes of another account.
+    pub fn is_another(&self, bytes: &[u8]) -> bool {
+        serde_json::from_slice::<Self>(bytes).is_ok_and(|other| other.credentials != self.credentials)
+    }
+
     fn credentials(&self) -> Result<AccountCredentials, Damage> {
         serde_json::from_value(self.credentials.clone()).map_err(Damage::Malformed)
     }

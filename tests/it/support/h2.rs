@@ -32,6 +32,9 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// `GET http://a/` in HPACK.
 pub const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
 
+/// The same with POST.
+pub const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'a'];
+
 /// Types of frames (RFC 9113 §6).
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -140,7 +143,8 @@ impl Raw {
     }
 }
 
-async fn next(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<Frame> {
+/// The next frame that comes here; `None` at the end.
+pub async fn next(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<Frame> {
     let mut head = [0; 9];
     tokio::time::timeout(PATIENCE, stream.read_exact(&mut head)).await.expect("the server fell silent").ok()?;
     let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];

@@ -9,7 +9,7 @@ use h3::client::{RequestStream, SendRequest};
 use h3::error::Code;
 use http::{HeaderMap, Method, Request, StatusCode};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ConnectionError, VarInt};
+use quinn::{ConnectionError, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::future::poll_fn;
@@ -44,9 +44,14 @@ fn cached(body: &str) -> Script {
 
 /// A connection of QUIC.
 async fn dial(pki: &Pki, address: SocketAddr) -> quinn::Connection {
+    dial_with(pki, address, TransportConfig::default()).await
+}
+
+async fn dial_with(pki: &Pki, address: SocketAddr, transport: TransportConfig) -> quinn::Connection {
     let mut secure = pki.client();
     secure.alpn_protocols = vec![b"h3".to_vec()];
-    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(secure).unwrap()));
+    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(secure).unwrap()));
+    config.transport_config(Arc::new(transport));
     let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     endpoint.connect_with(config, address, HOST).unwrap().await.expect("a connection")
 }
@@ -76,7 +81,10 @@ impl Answer {
 
 impl Client {
     async fn connect(pki: &Pki, address: SocketAddr) -> Self {
-        let quinn = dial(pki, address).await;
+        Self::over(dial(pki, address).await).await
+    }
+
+    async fn over(quinn: quinn::Connection) -> Self {
         let (mut driver, send) = h3::client::new(quic::Connection::new(quinn.clone())).await.expect("HTTP/3");
         tokio::spawn(async move { poll_fn(|context| driver.poll_close(context)).await });
         Self { quinn, send }
@@ -407,4 +415,64 @@ fn a_configuration_that_cannot_be_is_refused() {
         let (is_fine, told) = check(&text);
         assert!(!is_fine && told.contains(what), "{told}");
     }
+}
+
+#[tokio::test]
+async fn interim_responses_go_before_the_answer() {
+    let origin =
+        Origin::start(|_| Script::raw("HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"));
+    let (pki, _process, address) = start(&origin, "", "");
+    let mut client = Client::connect(&pki, address).await;
+    let mut stream = client.begin(request(Method::GET, "/")).await;
+    stream.finish().await.unwrap();
+    let interim = tokio::time::timeout(PATIENCE, stream.recv_response()).await.expect("in time").unwrap();
+    assert_eq!((interim.status().as_u16(), &interim.headers()["link"]), (103, &"</a.css>".parse().unwrap()));
+    let answer = answer(stream).await.expect("the answer behind it");
+    assert_eq!((answer.status, &answer.body[..], answer.is_whole), (StatusCode::OK, &b"ok"[..], true));
+}
+
+#[tokio::test]
+async fn a_request_body_that_drips_is_refused() {
+    let origin = Origin::start(|_| Script::ok("ok"));
+    let (pki, _process, address) = start(&origin, "", "[limits]\nbody_timeout = '200ms'\nbody_rate = '1KiB'\n");
+    let mut client = Client::connect(&pki, address).await;
+    let stream = client.begin(request(Method::POST, "/")).await;
+    let (mut send, mut receive) = stream.split();
+    let dripping = async {
+        while send.send_data(Bytes::from_static(b"x")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await; // how slow this client is
+        }
+        std::future::pending::<()>().await;
+    };
+    let answered = tokio::select! {
+        answered = tokio::time::timeout(PATIENCE, receive.recv_response()) => answered.expect("it is read on"),
+        () = dripping => unreachable!(),
+    };
+    assert_eq!(answered.expect("an answer").status(), StatusCode::REQUEST_TIMEOUT);
+}
+
+// The wait for a line of the log takes a thread.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_logged_as_whole_once_its_client_has_it() {
+    const LENGTH: usize = 200_000;
+    let origin = Origin::start(|_| cached(&"x".repeat(LENGTH)));
+    let pki = Pki::new();
+    pki.issue("shop", &[HOST], EC, 30);
+    let text = config(&pki, &origin, "", "").replace("target = 'off'", "target = 'stdout'\nformat = 'json'");
+    let process = Process::with_config(pki.folder(), &text);
+    let mut client = Client::connect(&pki, process.address("listener https")).await;
+    assert_eq!(client.get("/").await.body.len(), LENGTH);
+    let whole = process.out.wait("the first", |line| line.contains("\"path\":\"/\""));
+    assert!(whole.contains("\"bytes\":200000") && !whole.contains("client_left"), "{whole}");
+    // Another has room for half of it, takes a piece, and then wants no more.
+    let mut transport = TransportConfig::default();
+    transport.stream_receive_window(VarInt::from_u32(LENGTH as u32 / 2));
+    let mut client = Client::over(dial_with(&pki, process.address("listener https"), transport).await).await;
+    let mut stream = client.begin(request(Method::GET, "/again")).await;
+    stream.finish().await.unwrap();
+    stream.recv_response().await.expect("a head");
+    assert!(stream.recv_data().await.expect("a piece").is_some());
+    stream.stop_sending(Code::H3_REQUEST_CANCELLED);
+    let cut = process.out.wait("the second", |line| line.contains("/again"));
+    assert!(cut.contains("client_left"), "{cut}");
 }

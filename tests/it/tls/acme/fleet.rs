@@ -121,3 +121,38 @@ fn failures_at(node: &Node, other: &Node) -> String {
     let below = file.strip_prefix(node.folder.path()).expect("it is below");
     format!("tiercel_acme_failures{{certificate=\"{}\"}}", other.folder.path().join(below).display())
 }
+
+#[tokio::test]
+async fn nodes_that_had_accounts_of_their_own_end_with_one() {
+    let (one, origin, redis) = (Plan::new(), origin(), Redis::start());
+    let (other, pebble) = (one.beside(), Pebble::start(one.clone()));
+    let hosts = ["shop.example", "www.shop.example"];
+    pebble.lead(hosts[0], one.http.ip());
+    pebble.lead(hosts[1], other.http.ip());
+    let account = |node: &Node| {
+        let file = node.kept().into_iter().find(|file| file.ends_with("account.json"));
+        let text = std::fs::read(file.expect("an account is kept")).expect("it can be read");
+        serde_json::from_slice::<serde_json::Value>(&text).expect("JSON")["credentials"]["id"].clone()
+    };
+    let obtained = async |nodes: &[Node; 2]| {
+        let processes = [nodes[0].start(), nodes[1].start()];
+        for process in &processes {
+            metric_reaches(process, OBTAINED, 1.0).await;
+        }
+        processes.into_iter().for_each(stop);
+        [account(&nodes[0]), account(&nodes[1])]
+    };
+    let alone = |plan: &Plan, host: &str| Node::new(&pebble, plan, &origin, &format!("'{host}'"), "", "");
+    let nodes = [alone(&one, hosts[0]), alone(&other, hosts[1])];
+    let [first, second] = obtained(&nodes).await;
+    assert_ne!(first, second);
+    // From now on they share, and each wants what the other had.
+    let shares = |plan: &Plan, host: &str, name: &str, before: Node| {
+        let acme = format!("{SEAL}\n[cache.redis]\nurl = '{}'\n[journal]\nnode = '{name}'", redis.url());
+        Node { folder: before.folder, ..Node::new(&pebble, plan, &origin, &format!("'{host}'"), &acme, "") }
+    };
+    let [before, before_too] = nodes;
+    let nodes = [shares(&one, hosts[1], "one", before), shares(&other, hosts[0], "other", before_too)];
+    let [first, second] = obtained(&nodes).await;
+    assert_eq!(first, second);
+}

@@ -46,7 +46,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listener::http1::framing::tests::limits;
+    use crate::listener::http1::limits;
 
     const SECOND: Duration = Duration::from_secs(1);
 
