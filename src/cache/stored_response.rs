@@ -18,7 +18,6 @@ use std::time::Duration;
 /// The head of a response that may be stored: what a flight publishes and a stored response keeps.
 #[derive(Debug)]
 pub struct StoredHead {
-    pub status: StatusCode,
     /// Ready for the wire: connection-specific fields, Age and surrogate keys left out, Date there.
     pub fields: Fields,
     pub facts: Facts,
@@ -28,7 +27,7 @@ pub struct StoredHead {
     pub stamp: SharedStamp,
     pub checked: CheckedUpTo,
     pub tags: Tags,
-    pub site: Arc<str>,
+    pub site: Arc<Box<str>>,
     /// Order in which fetches began in this process: a later one replaces an earlier one, never the reverse.
     pub fetch: u64,
     /// When the request was sent that brought or confirmed it, boot-time milliseconds.
@@ -36,12 +35,17 @@ pub struct StoredHead {
 }
 
 // With the two counts of an `Arc` this is a size of the allocator; the next one is 64 bytes more.
-const _: () = assert!(size_of::<StoredHead>() <= 368);
+const _: () = assert!(size_of::<StoredHead>() <= 240);
 
 impl StoredHead {
     /// As the rules see it.
     pub fn as_response(&self) -> Response<'_> {
-        Response { status: self.status, fields: &self.fields }
+        Response { status: self.status(), fields: &self.fields }
+    }
+
+    /// The status that it is sent with.
+    pub const fn status(&self) -> StatusCode {
+        self.facts.sent_as
     }
 
     /// As the journal sees it.
@@ -58,14 +62,13 @@ impl StoredHead {
     fn reread(&self, policy: &CachePolicy) -> Self {
         let facts = self.facts.reread(&self.fields, &policy.targeted);
         let received = self.facts.received_fields(&self.fields);
-        let fields = stored_fields(Response { status: self.status, fields: &received }, &facts, policy);
+        let fields = stored_fields(Response { status: self.status(), fields: &received }, &facts, policy);
         Self { facts, ..self.with_fields(fields) }
     }
 
     /// The same but for its fields.
     pub fn with_fields(&self, fields: Fields) -> Self {
         Self {
-            status: self.status,
             fields,
             facts: self.facts.clone(),
             key: self.key.clone(),

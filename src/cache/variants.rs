@@ -156,7 +156,6 @@ mod tests {
             (Request { method: &Method::GET, target: &target, fields: &asked }, Response { status: StatusCode::OK, fields: &fields });
         let facts = Facts::new(request, response, &policy.targeted, now, now);
         let head = StoredHead {
-            status: StatusCode::OK,
             secondary: facts.vary.secondary_key(&asked, policy),
             key: CacheKey::new(&target, &asked, &KeyPolicy::default()),
             facts,
@@ -164,7 +163,7 @@ mod tests {
             stamp: Stamp::default().into(),
             checked: Default::default(),
             tags: Default::default(),
-            site: "a".into(),
+            site: Arc::new("a".into()),
             fetch: number,
             sent_mono_ms: now.mono_ms,
         };

@@ -103,7 +103,7 @@ impl Proxy {
         let text = |value: Option<&[u8]>| value.map(|value| String::from_utf8_lossy(value).into_owned());
         json!({
             "tier": "memory",
-            "status": head.status.as_u16(),
+            "status": head.status().as_u16(),
             "bytes": response.length,
             "blocks": blocks::count(self, response).map(|(here, of)| json!({"size": response.blocks().map(|blocks| blocks.size), "here": here, "of": of})),
             "forms": response.forms.iter().flat_map(|forms| forms.iter()).map(|form| (form.id.to_string(), json!(form.length))).collect::<serde_json::Map<_, _>>(),

@@ -174,7 +174,7 @@ fn decide(
     super::deliver::strip_tags(&mut fields, &exchange.routed.route.forward_tags);
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
-    Ok(head(exchange, response.status, fields, facts, tags, secondary, began))
+    Ok(head(exchange, fields, facts, tags, secondary, began))
 }
 
 /// The fields that the client that asked may have and nobody else may be given from a store: those named by
@@ -202,17 +202,8 @@ pub fn remove(proxy: &Proxy, stored: &StoredHead, before: u64) {
 }
 
 /// A head around what was decided.
-pub fn head(
-    exchange: &Exchange,
-    status: http::StatusCode,
-    fields: Fields,
-    facts: Facts,
-    tags: Tags,
-    secondary: SecondaryKey,
-    began: &Began,
-) -> StoredHead {
+pub fn head(exchange: &Exchange, fields: Fields, facts: Facts, tags: Tags, secondary: SecondaryKey, began: &Began) -> StoredHead {
     StoredHead {
-        status,
         key: exchange.key_of(&fields),
         fields,
         facts,

@@ -10,6 +10,7 @@
 //! refuses anything else, so a value that exists can be written to a wire as it is.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 /// A well known field name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -228,24 +229,34 @@ impl fmt::Debug for Name {
     }
 }
 
-/// A set of well known names.
-#[derive(Debug, Clone, Copy)]
-pub struct Names(u128);
+/// A set of well known names, in halves: as one number it would have to stand at a multiple of sixteen, and with it all
+/// that holds one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Names([u64; 2]);
 
 impl Names {
     /// The set of these names.
     pub const fn of(names: &[Name]) -> Self {
-        let (mut set, mut at) = (0, 0);
+        let (mut set, mut at) = (Self([0; 2]), 0);
         while at < names.len() {
-            set |= 1 << names[at].0;
+            set = set.with(names[at]);
             at += 1;
         }
-        Self(set)
+        set
     }
 
     /// Whether the name is in the set.
     pub const fn contains(self, name: Name) -> bool {
-        self.0 & (1 << name.0) != 0
+        self.bits() & (1 << name.0) != 0
+    }
+
+    const fn with(self, name: Name) -> Self {
+        let bits = self.bits() | 1 << name.0;
+        Self([bits as u64, (bits >> 64) as u64])
+    }
+
+    const fn bits(self) -> u128 {
+        self.0[0] as u128 | (self.0[1] as u128) << 64
     }
 }
 
@@ -327,7 +338,7 @@ impl Line {
 pub struct Fields {
     block: Vec<u8>,
     lines: Vec<Line>,
-    present: u128,
+    present: Names,
 }
 
 /// Bytes of a token (RFC 9110 §5.6.2).
@@ -354,12 +365,12 @@ pub const fn is_value_byte(byte: u8) -> bool {
 impl Fields {
     /// An empty section; allocates nothing.
     pub const fn new() -> Self {
-        Self { block: Vec::new(), lines: Vec::new(), present: 0 }
+        Self { block: Vec::new(), lines: Vec::new(), present: Names([0; 2]) }
     }
 
     /// An empty section with room for `bytes` of lines in `lines` lines.
     pub fn with_capacity(bytes: usize, lines: usize) -> Self {
-        Self { block: Vec::with_capacity(bytes), lines: Vec::with_capacity(lines), present: 0 }
+        Self { block: Vec::with_capacity(bytes), lines: Vec::with_capacity(lines), present: Names([0; 2]) }
     }
 
     /// Makes room for `bytes` more of lines in `lines` lines.
@@ -372,7 +383,7 @@ impl Fields {
     pub fn clear(&mut self) {
         self.block.clear();
         self.lines.clear();
-        self.present = 0;
+        self.present = Names::default();
     }
 
     /// Gives back memory that is not used: by a copy, since allocators leave what became somewhat shorter where it is.
@@ -473,8 +484,8 @@ impl Fields {
 
     fn note_line(&mut self, line: Line) {
         self.lines.push(line);
-        if line.number != UNKNOWN {
-            self.present |= 1 << line.number;
+        if let Some(name) = line.name() {
+            self.present = self.present.with(name);
         }
     }
 
@@ -508,7 +519,7 @@ impl Fields {
         }
         self.block.truncate(end);
         self.lines.truncate(kept);
-        self.present = self.lines.iter().filter_map(|line| line.name()).fold(0, |present, name| present | 1 << name.0);
+        self.present = self.lines.iter().filter_map(|line| line.name()).fold(Names::default(), Names::with);
         true
     }
 
@@ -540,12 +551,12 @@ impl Fields {
 
     /// Whether any line has this name: one bit to look at.
     pub const fn has(&self, name: Name) -> bool {
-        self.present & (1 << name.0) != 0
+        self.present.contains(name)
     }
 
     /// Whether any line has one of these names: as cheap as asking for one.
     pub const fn has_any(&self, names: Names) -> bool {
-        self.present & names.0 != 0
+        self.present.bits() & names.bits() != 0
     }
 
     /// The value of the first line of this well known name.
@@ -643,6 +654,12 @@ impl PartialEq for Fields {
 }
 
 impl Eq for Fields {}
+
+impl Hash for Fields {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.block.hash(state);
+    }
+}
 
 impl fmt::Debug for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
