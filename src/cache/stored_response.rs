@@ -96,6 +96,9 @@ pub fn subject<'a>(key: &'a CacheKey, site: &'a str, tags: &'a Tags) -> Subject<
 }
 
 /// A whole response. Immutable but for what the journal has checked.
+///
+/// The memory tier keeps values of this type. Of a cache key with one response that is the value; several are in one that
+/// holds nothing else, which leaves the tier by [`StoredResponse::responses`] alone (`variants`).
 #[derive(Debug)]
 pub struct StoredResponse {
     pub head: Arc<StoredHead>,
@@ -113,9 +116,20 @@ pub struct StoredResponse {
 pub enum Content {
     /// Here, all of them.
     Whole(Kept),
-    /// In blocks, each of them a stored response with a key of its own.
-    Blocks(Box<Blocks>),
+    Elsewhere(Box<Elsewhere>),
 }
+
+/// Where they are if not here.
+#[derive(Debug, Clone)]
+pub enum Elsewhere {
+    /// In blocks, each of them a stored response with a key of its own.
+    Blocks(Blocks),
+    /// In the responses of one cache key, newest first: two at least.
+    Variants(Box<[Arc<StoredResponse>]>),
+}
+
+// With the two counts of an `Arc` this is a size of the allocator; the next one is 16 bytes more.
+const _: () = assert!(size_of::<StoredResponse>() <= 48);
 
 /// The blocks that a response consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,23 +149,20 @@ impl StoredResponse {
     /// Around no bytes: they are in blocks.
     pub fn in_blocks(head: Arc<StoredHead>, blocks: Blocks, policy: &CachePolicy, now: Now) -> Self {
         let (length, keep) = (blocks.version.length(), keep_ms(&head.facts, policy, now));
-        let content = Content::Blocks(Box::new(blocks));
+        let content = Content::Elsewhere(Box::new(Elsewhere::Blocks(blocks)));
         Self { head, content, length, drop_at_mono_ms: now.mono_ms.saturating_add(keep), forms: None }
     }
 
     /// The same bytes under an updated head; `None` where that does not name the version of blocks any more.
     pub fn with_head(&self, head: Arc<StoredHead>, policy: &CachePolicy, now: Now) -> Option<Self> {
-        match &self.content {
-            Content::Whole(kept) => {
-                let is_same = !validation::changes_representation(&self.head.fields, &head.fields);
-                let forms = self.forms.as_ref().filter(|_| is_same).map(|forms| Arc::new(forms.under(&head)));
-                Some(Self { forms, ..Self::new(head, kept.clone(), self.length, policy, now) })
-            }
-            Content::Blocks(blocks) => {
-                let version = Version::of(&head.fields, self.length)?;
-                Some(Self::in_blocks(head, Blocks { size: blocks.size, version }, policy, now))
-            }
+        if let Some(blocks) = self.blocks() {
+            let version = Version::of(&head.fields, self.length)?;
+            return Some(Self::in_blocks(head, Blocks { size: blocks.size, version }, policy, now));
         }
+        let is_same = !validation::changes_representation(&self.head.fields, &head.fields);
+        let forms = self.forms.as_ref().filter(|_| is_same).map(|forms| Arc::new(forms.under(&head)));
+        let drop_at_mono_ms = now.mono_ms.saturating_add(keep_ms(&head.facts, policy, now));
+        Some(Self { head, content: self.content.clone(), length: self.length, drop_at_mono_ms, forms })
     }
 
     /// The same, to be dropped at another time.
@@ -171,14 +182,17 @@ impl StoredResponse {
     pub const fn body(&self) -> Option<&Arc<StoredBody>> {
         match &self.content {
             Content::Whole(kept) => Some(kept.body()),
-            Content::Blocks(_) => None,
+            Content::Elsewhere(_) => None,
         }
     }
 
     pub fn blocks(&self) -> Option<&Blocks> {
         match &self.content {
+            Content::Elsewhere(elsewhere) => match &**elsewhere {
+                Elsewhere::Blocks(blocks) => Some(blocks),
+                Elsewhere::Variants(_) => None,
+            },
             Content::Whole(_) => None,
-            Content::Blocks(blocks) => Some(blocks),
         }
     }
 
@@ -199,7 +213,7 @@ impl StoredResponse {
     pub fn memory(&self) -> usize {
         let content = match &self.content {
             Content::Whole(kept) => body_memory(kept.body()),
-            Content::Blocks(_) => size_of::<Blocks>() + ALLOCATION,
+            Content::Elsewhere(_) => size_of::<Elsewhere>() + ALLOCATION,
         };
         size_of::<Self>() + self.head.memory() + content + 3 * ALLOCATION + self.forms.as_ref().map_or(0, |forms| forms.memory())
     }

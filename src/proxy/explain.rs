@@ -83,7 +83,7 @@ impl Proxy {
             "dictionary": self.explain_dictionary(arrival),
             "stored": found,
             "not_stored": self.refusals.get(&arrival.key.hash()).map(NotStored::as_str),
-            "variants": self.memory.get(arrival.key.hash()).filter(|set| *set.key() == arrival.key).map_or(0, |set| set.responses().len()),
+            "variants": self.memory.get(arrival.key.hash()).filter(|set| set.head.key == arrival.key).map_or(0, |set| set.responses().len()),
             "decision": decision,
         })
     }

@@ -90,7 +90,7 @@ pub fn doubt(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Bega
 
 /// The stored responses that the request could choose, but for freshness (RFC 9111 §4.3.4).
 fn selected(proxy: &Proxy, exchange: &Exchange) -> Vec<Arc<StoredResponse>> {
-    let set = proxy.memory.get(exchange.key.hash()).filter(|set| *set.key() == exchange.key);
+    let set = proxy.memory.get(exchange.key.hash()).filter(|set| set.head.key == exchange.key);
     let selects =
         |stored: &&Arc<StoredResponse>| stored.head.facts.vary.matches(&exchange.fields, &stored.head.secondary, exchange.policy());
     set.map(|set| set.responses().iter().filter(selects).cloned().collect()).unwrap_or_default()
