@@ -222,8 +222,8 @@ impl StoredResponse {
 /// What a body costs.
 pub(super) fn body_memory(body: &StoredBody) -> usize {
     let segments: usize = body.segments().iter().map(|segment| of_segment(segment.len()) + ALLOCATION).sum();
-    // One alone is part of its body, several are a list of their own.
-    let list = if body.segments().len() == 1 { 0 } else { size_of_val(body.segments()) + ALLOCATION };
+    // One alone is part of its body, several are a list of their own, behind another block.
+    let list = if body.segments().len() == 1 { 0 } else { size_of_val(body.segments()) + 2 * ALLOCATION };
     size_of::<StoredBody>() + segments + list + ALLOCATION
 }
 
