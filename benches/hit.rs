@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 /// As in the product.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tiercel::allocator::Allocator = tiercel::allocator::Allocator;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);

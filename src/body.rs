@@ -2,10 +2,11 @@
 
 use crate::semantics::Fields;
 use bytes::Bytes;
+use once_cell::race::OnceBox;
 use std::any::Any;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 /// What goes after a response head.
@@ -52,28 +53,32 @@ impl std::fmt::Debug for ResponseBody {
 /// whether answers that are under way are to let go of it.
 pub struct StoredBody {
     segments: Segments,
-    /// The body that these are parts of, if so: it is not freed before them, and what is asked of it counts for them.
-    parent: Option<Arc<StoredBody>>,
     keepers: AtomicU32,
     revoked: AtomicBool,
     /// The last field: given back when the bytes are. Most have none, so it is a thin pointer.
-    attached: OnceLock<Box<Box<dyn Any + Send + Sync>>>,
+    attached: OnceBox<Box<dyn Any + Send + Sync>>,
 }
 
 // With the two counts of an `Arc` this is a size of the allocator; the next one is 16 bytes more.
-const _: () = assert!(size_of::<StoredBody>() <= 64);
+const _: () = assert!(size_of::<StoredBody>() <= 48);
 
 /// Most bodies are one segment, which then needs no allocation of its own.
 enum Segments {
     One(Bytes),
-    Many(Box<[Bytes]>),
+    Many(Box<Many>),
+}
+
+struct Many {
+    segments: Box<[Bytes]>,
+    /// The body that these are parts of, if so: it is not freed before them, and what is asked of it counts for them.
+    parent: Option<Arc<StoredBody>>,
 }
 
 impl StoredBody {
     pub fn new(segments: &[Bytes]) -> Self {
         Self::around(match segments {
             [one] => Segments::One(one.clone()),
-            many => Segments::Many(many.into()),
+            many => Segments::Many(Box::new(Many { segments: many.into(), parent: None })),
         })
     }
 
@@ -83,18 +88,18 @@ impl StoredBody {
     }
 
     const fn around(segments: Segments) -> Self {
-        Self { segments, parent: None, keepers: AtomicU32::new(0), revoked: AtomicBool::new(false), attached: OnceLock::new() }
+        Self { segments, keepers: AtomicU32::new(0), revoked: AtomicBool::new(false), attached: OnceBox::new() }
     }
 
     /// Bytes of which some are slices of `parent`.
     pub fn of_parts(segments: &[Bytes], parent: &Arc<Self>) -> Self {
-        Self { parent: Some(Arc::clone(parent)), ..Self::new(segments) }
+        Self::around(Segments::Many(Box::new(Many { segments: segments.into(), parent: Some(Arc::clone(parent)) })))
     }
 
     pub fn segments(&self) -> &[Bytes] {
         match &self.segments {
             Segments::One(segment) => std::slice::from_ref(segment),
-            Segments::Many(segments) => segments,
+            Segments::Many(many) => &many.segments,
         }
     }
 
@@ -125,7 +130,11 @@ impl StoredBody {
 
     /// Whether it was asked back. Answers that wait for their client look here; it says nothing of the bytes, which stay.
     pub fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Relaxed) || self.parent.as_ref().is_some_and(|parent| parent.is_revoked())
+        let parent = match &self.segments {
+            Segments::One(_) => None,
+            Segments::Many(many) => many.parent.as_ref(),
+        };
+        self.revoked.load(Ordering::Relaxed) || parent.is_some_and(|parent| parent.is_revoked())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tiercel: a multi-layer caching reverse proxy. The modules stand in the order in which a request meets them.
 
 pub mod admin;
+pub mod allocator;
 pub mod body;
 pub mod cache;
 pub mod cli;

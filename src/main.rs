@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tiercel::allocator::Allocator = tiercel::allocator::Allocator;
 
 fn main() -> ExitCode {
     tiercel::cli::main()

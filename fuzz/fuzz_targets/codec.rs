@@ -17,7 +17,7 @@ const NOW: Now = Now { wall_ms: 1_700_000_000_000, mono_ms: 1_000_000 };
 fuzz_target!(|data: &[u8]| {
     let target = Target::from_url("http://a/").expect("a URL");
     let key = CacheKey::new(&target, &Fields::new(), &KeyPolicy::default());
-    let (site, policy): (Arc<str>, _) = ("a".into(), CachePolicy::default());
+    let (site, policy): (Arc<Box<str>>, _) = (Arc::new("a".into()), CachePolicy::default());
     let reading = Reading { key: &key, target: &target, site: &site, policy: &policy, fetch: 1, now: NOW, redis_now_ms: NOW.wall_ms };
     let seal = Seal::Checksum;
     let _ = decode_segment(&seal, NAME, &Bytes::copy_from_slice(data));

@@ -7,6 +7,7 @@ use super::{StoredHead, Tags};
 use crate::invalidation::{Mark, Position, Stamp};
 use crate::semantics::freshness::Facts;
 use crate::semantics::policy::CachePolicy;
+use crate::semantics::terms::Terms;
 use crate::semantics::vary::{SecondaryKey, Vary};
 use crate::semantics::{CacheKey, Fields, Method, Now, Request, Response, StatusCode, Target};
 use bytes::Bytes;
@@ -223,7 +224,7 @@ pub struct HeadRecord {
 pub struct Reading<'a> {
     pub key: &'a CacheKey,
     pub target: &'a Target,
-    pub site: &'a Arc<str>,
+    pub site: &'a Arc<Box<str>>,
     pub policy: &'a CachePolicy,
     /// Orders it among the fetches of this process.
     pub fetch: u64,
@@ -271,7 +272,7 @@ pub fn encode_head(seal: &Seal, name: &[u8], head: &StoredHead, times: Times, pl
     put(&mut record, &plan.length.to_le_bytes());
     put(&mut record, &plan.segments.to_le_bytes());
     put(&mut record, &plan.checksum.to_le_bytes());
-    put(&mut record, &head.status.as_u16().to_le_bytes());
+    put(&mut record, &head.status().as_u16().to_le_bytes());
     let flags = [(facts.authorized, AUTHORIZED), (facts.cookie, WITH_COOKIE), (facts.set_cookie, SETS_COOKIE)];
     record.push(flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag));
     put(&mut record, &facts.jitter.to_le_bytes());
@@ -332,7 +333,6 @@ impl HeadRecord {
             return Err(Unreadable::Malformed);
         }
         let head = StoredHead {
-            status,
             fields,
             facts,
             key: reading.key.clone(),
@@ -366,15 +366,17 @@ fn facts(
     let asked = Fields::new();
     let request = Request { method: &Method::GET, target: reading.target, fields: &asked };
     let facts = Facts::new(request, Response { status, fields: received }, &reading.policy.targeted, response_time, response_time);
-    Facts {
-        // This host may not have been up when it was received: what its clock cannot say is age from the start.
-        initial_age_ms: initial_age_ms.saturating_add(since - (reading.now.mono_ms - mono_ms)),
+    let terms = Terms {
         authorized: flags & AUTHORIZED != 0,
         cookie: flags & WITH_COOKIE != 0,
         set_cookie: facts.set_cookie || flags & SETS_COOKIE != 0,
-        jitter,
-        ..facts
-    }
+        ..Terms::clone(&facts)
+    };
+    let mut facts = facts.on(terms);
+    // This host may not have been up when it was received: what its clock cannot say is age from the start.
+    facts.initial_age_ms = initial_age_ms.saturating_add(since - (reading.now.mono_ms - mono_ms));
+    facts.jitter = jitter;
+    facts
 }
 
 /// A segment of a body.

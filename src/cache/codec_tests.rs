@@ -15,7 +15,7 @@ fn seals() -> [Seal; 2] {
 struct Case {
     target: Target,
     key: CacheKey,
-    site: Arc<str>,
+    site: Arc<Box<str>>,
     policy: CachePolicy,
 }
 
@@ -23,7 +23,7 @@ impl Case {
     fn new() -> Self {
         let target = Target::from_url("http://shop.example/a?b=c").unwrap();
         let key = CacheKey::new(&target, &Fields::new(), &KeyPolicy::default());
-        Self { target, key, site: "shop".into(), policy: CachePolicy::default() }
+        Self { target, key, site: Arc::new("shop".into()), policy: CachePolicy::default() }
     }
 
     fn reading(&self) -> Reading<'_> {
@@ -43,7 +43,6 @@ impl Case {
         let facts = Facts::new(request, Response { status, fields: &fields }, &self.policy.targeted, received, received).jittered(1, 2);
         let place = |ms| Mark { position: Position { epoch: 3, ms, sequence: 9 }, local: 4 };
         StoredHead {
-            status,
             secondary: facts.vary.secondary_key(&asked, &self.policy),
             facts,
             fields,
@@ -92,8 +91,8 @@ fn a_head_comes_back_as_it_was_in_the_clocks_of_the_reader() {
         assert_eq!(back.first, "hello");
         assert_eq!(back.began_ms, REDIS_NOW_MS - 40_005);
         let read = back.head;
-        assert_eq!((read.status, read.fields.wire(), &read.key), (head.status, head.fields.wire(), &head.key));
-        assert_eq!((&read.secondary, &read.tags, &*read.site), (&head.secondary, &head.tags, "shop"));
+        assert_eq!((read.status(), read.fields.wire(), &read.key), (head.status(), head.fields.wire(), &head.key));
+        assert_eq!((&read.secondary, &read.tags, &**read.site), (&head.secondary, &head.tags, "shop"));
         assert_eq!(read.facts, head.facts, "the facts, times included");
         assert_eq!(read.facts.age_ms(NOW), head.facts.age_ms(NOW));
         assert_eq!(read.stamp.purge, Mark { local: 0, ..head.stamp.purge }, "what is local to a node stays there");
@@ -134,7 +133,7 @@ fn what_is_not_for_the_request_is_foreign() {
         ..Case::new()
     };
     assert_eq!(HeadRecord::decode(&Seal::Checksum, NAME, &record, &other.reading()).unwrap_err(), Unreadable::Foreign);
-    let other = Case { site: "blog".into(), ..Case::new() };
+    let other = Case { site: Arc::new("blog".into()), ..Case::new() };
     assert_eq!(HeadRecord::decode(&Seal::Checksum, NAME, &record, &other.reading()).unwrap_err(), Unreadable::Foreign);
 }
 

@@ -14,9 +14,9 @@ pub use dictionaries::Dictionaries;
 pub use form::{Effort, Form, Forms};
 pub use request_counts::{Counted, RequestCounts};
 pub use search_rules::SearchRules;
-pub use stored_response::{Blocks, Content, StoredHead, StoredResponse, subject};
+pub use stored_response::{Blocks, StoredHead, StoredResponse, subject};
 pub use tags::{GROUPS_MAX, TAG_FIELDS, Tags, named_groups};
-pub use variants::{Insertion, Variants};
+pub use variants::Insertion;
 pub use vary_memory::VaryMemory;
 
 use moka::notification::RemovalCause;

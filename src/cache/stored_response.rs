@@ -18,7 +18,6 @@ use std::time::Duration;
 /// The head of a response that may be stored: what a flight publishes and a stored response keeps.
 #[derive(Debug)]
 pub struct StoredHead {
-    pub status: StatusCode,
     /// Ready for the wire: connection-specific fields, Age and surrogate keys left out, Date there.
     pub fields: Fields,
     pub facts: Facts,
@@ -28,7 +27,7 @@ pub struct StoredHead {
     pub stamp: SharedStamp,
     pub checked: CheckedUpTo,
     pub tags: Tags,
-    pub site: Arc<str>,
+    pub site: Arc<Box<str>>,
     /// Order in which fetches began in this process: a later one replaces an earlier one, never the reverse.
     pub fetch: u64,
     /// When the request was sent that brought or confirmed it, boot-time milliseconds.
@@ -36,12 +35,17 @@ pub struct StoredHead {
 }
 
 // With the two counts of an `Arc` this is a size of the allocator; the next one is 64 bytes more.
-const _: () = assert!(size_of::<StoredHead>() <= 368);
+const _: () = assert!(size_of::<StoredHead>() <= 240);
 
 impl StoredHead {
     /// As the rules see it.
     pub fn as_response(&self) -> Response<'_> {
-        Response { status: self.status, fields: &self.fields }
+        Response { status: self.status(), fields: &self.fields }
+    }
+
+    /// The status that it is sent with.
+    pub const fn status(&self) -> StatusCode {
+        self.facts.sent_as
     }
 
     /// As the journal sees it.
@@ -58,14 +62,13 @@ impl StoredHead {
     fn reread(&self, policy: &CachePolicy) -> Self {
         let facts = self.facts.reread(&self.fields, &policy.targeted);
         let received = self.facts.received_fields(&self.fields);
-        let fields = stored_fields(Response { status: self.status, fields: &received }, &facts, policy);
+        let fields = stored_fields(Response { status: self.status(), fields: &received }, &facts, policy);
         Self { facts, ..self.with_fields(fields) }
     }
 
     /// The same but for its fields.
     pub fn with_fields(&self, fields: Fields) -> Self {
         Self {
-            status: self.status,
             fields,
             facts: self.facts.clone(),
             key: self.key.clone(),
@@ -93,6 +96,9 @@ pub fn subject<'a>(key: &'a CacheKey, site: &'a str, tags: &'a Tags) -> Subject<
 }
 
 /// A whole response. Immutable but for what the journal has checked.
+///
+/// The memory tier keeps values of this type. Of a cache key with one response that is the value; several are in one that
+/// holds nothing else, which leaves the tier by [`StoredResponse::responses`] alone (`variants`).
 #[derive(Debug)]
 pub struct StoredResponse {
     pub head: Arc<StoredHead>,
@@ -110,9 +116,20 @@ pub struct StoredResponse {
 pub enum Content {
     /// Here, all of them.
     Whole(Kept),
-    /// In blocks, each of them a stored response with a key of its own.
-    Blocks(Box<Blocks>),
+    Elsewhere(Box<Elsewhere>),
 }
+
+/// Where they are if not here.
+#[derive(Debug, Clone)]
+pub enum Elsewhere {
+    /// In blocks, each of them a stored response with a key of its own.
+    Blocks(Blocks),
+    /// In the responses of one cache key, newest first: two at least.
+    Variants(Box<[Arc<StoredResponse>]>),
+}
+
+// With the two counts of an `Arc` this is a size of the allocator; the next one is 16 bytes more.
+const _: () = assert!(size_of::<StoredResponse>() <= 48);
 
 /// The blocks that a response consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,23 +149,20 @@ impl StoredResponse {
     /// Around no bytes: they are in blocks.
     pub fn in_blocks(head: Arc<StoredHead>, blocks: Blocks, policy: &CachePolicy, now: Now) -> Self {
         let (length, keep) = (blocks.version.length(), keep_ms(&head.facts, policy, now));
-        let content = Content::Blocks(Box::new(blocks));
+        let content = Content::Elsewhere(Box::new(Elsewhere::Blocks(blocks)));
         Self { head, content, length, drop_at_mono_ms: now.mono_ms.saturating_add(keep), forms: None }
     }
 
     /// The same bytes under an updated head; `None` where that does not name the version of blocks any more.
     pub fn with_head(&self, head: Arc<StoredHead>, policy: &CachePolicy, now: Now) -> Option<Self> {
-        match &self.content {
-            Content::Whole(kept) => {
-                let is_same = !validation::changes_representation(&self.head.fields, &head.fields);
-                let forms = self.forms.as_ref().filter(|_| is_same).map(|forms| Arc::new(forms.under(&head)));
-                Some(Self { forms, ..Self::new(head, kept.clone(), self.length, policy, now) })
-            }
-            Content::Blocks(blocks) => {
-                let version = Version::of(&head.fields, self.length)?;
-                Some(Self::in_blocks(head, Blocks { size: blocks.size, version }, policy, now))
-            }
+        if let Some(blocks) = self.blocks() {
+            let version = Version::of(&head.fields, self.length)?;
+            return Some(Self::in_blocks(head, Blocks { size: blocks.size, version }, policy, now));
         }
+        let is_same = !validation::changes_representation(&self.head.fields, &head.fields);
+        let forms = self.forms.as_ref().filter(|_| is_same).map(|forms| Arc::new(forms.under(&head)));
+        let drop_at_mono_ms = now.mono_ms.saturating_add(keep_ms(&head.facts, policy, now));
+        Some(Self { head, content: self.content.clone(), length: self.length, drop_at_mono_ms, forms })
     }
 
     /// The same, to be dropped at another time.
@@ -168,14 +182,17 @@ impl StoredResponse {
     pub const fn body(&self) -> Option<&Arc<StoredBody>> {
         match &self.content {
             Content::Whole(kept) => Some(kept.body()),
-            Content::Blocks(_) => None,
+            Content::Elsewhere(_) => None,
         }
     }
 
     pub fn blocks(&self) -> Option<&Blocks> {
         match &self.content {
+            Content::Elsewhere(elsewhere) => match &**elsewhere {
+                Elsewhere::Blocks(blocks) => Some(blocks),
+                Elsewhere::Variants(_) => None,
+            },
             Content::Whole(_) => None,
-            Content::Blocks(blocks) => Some(blocks),
         }
     }
 
@@ -196,7 +213,7 @@ impl StoredResponse {
     pub fn memory(&self) -> usize {
         let content = match &self.content {
             Content::Whole(kept) => body_memory(kept.body()),
-            Content::Blocks(_) => size_of::<Blocks>() + ALLOCATION,
+            Content::Elsewhere(_) => size_of::<Elsewhere>() + ALLOCATION,
         };
         size_of::<Self>() + self.head.memory() + content + 3 * ALLOCATION + self.forms.as_ref().map_or(0, |forms| forms.memory())
     }
@@ -205,8 +222,8 @@ impl StoredResponse {
 /// What a body costs.
 pub(super) fn body_memory(body: &StoredBody) -> usize {
     let segments: usize = body.segments().iter().map(|segment| of_segment(segment.len()) + ALLOCATION).sum();
-    // One alone is part of its body, several are a list of their own.
-    let list = if body.segments().len() == 1 { 0 } else { size_of_val(body.segments()) + ALLOCATION };
+    // One alone is part of its body, several are a list of their own, behind another block.
+    let list = if body.segments().len() == 1 { 0 } else { size_of_val(body.segments()) + 2 * ALLOCATION };
     size_of::<StoredBody>() + segments + list + ALLOCATION
 }
 

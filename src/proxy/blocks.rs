@@ -110,7 +110,7 @@ impl Block {
     /// What is stored of it, if it may still be used.
     fn find(&self, proxy: &Proxy) -> Option<Arc<StoredResponse>> {
         let key = self.key();
-        let set = proxy.memory.get(key.hash()).filter(|set| *set.key() == key)?;
+        let set = proxy.memory.get(key.hash()).filter(|set| set.head.key == key)?;
         let block = set.responses().iter().find(|block| block.head.secondary == self.record.head.secondary)?;
         // By the tags of both: the record may have others by now than when the block came.
         let (head, tags) = (&self.record.head, self.record.head.tags.union(&block.head.tags));

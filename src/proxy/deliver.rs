@@ -499,7 +499,7 @@ fn answer(asked: &Asked<'_>, head: &Arc<StoredHead>, body: Body<'_>, age_ms: Opt
     }
     let length = body.length();
     if fields.has(name::RANGE)
-        && head.status == StatusCode::OK
+        && head.status() == StatusCode::OK
         && outcome.coding.is_none()
         && let Some(length) = length
     {
@@ -555,7 +555,7 @@ fn whole(
         add_lines(&mut extra, asked.routed, asked.key.shown(), age_ms, &outcome);
         let body = if is_head { ResponseBody::Empty } else { body.part(head, 0, None) };
         let fields = ResponseFields::Stored { stored: Arc::clone(head), extra };
-        return Response { status: head.status, fields, body, close: false, outcome };
+        return Response { status: head.status(), fields, body, close: false, outcome };
     }
     let mut fields = fields.into_owned();
     if let Some(from_peer) = asked.from_peer {
@@ -569,7 +569,7 @@ fn whole(
         line(&mut fields, name::CONTENT_LENGTH, itoa::Buffer::new().format(length).as_bytes());
     }
     let body = if is_head { ResponseBody::Empty } else { body.part(head, 0, None) };
-    own(asked, head.status, fields, body, age_ms, outcome)
+    own(asked, head.status(), fields, body, age_ms, outcome)
 }
 
 /// The stored fields as this client may have them: without those that may be reused only once the origin was asked

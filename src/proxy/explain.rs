@@ -83,7 +83,7 @@ impl Proxy {
             "dictionary": self.explain_dictionary(arrival),
             "stored": found,
             "not_stored": self.refusals.get(&arrival.key.hash()).map(NotStored::as_str),
-            "variants": self.memory.get(arrival.key.hash()).filter(|set| *set.key() == arrival.key).map_or(0, |set| set.responses().len()),
+            "variants": self.memory.get(arrival.key.hash()).filter(|set| set.head.key == arrival.key).map_or(0, |set| set.responses().len()),
             "decision": decision,
         })
     }
@@ -103,7 +103,7 @@ impl Proxy {
         let text = |value: Option<&[u8]>| value.map(|value| String::from_utf8_lossy(value).into_owned());
         json!({
             "tier": "memory",
-            "status": head.status.as_u16(),
+            "status": head.status().as_u16(),
             "bytes": response.length,
             "blocks": blocks::count(self, response).map(|(here, of)| json!({"size": response.blocks().map(|blocks| blocks.size), "here": here, "of": of})),
             "forms": response.forms.iter().flat_map(|forms| forms.iter()).map(|form| (form.id.to_string(), json!(form.length))).collect::<serde_json::Map<_, _>>(),

@@ -153,7 +153,7 @@ impl FlightHead {
     /// What the tier that the fleet shares holds: nobody was asked for it.
     pub fn found(head: Arc<StoredHead>, body: FlightBody, is_given: bool) -> Self {
         Self {
-            forward_status: head.status.as_u16(),
+            forward_status: head.status().as_u16(),
             head,
             body,
             found: Some(Source::Redis),

@@ -211,7 +211,7 @@ pub fn hang(
             Forms::none(there.forms.as_deref(), Arc::clone(policy))
         };
         let with_forms = Arc::new(there.with_forms(Some(Arc::new(forms))));
-        set.swapped(there, &with_forms).map_or(Change::Keep, |set| Change::Put(Arc::new(set)))
+        set.swapped(there, &with_forms)
     });
     hung
 }

@@ -159,7 +159,7 @@ impl Duty {
             self.proxy.learn_search_rule(&self.exchange, &head.fields, None);
             store::insert(&self.proxy, &self.exchange, &response, self.leader.followers(), now);
         }
-        let status = head.status.as_u16();
+        let status = head.status().as_u16();
         let shareable = is_shareable(&self.exchange, &head, now);
         let flight = Arc::new(FlightHead::found(head, FlightBody::Confirmed(response), is_given));
         self.publish(flight, Sharing { shareable, kept: true }, now.mono_ms, Own::default());
@@ -172,7 +172,7 @@ impl Duty {
         let settings = &Arc::clone(&self.exchange.routed.settings).fill;
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, Some(length), self.exchange.policy().max_object_bytes);
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
-        let (ticket, now, status) = (fill.ticket(), clock::now(), head.status.as_u16());
+        let (ticket, now, status) = (fill.ticket(), clock::now(), head.status().as_u16());
         let _settling = Settling::of(&self.proxy, &head);
         let flight = Arc::new(FlightHead::found(Arc::clone(&head), FlightBody::Filling(fill.clone()), is_given));
         let sharing = Sharing { shareable: is_shareable(&self.exchange, &head, now), kept: fill.unstored().is_none() };

@@ -86,7 +86,7 @@ impl Proxy {
 
 /// Finds the stored response that a request selects; one read of the tier.
 pub fn find(proxy: &Proxy, request: Request<'_>, key: &CacheKey, policy: &CachePolicy, standing: Standing, now: Now) -> Found {
-    let Some(variants) = proxy.memory.get_at(key.hash(), now.mono_ms).filter(|variants| *variants.key() == *key) else {
+    let Some(variants) = proxy.memory.get_at(key.hash(), now.mono_ms).filter(|variants| variants.head.key == *key) else {
         return Found::Nothing;
     };
     let Some(response) = variants.select(request.fields, policy) else { return Found::OtherVariants };
@@ -101,9 +101,6 @@ pub fn find(proxy: &Proxy, request: Request<'_>, key: &CacheKey, policy: &CacheP
 #[cold]
 fn reread(proxy: &Proxy, stored: &Arc<StoredResponse>, policy: &CachePolicy, now: Now) -> Arc<StoredResponse> {
     let reread = Arc::new(stored.reread(policy, now));
-    proxy.memory.update(stored.head.key.hash(), |there| match there.and_then(|set| set.swapped(stored, &reread)) {
-        Some(set) => Change::Put(Arc::new(set)),
-        None => Change::Keep,
-    });
+    proxy.memory.update(stored.head.key.hash(), |there| there.map_or(Change::Keep, |set| set.swapped(stored, &reread)));
     reread
 }

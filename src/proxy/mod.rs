@@ -41,7 +41,7 @@ pub use live::{Live, Routed};
 pub use purge::log_refusal as log_refused_purge;
 pub use shield::PeerDoor;
 
-use crate::cache::{Counted, Dictionaries, RequestCounts, SearchRules, StoredResponse, Tags, Variants, VaryMemory, subject};
+use crate::cache::{Counted, Dictionaries, RequestCounts, SearchRules, StoredResponse, Tags, VaryMemory, subject};
 use crate::clock;
 use crate::coalesce::fill::FillBudget;
 use crate::coalesce::flight::FlightTable;
@@ -82,7 +82,7 @@ use std::sync::{Arc, OnceLock};
 pub struct Proxy {
     /// What the configuration says now; swapped whole by a reload.
     pub live: ArcSwap<Live>,
-    pub memory: MemoryTier<Variants>,
+    pub memory: MemoryTier<StoredResponse>,
     pub journal: Arc<Journal>,
     /// The fleet's end of it, where there is a fleet.
     pub fleet: OnceLock<Arc<Stream>>,

@@ -142,7 +142,7 @@ impl Proxy {
     }
 
     fn holds(&self, key: &CacheKey) -> bool {
-        let is_there = |key: &CacheKey| self.memory.get(key.hash()).is_some_and(|set| set.key() == key);
+        let is_there = |key: &CacheKey| self.memory.get(key.hash()).is_some_and(|set| set.head.key == *key);
         is_there(key) || self.equivalent_key(key, &CachePolicy::default()).is_some_and(|key| is_there(&key))
     }
 

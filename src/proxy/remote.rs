@@ -462,7 +462,7 @@ fn explain_peeked(
     let assessed = assess(proxy, remote, exchange, &mut record, peeked.floor.as_ref().map(floor_ms), now);
     let (head, lifetime) = (&record.head, record.head.facts.lifetime(exchange.policy()));
     let stored = json!({
-        "status": head.status.as_u16(),
+        "status": head.status().as_u16(),
         "bytes": record.plan.length,
         "segments": record.plan.segments,
         "age_seconds": head.facts.age_ms(now) as f64 / 1000.0,

@@ -94,7 +94,7 @@ impl BodyStream for Resuming {
 async fn rest(exchange: Arc<Exchange>, head: Arc<StoredHead>, position: u64, end: Option<u64>) -> Option<Rest> {
     let validator = head.fields.get(name::ETAG).filter(|tag| precondition::strong_match(tag, tag))?;
     // A write is never sent again, whatever is missing of its answer.
-    if head.status != StatusCode::OK || !content::is_safe(&exchange.method, exchange.policy()) {
+    if head.status() != StatusCode::OK || !content::is_safe(&exchange.method, exchange.policy()) {
         return None;
     }
     let range = match end {

@@ -47,7 +47,7 @@ pub fn is_confirmed(exchange: &Exchange, inbound: &Inbound, stored: &StoredRespo
 
 fn fits(inbound: &Inbound, stored: &StoredResponse) -> bool {
     let head = Response { status: inbound.status, fields: &inbound.fields };
-    validation::head_fits(head, stored.head.as_response(), &stored.head.facts, stored.length)
+    validation::head_fits(head, stored.head.as_response(), stored.length)
 }
 
 /// The confirmed response, updated, and stored if the rules allow it still; its stamp is the conditional request's. So
@@ -65,7 +65,7 @@ pub fn confirm(
     let tags = still_usable(proxy, exchange, &stored.head, inbound, began)?;
     for other in selected(proxy, exchange).iter().filter(|other| !Arc::ptr_eq(&other.head, &stored.head)) {
         let meant = if inbound.status == StatusCode::NOT_MODIFIED {
-            validation::also_selects(&inbound.fields, &other.head.facts)
+            validation::also_selects(&inbound.fields, &other.head.fields, &other.head.facts)
         } else {
             fits(inbound, other)
         };
@@ -90,7 +90,7 @@ pub fn doubt(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Bega
 
 /// The stored responses that the request could choose, but for freshness (RFC 9111 §4.3.4).
 fn selected(proxy: &Proxy, exchange: &Exchange) -> Vec<Arc<StoredResponse>> {
-    let set = proxy.memory.get(exchange.key.hash()).filter(|set| *set.key() == exchange.key);
+    let set = proxy.memory.get(exchange.key.hash()).filter(|set| set.head.key == exchange.key);
     let selects =
         |stored: &&Arc<StoredResponse>| stored.head.facts.vary.matches(&exchange.fields, &stored.head.secondary, exchange.policy());
     set.map(|set| set.responses().iter().filter(selects).cloned().collect()).unwrap_or_default()
@@ -110,13 +110,13 @@ fn update(
     let (old, policy) = (&stored.head, exchange.policy());
     let merged = validation::update(&old.facts.received_fields(&old.fields), &inbound.fields);
     let facts = facts_after(exchange, stored, &merged, inbound, began, received);
-    let response = Response { status: old.status, fields: &merged };
+    let response = Response { status: old.status(), fields: &merged };
     // No limit on what is stored whole is for what is kept in blocks.
     let mut judged = Cow::Borrowed(&merged);
     if stored.blocks().is_some() {
         judged.to_mut().remove(name::CONTENT_LENGTH);
     }
-    let judged = Response { status: old.status, fields: &judged };
+    let judged = Response { status: old.status(), fields: &judged };
     let not_stored = match storage::may_store(exchange.as_stored(), judged, &facts, policy) {
         Storage::Stored => None,
         Storage::Not(why) => Some(why),
@@ -130,7 +130,7 @@ fn update(
     super::deliver::strip_tags(&mut fields, &exchange.routed.route.forward_tags);
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
-    let head = Arc::new(store::head(exchange, old.status, fields, facts, tags, secondary, began));
+    let head = Arc::new(store::head(exchange, fields, facts, tags, secondary, began));
     let response = Arc::new(stored.with_head(head, policy, received).ok_or(Gone)?);
     proxy.learn_search_rule(exchange, &response.head.fields, Some(old));
     match not_stored {
@@ -158,7 +158,7 @@ fn is_elsewhere(old: &StoredHead, new: &StoredHead) -> bool {
 
 /// Whether the answer means this response, and neither it nor what it becomes was purged; its tags from now on.
 fn still_usable(proxy: &Proxy, exchange: &Exchange, old: &StoredHead, inbound: &Inbound, began: &Began) -> Result<Tags, Gone> {
-    if !validation::selects(&inbound.fields, &old.facts) {
+    if !validation::selects(&inbound.fields, &old.fields, &old.facts) {
         return Err(Gone);
     }
     // What it was stamped with before says whether it was purged before the conditional request was sent.
@@ -191,7 +191,7 @@ fn facts_after(exchange: &Exchange, stored: &StoredResponse, fields: &Fields, in
     if let Some(age) = inbound.fields.get(name::AGE) {
         let _ = fields.to_mut().set(name::AGE, age); // a value that was a field is a field value
     }
-    let response = Response { status: stored.head.status, fields: &fields };
+    let response = Response { status: stored.head.status(), fields: &fields };
     Facts::new(exchange.request(), response, &exchange.policy().targeted, began.sent, received).jittered(exchange.key.hash(), began.fetch)
 }
 

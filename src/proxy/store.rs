@@ -3,7 +3,7 @@
 use super::exchange::Exchange;
 use super::flight::Candidate;
 use super::{Proxy, dictionaries, remote};
-use crate::cache::{Blocks, Insertion, StoredHead, StoredResponse, Tags, Variants, subject};
+use crate::cache::{Blocks, Insertion, StoredHead, StoredResponse, Tags, subject};
 use crate::clock;
 use crate::coalesce::fill::{CompleteBody, Fill};
 use crate::coalesce::pinned::Kept;
@@ -174,7 +174,7 @@ fn decide(
     super::deliver::strip_tags(&mut fields, &exchange.routed.route.forward_tags);
     fields.shrink();
     let secondary = facts.vary.secondary_key(&exchange.fields, policy);
-    Ok(head(exchange, response.status, fields, facts, tags, secondary, began))
+    Ok(head(exchange, fields, facts, tags, secondary, began))
 }
 
 /// The fields that the client that asked may have and nobody else may be given from a store: those named by
@@ -194,25 +194,12 @@ pub fn own_fields(received: &Fields, facts: &Facts) -> Option<Box<Fields>> {
 /// `before`.
 pub fn remove(proxy: &Proxy, stored: &StoredHead, before: u64) {
     remote::withdraw(proxy, stored);
-    proxy.memory.update(stored.key.hash(), |there| match there.and_then(|set| set.without(stored, before)) {
-        Some(set) if set.responses().is_empty() => Change::Remove,
-        Some(set) => Change::Put(Arc::new(set)),
-        None => Change::Keep,
-    });
+    proxy.memory.update(stored.key.hash(), |there| there.map_or(Change::Keep, |set| set.without(stored, before)));
 }
 
 /// A head around what was decided.
-pub fn head(
-    exchange: &Exchange,
-    status: http::StatusCode,
-    fields: Fields,
-    facts: Facts,
-    tags: Tags,
-    secondary: SecondaryKey,
-    began: &Began,
-) -> StoredHead {
+pub fn head(exchange: &Exchange, fields: Fields, facts: Facts, tags: Tags, secondary: SecondaryKey, began: &Began) -> StoredHead {
     StoredHead {
-        status,
         key: exchange.key_of(&fields),
         fields,
         facts,
@@ -281,18 +268,15 @@ pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>
         proxy.memory.mark_wanted(hash, wanted);
     }
     let selected = |other: &StoredHead| other.facts.vary.matches(&exchange.fields, &other.secondary, exchange.policy());
-    proxy.memory.update(hash, |there| {
-        let there = there.map(AsRef::as_ref);
-        match Variants::with(there, Arc::clone(response), selected, exchange.policy().max_variants, &proxy.journal, now) {
-            Insertion::Put { set, crowded } => {
-                if crowded {
-                    crowd(proxy, exchange, now);
-                }
-                weight = Some(u64::from(set.weight()));
-                Change::Put(Arc::new(set))
+    proxy.memory.update(hash, |there| match response.joining(there, selected, exchange.policy().max_variants, &proxy.journal, now) {
+        Insertion::Put { set, crowded } => {
+            if crowded {
+                crowd(proxy, exchange, now);
             }
-            Insertion::Older => Change::Keep,
+            weight = Some(u64::from(set.weight()));
+            Change::Put(Arc::new(set))
         }
+        Insertion::Older => Change::Keep,
     });
     // What is stored under the URL alone would go on being found before what is for all equivalent ones.
     if response.head.key != *exchange.exact_key() {

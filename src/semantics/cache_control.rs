@@ -22,7 +22,7 @@ const LIFETIMES: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "
 const QUALIFIED_NAMES_MAX: usize = 64;
 
 /// Directives of a response. A malformed or contradictory number is `Some(0)`: stale is the safe side (§4.2.1).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ResponseDirectives {
     pub max_age: Option<Seconds>,
     pub s_maxage: Option<Seconds>,
@@ -42,7 +42,7 @@ pub struct ResponseDirectives {
 }
 
 /// What few responses say; one that says none of it has no memory for it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct RareDirectives {
     pub stale_while_revalidate: Option<Seconds>,
     pub stale_if_error: Option<Seconds>,
@@ -214,10 +214,10 @@ fn read_digits(digits: impl Iterator<Item = u8>) -> Option<Seconds> {
 }
 
 /// Field names of a qualified directive. Nearly always none, so it is one pointer wide.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct FieldNames(Option<Box<Names>>);
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Names(Vec<String>);
 
 impl FieldNames {

@@ -10,12 +10,14 @@
 //! refuses anything else, so a value that exists can be written to a wire as it is.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 /// A well known field name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(u8);
 
-const UNKNOWN: u8 = u8::MAX;
+/// The number of all other names: the largest of seven bits.
+const UNKNOWN: u8 = 127;
 
 macro_rules! names {
     ($($constant:ident = $text:literal,)*) => {
@@ -28,7 +30,7 @@ macro_rules! names {
             $(#[doc = $text] pub const $constant: Name = Name(Number::$constant as u8);)*
         }
         const NAMES: &[&str] = &[$($text,)*];
-        const _: () = assert!((Number::Count as usize) <= 128);
+        const _: () = assert!((Number::Count as usize) <= UNKNOWN as usize);
     };
 }
 
@@ -228,24 +230,34 @@ impl fmt::Debug for Name {
     }
 }
 
-/// A set of well known names.
-#[derive(Debug, Clone, Copy)]
-pub struct Names(u128);
+/// A set of well known names, in halves: as one number it would have to stand at a multiple of sixteen, and with it all
+/// that holds one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Names([u64; 2]);
 
 impl Names {
     /// The set of these names.
     pub const fn of(names: &[Name]) -> Self {
-        let (mut set, mut at) = (0, 0);
+        let (mut set, mut at) = (Self([0; 2]), 0);
         while at < names.len() {
-            set |= 1 << names[at].0;
+            set = set.with(names[at]);
             at += 1;
         }
-        Self(set)
+        set
     }
 
     /// Whether the name is in the set.
     pub const fn contains(self, name: Name) -> bool {
-        self.0 & (1 << name.0) != 0
+        self.bits() & (1 << name.0) != 0
+    }
+
+    const fn with(self, name: Name) -> Self {
+        let bits = self.bits() | 1 << name.0;
+        Self([bits as u64, (bits >> 64) as u64])
+    }
+
+    const fn bits(self) -> u128 {
+        self.0[0] as u128 | (self.0[1] as u128) << 64
     }
 }
 
@@ -293,32 +305,37 @@ pub enum FieldError {
     /// The value holds CR, LF, NUL or another control byte (RFC 9110 §5.5).
     #[error("field value holds a control byte")]
     Value,
-    /// The section would pass 4 GiB.
+    /// The section would pass [`SECTION_MAX`].
     #[error("field section is too large")]
     Size,
 }
 
-/// Its value ends where the next line begins, but for CR LF.
-#[derive(Clone, Copy)]
-struct Line {
-    start: u32,
-    name_length: u16,
-    number: u8,
-}
+/// Bytes that a section may have: twice what the limits on heads can be set to, so that lines may be added to any.
+pub const SECTION_MAX: usize = 1 << START_BITS;
 
-// A stored response has a dozen.
-const _: () = assert!(size_of::<Line>() == 8);
+/// Longest name.
+const NAME_MAX: usize = u16::MAX as usize;
+
+/// Where a line begins, and the number of its name, in four bytes: a stored response has a dozen. The name ends with a colon,
+/// the value where the next line begins, but for CR LF.
+#[derive(Clone, Copy)]
+struct Line(u32);
+
+const START_BITS: u32 = 25;
 
 impl Line {
+    const fn new(start: usize, number: u8) -> Self {
+        Self((number as u32) << START_BITS | start as u32)
+    }
+    const fn start(self) -> usize {
+        self.0 as usize % SECTION_MAX
+    }
+    const fn number(self) -> u8 {
+        (self.0 >> START_BITS) as u8
+    }
     /// Its name, if that is well known.
     const fn name(self) -> Option<Name> {
-        if self.number == UNKNOWN { None } else { Some(Name(self.number)) }
-    }
-    fn name_range(self) -> std::ops::Range<usize> {
-        self.start as usize..self.start as usize + self.name_length as usize
-    }
-    fn value_start(self) -> usize {
-        self.start as usize + self.name_length as usize + 2
+        if self.number() == UNKNOWN { None } else { Some(Name(self.number())) }
     }
 }
 
@@ -327,7 +344,7 @@ impl Line {
 pub struct Fields {
     block: Vec<u8>,
     lines: Vec<Line>,
-    present: u128,
+    present: Names,
 }
 
 /// Bytes of a token (RFC 9110 §5.6.2).
@@ -354,12 +371,12 @@ pub const fn is_value_byte(byte: u8) -> bool {
 impl Fields {
     /// An empty section; allocates nothing.
     pub const fn new() -> Self {
-        Self { block: Vec::new(), lines: Vec::new(), present: 0 }
+        Self { block: Vec::new(), lines: Vec::new(), present: Names([0; 2]) }
     }
 
     /// An empty section with room for `bytes` of lines in `lines` lines.
     pub fn with_capacity(bytes: usize, lines: usize) -> Self {
-        Self { block: Vec::with_capacity(bytes), lines: Vec::with_capacity(lines), present: 0 }
+        Self { block: Vec::with_capacity(bytes), lines: Vec::with_capacity(lines), present: Names([0; 2]) }
     }
 
     /// Makes room for `bytes` more of lines in `lines` lines.
@@ -372,7 +389,7 @@ impl Fields {
     pub fn clear(&mut self) {
         self.block.clear();
         self.lines.clear();
-        self.present = 0;
+        self.present = Names::default();
     }
 
     /// Gives back memory that is not used: by a copy, since allocators leave what became somewhat shorter where it is.
@@ -390,9 +407,9 @@ impl Fields {
         let name = name.as_ref();
         let (start, value) = self.checked(name, value.as_ref())?;
         self.block.extend_from_slice(name);
-        self.block[start as usize..].make_ascii_lowercase();
-        let number = Name::lookup(&self.block[start as usize..]).map_or(UNKNOWN, |name| name.0);
-        self.finish_line(start, name.len() as u16, number, value);
+        self.block[start..].make_ascii_lowercase();
+        let number = Name::lookup(&self.block[start..]).map_or(UNKNOWN, |name| name.0);
+        self.finish_line(start, number, value);
         Ok(())
     }
 
@@ -401,7 +418,7 @@ impl Fields {
         let text = name.as_str().as_bytes();
         let (start, value) = self.checked_value(text, value.as_ref())?;
         self.block.extend_from_slice(text);
-        self.finish_line(start, text.len() as u16, name.0, value);
+        self.finish_line(start, name.0, value);
         Ok(())
     }
 
@@ -413,7 +430,7 @@ impl Fields {
     pub fn read_head<'h>(&mut self, head: &[u8], lines: impl Iterator<Item = (&'h str, &'h [u8])> + Clone) -> Result<(), FieldError> {
         let first = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
         let block = head.get(first..head.len().saturating_sub(2)).unwrap_or_default();
-        if u32::try_from(block.len()).is_ok() && self.take_block(block, lines.clone()) {
+        if block.len() <= SECTION_MAX && self.take_block(block, lines.clone()) {
             return Ok(());
         }
         self.clear();
@@ -431,50 +448,51 @@ impl Fields {
             let name_end = start + name.len();
             let end = name_end + 2 + value.len();
             let stands = block.get(name_end..name_end + 2) == Some(b": ") && block.get(end..end + 2) == Some(b"\r\n");
-            let Ok(name_length) = u16::try_from(name.len()) else { return false };
-            if !stands {
+            if !stands || name.len() > NAME_MAX {
                 return false;
             }
             let lower = &mut self.block[start..name_end];
             lower.make_ascii_lowercase();
             let number = Name::lookup(lower).map_or(UNKNOWN, |name| name.0);
-            self.note_line(Line { start: start as u32, name_length, number });
+            self.note_line(Line::new(start, number));
             start = end + 2;
         }
         start == block.len()
     }
 
     /// Where the next line begins, and its value trimmed, if the line may be taken.
-    fn checked<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(u32, &'v [u8]), FieldError> {
-        if name.is_empty() || name.len() > usize::from(u16::MAX) || !name.iter().all(|byte| is_token_byte(*byte)) {
+    fn checked<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(usize, &'v [u8]), FieldError> {
+        if name.is_empty() || name.len() > NAME_MAX || !name.iter().all(|byte| is_token_byte(*byte)) {
             return Err(FieldError::Name);
         }
         self.checked_value(name, value)
     }
 
     /// [`Fields::checked`] for a name that is known to be one.
-    fn checked_value<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(u32, &'v [u8]), FieldError> {
+    fn checked_value<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(usize, &'v [u8]), FieldError> {
         let value = trim(value);
         // Not `all`: what never stops early is done sixteen bytes at a time.
         if value.iter().fold(false, |wrong, byte| wrong | !is_value_byte(*byte)) {
             return Err(FieldError::Value);
         }
         let start = self.block.len();
-        u32::try_from(start + name.len() + value.len() + 4).map_err(|_| FieldError::Size)?;
-        Ok((start as u32, value))
+        if start + name.len() + value.len() + 4 > SECTION_MAX {
+            return Err(FieldError::Size);
+        }
+        Ok((start, value))
     }
 
-    fn finish_line(&mut self, start: u32, name_length: u16, number: u8, value: &[u8]) {
+    fn finish_line(&mut self, start: usize, number: u8, value: &[u8]) {
         self.block.extend_from_slice(b": ");
         self.block.extend_from_slice(value);
         self.block.extend_from_slice(b"\r\n");
-        self.note_line(Line { start, name_length, number });
+        self.note_line(Line::new(start, number));
     }
 
     fn note_line(&mut self, line: Line) {
         self.lines.push(line);
-        if line.number != UNKNOWN {
-            self.present |= 1 << line.number;
+        if let Some(name) = line.name() {
+            self.present = self.present.with(name);
         }
     }
 
@@ -496,19 +514,19 @@ impl Fields {
         let mut keeps = |fields: &Self, at: usize| keep(fields.lines[at].name(), fields.name_at(at), fields.value_at(at));
         // Where all stay, as a rule, nothing moves.
         let Some(first) = (0..self.lines.len()).find(|at| !keeps(self, *at)) else { return false };
-        let (mut kept, mut end) = (first, self.lines[first].start as usize);
+        let (mut kept, mut end) = (first, self.lines[first].start());
         for at in first + 1..self.lines.len() {
             if keeps(self, at) {
                 let (line, line_end) = (self.lines[at], self.end_of(at));
-                self.block.copy_within(line.start as usize..line_end, end);
-                self.lines[kept] = Line { start: end as u32, ..line };
-                end += line_end - line.start as usize;
+                self.block.copy_within(line.start()..line_end, end);
+                self.lines[kept] = Line::new(end, line.number());
+                end += line_end - line.start();
                 kept += 1;
             }
         }
         self.block.truncate(end);
         self.lines.truncate(kept);
-        self.present = self.lines.iter().filter_map(|line| line.name()).fold(0, |present, name| present | 1 << name.0);
+        self.present = self.lines.iter().filter_map(|line| line.name()).fold(Names::default(), Names::with);
         true
     }
 
@@ -525,9 +543,9 @@ impl Fields {
         let mut kept = Self::with_capacity(self.block.len() + bytes, self.lines.len() + lines);
         for (at, line) in self.lines.iter().enumerate() {
             if keep(line.name(), self.name_at(at), self.value_at(at)) {
-                let start = kept.block.len() as u32;
-                kept.block.extend_from_slice(&self.block[line.start as usize..self.end_of(at)]);
-                kept.note_line(Line { start, ..*line });
+                let start = kept.block.len();
+                kept.block.extend_from_slice(&self.block[line.start()..self.end_of(at)]);
+                kept.note_line(Line::new(start, line.number()));
             }
         }
         kept
@@ -540,12 +558,12 @@ impl Fields {
 
     /// Whether any line has this name: one bit to look at.
     pub const fn has(&self, name: Name) -> bool {
-        self.present & (1 << name.0) != 0
+        self.present.contains(name)
     }
 
     /// Whether any line has one of these names: as cheap as asking for one.
     pub const fn has_any(&self, names: Names) -> bool {
-        self.present & names.0 != 0
+        self.present.bits() & names.bits() != 0
     }
 
     /// The value of the first line of this well known name.
@@ -553,7 +571,7 @@ impl Fields {
         if !self.has(name) {
             return None;
         }
-        self.lines.iter().position(|line| line.number == name.0).map(|at| self.value_at(at))
+        self.lines.iter().position(|line| line.number() == name.0).map(|at| self.value_at(at))
     }
 
     /// The value of the first line of this name, given as text.
@@ -575,22 +593,31 @@ impl Fields {
     }
 
     fn name_at(&self, line: usize) -> &[u8] {
-        &self.block[self.lines[line].name_range()]
+        let line = self.lines[line];
+        &self.block[line.start()..self.name_end(line)]
     }
 
     fn value_at(&self, line: usize) -> &[u8] {
-        &self.block[self.lines[line].value_start()..self.end_of(line) - 2]
+        &self.block[self.name_end(self.lines[line]) + 2..self.end_of(line) - 2]
+    }
+
+    fn name_end(&self, line: Line) -> usize {
+        let length = match line.name() {
+            Some(name) => name.as_str().len(),
+            None => memchr::memchr(b':', &self.block[line.start()..]).unwrap_or_default(), // each line has one
+        };
+        line.start() + length
     }
 
     /// Past the CR LF that ends the line.
     fn end_of(&self, line: usize) -> usize {
-        self.lines.get(line + 1).map_or(self.block.len(), |next| next.start as usize)
+        self.lines.get(line + 1).map_or(self.block.len(), |next| next.start())
     }
 
     fn has_name(&self, line: Line, name: impl FieldName, number: Option<Name>) -> bool {
         match number {
-            Some(number) => line.number == number.0,
-            None => line.number == UNKNOWN && self.block[line.name_range()].eq_ignore_ascii_case(name.text().as_bytes()),
+            Some(number) => line.number() == number.0,
+            None => line.number() == UNKNOWN && self.block[line.start()..self.name_end(line)].eq_ignore_ascii_case(name.text().as_bytes()),
         }
     }
 
@@ -643,6 +670,12 @@ impl PartialEq for Fields {
 }
 
 impl Eq for Fields {}
+
+impl Hash for Fields {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.block.hash(state);
+    }
+}
 
 impl fmt::Debug for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -709,6 +742,15 @@ fn unquoted_comma(value: &[u8]) -> Result<Option<usize>, Unterminated> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_section_ends_before_a_line_cannot_be_found() {
+        let (mut fields, half) = (Fields::new(), vec![b'x'; SECTION_MAX / 2]);
+        assert_eq!(fields.push("x-long", &half), Ok(()));
+        assert_eq!(fields.push("x-long", &half), Err(FieldError::Size));
+        assert_eq!((fields.push("x-last", "1"), fields.append(name::AGE, "2")), (Ok(()), Ok(())));
+        assert_eq!((fields.get_named("X-Last"), fields.get(name::AGE), fields.len()), (Some(&b"1"[..]), Some(&b"2"[..]), 3));
+    }
 
     #[test]
     fn every_known_name_is_found_by_its_text() {

@@ -6,9 +6,11 @@ use super::forwarding;
 use super::key::hash128;
 use super::policy::CachePolicy;
 use super::targeted::{TargetList, Targeted};
+use super::terms::{SharedTerms, Terms};
 use super::vary::Vary;
 use super::{Now, Request, Response, StatusCode, date};
 use std::borrow::Cow;
+use std::ops::Deref;
 
 /// What the rules need of a response, parsed once when it is received or updated.
 ///
@@ -16,38 +18,35 @@ use std::borrow::Cow;
 /// takes effect on stored responses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
-    /// Of Cache-Control, or of the targeted field that governs instead (RFC 9213).
-    pub directives: ResponseDirectives,
-    /// The targeted field that governs, where one does.
-    pub targeted: Option<Box<Targeted>>,
+    /// What others have too; to be read as if it stood here.
+    pub terms: SharedTerms,
     /// When its head was received.
     pub response_time: Now,
     /// Date in wall milliseconds; the time of receipt where absent or unreadable.
     pub date_ms: i64,
     /// Age of the response when received, in milliseconds: corrected_initial_age of §4.2.3.
     pub initial_age_ms: u64,
-    /// Expires, unless a targeted field governs: `None` absent, `Some(None)` present and unreadable (stale), `Some(Some(ms))`.
-    pub expires_ms: Option<Option<i64>>,
-    pub last_modified_ms: Option<i64>,
-    /// Entity tag as it came, quotes and `W/` included.
-    pub etag: Option<Box<[u8]>>,
-    pub vary: Vary,
-    /// [`TargetList::id`] of the list by which all of this was read.
-    pub targets: u32,
+    /// Last-Modified; [`NO_DATE`] where it is absent or unreadable.
+    last_modified_ms: i64,
     /// Where in the share of `cache.ttl.jitter` this response lies: so many 65,536ths.
     pub jitter: u16,
-    pub status: StatusCode,
-    /// The request carried Authorization, or Client-Cert.
-    pub authorized: bool,
-    /// The request carried Cookie.
-    pub cookie: bool,
-    /// The response carries a Set-Cookie that others would get: one that neither `private="set-cookie"` nor
-    /// `no-cache="set-cookie"` keeps from them.
-    pub set_cookie: bool,
+    /// The status that it is sent with: that of its terms, but for a part of a response.
+    pub sent_as: StatusCode,
 }
 
+/// No date that can be read is this one.
+const NO_DATE: i64 = i64::MIN;
+
 // One of these is held per stored response.
-const _: () = assert!(size_of::<Facts>() <= 168);
+const _: () = assert!(size_of::<Facts>() <= 56);
+
+impl Deref for Facts {
+    type Target = Terms;
+
+    fn deref(&self) -> &Terms {
+        &self.terms
+    }
+}
 
 impl Facts {
     /// The facts of a response whose head came at `response_time` to a request sent at `request_time`.
@@ -58,23 +57,44 @@ impl Facts {
         let received_ms = response_time.wall_ms;
         let date_ms = read_date(fields, name::DATE, received_ms).unwrap_or(received_ms);
         let governing = Governing::read(fields, targets, received_ms);
-        Self {
-            response_time,
-            date_ms,
-            initial_age_ms: initial_age_ms(age_value_ms(fields), date_ms, request_time, response_time),
-            last_modified_ms: read_date(fields, name::LAST_MODIFIED, received_ms),
-            etag: single(fields, name::ETAG).filter(|tag| !tag.is_empty()).map(Box::from),
+        let terms = Terms {
             vary: Vary::parse(fields),
             targets: targets.id(),
-            jitter: 0,
             status: response.status,
+            has_etag: etag(fields).is_some(),
             authorized: forwarding::has_credentials(request.fields),
             cookie: request.fields.has(name::COOKIE),
             set_cookie: fields.has(name::SET_COOKIE) && !governing.hides_set_cookie(),
+            expires_after_ms: governing.expires_after_ms(date_ms),
             directives: governing.directives,
-            expires_ms: governing.expires_ms,
             targeted: governing.targeted,
+        };
+        Self {
+            terms: terms.into(),
+            response_time,
+            date_ms,
+            initial_age_ms: initial_age_ms(age_value_ms(fields), date_ms, request_time, response_time),
+            last_modified_ms: read_date(fields, name::LAST_MODIFIED, received_ms).unwrap_or(NO_DATE),
+            jitter: 0,
+            sent_as: response.status,
         }
+    }
+
+    /// Last-Modified in wall milliseconds, where it is there and can be read.
+    pub fn last_modified_ms(&self) -> Option<i64> {
+        Some(self.last_modified_ms).filter(|ms| *ms != NO_DATE)
+    }
+
+    /// The facts of a part of the response.
+    #[must_use]
+    pub fn of_part(&self) -> Self {
+        Self { sent_as: StatusCode::PARTIAL_CONTENT, ..self.clone() }
+    }
+
+    /// The same facts on other terms.
+    #[must_use]
+    pub fn on(&self, terms: Terms) -> Self {
+        Self { terms: terms.into(), ..*self }
     }
 
     /// Whether the response says that it is for others, too, than who asked with credentials (§3.5).
@@ -96,17 +116,16 @@ impl Facts {
     pub fn reread(&self, fields: &Fields, targets: &TargetList) -> Self {
         let fields = self.received_fields(fields);
         let governing = Governing::read(&fields, targets, self.response_time.wall_ms);
-        Self {
+        self.on(Terms {
             targets: targets.id(),
             // A cookie that was not stored was there all the same.
             set_cookie: (self.set_cookie || fields.has(name::SET_COOKIE)) && !governing.hides_set_cookie(),
+            expires_after_ms: governing.expires_after_ms(self.date_ms),
             directives: governing.directives,
-            expires_ms: governing.expires_ms,
             targeted: governing.targeted,
-            etag: self.etag.clone(),
             vary: self.vary.clone(),
-            ..*self
-        }
+            ..*self.terms
+        })
     }
 
     /// The stored fields together with those that were for this cache alone: what rules and updates go by.
@@ -167,21 +186,18 @@ impl Facts {
         if let Some(seconds) = directives.max_age {
             return Some(Lifetime { ms: u64::from(seconds) * 1000, source: LifetimeSource::MaxAge });
         }
-        self.expires_ms.map(|expires| {
-            let ms = expires.map_or(0, |expires_ms| expires_ms.saturating_sub(self.date_ms).max(0).unsigned_abs());
-            Lifetime { ms, source: LifetimeSource::Expires }
-        })
+        self.expires_after_ms.map(|ms| Lifetime { ms, source: LifetimeSource::Expires })
     }
 
     /// Whether the response can be revalidated: it has an entity tag or a readable Last-Modified (RFC 9110 §8.8).
-    pub const fn has_validator(&self) -> bool {
-        self.etag.is_some() || self.last_modified_ms.is_some()
+    pub fn has_validator(&self) -> bool {
+        self.has_etag || self.last_modified_ms().is_some()
     }
 
-    /// Bytes of memory on the heap.
+    /// Bytes of memory on the heap, as if nobody else had the same terms. Those themselves do not count: nearly always
+    /// others have them.
     pub fn memory(&self) -> usize {
-        let targeted = self.targeted.as_ref().map_or(0, |targeted| targeted.memory());
-        self.directives.memory() + targeted + self.vary.memory() + self.etag.as_ref().map_or(0, |tag| tag.len())
+        self.terms.memory()
     }
 
     /// A tenth of the time since Last-Modified (§4.2.2), for statuses that allow it or with `public`. Not where the
@@ -192,7 +208,7 @@ impl Facts {
         if !policy.heuristic || personal || !allowed {
             return None;
         }
-        let since_ms = self.date_ms.saturating_sub(self.last_modified_ms?);
+        let since_ms = self.date_ms.saturating_sub(self.last_modified_ms()?);
         u64::try_from(since_ms / 10).ok().map(|ms| ms.min(policy.heuristic_max_ms))
     }
 }
@@ -200,6 +216,7 @@ impl Facts {
 /// What of a response governs it: one targeted field, or Cache-Control and Expires.
 struct Governing {
     directives: ResponseDirectives,
+    /// `None`: absent; `Some(None)`: unreadable, and so stale.
     expires_ms: Option<Option<i64>>,
     targeted: Option<Box<Targeted>>,
 }
@@ -217,6 +234,12 @@ impl Governing {
         let consumed = fields.copy_if(|number, _, _| number.is_some_and(|number| consumed.contains(&number)));
         let targeted = Some(Box::new(Targeted { field: field.into(), consumed }));
         Self { directives: said.directives, expires_ms: said.expires_ms.map(Some), targeted }
+    }
+
+    /// The lifetime that Expires gives a response of that date (§4.2.1).
+    fn expires_after_ms(&self, date_ms: i64) -> Option<u64> {
+        let after = |expires_ms: i64| expires_ms.saturating_sub(date_ms).max(0).unsigned_abs();
+        self.expires_ms.map(|expires| expires.map_or(0, after))
     }
 
     /// Whether Set-Cookie is kept from everybody but the client that asked.
@@ -249,6 +272,11 @@ fn age_value_ms(fields: &Fields) -> u64 {
 /// The date in a field, in wall milliseconds.
 fn read_date(fields: &Fields, field: Name, now_wall_ms: i64) -> Option<i64> {
     single(fields, field).and_then(|value| date::parse(value, now_wall_ms))
+}
+
+/// The entity tag as it came, quotes and `W/` included; `None` also where it is empty or two lines differ.
+pub fn etag(fields: &Fields) -> Option<&[u8]> {
+    single(fields, name::ETAG).filter(|tag| !tag.is_empty())
 }
 
 /// The value of a field whose lines all say the same.

@@ -31,6 +31,7 @@ pub mod storage;
 pub mod structured;
 pub mod target;
 pub mod targeted;
+pub mod terms;
 pub mod tracking;
 pub mod upgrade;
 pub mod validation;

@@ -126,7 +126,7 @@ pub fn is_refresh_due(facts: &Facts, policy: &CachePolicy, ttl_ms: i64) -> bool 
 ///
 /// Under no-cache only a validator gives it any worth, because every use asks the origin.
 pub fn keep_ms(facts: &Facts, policy: &CachePolicy, now: Now) -> u64 {
-    let has_validator = facts.etag.is_some() || facts.last_modified_ms.is_some();
+    let has_validator = facts.has_validator();
     if facts.directives.no_cache && !has_validator {
         return 0;
     }
@@ -290,11 +290,9 @@ fn millis(seconds: Seconds) -> u64 {
 pub(super) mod testing {
     //! What the tests of the rules build requests and responses from.
 
-    use super::super::cache_control::ResponseDirectives;
     use super::super::target::{Scheme, Target};
     use super::super::targeted::TargetList;
-    use super::super::vary::Vary;
-    use super::super::{Fields, Method, StatusCode};
+    use super::super::{Fields, Method, Response, StatusCode};
     use super::*;
 
     pub const NOW: Now = Now { wall_ms: 1_700_000_000_000, mono_ms: 5_000_000 };
@@ -328,34 +326,26 @@ pub(super) mod testing {
 
     /// Of a 200 that was generated and received at [`NOW`], with an entity tag.
     pub fn facts(cache_control: &str) -> Facts {
-        Facts {
-            status: StatusCode::OK,
-            directives: ResponseDirectives::parse(&fields(&[("cache-control", cache_control)])),
-            targeted: None,
-            targets: TargetList::default().id(),
-            jitter: 0,
-            response_time: NOW,
-            date_ms: NOW.wall_ms,
-            initial_age_ms: 0,
-            expires_ms: None,
-            last_modified_ms: None,
-            etag: Some(b"\"a\"".as_slice().into()),
-            vary: Vary::Nothing,
-            authorized: false,
-            cookie: false,
-            set_cookie: false,
-        }
+        let fields = fields(&[("cache-control", cache_control), ("etag", "\"a\"")]);
+        let response = Response { status: StatusCode::OK, fields: &fields };
+        Facts::new(Asked::get(&[]).request(), response, &TargetList::default(), NOW, NOW)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::terms::Terms;
     use super::super::vary::Vary;
     use super::testing::{Asked, NOW, facts};
     use super::*;
     use proptest::prelude::*;
 
     const SECOND: u64 = 1000;
+
+    fn unvalidated(cache_control: &str) -> Facts {
+        let validated = facts(cache_control);
+        validated.on(Terms { has_etag: false, ..Terms::clone(&validated) })
+    }
 
     fn after(ms: u64) -> Now {
         NOW.plus_ms(ms)
@@ -371,7 +361,8 @@ mod tests {
 
     #[test]
     fn a_purge_outranks_everything_else() {
-        let stored = Facts { vary: Vary::Star, authorized: true, ..facts("private, max-age=60") };
+        let private = facts("private, max-age=60");
+        let stored = private.on(Terms { vary: Vary::Star, authorized: true, ..Terms::clone(&private) });
         let policy = CachePolicy { enabled: false, ..CachePolicy::default() };
         assert_eq!(ask(&stored, &policy, Validity::Purged, NOW), Reuse::Unusable(Unusable::Purged));
     }
@@ -388,7 +379,8 @@ mod tests {
 
     #[test]
     fn todays_policy_is_applied_to_what_is_stored() {
-        let stored = Facts { set_cookie: true, ..facts("max-age=60") };
+        let fresh = facts("max-age=60");
+        let stored = fresh.on(Terms { set_cookie: true, ..Terms::clone(&fresh) });
         let with = |enabled, set_cookie| CachePolicy { enabled, set_cookie, ..CachePolicy::default() };
         let cases = [
             (with(true, SetCookie::Store), None, false),
@@ -458,7 +450,6 @@ mod tests {
     #[test]
     fn what_is_kept_is_what_can_still_be_used() {
         let policy = CachePolicy { stale_if_error_ms: 5_000, keep_stale_ms: 9_000, ..CachePolicy::default() };
-        let unvalidated = |cache_control| Facts { etag: None, ..facts(cache_control) };
         assert_eq!(keep_ms(&facts("max-age=60"), &policy, NOW), 69_000);
         assert_eq!(keep_ms(&facts("max-age=60"), &policy, after(61_000)), 8_000);
         assert_eq!(keep_ms(&facts("max-age=60"), &policy, after(70_000)), 0);
@@ -544,7 +535,7 @@ mod tests {
 
         #[test]
         fn past_its_keep_a_response_has_no_use(stored in response_directives(), ms in 0u64..60_000) {
-            let facts = Facts { etag: None, ..facts(&stored) };
+            let facts = unvalidated(&stored);
             let policy = CachePolicy { stale_while_revalidate_ms: 3_000, stale_if_error_ms: 4_000, ..CachePolicy::default() };
             let later = after(ms + keep_ms(&facts, &policy, after(ms)) + 1);
             let answer = ask(&facts, &policy, Validity::Valid, later);

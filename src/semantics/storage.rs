@@ -338,7 +338,7 @@ pub fn stored_fields(response: Response<'_>, facts: &Facts, policy: &CachePolicy
         !left_out && !consumed && !private.iter().any(|field| field.as_bytes() == name)
     });
     if !fields.has(name::DATE) {
-        fields.append(name::DATE, date::format(facts.date_ms)).expect("a date is a field value and a head is far below 4 GiB");
+        fields.append(name::DATE, date::format(facts.date_ms)).expect("a date is a field value and a head is far below SECTION_MAX");
     }
     fields.shrink();
     fields

@@ -29,7 +29,7 @@ enum Target {
 }
 
 /// What only a response has that a targeted field governs. Nearly always there is none, so it stands in a box.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Targeted {
     /// The field that governs, lower case.
     pub field: Box<str>,

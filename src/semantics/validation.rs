@@ -4,7 +4,7 @@
 //! asked of [`super::storage`] again.
 
 use super::cache_control::ResponseDirectives;
-use super::freshness::Facts;
+use super::freshness::{self, Facts};
 use super::{Fields, Name, Response, StatusCode, date, hop, name, precondition};
 
 /// The fields by which a client makes a request conditional or partial (RFC 9110 §13.1, §14.2).
@@ -39,20 +39,19 @@ pub fn strip_conditions(fields: &mut Fields) {
 /// Both are sent, for the sake of old intermediaries (§4.3.1). The entity tag goes as it came, weak or malformed too;
 /// Last-Modified byte for byte, since some origins compare it so, and only if it is a date.
 pub fn add_conditions(fields: &mut Fields, stored: Response<'_>, facts: &Facts) -> bool {
-    let tag = facts.etag.as_ref().filter(|tag| !tag.is_empty());
-    let by_tag = tag.is_some_and(|tag| fields.set(name::IF_NONE_MATCH, tag).is_ok());
-    let modified = facts.last_modified_ms.and(stored.fields.get(name::LAST_MODIFIED));
+    let by_tag = freshness::etag(stored.fields).is_some_and(|tag| fields.set(name::IF_NONE_MATCH, tag).is_ok());
+    let modified = facts.last_modified_ms().and(stored.fields.get(name::LAST_MODIFIED));
     let by_date = modified.is_some_and(|date| fields.set(name::IF_MODIFIED_SINCE, date).is_ok());
     by_tag || by_date
 }
 
-/// Whether a 304 with these fields may update this stored response (§4.3.4): its validators do not contradict.
+/// Whether a 304 with these fields may update the response with these stored (§4.3.4): its validators do not contradict.
 ///
 /// Strong validators decide where the 304 has any: one of them must be the stored one. A Last-Modified is strong if the
 /// stored Date is at least a second later (RFC 9110 §8.8.2.2). Without strong ones a weak one must correspond. A 304
 /// without validators can only mean the one response that the request named (§4.3.3).
-pub fn selects(not_modified: &Fields, stored: &Facts) -> bool {
-    let candidates = candidates(not_modified, stored);
+pub fn selects(not_modified: &Fields, stored: &Fields, facts: &Facts) -> bool {
+    let candidates = candidates(not_modified, stored, facts);
     let candidates = || candidates.iter().flatten();
     if candidates().any(|validator| validator.is_strong) {
         candidates().any(|validator| validator.is_strong && validator.same_strongly)
@@ -63,21 +62,22 @@ pub fn selects(not_modified: &Fields, stored: &Facts) -> bool {
 
 /// Whether a 304 that updates one response that its request could have chosen updates this one too, which could have
 /// been chosen as well: it has one of the 304's strong validators (§4.3.4).
-pub fn also_selects(not_modified: &Fields, stored: &Facts) -> bool {
-    candidates(not_modified, stored).iter().flatten().any(|validator| validator.is_strong && validator.same_strongly)
+pub fn also_selects(not_modified: &Fields, stored: &Fields, facts: &Facts) -> bool {
+    candidates(not_modified, stored, facts).iter().flatten().any(|validator| validator.is_strong && validator.same_strongly)
 }
 
 /// The validators of a 304, each compared with the stored one of its kind.
-fn candidates(not_modified: &Fields, stored: &Facts) -> [Option<Candidate>; 2] {
+fn candidates(not_modified: &Fields, stored: &Fields, facts: &Facts) -> [Option<Candidate>; 2] {
+    let old = freshness::etag(stored);
     let tag = not_modified.get(name::ETAG).map(|tag| Candidate {
         is_strong: !tag.starts_with(b"W/"),
-        same_strongly: stored.etag.as_ref().is_some_and(|old| precondition::strong_match(old, tag)),
-        same_weakly: stored.etag.as_ref().is_some_and(|old| precondition::weak_match(old, tag)),
+        same_strongly: old.is_some_and(|old| precondition::strong_match(old, tag)),
+        same_weakly: old.is_some_and(|old| precondition::weak_match(old, tag)),
     });
-    let modified = not_modified.get(name::LAST_MODIFIED).and_then(|value| date::parse(value, stored.response_time.wall_ms));
+    let modified = not_modified.get(name::LAST_MODIFIED).and_then(|value| date::parse(value, facts.response_time.wall_ms));
     let modified = modified.map(|modified| {
-        let same = stored.last_modified_ms == Some(modified);
-        let is_strong = precondition::is_strong_date(modified, stored.date_ms);
+        let same = facts.last_modified_ms() == Some(modified);
+        let is_strong = precondition::is_strong_date(modified, facts.date_ms);
         Candidate { is_strong, same_strongly: same && is_strong, same_weakly: same }
     });
     [tag, modified]
@@ -117,9 +117,9 @@ pub fn update(stored: &Fields, not_modified: &Fields) -> Fields {
 ///
 /// Validators that the HEAD response has must equal the stored ones, its Content-Length the `length` of the stored
 /// body; a validator that only it has does not. Where it does not fit, the stored response is to be taken as stale.
-pub fn head_fits(head: Response<'_>, stored: Response<'_>, stored_facts: &Facts, length: u64) -> bool {
+pub fn head_fits(head: Response<'_>, stored: Response<'_>, length: u64) -> bool {
     let same = |field| head.fields.get(field).is_none_or(|value| stored.fields.get(field) == Some(value));
-    let same_tag = head.fields.get(name::ETAG).is_none_or(|tag| stored_facts.etag.as_deref() == Some(tag));
+    let same_tag = head.fields.get(name::ETAG).is_none_or(|tag| freshness::etag(stored.fields) == Some(tag));
     let both_ok = head.status == StatusCode::OK && stored.status == StatusCode::OK;
     let same_length = head.fields.text(name::CONTENT_LENGTH).is_none_or(|text| text.parse() == Ok(length));
     both_ok && same_tag && same(name::LAST_MODIFIED) && same_length
@@ -140,11 +140,11 @@ mod tests {
 
     #[test]
     fn an_empty_or_unwritable_entity_tag_is_no_validator() {
-        let stored = fields(&[]);
         for tag in [&b""[..], b"\"a\r\nx: y\""] {
-            let facts = Facts { etag: Some(tag.into()), ..facts("") };
+            let mut stored = Fields::new();
+            let _ = stored.push("etag", tag);
             let mut request = Fields::new();
-            assert!(!add_conditions(&mut request, Response { status: StatusCode::OK, fields: &stored }, &facts));
+            assert!(!add_conditions(&mut request, Response { status: StatusCode::OK, fields: &stored }, &facts("")));
             assert!(request.is_empty());
         }
     }

@@ -116,7 +116,7 @@ fn sweep(proxy: &Proxy) {
     for variants in proxy.memory.values() {
         if variants.responses().iter().all(|response| response.head.check(&proxy.journal) == Validity::Purged) {
             // Only if it is still what was looked at: a newer response may have come.
-            proxy.memory.update(variants.key().hash(), |there| match there {
+            proxy.memory.update(variants.head.key.hash(), |there| match there {
                 Some(there) if Arc::ptr_eq(there, &variants) => Change::Remove,
                 _ => Change::Keep,
             });

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 /// A module may always name what is in the same row's module. `a::b` stands for everything below it; `a::*` for the
 /// types of `a` itself, not for its modules. A module that fits no row is an error: write down where it belongs.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("main", &["cli"]),
+    ("main", &["cli", "allocator"]),
     ("lib", &[]),
+    ("allocator", &[]),
     ("cli", &["server", "config", "semantics::tracking"]),
     ("cli::demo", &["server", "config", "observe::log", "semantics::key::hash128"]),
     (

@@ -16,7 +16,7 @@ use crate::proxy::{Proxy, forward, revalidate};
 use crate::semantics::partial::{self, Following};
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::NotStored;
-use crate::semantics::{Fields, Response, StatusCode, name, range};
+use crate::semantics::{Fields, Response, name, range};
 use crate::upstream::{Inbound, Unanswered};
 use std::ops::Range;
 use std::sync::Arc;
@@ -238,9 +238,8 @@ fn keep(proxy: &Proxy, exchange: &Exchange, block: &Block, inbound: &mut Inbound
         .and(fields.append(name::CONTENT_RANGE, range::content_range(&block.range(), record.length)));
     debug_assert!(lines.is_ok(), "a tag that was a field, and digits");
     Ok(Arc::new(StoredHead {
-        status: StatusCode::PARTIAL_CONTENT,
         fields,
-        facts: head.facts.clone(),
+        facts: head.facts.of_part(),
         key: block.key(),
         secondary: record.head.secondary.clone(),
         stamp: began.stamp.into(),

@@ -264,7 +264,7 @@ impl Rules {
             return Served::FromOrigin { body: self.made };
         }
         let old = self.stored.take().expect("it made the request conditional");
-        assert!(selects(&received, &old.facts), "a 304 with the tag that was sent");
+        assert!(selects(&received, &old.fields, &old.facts), "a 304 with the tag that was sent");
         let mut updated = update(&old.fields, &received);
         updated.set(name::AGE, received.get(name::AGE).expect("all have one")).expect("a valid value");
         self.store(old.body, &updated);

@@ -403,7 +403,7 @@ fn confirms(stored: Validators, received: Validators) -> (bool, bool) {
     let received = validators(received);
     let head = received.iter().fold(http::Response::builder().status(304), |head, (name, value)| head.header(*name, value));
     let after = case.them().after_response(&Case::request(&[]), &head.body(()).expect("a response"), when(0));
-    (selects(&said(&received), &case.facts()), matches!(after, AfterResponse::NotModified(..)))
+    (selects(&said(&received), &said(&case.answered), &case.facts()), matches!(after, AfterResponse::NotModified(..)))
 }
 
 /// Where we differ on a 304.
