@@ -19,6 +19,9 @@ pub const INTERIM_MAX: u32 = 16;
 const LINES_ON_STACK: usize = 64;
 /// Seconds taken off an advertised `Keep-Alive: timeout`, so that we close first.
 const KEEP_ALIVE_MARGIN_S: u64 = 1;
+/// Room for what an answer made of it has besides: Cache-Status, Via and their kin.
+const ADDED_BYTES: usize = 128;
+const ADDED_LINES: usize = 4;
 /// How every response begins.
 const VERSION: &[u8] = b"HTTP/1.";
 
@@ -272,7 +275,7 @@ fn read<'b>(bytes: &'b [u8], lines: &mut [MaybeUninit<httparse::Header<'b>>]) ->
         return Err(Fault::Malformed("status-line"));
     }
     let status = StatusCode::from_u16(code).map_err(|_| Fault::Malformed("status-line"))?;
-    let mut fields = Fields::with_capacity(bytes.len(), response.headers.len());
+    let mut fields = Fields::with_capacity(bytes.len() + ADDED_BYTES, response.headers.len() + ADDED_LINES);
     let lines = response.headers.iter().map(|line| (line.name, line.value));
     fields.read_head(bytes, lines).map_err(|error| {
         Fault::Malformed(match error {

@@ -27,8 +27,8 @@ pub enum Reason {
     /// `cache.collapse = false`.
     NotCollapsed,
     Authorization,
-    /// Lately the key's responses could not be shared.
-    Marked,
+    /// Lately the key's responses could not be shared: this marker says so.
+    Marked(u128),
     /// The flight that it followed came to a response that it may not have.
     NotShared,
     Head,
@@ -171,14 +171,16 @@ fn judge(
             proxy.metrics.not_stored(not_stored);
             // A 304 or 206 answers the client's own condition or range: it says nothing of what others would get.
             let to_its_own = matches!(inbound.status.as_u16(), 206 | 304 | 412 | 416);
-            if reason == Reason::Marked && not_stored.is_of_response() && !to_its_own {
-                let known = proxy.vary_memory.get(exchange.key.hash()).map(|vary| vary.secondary_key(&exchange.fields, exchange.policy()));
-                proxy.set_marker(marker_key(exchange, known.as_ref()), received.mono_ms);
+            if let Reason::Marked(marker) = reason
+                && not_stored.is_of_response()
+                && !to_its_own
+            {
+                proxy.set_marker(marker, received.mono_ms);
             }
             return deliver::direct(proxy, exchange, inbound, why, Some(not_stored));
         }
     };
-    if reason == Reason::Marked && is_shareable(exchange, &head, received) {
+    if matches!(reason, Reason::Marked(_)) && is_shareable(exchange, &head, received) {
         proxy.markers.clear(marker_key(exchange, Some(&head.secondary)));
         proxy.markers.clear(exchange.key.hash());
     }

@@ -82,7 +82,7 @@ impl Proxy {
             "do_not_line_up": self.markers.is_set(arrival.key.hash(), now.mono_ms),
             "dictionary": self.explain_dictionary(arrival),
             "stored": found,
-            "not_stored": self.refusals.get(&arrival.key.hash()).map(NotStored::as_str),
+            "not_stored": self.refusals.get(arrival.key.hash()).map(NotStored::as_str),
             "variants": self.memory.get(arrival.key.hash()).filter(|set| set.head.key == arrival.key).map_or(0, |set| set.responses().len()),
             "decision": decision,
         })

@@ -28,7 +28,18 @@ use tokio::sync::oneshot;
 pub fn start(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: Option<InterimSender>, why: Forward, candidate: Candidate) -> Handled {
     proxy.count_request(arrival.key.hash(), arrival.policy());
     let errand = Errand::new(proxy, arrival, interim, why, candidate);
-    Handled::Later(Box::pin(answer(errand, None)))
+    match goes_alone(proxy, &errand.exchange, errand.candidate.as_ref()) {
+        Some(reason) => Handled::Later(Box::pin(go_alone(errand, reason))),
+        None => Handled::Later(Box::pin(answer(errand, None))),
+    }
+}
+
+/// [`answer`] to a request that lines up nowhere, as all do whose answers nobody may share: its future is small for it.
+async fn go_alone(mut errand: Errand, reason: alone::Reason) -> Box<Response> {
+    let note = PanicNote::on(Arc::clone(&errand.exchange));
+    let response = errand.alone(reason).await;
+    drop(note);
+    if response.outcome.in_blocks { Box::pin(answer(errand, Some(response))).await } else { response }
 }
 
 /// Answers from a stored response whose bytes are in blocks: the origin may have to be asked for some of them.
@@ -293,5 +304,6 @@ fn goes_alone(proxy: &Proxy, exchange: &Exchange, candidate: Option<&(Arc<Stored
         return Some(alone::Reason::RangeOfLarge);
     }
     let secondary = secondary_known(proxy, exchange, candidate);
-    proxy.markers.is_set(marker_key(exchange, secondary.as_ref()), now_mono_ms).then_some(alone::Reason::Marked)
+    let marker = marker_key(exchange, secondary.as_ref());
+    proxy.markers.is_set(marker, now_mono_ms).then_some(alone::Reason::Marked(marker))
 }

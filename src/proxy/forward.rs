@@ -10,8 +10,9 @@ use crate::semantics::vary::Asked;
 use crate::semantics::{Fields, Method, Name, Target, forwarding, hop, name, upgrade, validation, vary};
 use crate::shield::Question;
 use crate::upstream::{FetchError, Outbound};
+use smallvec::SmallVec;
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// What is asked of the origin.
@@ -166,35 +167,74 @@ const DESCRIBED_LINES: usize = 8;
 /// Via, CDN-Loop, X-Forwarded-*, Forwarded, X-Request-Id. What a trusted proxy said is kept and continued.
 fn describe_client(exchange: &Exchange, fields: &mut Fields) {
     let peer = exchange.peer.client.ip().to_canonical();
-    let (address, authority) = (peer.to_string(), exchange.target.authority());
-    append(fields, name::X_FORWARDED_FOR, &address);
-    let scheme = exchange.target.scheme().as_str();
+    let (address, authority) = (written(peer), exchange.target.authority().as_bytes());
+    append(fields, name::X_FORWARDED_FOR, &[&address]);
+    let scheme = exchange.target.scheme().as_str().as_bytes();
     // That of the key, also where a trusted proxy said it in another way.
-    set(fields, name::X_FORWARDED_PROTO, scheme.as_bytes());
+    set(fields, name::X_FORWARDED_PROTO, scheme);
     if !fields.has(name::X_FORWARDED_HOST) {
-        set(fields, name::X_FORWARDED_HOST, authority.as_bytes());
+        set(fields, name::X_FORWARDED_HOST, authority);
     }
-    let (open, close) = if peer.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
-    append(fields, name::FORWARDED, &["for=", open, &address, close, ";host=\"", authority, "\";proto=", scheme].concat());
+    let (open, close): (&[u8], &[u8]) = if peer.is_ipv6() { (b"\"[", b"]\"") } else { (b"", b"") };
+    append(fields, name::FORWARDED, &[b"for=", open, &address, close, b";host=\"", authority, b"\";proto=", scheme]);
     set(fields, name::X_REQUEST_ID, exchange.request_id.as_bytes());
-    let version = match (exchange.peer.protocol, exchange.minor_version) {
-        (Protocol::Http3, _) => "3 ",
-        (Protocol::Http2, _) => "2 ",
-        (Protocol::Http1, 0) => "1.0 ",
-        (Protocol::Http1, _) => "1.1 ",
+    let version: &[u8] = match (exchange.peer.protocol, exchange.minor_version) {
+        (Protocol::Http3, _) => b"3 ",
+        (Protocol::Http2, _) => b"2 ",
+        (Protocol::Http1, 0) => b"1.0 ",
+        (Protocol::Http1, _) => b"1.1 ",
     };
-    append(fields, name::VIA, &[version, &exchange.routed.node].concat());
-    append(fields, name::CDN_LOOP, &exchange.routed.node);
+    append(fields, name::VIA, &[version, exchange.routed.node.as_bytes()]);
+    append(fields, name::CDN_LOOP, &[exchange.routed.node.as_bytes()]);
     let targeted = &exchange.policy().targeted;
     if targeted.has_surrogate_control() && exchange.from_peer.is_none() {
-        append(fields, name::SURROGATE_CAPABILITY, &[targeted.device(), "=\"Surrogate/1.0\""].concat());
+        append(fields, name::SURROGATE_CAPABILITY, &[targeted.device().as_bytes(), b"=\"Surrogate/1.0\""]);
     }
 }
 
-/// Continues a list field.
-fn append(fields: &mut Fields, name: Name, member: &str) {
-    match fields.joined(name).filter(|there| !there.is_empty()).map(|there| [&there[..], b", ", member.as_bytes()].concat()) {
-        Some(value) => set(fields, name, &value),
-        None => set(fields, name, member.as_bytes()),
+/// As it is displayed; of IPv4, which nearly all are, without a formatter.
+fn written(address: IpAddr) -> SmallVec<[u8; 15]> {
+    let IpAddr::V4(address) = address else { return SmallVec::from_slice(address.to_string().as_bytes()) };
+    let mut text = SmallVec::new();
+    for octet in address.octets() {
+        if !text.is_empty() {
+            text.push(b'.');
+        }
+        text.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+    }
+    text
+}
+
+/// Continues a list field by a member that is made of these.
+fn append(fields: &mut Fields, name: Name, member: &[&[u8]]) {
+    match fields.joined(name).filter(|there| !there.is_empty()).map(Cow::into_owned) {
+        Some(there) => set(fields, name, &[&there, &b", "[..], &member.concat()].concat()),
+        None => {
+            fields.remove(name);
+            let added = fields.append_parts(name, member);
+            debug_assert!(added.is_ok(), "values of ours are field values");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_they_are_displayed() {
+        for address in ["127.0.0.1", "0.0.0.0", "255.10.9.100", "::1", "2001:db8:1:2:3:4:5:6"] {
+            assert_eq!(written(address.parse().unwrap()).as_slice(), address.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_member_comes_behind_what_there_is() {
+        let mut fields = Fields::new();
+        append(&mut fields, name::VIA, &[b"1.1 ", b"a"]);
+        append(&mut fields, name::VIA, &[b"2 ", b"b"]);
+        fields.push("cdn-loop", "").unwrap();
+        append(&mut fields, name::CDN_LOOP, &[b"c"]);
+        assert_eq!(fields.wire(), b"via: 1.1 a, 2 b\r\ncdn-loop: c\r\n");
     }
 }

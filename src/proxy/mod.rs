@@ -29,6 +29,7 @@ mod live;
 mod lookup;
 pub mod outcome;
 mod purge;
+mod refusals;
 mod refused;
 pub mod remote;
 mod resume;
@@ -67,11 +68,11 @@ use arc_swap::ArcSwap;
 use deliver::Reused;
 use exchange::Arrival;
 use flight::{Departure, FlightHead};
-use foldhash::fast::RandomState;
 use forms::Making;
 use hot_forms::HotForms;
 use lookup::Found;
 use outcome::{CacheResult, Outcome};
+use refusals::Refusals;
 use remote::Remote;
 use shield::FromPeer;
 use standing::Standing;
@@ -91,7 +92,7 @@ pub struct Proxy {
     blocks: Arc<blocks::BlockFlights>,
     markers: Markers,
     /// Why responses of keys were not stored lately, for `explain`.
-    refusals: moka::sync::Cache<u128, NotStored, RandomState>,
+    refusals: Refusals,
     /// Keys whose background refresh failed lately: the next one waits.
     failed_refreshes: Markers,
     vary_memory: VaryMemory,
@@ -228,7 +229,7 @@ impl Proxy {
             blocks: Arc::new(FlightTable::beside(&flights)),
             flights,
             markers: Markers::new(&settings.fill),
-            refusals: moka::sync::Cache::builder().max_capacity(REFUSAL_KEYS).build_with_hasher(RandomState::default()),
+            refusals: Refusals::default(),
             failed_refreshes: Markers::new(&settings.fill),
             vary_memory: VaryMemory::new(VARY_MEMORY_KEYS),
             search_rules: SearchRules::new(SEARCH_RULE_BYTES, move || full.bound(Bound::NoVarySearchPaths)),
@@ -419,9 +420,6 @@ impl Gauges for Proxy {
         }
     }
 }
-
-/// Keys whose last refusal to store is remembered; about 150 bytes each.
-const REFUSAL_KEYS: u64 = 10_000;
 
 /// Keys whose Vary is remembered beyond eviction; about 200 bytes each.
 const VARY_MEMORY_KEYS: u64 = 50_000;

@@ -11,7 +11,7 @@ use crate::invalidation::Stamp;
 use crate::observe::log::RateLimit;
 use crate::observe::metrics::Bound;
 use crate::route;
-use crate::semantics::freshness::Facts;
+use crate::semantics::freshness::{Facts, Governing};
 use crate::semantics::reuse::Validity;
 use crate::semantics::storage::{self, NotStored, Storage};
 use crate::semantics::vary::SecondaryKey;
@@ -80,12 +80,9 @@ pub fn judge_blocks(
 /// Remembers why a key is not stored, for `explain`, and takes out what its origin withdrew.
 fn note(proxy: &Proxy, exchange: &Exchange, inbound: &Inbound, began: &Began, old: &Candidate, not_stored: Option<NotStored>) {
     match not_stored {
-        None => proxy.refusals.invalidate(&exchange.key.hash()),
+        None => proxy.refusals.forget(exchange.key.hash()),
         Some(why) => {
-            // What is known already is not written again: everything uncacheable passes here.
-            if proxy.refusals.get(&exchange.key.hash()) != Some(why) {
-                proxy.refusals.insert(exchange.key.hash(), why);
-            }
+            proxy.refusals.note(exchange.key.hash(), why);
             if let Some((old, _)) = old
                 && withdraws(exchange, inbound, why)
             {
@@ -127,7 +124,7 @@ fn goes_past_as_get(exchange: &Exchange) -> bool {
 /// It is shared with all who wait for it all the same, and only not kept.
 pub fn too_early(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate) -> Option<NotStored> {
     is_too_early(proxy, exchange, candidate).then(|| {
-        proxy.refusals.insert(exchange.key.hash(), NotStored::StoreAfter);
+        proxy.refusals.note(exchange.key.hash(), NotStored::StoreAfter);
         NotStored::StoreAfter
     })
 }
@@ -155,7 +152,12 @@ fn decide(
     received: Now,
 ) -> Result<StoredHead, NotStored> {
     let policy = exchange.policy();
-    let facts = Facts::new(exchange.request(), response, &policy.targeted, began.sent, received).jittered(exchange.key.hash(), began.fetch);
+    let governing = Governing::read(response.fields, &policy.targeted, received);
+    if let Some(why) = storage::forbidden(exchange.request(), response.status, &governing.directives, policy) {
+        return Err(why);
+    }
+    let facts = Facts::governed(governing, exchange.request(), response, &policy.targeted, began.sent, received);
+    let facts = facts.jittered(exchange.key.hash(), began.fetch);
     if let Storage::Not(why) = storage::may_store(exchange.request(), response, &facts, policy) {
         return Err(why);
     }

@@ -256,6 +256,10 @@ impl Names {
         Self([bits as u64, (bits >> 64) as u64])
     }
 
+    const fn without(self, names: Self) -> Self {
+        Self([self.0[0] & !names.0[0], self.0[1] & !names.0[1]])
+    }
+
     const fn bits(self) -> u128 {
         self.0[0] as u128 | (self.0[1] as u128) << 64
     }
@@ -368,6 +372,11 @@ pub const fn is_value_byte(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 
+/// Not `all`: what never stops early is done sixteen bytes at a time.
+fn is_value(bytes: &[u8]) -> bool {
+    !bytes.iter().fold(false, |wrong, byte| wrong | !is_value_byte(*byte))
+}
+
 impl Fields {
     /// An empty section; allocates nothing.
     pub const fn new() -> Self {
@@ -422,6 +431,27 @@ impl Fields {
         Ok(())
     }
 
+    /// Appends a line with a well known name, whose value is made of these, one behind the other.
+    pub fn append_parts(&mut self, name: Name, parts: &[&[u8]]) -> Result<(), FieldError> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let (start, text) = (self.block.len(), name.as_str().as_bytes());
+        if start + text.len() + length + 4 > SECTION_MAX {
+            return Err(FieldError::Size);
+        }
+        self.block.reserve(text.len() + length + 4);
+        self.block.extend_from_slice(text);
+        self.block.extend_from_slice(b": ");
+        parts.iter().for_each(|part| self.block.extend_from_slice(part));
+        let value = &self.block[start + text.len() + 2..];
+        if !is_value(value) || trim(value).len() < value.len() {
+            self.block.truncate(start);
+            return Err(FieldError::Value);
+        }
+        self.block.extend_from_slice(b"\r\n");
+        self.note_line(Line::new(start, name.0));
+        Ok(())
+    }
+
     /// Reads a parsed head into an empty section. `head` begins with the request or status line and ends with the empty
     /// one; `lines` are those that a parser found behind the first, in order, and whose names it knows to be tokens and
     /// whose values to hold no control byte.
@@ -471,8 +501,7 @@ impl Fields {
     /// [`Fields::checked`] for a name that is known to be one.
     fn checked_value<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(usize, &'v [u8]), FieldError> {
         let value = trim(value);
-        // Not `all`: what never stops early is done sixteen bytes at a time.
-        if value.iter().fold(false, |wrong, byte| wrong | !is_value_byte(*byte)) {
+        if !is_value(value) {
             return Err(FieldError::Value);
         }
         let start = self.block.len();
@@ -506,6 +535,34 @@ impl Fields {
     /// Removes all lines of this name; says whether there were any.
     pub fn remove(&mut self, name: impl FieldName) -> bool {
         self.contains(name) && self.retain(|_, line, _| !line.eq_ignore_ascii_case(name.text().as_bytes()))
+    }
+
+    /// Removes all lines of these names. What stays between two of them moves at once.
+    pub fn remove_any(&mut self, names: Names) {
+        let goes = |line: &Line| line.name().is_some_and(|name| names.contains(name));
+        let Some(first) = self.lines.iter().position(goes) else { return };
+        let (mut kept, mut end, mut at) = (first, self.lines[first].start(), first);
+        while at < self.lines.len() {
+            let run = at;
+            while self.lines.get(at).is_some_and(|line| !goes(line)) {
+                at += 1;
+            }
+            if run == at {
+                at += 1;
+                continue;
+            }
+            let (start, run_end) = (self.lines[run].start(), self.end_of(at - 1));
+            self.block.copy_within(start..run_end, end);
+            for number in run..at {
+                let line = self.lines[number];
+                self.lines[kept] = Line::new(line.start() - (start - end), line.number());
+                kept += 1;
+            }
+            end += run_end - start;
+        }
+        self.block.truncate(end);
+        self.lines.truncate(kept);
+        self.present = self.present.without(names);
     }
 
     /// Keeps the lines for which `keep(number, name, value)` is true, asking once for each in order; says whether any went.
@@ -778,6 +835,18 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_one_value_or_none() {
+        let mut fields = Fields::new();
+        fields.append_parts(name::VIA, &[b"1.1", b" ", b"a"]).unwrap();
+        let refused: [&[&[u8]]; 3] = [&[b"a", b"b\r\nc: d"], &[b"a", b" "], &[b"\ta"]];
+        for bad in refused {
+            assert_eq!(fields.append_parts(name::AGE, bad), Err(FieldError::Value));
+        }
+        assert_eq!(fields.wire(), b"via: 1.1 a\r\n");
+        assert!(fields.has(name::VIA) && !fields.has(name::AGE));
+    }
+
+    #[test]
     fn repeated_lines_join_as_a_list() {
         let mut fields = Fields::new();
         fields.push("vary", "a").unwrap();
@@ -855,6 +924,19 @@ mod tests {
             let copy = fields.copy_if(|_, _, _| keep());
             let mut keep = by_mask();
             prop_assert_eq!(fields.retain(|_, _, _| keep()), copy.len() < pairs.len());
+            prop_assert_eq!(fields.iter().collect::<Vec<_>>(), copy.iter().collect::<Vec<_>>());
+            prop_assert_eq!((fields.wire(), fields.present), (copy.wire(), copy.present));
+        }
+
+        #[test]
+        fn removing_names_is_copying_the_others(pairs in proptest::collection::vec(("age|date|x|y|vary", "[ -~]{0,9}"), 0..9)) {
+            let mut fields = Fields::new();
+            for (name, value) in &pairs {
+                fields.push(name, value).unwrap();
+            }
+            let names = Names::of(&[name::AGE, name::VARY, name::VIA]);
+            let copy = fields.copy_if(|number, _, _| !number.is_some_and(|name| names.contains(name)));
+            fields.remove_any(names);
             prop_assert_eq!(fields.iter().collect::<Vec<_>>(), copy.iter().collect::<Vec<_>>());
             prop_assert_eq!((fields.wire(), fields.present), (copy.wire(), copy.present));
         }

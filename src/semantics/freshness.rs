@@ -53,10 +53,21 @@ impl Facts {
     ///
     /// A field that must be single and has lines that differ counts as unreadable.
     pub fn new(request: Request<'_>, response: Response<'_>, targets: &TargetList, request_time: Now, response_time: Now) -> Self {
+        Self::governed(Governing::read(response.fields, targets, response_time), request, response, targets, request_time, response_time)
+    }
+
+    /// [`Facts::new`] where it is known what governs the response.
+    pub fn governed(
+        governing: Governing,
+        request: Request<'_>,
+        response: Response<'_>,
+        targets: &TargetList,
+        request_time: Now,
+        response_time: Now,
+    ) -> Self {
         let fields = response.fields;
         let received_ms = response_time.wall_ms;
         let date_ms = read_date(fields, name::DATE, received_ms).unwrap_or(received_ms);
-        let governing = Governing::read(fields, targets, received_ms);
         let terms = Terms {
             vary: Vary::parse(fields),
             targets: targets.id(),
@@ -115,7 +126,7 @@ impl Facts {
     #[must_use]
     pub fn reread(&self, fields: &Fields, targets: &TargetList) -> Self {
         let fields = self.received_fields(fields);
-        let governing = Governing::read(&fields, targets, self.response_time.wall_ms);
+        let governing = Governing::read(&fields, targets, self.response_time);
         self.on(Terms {
             targets: targets.id(),
             // A cookie that was not stored was there all the same.
@@ -214,19 +225,20 @@ impl Facts {
 }
 
 /// What of a response governs it: one targeted field, or Cache-Control and Expires.
-struct Governing {
-    directives: ResponseDirectives,
+pub struct Governing {
+    pub directives: ResponseDirectives,
     /// `None`: absent; `Some(None)`: unreadable, and so stale.
     expires_ms: Option<Option<i64>>,
     targeted: Option<Box<Targeted>>,
 }
 
 impl Governing {
-    fn read(fields: &Fields, targets: &TargetList, received_ms: i64) -> Self {
+    /// Of a response whose head came at this time.
+    pub fn read(fields: &Fields, targets: &TargetList, received: Now) -> Self {
         let Some((field, said)) = targets.governing(fields) else {
             return Self {
                 directives: ResponseDirectives::parse(fields),
-                expires_ms: fields.has(name::EXPIRES).then(|| read_date(fields, name::EXPIRES, received_ms)),
+                expires_ms: fields.has(name::EXPIRES).then(|| read_date(fields, name::EXPIRES, received.wall_ms)),
                 targeted: None,
             };
         };

@@ -54,7 +54,7 @@ pub fn strip(fields: &mut Fields) {
         if !fields.values(name::CONNECTION).flat_map(list).all(|option| option.eq_ignore_ascii_case(b"keep-alive")) {
             drop_named(fields);
         }
-        fields.retain(|number, _, _| !number.is_some_and(|name| OF_CONNECTION.contains(name)));
+        fields.remove_any(OF_CONNECTION);
     }
 }
 

@@ -1,6 +1,6 @@
 //! May this response be stored (RFC 9111 §3), and what is left out (§3.1)?
 
-use super::cache_control::RequestDirectives;
+use super::cache_control::{RequestDirectives, ResponseDirectives};
 use super::fields::trim;
 use super::freshness::{Facts, LifetimeSource, is_heuristically_cacheable};
 use super::policy::{CachePolicy, SetCookie};
@@ -145,13 +145,22 @@ const ODD_HEAD_BYTES: usize = 16 << 10;
 pub fn may_store(request: Request<'_>, response: Response<'_>, facts: &Facts, policy: &CachePolicy) -> Storage {
     of_request(request, policy)
         .or_else(|| of_method(request, response, facts, policy))
-        .or_else(|| of_directives(facts))
+        .or_else(|| of_directives(facts.status, &facts.directives))
         .or_else(|| of_status(request, facts))
         .or_else(|| of_sharing(facts, policy))
         .or_else(|| of_size(response, policy))
         .or_else(|| of_guards(request, response, facts, policy))
         .or_else(|| of_freshness(facts, policy))
         .map_or(Storage::Stored, Storage::Not)
+}
+
+/// What [`may_store`] says of a response to GET whose directives alone forbid it, or whose request does; `None`: more has to
+/// be known. Nearly all that may not be stored is of this kind.
+pub fn forbidden(request: Request<'_>, status: StatusCode, directives: &ResponseDirectives, policy: &CachePolicy) -> Option<NotStored> {
+    if *request.method != Method::GET {
+        return None;
+    }
+    of_request(request, policy).or_else(|| of_directives(status, directives))
 }
 
 fn of_request(request: Request<'_>, policy: &CachePolicy) -> Option<NotStored> {
@@ -190,9 +199,8 @@ pub fn represents_target(request: Request<'_>, response: Response<'_>, facts: &F
 }
 
 /// no-store, private, must-understand (§5.2.2.3, §5.2.2.5, §5.2.2.7).
-fn of_directives(facts: &Facts) -> Option<NotStored> {
-    let directives = &facts.directives;
-    if directives.must_understand && !is_understood(facts.status) {
+fn of_directives(status: StatusCode, directives: &ResponseDirectives) -> Option<NotStored> {
+    if directives.must_understand && !is_understood(status) {
         return Some(if directives.no_store { NotStored::NoStore } else { NotStored::Status });
     }
     if directives.no_store && !directives.must_understand {

@@ -116,12 +116,12 @@ impl Pool {
     }
 
     /// An idle connection of this worker, unless somebody waits in line.
-    pub(super) fn idle(self: &Arc<Self>, want: Want) -> Option<Connection> {
+    pub(super) fn idle(self: &Arc<Self>, want: Want, now: Instant) -> Option<Connection> {
         if want.fresh || self.waiting.load(Ordering::Acquire) > 0 {
             return None;
         }
         while let Some(mut parked) = self.take(want.worker) {
-            if self.is_usable(&mut parked) {
+            if self.is_usable(&mut parked, now) {
                 return Some(self.revive(parked));
             }
             drop(self.revive(parked));
@@ -133,7 +133,7 @@ impl Pool {
     ///
     /// Cancel-safe: whoever leaves the line gives back what came too late.
     pub(super) async fn acquire(self: &Arc<Self>, want: Want) -> Result<Slot, FetchError> {
-        if let Some(connection) = self.idle(want) {
+        if let Some(connection) = self.idle(want, Instant::now()) {
             return Ok(Slot::Connection(connection));
         }
         let slot = match self.join(want)? {
@@ -160,7 +160,7 @@ impl Pool {
             if let Some(mut parked) = self.take_any(want.worker) {
                 self.waiting.store(0, Ordering::Release);
                 drop(line);
-                let usable = !want.fresh && self.is_usable(&mut parked);
+                let usable = !want.fresh && self.is_usable(&mut parked, Instant::now());
                 let connection = self.revive(parked);
                 return Ok(Joined::At(if usable { Slot::Connection(connection) } else { Slot::Permit(connection.into_permit()) }));
             }
@@ -264,8 +264,8 @@ impl Pool {
     }
 
     /// Whether a request may go out on it: young enough, and nothing heard of it, by a look at the socket itself.
-    fn is_usable(&self, parked: &mut Parked) -> bool {
-        Instant::now() < parked.until && self.is_quiet(parked, true)
+    fn is_usable(&self, parked: &mut Parked, now: Instant) -> bool {
+        now < parked.until && self.is_quiet(parked, true)
     }
 
     fn is_quiet(&self, parked: &mut Parked, closely: bool) -> bool {

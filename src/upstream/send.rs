@@ -20,31 +20,35 @@ use crate::semantics::{invalidation, name};
 use crate::tls::client::Client;
 use crate::upstream::error::Retry;
 use http::Method;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// See [`Upstream::send`].
 ///
-/// What few requests need is boxed here and below: the future of the others stays small.
-pub(super) async fn send(upstream: &Upstream, mut request: Outbound) -> Result<Inbound, Unanswered> {
-    if upstream.endpoints.is_empty() {
-        return Err(FetchError::Dns.into());
-    }
-    let mut tried = None;
-    let sent = match upstream.settings.total_timeout {
-        None => attempts(upstream, &mut request, None, &mut tried).await,
-        Some(limit) => {
-            let deadline = Instant::now() + limit;
-            let attempts = Box::pin(attempts(upstream, &mut request, Some(deadline), &mut tried));
-            let sent = Box::pin(tokio::time::timeout_at(deadline, attempts)).await;
-            sent.unwrap_or_else(|_| {
-                upstream.metrics.upstream_request(&upstream.settings.name, Err(FetchError::TotalTimeout.token()), None, limit);
-                Err(FetchError::TotalTimeout)
-            })
+/// All of it is boxed once: futures move into those that wait for them, and this one is large. What few requests need is
+/// boxed by itself, here and below.
+pub(super) fn send(upstream: &Upstream, mut request: Outbound) -> Pin<Box<impl Future<Output = Result<Inbound, Unanswered>> + Send>> {
+    Box::pin(async move {
+        if upstream.endpoints.is_empty() {
+            return Err(FetchError::Dns.into());
         }
-    };
-    sent.map_err(|error| Unanswered { error, endpoint: tried.map(|at| Arc::clone(&upstream.endpoints[at].name)) })
+        let mut tried = None;
+        let sent = match upstream.settings.total_timeout {
+            None => attempts(upstream, &mut request, None, &mut tried).await,
+            Some(limit) => {
+                let deadline = Instant::now() + limit;
+                let attempts = Box::pin(attempts(upstream, &mut request, Some(deadline), &mut tried));
+                let sent = Box::pin(tokio::time::timeout_at(deadline, attempts)).await;
+                sent.unwrap_or_else(|_| {
+                    upstream.metrics.upstream_request(&upstream.settings.name, Err(FetchError::TotalTimeout.token()), None, limit);
+                    Err(FetchError::TotalTimeout)
+                })
+            }
+        };
+        sent.map_err(|error| Unanswered { error, endpoint: tried.map(|at| Arc::clone(&upstream.endpoints[at].name)) })
+    })
 }
 
 /// An attempt that failed, and what of it decides whether there may be another.
@@ -167,9 +171,16 @@ impl Attempt<'_> {
             }
         }
         let message = Message::new(settings.http1, request, &asked, &self.endpoint.authority).map_err(Failed::before)?;
-        let (connection, connect) = self.connection(request.client).await?;
+        let now = Instant::now();
+        let (connection, connect, began) = match self.endpoint.pool.idle(self.want, now) {
+            Some(connection) => (connection, None, now),
+            None => {
+                let (connection, connect) = Box::pin(self.wait_for_connection(request.client)).await?;
+                (connection, connect, Instant::now())
+            }
+        };
         let interim = request.interim.clone();
-        let order = self.order(asked, interim.as_ref());
+        let order = self.order(asked, interim.as_ref(), began);
         let answered = order.carry_out(message, request, connection).await;
         self.outcome(answered, connect, order.began)
     }
@@ -195,7 +206,7 @@ impl Attempt<'_> {
             self.endpoint.note_connect(true);
         }
         let interim = request.interim.clone();
-        let order = self.order(asked.clone(), interim.as_ref());
+        let order = self.order(asked.clone(), interim.as_ref(), Instant::now());
         let answered = http2::exchange(&order, message, request, stream).await;
         self.outcome(answered, connect, order.began).map(Some)
     }
@@ -219,15 +230,8 @@ impl Attempt<'_> {
         }
     }
 
-    fn order<'o>(&'o self, asked: Asked, interim: Option<&'o InterimSender>) -> Order<'o> {
-        Order {
-            terms: Terms::of(&self.upstream.settings),
-            metrics: &self.upstream.metrics,
-            asked,
-            interim,
-            began: Instant::now(),
-            deadline: self.deadline,
-        }
+    fn order<'o>(&'o self, asked: Asked, interim: Option<&'o InterimSender>, began: Instant) -> Order<'o> {
+        Order { terms: Terms::of(&self.upstream.settings), metrics: &self.upstream.metrics, asked, interim, began, deadline: self.deadline }
     }
 
     fn outcome(&self, answered: Result<Answer, Broken>, connect: Option<Duration>, began: Instant) -> Result<Inbound, Failed> {
@@ -264,13 +268,6 @@ impl Attempt<'_> {
     }
 
     /// A connection, and how long it took to make one if it is new.
-    async fn connection(&self, client: Option<Announced>) -> Result<(Connection, Option<Duration>), Failed> {
-        match self.endpoint.pool.idle(self.want) {
-            Some(connection) => Ok((connection, None)),
-            None => Box::pin(self.wait_for_connection(client)).await,
-        }
-    }
-
     async fn wait_for_connection(&self, client: Option<Announced>) -> Result<(Connection, Option<Duration>), Failed> {
         let (endpoint, settings) = (self.endpoint, &self.upstream.settings);
         let permit = match endpoint.pool.acquire(self.want).await.map_err(Failed::before)? {

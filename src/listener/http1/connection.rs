@@ -371,7 +371,9 @@ where
     /// Reads until the head under way is whole.
     async fn read_head(&mut self) -> Result<HeadExtent, Next> {
         self.in_a_row = 0;
-        self.began = clock::nanos();
+        if !self.is_idle() {
+            self.began = clock::nanos();
+        }
         let mut deadline = None;
         let mut trimmed = false;
         loop {
