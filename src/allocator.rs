@@ -78,7 +78,7 @@ mod tests {
                 for size in [8, 12, 48, 384, 5000, 200_000, 40, 3] {
                     block = Allocator.realloc(block, layout, size);
                     layout = Layout::from_size_align(size, align).unwrap();
-                    assert!(block as usize % align == 0, "{size} bytes at {align}");
+                    assert!((block as usize).is_multiple_of(align), "{size} bytes at {align}");
                     assert_eq!((block.read(), block.add(2).read()), (0, 0));
                 }
                 Allocator.dealloc(block, layout);

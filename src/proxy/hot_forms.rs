@@ -5,7 +5,7 @@
 
 use super::forms::{by_policy, hang};
 use super::{Proxy, forms};
-use crate::cache::{Effort, Form, StoredHead};
+use crate::cache::{Effort, Form, StoredHead, StoredResponse};
 use crate::observe::metrics::{Bound, Metrics};
 use crate::pages;
 use crate::semantics::coding::FormId;
@@ -89,7 +89,7 @@ impl Proxy {
 
 fn make_smaller(proxy: &Proxy, source: &Arc<StoredHead>, policy: &Arc<Compression>, id: FormId) {
     let set = proxy.memory.get(source.key.hash());
-    let response = set.iter().flat_map(|set| set.responses()).find(|response| Arc::ptr_eq(&response.head, source));
+    let response = set.iter().flat_map(StoredResponse::responses).find(|response| Arc::ptr_eq(&response.head, source));
     let Some((response, body)) = response.and_then(|response| Some((response, response.body()?))) else { return };
     let Some(there) = by_policy(response, policy).and_then(|forms| forms.get(id)) else { return };
     // Without its dictionary it stays as it is.

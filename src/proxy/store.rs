@@ -283,7 +283,7 @@ pub fn insert(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>
     // What is stored under the URL alone would go on being found before what is for all equivalent ones.
     if response.head.key != *exchange.exact_key() {
         let there = proxy.memory.get(exchange.exact_key().hash());
-        let older = there.iter().flat_map(|set| set.responses()).filter(|other| selected(&other.head));
+        let older = there.iter().flat_map(StoredResponse::responses).filter(|other| selected(&other.head));
         for other in older.filter(|other| other.head.key == *exchange.exact_key()) {
             remove(proxy, &other.head, response.head.fetch);
         }
