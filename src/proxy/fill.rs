@@ -34,7 +34,7 @@ pub fn start(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: Option<InterimSe
     }
 }
 
-/// [`answer`] to a request that lines up nowhere, as all do whose answers nobody may share: its future is small for it.
+/// [`answer()`] to a request that lines up nowhere, as all do whose answers nobody may share: its future is small for it.
 async fn go_alone(mut errand: Errand, reason: alone::Reason) -> Box<Response> {
     let note = PanicNote::on(Arc::clone(&errand.exchange));
     let response = errand.alone(reason).await;

@@ -39,7 +39,10 @@ impl Codec {
             Self::Decode(_) => bytes.len(),
         });
         let finished = match (self, &step.then) {
-            (Self::Encode(encoder), Then::Finish) => encoder.work_to_finish(),
+            // What comes with the end is gone through then, with the rest.
+            (Self::Encode(encoder @ Encoder::Delta(_)), Then::Finish) => {
+                encoder.work_to_finish() + step.pieces.iter().map(Bytes::len).sum::<usize>()
+            }
             _ => 0,
         };
         written.sum::<usize>() + finished
