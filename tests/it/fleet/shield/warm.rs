@@ -202,23 +202,30 @@ async fn without_a_journal_that_nodes_share_nobody_is_asked_for_what_it_holds() 
 }
 
 #[tokio::test]
-async fn a_deputy_that_is_stopped_costs_the_budget_a_few_times_and_then_nothing() {
+async fn a_deputy_that_is_stopped_costs_the_budget_a_few_times_and_then_the_next_one_is_asked() {
     let slow_to_return = CONFIG.replace("back_off = '200ms'\nback_off_max = '400ms'", "back_off = '10m'\nback_off_max = '10m'");
-    let stage = Stage::with_journal_and_config(&slow_to_return.replace("warm_budget = '1m'", "warm_budget = '200ms'"), |request| {
-        fresh(request.path.clone())
-    });
+    let late = slow_to_return.replace("warm_budget = '1m'", "warm_budget = '1s'");
+    let mut stage = Stage::with_journal_and_config(&late, |request| fresh(request.path.clone()));
     let (paths, deputy) = stage.paths_of(0, 10);
+    let third = NODES - deputy;
+    for path in &paths {
+        assert_eq!(stage.get(third, path).await.text(), *path);
+    }
+    stage.fleet.nodes[0].kill();
+    stage.begin(0).await;
+    assert_eq!(stage.explained(0, &paths[0])["warming"]["asks"], stage.node(deputy).peer.to_string());
     stage.node(deputy).pause();
-    let late = |outcome| stage.node(0).metric("tiercel_shield_warm_total", &[&format!("outcome=\"{outcome}\"")]).expect("it runs");
+    let said = |outcome| stage.node(0).metric("tiercel_shield_warm_total", &[&format!("outcome=\"{outcome}\"")]).expect("it runs");
     for (number, path) in paths.iter().enumerate() {
         assert_eq!(stage.get(0, path).await.text(), *path, "a peer that is late is no failure of a request");
-        let asked = (number + 1).min(3);
-        assert_eq!((late("late"), late("bypassed")), (asked as f64, (number + 1 - asked) as f64));
+        let late = (number + 1).min(3);
+        assert_eq!((said("late"), said("found")), (late as f64, (number + 1 - late) as f64), "{path}");
     }
+    assert_eq!((said("bypassed"), stage.origin.total()), (0.0, 13));
+    assert_eq!(stage.explained(0, &paths[0])["warming"]["asks"], stage.node(third).peer.to_string());
     let fit = stage.node(0).metric("tiercel_shield_peers", &["state=\"fit\""]);
     assert_eq!(fit, Some(2.0), "it is asked for what it owns all the same");
     stage.node(deputy).resume();
-    assert_eq!(stage.origin.total(), 10);
 }
 
 #[tokio::test]
