@@ -1,7 +1,9 @@
 //! A node that starts empty, or comes back, beside others that hold what it owns.
 
 use super::*;
+use crate::support::h2_origin;
 use std::collections::HashMap;
+use tokio::sync::Notify;
 
 impl Stage {
     /// Paths that this node owns, and who stands in for it: the same one for all.
@@ -50,6 +52,65 @@ impl Stage {
         let mut client = Client::connect(self.node(node).http).await;
         client.ask(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{line}\r\n\r\n")).await
     }
+}
+
+/// Answers that it holds each path, and is asked for nothing else; when `gate` is open, with the positions of who asks.
+async fn holder(gate: Arc<Notify>) -> h2_origin::Origin {
+    h2_origin::Origin::start(move |(request, mut respond)| {
+        let gate = Arc::clone(&gate);
+        async move {
+            let (field, uri) = (request.headers()["tiercel-hop"].to_str().expect("text"), request.uri());
+            let asked = Asked { method: "GET", scheme: "http", authority: HOST, target: uri.path() };
+            let at_ms = field.split(' ').nth(1).and_then(|time| time.parse().ok()).expect("a time");
+            let Hop { standing, wanted, .. } = Hop::read(field.as_bytes(), &Key::new(SECRET.as_bytes()), &asked, at_ms).expect("good");
+            assert_eq!(wanted, Wanted::Held);
+            gate.notified().await;
+            let answer = http::Response::builder()
+                .header("tiercel-stamp", format!("{} {}", standing.purge, standing.unsafe_method))
+                .header("cache-control", "max-age=600")
+                .header("age", "100");
+            let mut body = respond.send_response(answer.body(()).expect("an answer"), false).expect("it is there");
+            body.send_data(Bytes::from(format!("held {}", uri.path())), true).expect("it is there");
+        }
+    })
+    .await
+}
+
+/// A node that asks a peer, and one that has only Redis in common with it.
+#[tokio::test]
+async fn what_another_node_held_is_shared_with_those_who_wait_for_the_lease() {
+    let gate = Arc::new(Notify::new());
+    let (origin, redis, holder) = (Origin::start(|_| fresh("fetched")), Redis::start(), holder(Arc::clone(&gate)).await);
+    let node = |name: &str, config: &str| {
+        let tier = "[lease]\nwait = '2m'\nttl = '5s'\n[cache.redis]\nurl = 'redis://@REDIS@'\nlookup_budget = '5s'\n";
+        let config = format!("{config}[journal]\nnode = '{name}'\ntrust = '1s'\n{tier}");
+        let plan = Plan { nodes: 1, config, origin: origin.url(), redis: Some(redis.address()), ..Plan::default() };
+        Fleet::start(&plan)
+    };
+    let alone = &CONFIG[..CONFIG.find("[shield]").expect("a shield")];
+    let with_peer = CONFIG.replace("[@PEERS@]", &format!("[@PEERS@, 'http://{}']", holder.address));
+    let (asker, other) = (node("asker", &with_peer), node("other", alone));
+    let asker = Stage { fleet: asker, origin, redis: None };
+    let trusted = |fleet: &Fleet| fleet.sum("tiercel_journal_trusted", &[]) == 1.0;
+    eventually("both trust the journal", || trusted(&asker.fleet) && trusted(&other)).await;
+    let own = asker.node(0).peer.to_string();
+    let path = (0..100).map(|number| format!("/own/{number}")).find(|path| asker.explained(0, path)["owner"] == own).expect("half of them");
+
+    let mut first = Client::connect(asker.node(0).http).await;
+    first.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    eventually("the holder is asked", || holder.seen.active.load(Ordering::SeqCst) == 1).await;
+    let mut second = Client::connect(other.nodes[0].http).await;
+    second.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    eventually("the other node waits for its lease", || other.sum("tiercel_lease_waiting", &[]) == 1.0).await;
+    gate.notify_one();
+    let first = first.answer(false).await.expect("an answer");
+    assert!(first.text() == format!("held {path}") && first.all("cache-status").contains("detail=WARM"), "{}", first.head);
+    let second = second.answer(false).await.expect("an answer");
+    assert!(second.text() == first.text() && second.all("cache-status").contains("detail=LEASE"), "{}", second.head);
+    assert!(second.field("age").is_some_and(|age| (100..200).contains(&age.parse::<u32>().unwrap())), "{}", second.head);
+    assert_eq!(asker.origin.total(), 0);
+    let ended = |outcome| asker.sum("tiercel_lease_ended_total", &[outcome]);
+    assert_eq!((ended("outcome=\"stored\""), ended("")), (1.0, 1.0));
 }
 
 /// Cache-Status of the node that was asked, without its name.
