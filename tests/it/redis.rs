@@ -331,3 +331,52 @@ fn a_floor_that_comes_late_lowers_nothing() {
         assert_eq!(floor("a").await, Some(1_700_000_000_030), "what was forgotten is sent again");
     });
 }
+
+#[test]
+fn a_floor_of_a_clock_that_is_ahead_keeps_nothing_out_for_longer_than_a_second() {
+    const HOUR_MS: i64 = 3_600_000;
+    let server = Server::start(&[]);
+    run(async {
+        let link = server.redis().link(Use::Floors);
+        link.ready(WITHIN).await.unwrap();
+        let script = Script::new(include_str!("../../src/tier/redis/floor.lua"));
+        let time = async || {
+            let (seconds, us) = link.query::<(i64, i64)>(&cmd("TIME"), WITHIN).await.unwrap();
+            seconds * 1000 + us / 1000
+        };
+        let raised = async |floor: i64| {
+            let before = time().await;
+            link.script_each(&script, &[("a", [floor.to_string(), "900000".to_owned()])], WITHIN).await.unwrap();
+            (before, link.query::<i64>(cmd("GET").arg("a"), WITHIN).await.unwrap(), time().await)
+        };
+        let (before, floor, after) = raised(time().await + HOUR_MS).await;
+        assert!((before + 1000..=after + 1000).contains(&floor), "{before} {floor} {after}");
+        // One that an earlier release left there.
+        link.query::<String>(cmd("SET").arg("a").arg(time().await + HOUR_MS), WITHIN).await.unwrap();
+        let (before, floor, after) = raised(time().await).await;
+        assert!((before + 1000..=after + 1000).contains(&floor), "{before} {floor} {after}");
+    });
+}
+
+#[test]
+fn a_record_of_a_clock_that_is_ahead_is_replaced() {
+    const BEGAN_AT: usize = 4;
+    let server = Server::start(&[]);
+    run(async {
+        let link = server.redis().link(Use::Bodies);
+        link.ready(WITHIN).await.unwrap();
+        let script = Script::new(include_str!("../../src/tier/redis/store.lua"));
+        let (seconds, _) = link.query::<(i64, i64)>(&cmd("TIME"), WITHIN).await.unwrap();
+        let record = |ahead_ms: i64| [b"TCL".as_slice(), &(seconds * 1000 + ahead_ms).to_le_bytes(), b" of then"].concat();
+        let put = async |ahead_ms: i64| {
+            let numbers = [60_000, BEGAN_AT, 100].map(|number: usize| number.to_string().into_bytes());
+            let arguments = [vec![record(ahead_ms); 2], numbers.to_vec()].concat();
+            link.script::<(bool, Vec<u8>, u32), _, _>(&script, &["head", "primary"], &arguments, WITHIN).await.unwrap().0
+        };
+        let there = async |key: &str| link.query::<Vec<u8>>(cmd("GET").arg(key), WITHIN).await.unwrap();
+        assert!(put(-10_000).await && !put(-20_000).await && put(-5000).await, "the later fetch counts");
+        assert!(put(3_600_000).await, "nobody can tell who is right");
+        assert!(put(0).await, "but it does not stand in the way for an hour");
+        assert_eq!((there("head").await, there("primary").await), (record(0), record(0)));
+    });
+}
