@@ -1,8 +1,10 @@
 //! Connections to a real Redis, which comes, goes, hangs and talks nonsense.
 
+use crate::support::redis::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
 use std::future::Future;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -378,5 +380,39 @@ fn a_record_of_a_clock_that_is_ahead_is_replaced() {
         assert!(put(3_600_000).await, "nobody can tell who is right");
         assert!(put(0).await, "but it does not stand in the way for an hour");
         assert_eq!((there("head").await, there("primary").await), (record(0), record(0)));
+    });
+}
+
+/// What each server of a Cluster makes of a script is its own matter, and so is each key.
+#[test]
+fn a_script_that_one_master_forgot_runs_there_though_it_fails_for_another_key_first() {
+    let cluster = Cluster::start();
+    let mode = RedisMode::Cluster;
+    let tcp = |address: SocketAddr| RedisAddress::Tcp { host: address.ip().to_string(), port: address.port() };
+    let addresses = cluster.addresses().into_iter().map(tcp).collect();
+    let redis = Redis::new(&Settings { mode, addresses, ..settings(PathBuf::new()) }, &Metrics::new(1)).unwrap();
+    run(async {
+        let link = redis.link(Use::Floors);
+        link.ready(WITHIN).await.unwrap();
+        let script = Script::new(include_str!("../../src/tier/redis/floor.lua"));
+        let call = |key: &'static str| (key, ["1700000000000".to_owned(), "900000".to_owned()]);
+        // "foo" (slot 12182) is the third master's, "b" (3300) the first one's.
+        let (third, first) = (&cluster.masters[2], &cluster.masters[0]);
+        link.script_each(&script, &[call("foo"), call("b")], WITHIN).await.unwrap();
+        for master in [first, third] {
+            assert_eq!(master.ask(&["DBSIZE"]).integer(), 1, "each has a key");
+        }
+        third.ask(&["DEL", "foo"]);
+        third.ask(&["LPUSH", "foo", "no floor"]);
+        first.ask(&["DEL", "b"]);
+        first.ask(&["SCRIPT", "FLUSH"]);
+        // What the first one says is heard last.
+        first.pause();
+        let calls = [call("foo"), call("b")];
+        let run = link.script_each(&script, &calls, WITHIN);
+        let resume = until("the other one has refused", async || third.info("errorstats", "errorstat_WRONGTYPE").map(|_| first.resume()));
+        let (ran, ()) = tokio::join!(run, resume);
+        assert!(matches!(&ran, Err(RedisError::Refused { code, .. }) if code == "WRONGTYPE"), "{ran:?}");
+        assert_eq!(first.ask(&["GET", "b"]).text(), "1700000000000");
     });
 }
