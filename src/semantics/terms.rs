@@ -26,7 +26,7 @@ pub struct Terms {
     /// [`super::targeted::TargetList::id`] of the list by which all of this was read.
     pub targets: u32,
     pub status: StatusCode,
-    /// The response has an entity tag: one, and not an empty one.
+    /// The response has an entity tag: one, not an empty one, and one that is stored with it.
     pub has_etag: bool,
     /// The request carried Authorization, or Client-Cert.
     pub authorized: bool,
