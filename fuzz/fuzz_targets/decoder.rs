@@ -3,10 +3,12 @@
 //! Whatever it is, no more comes out than may, and nothing after an error. Split anywhere it comes to the same bytes.
 #![no_main]
 
+use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
+use std::collections::VecDeque;
 use tiercel::semantics::coding::Coding;
 use tiercel::semantics::policy::DecodeLimits;
-use tiercel::transform::decoder::{DecodeError, Decoder};
+use tiercel::transform::decoder::{DecodeError, Decoder, OUT_MAX};
 
 /// Small enough that a bomb is one at the length of an input here.
 const LIMITS: DecodeLimits = DecodeLimits { ratio: 20, bytes: 3 << 20 };
@@ -30,7 +32,13 @@ fn decode(coding: Coding, form: &[u8], size: usize) -> Result<Vec<u8>, DecodeErr
     let (mut out, mut read) = (Vec::new(), 0);
     for piece in form.chunks(size) {
         read += piece.len() as u64;
-        out.extend_from_slice(&decoder.write(piece)?);
+        let (mut input, mut has_more) = (VecDeque::from([Bytes::copy_from_slice(piece)]), true);
+        while has_more {
+            let bytes;
+            (bytes, has_more) = decoder.decode(&mut input)?;
+            assert!(bytes.len() <= OUT_MAX);
+            out.extend_from_slice(&bytes);
+        }
         assert!(out.len() as u64 <= (read * LIMITS.ratio).max(FREE).min(LIMITS.bytes));
     }
     out.extend_from_slice(&decoder.finish()?);

@@ -169,7 +169,42 @@ fn the_script_finds_the_time_where_it_looks() {
     }
 }
 
+/// Bytes of which names and values are made, and some that are in neither.
+fn any_text() -> impl Strategy<Value = Vec<u8>> {
+    let byte = prop_oneof![4 => prop::sample::select(b"aZ0-_".to_vec()), 1 => prop::sample::select(b": \t\r\n\0\x7f\xff\"(,".to_vec())];
+    prop::collection::vec(byte, 6)
+}
+
 proptest! {
+    /// Rightly sealed, and yet no field of ours: who holds the key, or may write where only a checksum is asked for.
+    #[test]
+    fn a_field_that_is_none_is_refused(name in any_text(), value in any_text(), consumed: bool) {
+        use crate::semantics::fields::{is_token_byte, is_value_byte};
+        let mut case = Case::new();
+        case.policy.targeted = TargetList::new(&["surrogate-control".to_owned()], case.policy.targeted.device());
+        let mut lines = LINES.to_vec();
+        lines.push(if consumed { ("surrogate-control", "max-age=5, zzzzzz") } else { ("x-name", "zzzzzz") });
+        for seal in seals() {
+            let mut head = case.head(&lines, 5);
+            head.fields.remove("surrogate-control");
+            let record = encode_head(&seal, NAME, &head, times(5), &whole(b""), b"");
+            let mut content = record[ENVELOPE..record.len() - seal.length()].to_vec();
+            let mut replace = |old: &[u8], new: &[u8]| {
+                let at = content.windows(old.len()).position(|there| there == old).unwrap();
+                content[at..at + old.len()].copy_from_slice(new);
+            };
+            replace(b"zzzzzz", &value);
+            if !consumed {
+                replace(b"x-name", &name);
+            }
+            let is_field = (consumed || name.iter().all(|byte| is_token_byte(*byte)))
+                && crate::semantics::fields::trim(&value).iter().all(|byte| is_value_byte(*byte));
+            let record = sealed(Kind::Head, &seal, NAME, &content).into();
+            let read = HeadRecord::decode(&seal, NAME, &record, &case.reading());
+            prop_assert_eq!(read.as_ref().err(), (!is_field).then_some(&Unreadable::Malformed));
+        }
+    }
+
     #[test]
     fn primary_records_survive(began_ms: i64, names in proptest::collection::vec("[a-z-]{1,12}", 0..5)) {
         let vary = Vary::parse(&fields(&names.iter().map(|name| ("vary", name.as_str())).collect::<Vec<_>>()));

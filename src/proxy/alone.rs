@@ -125,6 +125,9 @@ pub async fn fetch(
         if let Some((stored, _)) = confirming.filter(|(stored, _)| revalidate::is_confirmed(exchange, &inbound, stored)) {
             match revalidate::confirm(proxy, exchange, stored, &inbound, &began, received) {
                 Ok(confirmed) => {
+                    if confirmed.not_stored.is_none() {
+                        line_up_again(proxy, exchange, &confirmed.response.head, reason, received);
+                    }
                     confirmed.offer(proxy, exchange, &inbound, began.sent, None);
                     let (flight, own) = FlightHead::confirmed(confirmed, &inbound);
                     return Box::new(deliver::led(proxy, exchange, &Arc::new(flight), own, why));
@@ -180,11 +183,20 @@ fn judge(
             return deliver::direct(proxy, exchange, inbound, why, Some(not_stored));
         }
     };
-    if matches!(reason, Reason::Marked(_)) && is_shareable(exchange, &head, received) {
-        proxy.markers.clear(marker_key(exchange, Some(&head.secondary)));
-        proxy.markers.clear(exchange.key.hash());
-    }
+    line_up_again(proxy, exchange, &head, reason, received);
     keep(proxy, exchange, inbound, head, began.sent, why, store::too_early(proxy, exchange, candidate))
+}
+
+/// Clears the marker that sent a request alone, and those that the response would be looked for by, where others may have the
+/// response after all: by its Vary they may be others.
+fn line_up_again(proxy: &Proxy, exchange: &Exchange, head: &StoredHead, reason: Reason, received: Now) {
+    if let Reason::Marked(marker) = reason
+        && is_shareable(exchange, head, received)
+    {
+        for marker in [marker, marker_key(exchange, Some(&head.secondary)), exchange.key.hash()] {
+            proxy.markers.clear(marker);
+        }
+    }
 }
 
 /// Delivers an answer while it is stored, unless it is too early for that.

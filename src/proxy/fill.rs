@@ -27,10 +27,13 @@ use tokio::sync::oneshot;
 /// Sends a request on its way to the upstream, or to another's flight.
 pub fn start(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: Option<InterimSender>, why: Forward, candidate: Candidate) -> Handled {
     proxy.count_request(arrival.key.hash(), arrival.policy());
-    let errand = Errand::new(proxy, arrival, interim, why, candidate);
+    let mut errand = Errand::new(proxy, arrival, interim, why, candidate);
     match goes_alone(proxy, &errand.exchange, errand.candidate.as_ref()) {
         Some(reason) => Handled::Later(Box::pin(go_alone(errand, reason))),
-        None => Handled::Later(Box::pin(answer(errand, None))),
+        None => {
+            errand.lines_up = true;
+            Handled::Later(Box::pin(answer(errand, None)))
+        }
     }
 }
 
@@ -74,6 +77,8 @@ struct Errand {
     regrouped: Option<SecondaryKey>,
     /// A flight that it followed failed: if it leads now, failures are shared.
     anew: bool,
+    /// It was found just now that it does not go alone: not to be asked again in the first round.
+    lines_up: bool,
 }
 
 /// What a round came to: the answer, or another round.
@@ -106,7 +111,8 @@ async fn answer(mut errand: Errand, mut first: Option<Box<Response>>) -> Box<Res
 
 impl Errand {
     fn new(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: Option<InterimSender>, why: Forward, candidate: Candidate) -> Self {
-        Self { proxy: Arc::clone(proxy), exchange: Arc::new(arrival.own()), interim, why, candidate, regrouped: None, anew: false }
+        let (proxy, exchange) = (Arc::clone(proxy), Arc::new(arrival.own()));
+        Self { proxy, exchange, interim, why, candidate, regrouped: None, anew: false, lines_up: false }
     }
 
     async fn ask(&mut self) -> Box<Response> {
@@ -117,7 +123,9 @@ impl Errand {
             {
                 return response;
             }
-            if let Some(reason) = goes_alone(&self.proxy, &self.exchange, self.candidate.as_ref()) {
+            if !std::mem::take(&mut self.lines_up)
+                && let Some(reason) = goes_alone(&self.proxy, &self.exchange, self.candidate.as_ref())
+            {
                 return self.alone(reason).await;
             }
             if let Round::Break(response) = self.round().await {

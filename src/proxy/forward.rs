@@ -31,7 +31,7 @@ pub enum Kind<'a> {
     AsItCame { body: RequestBody, upgrade: bool },
 }
 
-/// An error where the route's rewriting made a target that is ambiguous: it must not go on.
+/// An error where the route's rewriting made a target that is ambiguous, or a field has no room: it must not go on.
 pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSender>) -> Result<Outbound, FetchError> {
     let route = &exchange.routed.route;
     let mut fields = end_to_end(exchange);
@@ -47,12 +47,12 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
         }
         Kind::Part { range, stored } => {
             confirm(&mut fields, stored);
-            set(&mut fields, name::RANGE, range.as_bytes());
+            set(&mut fields, name::RANGE, range.as_bytes())?;
         }
         Kind::Rest { range, validator } => {
             validation::strip_conditions(&mut fields);
-            set(&mut fields, name::RANGE, range.as_bytes());
-            set(&mut fields, name::IF_RANGE, validator);
+            set(&mut fields, name::RANGE, range.as_bytes())?;
+            set(&mut fields, name::IF_RANGE, validator)?;
         }
         Kind::OnItsTerms => {}
         Kind::AsItCame { body: sent, upgrade: wanted } => (body, wants_upgrade) = (sent, wanted),
@@ -60,14 +60,14 @@ pub fn request(exchange: &Exchange, kind: Kind<'_>, interim: Option<InterimSende
     if exchange.method == Method::OPTIONS
         && let Some(left) = super::admit::max_forwards(&fields)
     {
-        let _ = fields.set("max-forwards", left.saturating_sub(1).to_string()); // digits are a field value
+        set(&mut fields, name::MAX_FORWARDS, left.saturating_sub(1).to_string().as_bytes())?;
     }
     if wants_upgrade {
         let protocols: Vec<&[u8]> = upgrade::passing(&exchange.fields).collect();
-        set(&mut fields, name::UPGRADE, &protocols.join(&b", "[..]));
+        set(&mut fields, name::UPGRADE, &protocols.join(&b", "[..]))?;
     }
-    ask(exchange, &mut fields);
-    describe_client(exchange, &mut fields);
+    ask(exchange, &mut fields)?;
+    describe_client(exchange, &mut fields)?;
     edit(&mut fields, &route.request_edits);
     const AMBIGUOUS: FetchError = FetchError::InvalidRequest("rewriting made an ambiguous path");
     let target = if may_be_stored { keyed_target(exchange) } else { Cow::Borrowed(&exchange.target) };
@@ -99,17 +99,17 @@ fn ends(exchange: &Exchange) -> Announced {
 ///
 /// What the key does not hold stays here: an owner that is configured otherwise, or is cut off, may send on what it gets as
 /// it came, and the answer is stored here.
-pub fn to_peer(exchange: &Exchange, confirming: Option<&Arc<StoredResponse>>) -> Question {
+pub fn to_peer(exchange: &Exchange, confirming: Option<&Arc<StoredResponse>>) -> Result<Question, FetchError> {
     let mut fields = end_to_end(exchange);
     forwarding::drop_unkeyed(&mut fields, &exchange.routed.route.key);
     confirm(&mut fields, confirming);
-    ask(exchange, &mut fields);
-    describe_client(exchange, &mut fields);
+    ask(exchange, &mut fields)?;
+    describe_client(exchange, &mut fields)?;
     fields.remove(name::HOST);
     let (method, scheme) = (exchange.method.clone(), exchange.target.scheme());
     let authority = exchange.target.authority().to_owned();
     let target = keyed_target(exchange).path_and_query().to_owned();
-    Question { method, scheme, authority, target, fields, worker: exchange.peer.worker }
+    Ok(Question { method, scheme, authority, target, fields, worker: exchange.peer.worker })
 }
 
 /// No conditions of the client, ours where there is something to confirm.
@@ -132,22 +132,26 @@ fn keyed_target(exchange: &Exchange) -> Cow<'_, Target> {
 }
 
 /// What the policy makes of Accept and its kin: the value that selects, so that the origin sees no other.
-fn ask(exchange: &Exchange, fields: &mut Fields) {
+fn ask(exchange: &Exchange, fields: &mut Fields) -> Result<(), FetchError> {
     let mut value = Vec::new();
     for name in vary::DECIDED {
         value.clear();
         match vary::write_asked(name, &exchange.fields, exchange.policy(), &mut value) {
             Asked::AsSent => {}
             Asked::Nothing => drop(fields.remove(name)),
-            Asked::Written => set(fields, name, &value),
+            Asked::Written => set(fields, name, &value)?,
         }
     }
+    Ok(())
 }
 
-fn set(fields: &mut Fields, name: Name, value: &[u8]) {
-    // Values of ours and values that were fields are field values.
-    let _ = if fields.has(name) { fields.set(name, value) } else { fields.append(name, value) };
+/// Values of ours and values that were fields are field values; there may be no room for them.
+fn set(fields: &mut Fields, name: Name, value: &[u8]) -> Result<(), FetchError> {
+    let set = if fields.has(name) { fields.set(name, value) } else { fields.append(name, value) };
+    set.map_err(|_| UNFIT)
 }
+
+const UNFIT: FetchError = FetchError::InvalidRequest("a field does not fit a request head");
 
 /// What goes on of the client's fields: not those of its connection, of its hop, or of its own choosing. Host is told apart.
 fn end_to_end(exchange: &Exchange) -> Fields {
@@ -165,31 +169,32 @@ const DESCRIBED_BYTES: usize = 384;
 const DESCRIBED_LINES: usize = 8;
 
 /// Via, CDN-Loop, X-Forwarded-*, Forwarded, X-Request-Id. What a trusted proxy said is kept and continued.
-fn describe_client(exchange: &Exchange, fields: &mut Fields) {
+fn describe_client(exchange: &Exchange, fields: &mut Fields) -> Result<(), FetchError> {
     let peer = exchange.peer.client.ip().to_canonical();
     let (address, authority) = (written(peer), exchange.target.authority().as_bytes());
-    append(fields, name::X_FORWARDED_FOR, &[&address]);
+    append(fields, name::X_FORWARDED_FOR, &[&address])?;
     let scheme = exchange.target.scheme().as_str().as_bytes();
     // That of the key, also where a trusted proxy said it in another way.
-    set(fields, name::X_FORWARDED_PROTO, scheme);
+    set(fields, name::X_FORWARDED_PROTO, scheme)?;
     if !fields.has(name::X_FORWARDED_HOST) {
-        set(fields, name::X_FORWARDED_HOST, authority);
+        set(fields, name::X_FORWARDED_HOST, authority)?;
     }
     let (open, close): (&[u8], &[u8]) = if peer.is_ipv6() { (b"\"[", b"]\"") } else { (b"", b"") };
-    append(fields, name::FORWARDED, &[b"for=", open, &address, close, b";host=\"", authority, b"\";proto=", scheme]);
-    set(fields, name::X_REQUEST_ID, exchange.request_id.as_bytes());
+    append(fields, name::FORWARDED, &[b"for=", open, &address, close, b";host=\"", authority, b"\";proto=", scheme])?;
+    set(fields, name::X_REQUEST_ID, exchange.request_id.as_bytes())?;
     let version: &[u8] = match (exchange.peer.protocol, exchange.minor_version) {
         (Protocol::Http3, _) => b"3 ",
         (Protocol::Http2, _) => b"2 ",
         (Protocol::Http1, 0) => b"1.0 ",
         (Protocol::Http1, _) => b"1.1 ",
     };
-    append(fields, name::VIA, &[version, exchange.routed.node.as_bytes()]);
-    append(fields, name::CDN_LOOP, &[exchange.routed.node.as_bytes()]);
+    append(fields, name::VIA, &[version, exchange.routed.node.as_bytes()])?;
+    append(fields, name::CDN_LOOP, &[exchange.routed.node.as_bytes()])?;
     let targeted = &exchange.policy().targeted;
     if targeted.has_surrogate_control() && exchange.from_peer.is_none() {
-        append(fields, name::SURROGATE_CAPABILITY, &[targeted.device().as_bytes(), b"=\"Surrogate/1.0\""]);
+        append(fields, name::SURROGATE_CAPABILITY, &[targeted.device().as_bytes(), b"=\"Surrogate/1.0\""])?;
     }
+    Ok(())
 }
 
 /// As it is displayed; of IPv4, which nearly all are, without a formatter.
@@ -206,13 +211,12 @@ fn written(address: IpAddr) -> SmallVec<[u8; 15]> {
 }
 
 /// Continues a list field by a member that is made of these.
-fn append(fields: &mut Fields, name: Name, member: &[&[u8]]) {
+fn append(fields: &mut Fields, name: Name, member: &[&[u8]]) -> Result<(), FetchError> {
     match fields.joined(name).filter(|there| !there.is_empty()).map(Cow::into_owned) {
         Some(there) => set(fields, name, &[&there, &b", "[..], &member.concat()].concat()),
         None => {
             fields.remove(name);
-            let added = fields.append_parts(name, member);
-            debug_assert!(added.is_ok(), "values of ours are field values");
+            fields.append_parts(name, member).map_err(|_| UNFIT)
         }
     }
 }
@@ -220,6 +224,7 @@ fn append(fields: &mut Fields, name: Name, member: &[&[u8]]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::semantics::fields::SECTION_MAX;
 
     #[test]
     fn addresses_are_written_as_they_are_displayed() {
@@ -231,10 +236,28 @@ mod tests {
     #[test]
     fn a_member_comes_behind_what_there_is() {
         let mut fields = Fields::new();
-        append(&mut fields, name::VIA, &[b"1.1 ", b"a"]);
-        append(&mut fields, name::VIA, &[b"2 ", b"b"]);
+        append(&mut fields, name::VIA, &[b"1.1 ", b"a"]).unwrap();
+        append(&mut fields, name::VIA, &[b"2 ", b"b"]).unwrap();
         fields.push("cdn-loop", "").unwrap();
-        append(&mut fields, name::CDN_LOOP, &[b"c"]);
+        append(&mut fields, name::CDN_LOOP, &[b"c"]).unwrap();
         assert_eq!(fields.wire(), b"via: 1.1 a, 2 b\r\ncdn-loop: c\r\n");
+    }
+
+    #[test]
+    fn what_has_no_room_is_an_error_and_never_left_out() {
+        let mut fields = Fields::new();
+        fields.push("x-long", vec![b'x'; SECTION_MAX - 40]).unwrap();
+        append(&mut fields, name::VIA, &[b"1.1 ", b"a"]).unwrap();
+        let full = fields.wire().len();
+        for result in [
+            append(&mut fields, name::VIA, &[b"1.1 ", &[b'b'; 40]]),
+            append(&mut fields, name::CDN_LOOP, &[&[b'c'; 40]]),
+            set(&mut fields, name::RANGE, &[b'd'; 40]),
+            set(&mut fields, name::VIA, &[b'e'; 40]),
+        ] {
+            assert!(matches!(result, Err(FetchError::InvalidRequest(_))), "{result:?}");
+        }
+        assert_eq!((fields.wire().len(), fields.get(name::VIA)), (full, Some(&b"1.1 a"[..])));
+        set(&mut fields, name::VIA, b"1.1 b").unwrap();
     }
 }

@@ -87,7 +87,11 @@ async fn from_owner(
         return ControlFlow::Continue(());
     }
     for owner in owners.iter().take(ASKED_MAX) {
-        match shield.ask(owner, &forward::to_peer(exchange, way.confirming), *standing).await {
+        let question = match forward::to_peer(exchange, way.confirming) {
+            Ok(question) => question,
+            Err(error) => return ControlFlow::Break(Some(Err(error.into()))),
+        };
+        match shield.ask(owner, &question, *standing).await {
             None => proxy.metrics.shield(ShieldOutcome::Bypassed),
             Some(Err(error)) => {
                 tracing::debug!(peer = &*owner.name, %error, "an owner did not answer");
@@ -116,7 +120,7 @@ async fn from_owner(
 /// One question, to one node.
 async fn from_holder(proxy: &Proxy, exchange: &Exchange, shield: &Arc<Shield>, standing: &Standing, now: Now) -> Option<Fetched> {
     let deputy = shield.deputy(exchange.exact_key().hash(), now)?;
-    let mut question = forward::to_peer(exchange, None);
+    let mut question = forward::to_peer(exchange, None).ok()?; // the upstream is not asked either then, and that is said
     // It goes no further. It may have passed another node before, and nodes may all have one name.
     question.fields.remove(name::CDN_LOOP);
     let (outcome, fetched) = match shield.ask_held(&deputy, &question, *standing).await {

@@ -414,7 +414,7 @@ impl Fields {
     /// Appends a line. The name is lower-cased, white space around the value is dropped.
     pub fn push(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
         let name = name.as_ref();
-        let (start, value) = self.checked(name, value.as_ref())?;
+        let (start, value) = self.checked(name, value.as_ref(), 0)?;
         self.block.extend_from_slice(name);
         self.block[start..].make_ascii_lowercase();
         let number = Name::lookup(&self.block[start..]).map_or(UNKNOWN, |name| name.0);
@@ -425,7 +425,7 @@ impl Fields {
     /// Appends a line with a well known name.
     pub fn append(&mut self, name: Name, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
         let text = name.as_str().as_bytes();
-        let (start, value) = self.checked_value(text, value.as_ref())?;
+        let (start, value) = self.checked_value(text, value.as_ref(), 0)?;
         self.block.extend_from_slice(text);
         self.finish_line(start, name.0, value);
         Ok(())
@@ -474,7 +474,7 @@ impl Fields {
         self.block.extend_from_slice(block);
         let mut start = 0;
         for (name, value) in lines {
-            debug_assert!(self.checked(name.as_bytes(), value).is_ok(), "the parser lets no such line through");
+            debug_assert!(self.checked(name.as_bytes(), value, block.len()).is_ok(), "the parser lets no such line through");
             let name_end = start + name.len();
             let end = name_end + 2 + value.len();
             let stands = block.get(name_end..name_end + 2) == Some(b": ") && block.get(end..end + 2) == Some(b"\r\n");
@@ -490,22 +490,22 @@ impl Fields {
         start == block.len()
     }
 
-    /// Where the next line begins, and its value trimmed, if the line may be taken.
-    fn checked<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(usize, &'v [u8]), FieldError> {
+    /// Where the next line begins, and its value trimmed, if the line may be taken; so many bytes go for it.
+    fn checked<'v>(&self, name: &[u8], value: &'v [u8], gone: usize) -> Result<(usize, &'v [u8]), FieldError> {
         if name.is_empty() || name.len() > NAME_MAX || !name.iter().all(|byte| is_token_byte(*byte)) {
             return Err(FieldError::Name);
         }
-        self.checked_value(name, value)
+        self.checked_value(name, value, gone)
     }
 
     /// [`Fields::checked`] for a name that is known to be one.
-    fn checked_value<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(usize, &'v [u8]), FieldError> {
+    fn checked_value<'v>(&self, name: &[u8], value: &'v [u8], gone: usize) -> Result<(usize, &'v [u8]), FieldError> {
         let value = trim(value);
         if !is_value(value) {
             return Err(FieldError::Value);
         }
         let start = self.block.len();
-        if start + name.len() + value.len() + 4 > SECTION_MAX {
+        if start - gone + name.len() + value.len() + 4 > SECTION_MAX {
             return Err(FieldError::Size);
         }
         Ok((start, value))
@@ -527,7 +527,7 @@ impl Fields {
 
     /// Replaces all lines of this name by one. On an error nothing has changed.
     pub fn set(&mut self, name: impl FieldName, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
-        self.checked(name.text().as_bytes(), value.as_ref())?;
+        self.checked(name.text().as_bytes(), value.as_ref(), self.bytes_of(name))?;
         self.remove(name);
         self.push(name.text(), value)
     }
@@ -647,6 +647,11 @@ impl Fields {
         let nothing = number.is_some_and(|n| !self.has(n));
         let lines = if nothing { &[][..] } else { &self.lines[..] };
         lines.iter().enumerate().filter(move |(_, line)| self.has_name(**line, name, number)).map(|(at, _)| self.value_at(at))
+    }
+
+    /// Bytes of all lines of this name.
+    fn bytes_of(&self, name: impl FieldName) -> usize {
+        self.values(name).map(|value| name.text().len() + value.len() + 4).sum()
     }
 
     fn name_at(&self, line: usize) -> &[u8] {
@@ -810,6 +815,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_replaced_makes_room() {
+        let (mut fields, most) = (Fields::new(), vec![b'x'; SECTION_MAX - "x-long: \r\n".len()]);
+        fields.set("x-long", &most).unwrap();
+        assert_eq!(fields.wire().len(), SECTION_MAX);
+        assert_eq!(fields.set("X-Long", &most), Ok(()), "no more than before");
+        assert_eq!(fields.set(name::AGE, "1"), Err(FieldError::Size));
+        assert_eq!(fields.set("x-long", [&most[..], b"x"].concat()), Err(FieldError::Size), "one byte more");
+        assert_eq!((fields.wire().len(), fields.len()), (SECTION_MAX, 1));
+        fields.set("x-long", &most[..most.len() - 8]).unwrap();
+        assert_eq!((fields.set(name::AGE, "1"), fields.set(name::AGE, "2")), (Ok(()), Ok(())));
+        assert_eq!((fields.wire().len(), fields.get(name::AGE)), (SECTION_MAX, Some(&b"2"[..])));
+    }
+
+    #[test]
     fn every_known_name_is_found_by_its_text() {
         for (number, text) in NAMES.iter().enumerate() {
             assert_eq!(Name::lookup(text.as_bytes()), Some(Name(number as u8)), "{text}");
@@ -904,6 +923,13 @@ mod tests {
         assert!(copy.has(name::DATE) && !copy.has(name::AGE) && copy.get_named("X") == Some(b"2"));
     }
 
+    /// A name, mostly one with a byte or two that no name has.
+    fn any_name() -> impl Strategy<Value = Vec<u8>> {
+        let odd = prop::sample::select(b"a-Z:: \t\r\n\0\x7f\xff\"(),/".to_vec());
+        ("age|x|Date|x-y", prop::collection::vec(odd, 0..2), "[a-z]{0,2}")
+            .prop_map(|(begin, odd, end)| [begin.as_bytes(), &odd, end.as_bytes()].concat())
+    }
+
     proptest! {
         #[test]
         fn retaining_is_copying_what_is_kept(
@@ -962,6 +988,35 @@ mod tests {
             }
             prop_assert_eq!((whole.wire(), whole.present), (pushed.wire(), pushed.present));
             prop_assert_eq!(whole.iter().collect::<Vec<_>>(), pushed.iter().collect::<Vec<_>>());
+        }
+
+        /// What parsers of heads let through is what a section may hold, so that it may take a block whole.
+        #[test]
+        fn no_parser_lets_a_line_through_that_could_not_be_pushed(
+            lines in proptest::collection::vec((any_name(), prop::collection::vec(any::<u8>(), 0..6)), 0..4), is_request in any::<bool>(),
+        ) {
+            let mut head = if is_request { b"GET / HTTP/1.1\r\n".to_vec() } else { b"HTTP/1.1 200 OK\r\n".to_vec() };
+            for (name, value) in &lines {
+                head.extend_from_slice(&[name, &b": "[..], value, b"\r\n"].concat());
+            }
+            head.extend_from_slice(b"\r\n");
+            let mut headers = [httparse::EMPTY_HEADER; 32];
+            let parsed = if is_request {
+                let mut request = httparse::Request::new(&mut headers);
+                request.parse(&head).map(|parsed| (parsed, request.headers.len()))
+            } else {
+                let mut response = httparse::Response::new(&mut headers);
+                response.parse(&head).map(|parsed| (parsed, response.headers.len()))
+            };
+            let Ok((httparse::Status::Complete(length), count)) = parsed else { return Ok(()) };
+            let lines = headers[..count].iter().map(|line| (line.name, line.value));
+            let (mut whole, mut pushed) = (Fields::new(), Fields::new());
+            prop_assert_eq!(whole.read_head(&head[..length], lines.clone()), Ok(()));
+            for (name, value) in lines {
+                prop_assert_eq!(pushed.push(name, value), Ok(()));
+            }
+            prop_assert_eq!(whole.iter().collect::<Vec<_>>(), pushed.iter().collect::<Vec<_>>());
+            prop_assert_eq!((whole.wire(), whole.present), (pushed.wire(), pushed.present));
         }
 
         #[test]

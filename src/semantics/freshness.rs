@@ -26,7 +26,7 @@ pub struct Facts {
     pub date_ms: i64,
     /// Age of the response when received, in milliseconds: corrected_initial_age of §4.2.3.
     pub initial_age_ms: u64,
-    /// Last-Modified; [`NO_DATE`] where it is absent or unreadable.
+    /// Last-Modified; [`NO_DATE`] where it is absent, unreadable, or not to be stored.
     last_modified_ms: i64,
     /// Where in the share of `cache.ttl.jitter` this response lies: so many 65,536ths.
     pub jitter: u16,
@@ -68,11 +68,12 @@ impl Facts {
         let fields = response.fields;
         let received_ms = response_time.wall_ms;
         let date_ms = read_date(fields, name::DATE, received_ms).unwrap_or(received_ms);
+        let last_modified_ms = governing.last_modified_ms(fields, received_ms);
         let terms = Terms {
             vary: Vary::parse(fields),
             targets: targets.id(),
             status: response.status,
-            has_etag: etag(fields).is_some(),
+            has_etag: governing.has_etag(fields),
             authorized: forwarding::has_credentials(request.fields),
             cookie: request.fields.has(name::COOKIE),
             set_cookie: fields.has(name::SET_COOKIE) && !governing.hides_set_cookie(),
@@ -85,7 +86,7 @@ impl Facts {
             response_time,
             date_ms,
             initial_age_ms: initial_age_ms(age_value_ms(fields), date_ms, request_time, response_time),
-            last_modified_ms: read_date(fields, name::LAST_MODIFIED, received_ms).unwrap_or(NO_DATE),
+            last_modified_ms,
             jitter: 0,
             sent_as: response.status,
         }
@@ -127,8 +128,10 @@ impl Facts {
     pub fn reread(&self, fields: &Fields, targets: &TargetList) -> Self {
         let fields = self.received_fields(fields);
         let governing = Governing::read(&fields, targets, self.response_time);
-        self.on(Terms {
+        let last_modified_ms = governing.last_modified_ms(&fields, self.response_time.wall_ms);
+        let terms = Terms {
             targets: targets.id(),
+            has_etag: governing.has_etag(&fields),
             // A cookie that was not stored was there all the same.
             set_cookie: (self.set_cookie || fields.has(name::SET_COOKIE)) && !governing.hides_set_cookie(),
             expires_after_ms: governing.expires_after_ms(self.date_ms),
@@ -136,7 +139,8 @@ impl Facts {
             targeted: governing.targeted,
             vary: self.vary.clone(),
             ..*self.terms
-        })
+        };
+        Self { last_modified_ms, ..self.on(terms) }
     }
 
     /// The stored fields together with those that were for this cache alone: what rules and updates go by.
@@ -205,8 +209,7 @@ impl Facts {
         self.has_etag || self.last_modified_ms().is_some()
     }
 
-    /// Bytes of memory on the heap, as if nobody else had the same terms. Those themselves do not count: nearly always
-    /// others have them.
+    /// Bytes of memory on the heap, as if nobody else had the same terms.
     pub fn memory(&self) -> usize {
         self.terms.memory()
     }
@@ -252,6 +255,23 @@ impl Governing {
     fn expires_after_ms(&self, date_ms: i64) -> Option<u64> {
         let after = |expires_ms: i64| expires_ms.saturating_sub(date_ms).max(0).unsigned_abs();
         self.expires_ms.map(|expires| expires.map_or(0, after))
+    }
+
+    /// Whether the response has an entity tag that is stored with it.
+    fn has_etag(&self, fields: &Fields) -> bool {
+        etag(fields).is_some() && self.keeps(name::ETAG)
+    }
+
+    /// The Last-Modified that is stored with the response; [`NO_DATE`] where it has none that can be read.
+    fn last_modified_ms(&self, fields: &Fields, received_ms: i64) -> i64 {
+        let date_ms = read_date(fields, name::LAST_MODIFIED, received_ms).filter(|_| self.keeps(name::LAST_MODIFIED));
+        date_ms.unwrap_or(NO_DATE)
+    }
+
+    /// Whether a field may be stored (§5.2.2.7). By what is not, nobody can validate, and no other process could say how fresh
+    /// the response is.
+    fn keeps(&self, field: Name) -> bool {
+        !self.directives.rare().private_fields.names(field.as_str())
     }
 
     /// Whether Set-Cookie is kept from everybody but the client that asked.

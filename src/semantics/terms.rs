@@ -26,7 +26,7 @@ pub struct Terms {
     /// [`super::targeted::TargetList::id`] of the list by which all of this was read.
     pub targets: u32,
     pub status: StatusCode,
-    /// The response has an entity tag: one, and not an empty one.
+    /// The response has an entity tag: one, not an empty one, and one that is stored with it.
     pub has_etag: bool,
     /// The request carried Authorization, or Client-Cert.
     pub authorized: bool,
@@ -73,6 +73,14 @@ impl From<Terms> for SharedTerms {
     }
 }
 
+impl SharedTerms {
+    /// Bytes of memory that they occupy, with the two counts of their `Arc`, as if nobody else had them: of what is shared
+    /// any part may outlive the others.
+    pub fn memory(&self) -> usize {
+        size_of::<Terms>() + 2 * size_of::<usize>() + self.0.memory()
+    }
+}
+
 impl Deref for SharedTerms {
     type Target = Terms;
 
@@ -107,6 +115,7 @@ mod tests {
         let (first, same, other) = (SharedTerms::from(terms("a")), SharedTerms::from(terms("a")), SharedTerms::from(terms("b")));
         assert!(Arc::ptr_eq(&first.0, &same.0));
         assert_eq!((&*first, &*other), (&terms("a"), &terms("b")));
+        assert!(first.memory() > size_of::<Terms>() && first.memory() == same.memory());
         let with_cookie = SharedTerms::from(Terms { cookie: true, ..terms("a") });
         assert!(with_cookie.cookie && !first.cookie);
     }

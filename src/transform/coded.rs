@@ -48,28 +48,54 @@ impl Codec {
         written.sum::<usize>() + finished
     }
 
-    fn run(mut self: Box<Self>, step: Step) -> Result<Made, BodyError> {
-        let not_coded = |_: io::Error| BodyError::NotCoded;
+    fn run(mut self: Box<Self>, mut step: Step) -> Made {
         let mut out = Vec::with_capacity(step.pieces.len() + 1);
-        for bytes in &step.pieces {
-            out.push(match &mut *self {
-                Self::Encode(encoder) => encoder.write(bytes).map_err(not_coded)?,
-                Self::Decode(decoder) => decoder.write(bytes).map_err(not_decoded)?,
-            });
-        }
-        match (&mut *self, step.then) {
-            (Self::Encode(encoder), Then::Flush) => out.push(encoder.flush().map_err(not_coded)?),
-            (Self::Decode(_), Then::Flush) | (_, Then::GoOn) => {} // a decoder keeps nothing back
-            (_, Then::Finish) => {
-                out.push(match *self {
-                    Self::Encode(encoder) => encoder.finish().map_err(not_coded)?,
-                    Self::Decode(decoder) => decoder.finish().map_err(not_decoded)?,
-                });
-                return Ok((None, joined(&out)));
+        let next = match (self.go_through(&mut step, &mut out), step.then) {
+            (Err(error), _) => State::Failed(error),
+            (Ok(true), _) => State::Halfway(self, step),
+            (Ok(false), Then::GoOn | Then::Flush) => State::Ready(self),
+            (Ok(false), Then::Finish) => match (*self).finish() {
+                Ok(last) => {
+                    out.push(last);
+                    State::Over
+                }
+                Err(error) => State::Failed(error),
+            },
+        };
+        Made { next, out: joined(&out) }
+    }
+
+    /// Takes the pieces of a step; true where more may come of it than came by now.
+    fn go_through(&mut self, step: &mut Step, out: &mut Vec<Bytes>) -> Result<bool, BodyError> {
+        match self {
+            Self::Encode(encoder) => {
+                for bytes in step.pieces.drain(..) {
+                    out.push(encoder.write(&bytes).map_err(not_coded)?);
+                }
+                if matches!(step.then, Then::Flush) {
+                    out.push(encoder.flush().map_err(not_coded)?);
+                }
+                Ok(false)
+            }
+            // It keeps nothing back that could be flushed.
+            Self::Decode(decoder) => {
+                let (bytes, has_more) = decoder.decode(&mut step.pieces).map_err(not_decoded)?;
+                out.push(bytes);
+                Ok(has_more)
             }
         }
-        Ok((Some(self), joined(&out)))
     }
+
+    fn finish(self) -> Result<Bytes, BodyError> {
+        match self {
+            Self::Encode(encoder) => encoder.finish().map_err(not_coded),
+            Self::Decode(decoder) => decoder.finish().map_err(not_decoded),
+        }
+    }
+}
+
+fn not_coded(_: io::Error) -> BodyError {
+    BodyError::NotCoded
 }
 
 const fn not_decoded(error: DecodeError) -> BodyError {
@@ -101,28 +127,36 @@ pub struct Coded {
     /// Something was written since the last flush.
     dirty: bool,
     pause: Option<Pin<Box<Sleep>>>,
-    /// The source gives nothing more.
-    ended: bool,
+    /// How the source ended, when it did.
+    end: Option<Result<(), BodyError>>,
     trailers: Option<Fields>,
 }
 
 enum State {
     Ready(Box<Codec>),
+    /// So much came of a part of a step that it goes out before the rest is gone through.
+    Halfway(Box<Codec>, Step),
     Working(Work),
+    /// What came before that went out.
+    Failed(BodyError),
     Over,
 }
 
-type Work = Pin<Box<dyn Future<Output = Result<Made, BodyError>> + Send>>;
+type Work = Pin<Box<dyn Future<Output = Made> + Send>>;
 
-/// What a piece of work came to; no codec after the end.
-type Made = (Option<Box<Codec>>, Bytes);
+/// What a piece of work came to.
+struct Made {
+    next: State,
+    out: Bytes,
+}
 
 /// What is done in one go. To hand work to another thread and to come back costs as much as to code some kilobytes.
 struct Step {
-    pieces: Vec<Bytes>,
+    pieces: VecDeque<Bytes>,
     then: Then,
 }
 
+#[derive(Clone, Copy)]
 enum Then {
     GoOn,
     Flush,
@@ -144,10 +178,10 @@ impl Input {
     }
 
     /// The first of it, [`PIECE`] bytes at most.
-    fn take(&mut self) -> Vec<Bytes> {
+    fn take(&mut self) -> VecDeque<Bytes> {
         let mut room = self.bytes.min(PIECE);
         self.bytes -= room;
-        let mut taken = Vec::with_capacity(self.pieces.len());
+        let mut taken = VecDeque::with_capacity(self.pieces.len());
         while room > 0
             && let Some(first) = self.pieces.front_mut()
         {
@@ -156,7 +190,7 @@ impl Input {
                 self.pieces.pop_front();
             }
             room -= piece.len();
-            taken.push(piece);
+            taken.push_back(piece);
         }
         taken
     }
@@ -174,7 +208,7 @@ impl Coded {
             at_once: 0,
             dirty: false,
             pause: None,
-            ended: false,
+            end: None,
             trailers: None,
         }
     }
@@ -189,22 +223,33 @@ impl Coded {
         if self.at_once <= AT_ONCE {
             self.at_once = if self.dirty { self.at_once } else { 0 };
             self.state = State::Working(Box::pin(std::future::ready(codec.run(step))));
-            return;
+        } else {
+            self.run_in_pool(codec, step);
         }
-        self.at_once = 0;
-        let pool = self.pool.clone();
-        let work = pool.run(move || codec.run(step));
-        self.state = State::Working(Box::pin(async move { work.await.unwrap_or(Err(BodyError::NotCoded)) }));
     }
 
-    /// What the source has to give next becomes a step; pending while it pauses.
+    /// Goes through the rest of a step: there is much to do, or it would be over.
+    fn go_on(&mut self) {
+        if let State::Halfway(codec, step) = std::mem::replace(&mut self.state, State::Over) {
+            self.run_in_pool(codec, step);
+        }
+    }
+
+    fn run_in_pool(&mut self, codec: Box<Codec>, step: Step) {
+        self.at_once = 0;
+        let work = self.pool.clone().run(move || codec.run(step));
+        let not_done = || Made { next: State::Failed(BodyError::NotCoded), out: Bytes::new() };
+        self.state = State::Working(Box::pin(async move { work.await.unwrap_or_else(|_| not_done()) }));
+    }
+
+    /// What the source has to give next becomes a step; pending while it pauses. What came before an error goes out first.
     fn take(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        while self.input.bytes < PIECE && !self.ended {
+        while self.input.bytes < PIECE && self.end.is_none() {
             match self.source.as_mut().poll_chunk(context) {
                 Poll::Ready(Some(Ok(Chunk::Data(bytes)))) => self.input.push(bytes),
                 Poll::Ready(Some(Ok(Chunk::Trailers(trailers)))) => self.trailers = Some(trailers),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) => self.ended = true,
+                Poll::Ready(Some(Err(error))) => self.end = Some(Err(error)),
+                Poll::Ready(None) => self.end = Some(Ok(())),
                 Poll::Pending if self.input.bytes > 0 => break,
                 Poll::Pending if self.dirty => {
                     if !self.events {
@@ -216,12 +261,16 @@ impl Coded {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        self.step(if self.ended && self.input.bytes <= PIECE { Then::Finish } else { Then::GoOn });
+        let is_last = self.input.bytes <= PIECE;
+        match self.end {
+            Some(Err(error)) if self.input.bytes == 0 && !self.dirty => return Poll::Ready(Err(error)),
+            Some(Err(_)) if is_last => self.step(Then::Flush),
+            Some(Ok(())) if is_last => self.step(Then::Finish),
+            _ => self.step(Then::GoOn),
+        }
         Poll::Ready(Ok(()))
     }
-}
 
-impl Coded {
     fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Chunk, BodyError>>> {
         (self.state, self.trailers) = (State::Over, None);
         Poll::Ready(Some(Err(error)))
@@ -234,25 +283,26 @@ impl BodyStream for Coded {
         loop {
             match &mut this.state {
                 State::Over => return Poll::Ready(this.trailers.take().map(|trailers| Ok(Chunk::Trailers(trailers)))),
+                State::Failed(error) => {
+                    let error = *error;
+                    if error == BodyError::TooLarge {
+                        this.pool.metrics().bound(Bound::DecodedBytes);
+                    }
+                    return this.fail(error);
+                }
                 State::Ready(_) => {
                     if let Err(error) = ready!(this.take(context)) {
                         return this.fail(error);
                     }
                 }
-                State::Working(work) => match ready!(work.as_mut().poll(context)) {
-                    Ok((codec, out)) => {
-                        this.state = codec.map_or(State::Over, State::Ready);
-                        if !out.is_empty() {
-                            return Poll::Ready(Some(Ok(Chunk::Data(out))));
-                        }
+                State::Halfway(..) => this.go_on(),
+                State::Working(work) => {
+                    let Made { next, out } = ready!(work.as_mut().poll(context));
+                    this.state = next;
+                    if !out.is_empty() {
+                        return Poll::Ready(Some(Ok(Chunk::Data(out))));
                     }
-                    Err(error) => {
-                        if error == BodyError::TooLarge {
-                            this.pool.metrics().bound(Bound::DecodedBytes);
-                        }
-                        return this.fail(error);
-                    }
-                },
+                }
             }
         }
     }
@@ -264,12 +314,17 @@ impl BodyStream for Coded {
 
 #[cfg(test)]
 mod tests {
+    use super::super::decoder::OUT_MAX;
+    use super::super::encoder::encode;
     use super::super::encoder::testing::decode;
     use super::*;
     use crate::observe::metrics::Metrics;
     use crate::semantics::coding::{Coding, Wanted};
-    use crate::semantics::policy::Compression;
+    use crate::semantics::dictionary::Dictionary;
+    use crate::semantics::policy::{Compression, DecodeLimits};
     use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::task::Waker;
 
     /// Gives what it has, `None` being a pause of a second.
     struct Script(VecDeque<Option<Result<Chunk, BodyError>>>, Option<Pin<Box<Sleep>>>);
@@ -292,6 +347,15 @@ mod tests {
     fn coded(coding: Coding, events: bool, script: Vec<Option<Result<Chunk, BodyError>>>) -> Coded {
         let encoder = Encoder::new(&Wanted::plain(coding), &Compression::default().level, None).unwrap();
         Coded::new(Box::pin(Script(script.into(), None)), Codec::Encode(encoder), Pool::new(1, Metrics::new(1)), events)
+    }
+
+    fn decoded(coding: Coding, ratio: u64, script: Vec<Option<Result<Chunk, BodyError>>>) -> Coded {
+        let decoder = Decoder::new(coding, DecodeLimits { ratio, bytes: 64 << 20 }).unwrap();
+        Coded::new(Box::pin(Script(script.into(), None)), Codec::Decode(decoder), Pool::new(1, Metrics::new(1)), false)
+    }
+
+    fn form(coding: Coding, bytes: Vec<u8>) -> Bytes {
+        encode(&Wanted::plain(coding), &Compression::default().level, &[bytes.into()]).unwrap()
     }
 
     fn data(text: impl Into<Vec<u8>>) -> Option<Result<Chunk, BodyError>> {
@@ -356,11 +420,63 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_source_that_fails_is_no_whole_form() {
+    async fn a_source_that_fails_is_no_whole_form_and_what_it_gave_goes_out() {
         for coding in Coding::PLAIN {
-            let mut coded = coded(coding, false, vec![data("some"), Some(Err(BodyError::Truncated))]);
-            let (_, end) = rest(&mut coded).await;
+            let mut coded = coded(coding, false, vec![data("some"), data(" more"), Some(Err(BodyError::Truncated))]);
+            let (out, end) = rest(&mut coded).await;
             assert!(matches!(end, Some(Err(BodyError::Truncated))), "{end:?}");
+            assert_eq!(decode(coding, &out).unwrap(), b"some more");
+            let whole = form(coding, b"some of it ".repeat(50_000));
+            for end in [10, whole.len() / 2, whole.len()] {
+                let mut decoded = decoded(coding, 1000, vec![data(&whole[..end]), Some(Err(BodyError::Reset))]);
+                let (out, error) = rest(&mut decoded).await;
+                assert!(matches!(error, Some(Err(BodyError::Reset))), "{error:?}");
+                assert_eq!(out, decode(coding, &whole[..end]).unwrap_or_default(), "{coding:?} up to {end}");
+                assert!(next(&mut decoded).await.is_none());
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_decoded_before_an_error_goes_out() {
+        let text = b"a text that comes to something; ".repeat(100);
+        for coding in Coding::PLAIN {
+            let whole = form(coding, text.clone());
+            let (half, other_half) = whole.split_at(whole.len() / 2);
+            let mut decoded = decoded(coding, 1000, vec![data(half), data(other_half), data("in no coding")]);
+            let (out, end) = rest(&mut decoded).await;
+            assert!(out == text && matches!(end, Some(Err(BodyError::Malformed))), "{coding:?}: {} and {end:?}", out.len());
+        }
+    }
+
+    /// Some kilobytes stand for ten megabytes: they are made as they are taken.
+    #[tokio::test]
+    async fn no_more_is_decoded_at_a_time_than_may_be_held() {
+        const LENGTH: usize = 10 << 20;
+        for coding in Coding::PLAIN {
+            let bomb = form(coding, vec![0; LENGTH]);
+            assert!(bomb.len() < PIECE, "one step: {}", bomb.len());
+            let (mut decoded, mut length, mut most) = (decoded(coding, u64::MAX, vec![data(bomb)]), 0, 0);
+            while let Some(chunk) = next(&mut decoded).await {
+                let Ok(Chunk::Data(bytes)) = chunk else { panic!("{chunk:?}") };
+                (length, most) = (length + bytes.len(), most.max(bytes.len()));
+            }
+            assert_eq!(length, LENGTH, "{coding:?}");
+            assert!(most <= OUT_MAX, "{coding:?}: {most} bytes at a time");
+        }
+    }
+
+    /// Nothing comes out of a pool without a place.
+    #[test]
+    fn a_delta_is_made_in_the_pool_where_content_and_dictionary_are_large() {
+        for (content, length, at_once) in [(100, 1000, true), (60 << 10, 1 << 10, false), (100, 60 << 10, false)] {
+            let dictionary = Arc::new(Dictionary::new(vec![b'a'; length].into()));
+            let wanted = Wanted { coding: Coding::Dcz, dictionary: Some(dictionary) };
+            let encoder = Encoder::new(&wanted, &Compression::default().level, None).unwrap();
+            let source = Script([data(vec![b'b'; content])].into(), None);
+            let mut coded = Coded::new(Box::pin(source), Codec::Encode(encoder), Pool::new(0, Metrics::new(1)), false);
+            let first = Pin::new(&mut coded).poll_chunk(&mut Context::from_waker(Waker::noop()));
+            assert_eq!(first.is_ready(), at_once, "{content} bytes against {length}");
         }
     }
 

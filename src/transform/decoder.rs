@@ -2,23 +2,38 @@
 
 use crate::semantics::coding::Coding;
 use crate::semantics::policy::DecodeLimits;
-use brotli::DecompressorWriter;
-use bytes::Bytes;
+use brotli::enc::StandardAlloc;
+use brotli::{BrotliDecompressStream, BrotliResult, BrotliState};
+use bytes::{Buf, Bytes};
 use flate2::write::MultiGzDecoder;
+use std::collections::VecDeque;
 use std::io::{self, Write};
 
-/// Takes a coding off the bytes that are written to it.
+/// Takes a coding off the bytes that it is given.
 pub struct Decoder {
     inner: Inner,
-    /// Bytes that were written to it.
+    /// The rest of the piece that it is in.
+    piece: Bytes,
+    /// It may have more to give of what it was given.
+    has_more: bool,
+    failed: Option<DecodeError>,
+    /// Bytes that it was given.
     read: u64,
     limits: DecodeLimits,
 }
 
 enum Inner {
     Gzip(Box<MultiGzDecoder<Bounded>>),
-    Brotli(Box<DecompressorWriter<Bounded>>),
+    Brotli(Box<Brotli>),
     Zstd(zstd::stream::write::Decoder<'static, Bounded>),
+}
+
+/// Its own writer would go through all that it is given, whatever comes of it.
+struct Brotli {
+    state: BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>,
+    buffer: Box<[u8]>,
+    is_whole: bool,
+    out: Bounded,
 }
 
 /// What came out, and how much more may.
@@ -29,9 +44,13 @@ struct Bounded {
     most: u64,
 }
 
+/// Where so many bytes have come out, no more are made before they are taken; [`OUT_MAX`] at most are held.
+const OUT_ENOUGH: usize = 256 << 10;
+/// With what one block of a coding may stand for beside them.
+pub const OUT_MAX: usize = OUT_ENOUGH + (256 << 10);
 /// What no ratio is asked of: short texts of one letter are no attack.
 const FREE: u64 = 1 << 20;
-/// What brotli's writer hands on at a time.
+/// What brotli's decoder hands on at a time.
 const BROTLI_BUFFER: usize = 16 << 10;
 /// No more is kept to decode with (RFC 9659 §3): 8 MiB.
 const ZSTD_WINDOW_LOG: u32 = 23;
@@ -50,7 +69,7 @@ impl Decoder {
         let out = Bounded::default();
         let inner = match coding {
             Coding::Gzip => Inner::Gzip(Box::new(MultiGzDecoder::new(out))),
-            Coding::Brotli => Inner::Brotli(Box::new(DecompressorWriter::new(out, BROTLI_BUFFER))),
+            Coding::Brotli => Inner::Brotli(Box::new(Brotli::new())),
             Coding::Zstd => {
                 let mut decoder = zstd::stream::write::Decoder::new(out)?;
                 decoder.set_parameter(zstd::zstd_safe::DParameter::WindowLogMax(ZSTD_WINDOW_LOG))?;
@@ -58,48 +77,111 @@ impl Decoder {
             }
             Coding::Dcb | Coding::Dcz => return Err(io::Error::other("nobody says against which dictionary it is")),
         };
-        Ok(Self { inner, read: 0, limits })
+        Ok(Self { inner, piece: Bytes::new(), has_more: false, failed: None, read: 0, limits })
     }
 
-    /// Takes bytes; gives what they stand for as far as that is certain.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<Bytes, DecodeError> {
-        self.read += bytes.len() as u64;
-        let by_ratio = self.read.saturating_mul(self.limits.ratio).max(FREE);
-        self.out().most = by_ratio.min(self.limits.bytes);
-        let written = match &mut self.inner {
-            Inner::Gzip(decoder) => decoder.write_all(bytes).and_then(|()| decoder.flush()),
-            Inner::Brotli(decoder) => decoder.write_all(bytes),
-            Inner::Zstd(decoder) => decoder.write_all(bytes).and_then(|()| decoder.flush()),
-        };
-        self.after(written)
+    /// Takes pieces from the front of `input`, and gives what they stand for as far as that is certain, [`OUT_MAX`] bytes at
+    /// most; says whether there may be more. What came before an error comes before it.
+    pub fn decode(&mut self, input: &mut VecDeque<Bytes>) -> Result<(Bytes, bool), DecodeError> {
+        if self.failed.is_none() {
+            self.failed = self.fill(input).err();
+        }
+        let out = std::mem::take(&mut self.out().out);
+        match self.failed {
+            Some(error) if out.is_empty() => Err(error),
+            failed => Ok((out.into(), failed.is_some() || self.has_more || !input.is_empty())),
+        }
     }
 
-    /// The end: what was written must be whole.
+    /// The end: what it was given, and has gone through, must be whole.
     pub fn finish(mut self) -> Result<Bytes, DecodeError> {
         let finished = match &mut self.inner {
             Inner::Gzip(decoder) => decoder.try_finish(),
-            Inner::Brotli(decoder) => decoder.close(),
+            Inner::Brotli(decoder) if decoder.is_whole => Ok(()),
+            Inner::Brotli(_) => Err(malformed()),
             Inner::Zstd(decoder) => decoder.do_finish(),
         };
-        self.after(finished)
+        match self.failed.or_else(|| finished.err().map(|_| self.why())) {
+            Some(error) => Err(error),
+            None => Ok(std::mem::take(&mut self.out().out).into()),
+        }
     }
 
-    fn after(&mut self, result: io::Result<()>) -> Result<Bytes, DecodeError> {
-        let out = self.out();
-        match result {
-            Ok(()) => Ok(std::mem::take(&mut out.out).into()),
-            Err(_) if out.written > out.most => Err(DecodeError::TooLarge),
-            Err(_) => Err(DecodeError::Malformed),
+    fn fill(&mut self, input: &mut VecDeque<Bytes>) -> Result<(), DecodeError> {
+        while self.out().out.len() < OUT_ENOUGH {
+            if !self.has_more {
+                let Some(piece) = input.pop_front() else { return Ok(()) };
+                self.read += piece.len() as u64;
+                let by_ratio = self.read.saturating_mul(self.limits.ratio).max(FREE);
+                self.out().most = by_ratio.min(self.limits.bytes);
+                self.piece = piece;
+                if self.piece.is_empty() {
+                    continue;
+                }
+            }
+            self.has_more = self.step().map_err(|_| self.why())?;
         }
+        Ok(())
+    }
+
+    /// Takes a part of the piece, or what was kept back of it; says whether there may be more.
+    fn step(&mut self) -> io::Result<bool> {
+        let taken = match &mut self.inner {
+            Inner::Brotli(decoder) => return decoder.step(&mut self.piece),
+            Inner::Gzip(decoder) if self.piece.is_empty() => return decoder.flush().map(|()| false),
+            Inner::Zstd(decoder) if self.piece.is_empty() => return decoder.flush().map(|()| false),
+            Inner::Gzip(decoder) => decoder.write(&self.piece)?,
+            Inner::Zstd(decoder) => decoder.write(&self.piece)?,
+        };
+        if taken == 0 {
+            return Err(malformed());
+        }
+        self.piece.advance(taken);
+        Ok(true)
+    }
+
+    /// Why a codec gave up.
+    fn why(&mut self) -> DecodeError {
+        let out = self.out();
+        if out.written > out.most { DecodeError::TooLarge } else { DecodeError::Malformed }
     }
 
     fn out(&mut self) -> &mut Bounded {
         match &mut self.inner {
             Inner::Gzip(decoder) => decoder.get_mut(),
-            Inner::Brotli(decoder) => decoder.get_mut(),
+            Inner::Brotli(decoder) => &mut decoder.out,
             Inner::Zstd(decoder) => decoder.get_mut(),
         }
     }
+}
+
+impl Brotli {
+    fn new() -> Self {
+        // Strict: no window beyond the 16 MiB of RFC 7932, where its own writer takes up to a gigabyte.
+        let state = BrotliState::new_strict(StandardAlloc::default(), StandardAlloc::default(), StandardAlloc::default());
+        Self { state, buffer: vec![0; BROTLI_BUFFER].into(), is_whole: false, out: Bounded::default() }
+    }
+
+    fn step(&mut self, piece: &mut Bytes) -> io::Result<bool> {
+        let (mut left, mut taken, mut room, mut made, mut total) = (piece.len(), 0, self.buffer.len(), 0, 0);
+        let result =
+            BrotliDecompressStream(&mut left, &mut taken, piece, &mut room, &mut made, &mut self.buffer, &mut total, &mut self.state);
+        piece.advance(taken);
+        self.out.write_all(&self.buffer[..made])?;
+        match result {
+            BrotliResult::NeedsMoreOutput => Ok(true),
+            BrotliResult::NeedsMoreInput => Ok(!piece.is_empty()),
+            BrotliResult::ResultSuccess if piece.is_empty() => {
+                self.is_whole = true;
+                Ok(false)
+            }
+            BrotliResult::ResultSuccess | BrotliResult::ResultFailure => Err(malformed()),
+        }
+    }
+}
+
+fn malformed() -> io::Error {
+    io::ErrorKind::InvalidData.into()
 }
 
 impl Write for Bounded {
@@ -135,7 +217,13 @@ mod tests {
         let mut decoder = Decoder::new(coding, limits).unwrap();
         let mut out = Vec::new();
         for piece in pieces {
-            out.extend_from_slice(&decoder.write(piece)?);
+            let mut input = VecDeque::from([Bytes::copy_from_slice(piece)]);
+            let mut has_more = true;
+            while has_more {
+                let (bytes, more) = decoder.decode(&mut input)?;
+                out.extend_from_slice(&bytes);
+                has_more = more;
+            }
         }
         out.extend_from_slice(&decoder.finish()?);
         Ok(out)
@@ -147,19 +235,42 @@ mod tests {
             let bomb = form(coding, &vec![0; 32 << 20]);
             assert!(bomb.len() < 64 << 10, "{coding:?}: {}", bomb.len());
             let mut decoder = Decoder::new(coding, LIMITS).unwrap();
-            let mut held = 0;
-            let error = bomb.chunks(1000).find_map(|piece| match decoder.write(piece) {
-                Ok(out) => {
-                    held += out.len() as u64;
-                    None
+            let (mut input, mut held) = (bomb.chunks(1000).map(Bytes::copy_from_slice).collect(), 0);
+            let error = loop {
+                match decoder.decode(&mut input) {
+                    Ok((out, _)) => held += out.len() as u64,
+                    Err(error) => break error,
                 }
-                Err(error) => Some(error),
-            });
-            assert_eq!(error, Some(DecodeError::TooLarge), "{coding:?}");
+            };
+            assert_eq!(error, DecodeError::TooLarge, "{coding:?}");
             assert!(held <= FREE.max(50 * bomb.len() as u64), "{held}");
             let absolute = DecodeLimits { ratio: u64::MAX, bytes: 1 << 20 };
             assert_eq!(decode(coding, absolute, &[&bomb]), Err(DecodeError::TooLarge), "{coding:?}");
         }
+    }
+
+    #[test]
+    fn what_came_before_an_error_comes_before_it() {
+        let text = b"a text that comes to more than nothing before its end; ".repeat(40);
+        for coding in Coding::PLAIN {
+            let mut decoder = Decoder::new(coding, LIMITS).unwrap();
+            let bad = [form(coding, &text), Bytes::from_static(b"and what is in no coding")];
+            // Brotli has one form and nothing behind it, the others one behind the other.
+            let mut input = VecDeque::from(bad);
+            assert_eq!(decoder.decode(&mut input), Ok((Bytes::from(text.clone()), true)), "{coding:?}");
+            assert_eq!(decoder.decode(&mut input), Err(DecodeError::Malformed), "{coding:?}");
+            assert_eq!(decoder.decode(&mut input), Err(DecodeError::Malformed), "{coding:?}: nor after that");
+            assert_eq!(decoder.finish(), Err(DecodeError::Malformed), "{coding:?}");
+        }
+    }
+
+    /// Brotli's own writer takes windows of up to a gigabyte, which is not the coding `br` (RFC 7932 §9.1).
+    #[test]
+    fn a_window_larger_than_the_coding_has_is_refused() {
+        let params = brotli::enc::BrotliEncoderParams { large_window: true, lgwin: 28, quality: 5, ..Default::default() };
+        let mut form = Vec::new();
+        brotli::BrotliCompress(&mut &b"a text".repeat(1000)[..], &mut form, &params).unwrap();
+        assert_eq!(decode(Coding::Brotli, LIMITS, &[&form]), Err(DecodeError::Malformed));
     }
 
     #[test]

@@ -61,7 +61,25 @@ impl Delta {
         out.map(Into::into)
     }
 
-    fn brotli(self, out: Vec<u8>) -> io::Result<Vec<u8>> {
+    fn brotli(self, begin: Vec<u8>) -> io::Result<Vec<u8>> {
+        match self.with_end_that_nothing_copies() {
+            Some(dictionary) => self.brotli_seeing(&dictionary, begin),
+            None => self.brotli_against(&[], begin),
+        }
+    }
+
+    /// What the encoder makes that sees this for the dictionary, or nothing for it where decoders would read something else:
+    /// hardly anybody else codes against dictionaries with this encoder, so what it made is read once before anybody gets it.
+    fn brotli_seeing(&self, dictionary: &[u8], begin: Vec<u8>) -> io::Result<Vec<u8>> {
+        let made = self.brotli_against(dictionary, begin.clone())?;
+        if self.is_what_is_read_of(&made[begin.len()..]) {
+            return Ok(made);
+        }
+        tracing::error!(level = self.level, "brotli's encoder made wrong use of a dictionary; the form does without");
+        self.brotli_against(&[], begin)
+    }
+
+    fn brotli_against(&self, dictionary: &[u8], mut out: Vec<u8>) -> io::Result<Vec<u8>> {
         let window_log = log_of(self.work() + BROTLI_WINDOW_UNUSED);
         if window_log > BROTLI_WINDOW_LOG_MAX {
             return Err(io::Error::other("dictionary and content are too long for the window of brotli"));
@@ -74,31 +92,19 @@ impl Delta {
             use_dictionary: false,
             ..BrotliEncoderParams::default()
         };
-        let encoded = |dictionary: &[u8]| {
-            let (mut input, mut output) = (vec![0; BROTLI_BUFFER], vec![0; BROTLI_BUFFER]);
-            let mut written = out.clone();
-            BrotliCompressCustomIoCustomDict(
-                &mut IoReaderWrapper(&mut self.pieces.clone()),
-                &mut IoWriterWrapper(&mut written),
-                &mut input,
-                &mut output,
-                &params,
-                StandardAlloc::default(),
-                &mut |_, _, _, _| (),
-                dictionary,
-                io::ErrorKind::UnexpectedEof.into(),
-            )?;
-            Ok(written)
-        };
-        let Some(dictionary) = self.with_end_that_nothing_copies() else { return encoded(&[]) };
-        let written = encoded(&dictionary)?;
-        // Hardly anybody else codes against dictionaries with this encoder: what it made is read once before anybody gets it.
-        if self.is_what_is_read_of(&written[out.len()..]) {
-            return Ok(written);
-        }
-        debug_assert!(false, "brotli's encoder made something else of it");
-        tracing::error!(level = self.level, "brotli's encoder made wrong use of a dictionary; the form does without");
-        encoded(&[])
+        let (mut input, mut output) = (vec![0; BROTLI_BUFFER], vec![0; BROTLI_BUFFER]);
+        BrotliCompressCustomIoCustomDict(
+            &mut IoReaderWrapper(&mut self.pieces.clone()),
+            &mut IoWriterWrapper(&mut out),
+            &mut input,
+            &mut output,
+            &params,
+            StandardAlloc::default(),
+            &mut |_, _, _, _| (),
+            dictionary,
+            io::ErrorKind::UnexpectedEof.into(),
+        )?;
+        Ok(out)
     }
 
     /// The dictionary as the encoder is to see it: its last byte is one that cannot be a part of any copy.
@@ -268,6 +274,21 @@ mod tests {
                 let form = encode(&against(coding, &old), &levels, &[Bytes::from(new.clone())]).unwrap();
                 assert!(decode_against(coding, &old, &form).unwrap() == new, "{coding:?} {level} {other}");
             }
+        }
+    }
+
+    #[test]
+    fn a_form_that_is_read_as_something_else_is_made_without_the_dictionary() {
+        let (old, begin) = (text(1000), [&DCB_MAGIC[..], &[0; 32]].concat());
+        let new = [&old[1000..], b"and an end"].concat();
+        let mut delta = Delta::new(Coding::Dcb, 5, against(Coding::Dcb, &old).dictionary.unwrap());
+        delta.push(&Bytes::from(new.clone()));
+        let right = delta.with_end_that_nothing_copies().unwrap();
+        // Distances count from the end: without its first byte it is as good.
+        for (seen, is_used) in [(&right[..], true), (&right[1..], true), (&right[..right.len() - 1], false), (&right[..500], false)] {
+            let form = delta.brotli_seeing(seen, begin.clone()).unwrap();
+            assert!(decode_against(Coding::Dcb, &old, &form).unwrap() == new);
+            assert_eq!(form.len() < 300, is_used, "{} bytes seen: {}", seen.len(), form.len());
         }
     }
 

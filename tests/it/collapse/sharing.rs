@@ -87,6 +87,40 @@ async fn a_storable_answer_clears_the_marker() {
     assert_eq!(stage.origin.count(PATH), 3);
 }
 
+/// The marker is that of the Vary which was known; the answer that clears it has none.
+#[tokio::test]
+async fn a_storable_answer_clears_the_marker_that_sent_its_request_alone() {
+    const PATH: &str = "/partly";
+    let stage = Stage::with(LONG_MARKERS, |number, _| match number {
+        0 => fresh("for some").header("Vary", "X-Variant"),
+        1 => Script::ok("personal").header("Vary", "X-Variant").header("Cache-Control", "no-store"),
+        _ => fresh("for all"),
+    });
+    for (variant, text, markers) in [("a", "for some", 0), ("b", "personal", 1), ("b", "for all", 0)] {
+        let client = stage.send("GET", PATH, &[&format!("X-Variant: {variant}")]).await;
+        assert_eq!(answers([client]).await[0].text(), text);
+        assert_eq!(stage.metric("tiercel_markers").await, markers, "after {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_confirmation_that_makes_it_fresh_clears_the_marker() {
+    const PATH: &str = "/confirmed";
+    let stage = Stage::with(LONG_MARKERS, |number, request| match number {
+        0 => Script::ok("the page").header("Cache-Control", "max-age=0").header("ETag", "\"1\""),
+        _ => {
+            assert_eq!(request.field("if-none-match"), Some("\"1\""));
+            Script::raw("HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nETag: \"1\"\r\n\r\n")
+        }
+    });
+    assert_eq!(stage.get(PATH).await.text(), "the page");
+    assert_eq!(stage.metric("tiercel_markers").await, 1);
+    assert_eq!(stage.get(PATH).await.text(), "the page");
+    assert_eq!((stage.metric("tiercel_markers").await, stage.origin.count(PATH)), (0, 2));
+    assert_eq!(stage.get(PATH).await.text(), "the page");
+    assert_eq!(stage.origin.count(PATH), 2, "it is fresh by now");
+}
+
 #[tokio::test]
 async fn a_marker_is_for_the_variant_that_cannot_be_shared() {
     const PATH: &str = "/partly";

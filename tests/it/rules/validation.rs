@@ -1,6 +1,8 @@
 //! RFC 9111 §3.2, §4.3: conditional requests and what their answers do to a stored response.
 
 use super::reuse::{Lines, NOW, facts, fields};
+use tiercel::semantics::policy::CachePolicy;
+use tiercel::semantics::storage::stored_fields;
 use tiercel::semantics::validation::{add_conditions, also_selects, changes_representation, head_fits, selects, strip_conditions, update};
 use tiercel::semantics::{Fields, Response, StatusCode};
 
@@ -43,6 +45,41 @@ fn conditions_are_made_from_the_stored_validators() {
         assert_eq!(add_conditions(&mut request, ok(&stored_fields), &facts), !want.is_empty(), "{rule}");
         let want: Vec<_> = [("accept", "text/html".to_owned())].into_iter().chain(owned(want)).collect();
         assert_eq!(lines(&request), want, "{rule}");
+    }
+}
+
+#[test]
+fn a_validator_that_is_not_stored_is_none() {
+    const TAG: (&str, &str) = ("etag", "\"a\"");
+    const DATED: (&str, &str) = ("last-modified", MODIFIED);
+    let (none, tag, date): (Lines<'_>, Lines<'_>, Lines<'_>) = (&[], &[("if-none-match", "\"a\"")], &[("if-modified-since", MODIFIED)]);
+    let rows: [(&str, Lines<'_>, Lines<'_>); 8] = [
+        ("5.2.2.7: a private tag MUST NOT be stored", &[TAG, ("cache-control", "private=\"ETag\"")], none),
+        ("5.2.2.7: nor a private date", &[DATED, ("cache-control", "private=\"last-modified, x\"")], none),
+        ("5.2.2.7: the other validator stays", &[TAG, DATED, ("cache-control", "private=etag")], date),
+        ("5.2.2.7: either way", &[TAG, DATED, ("cache-control", "private=\"Last-Modified\"")], tag),
+        ("5.2.2.7: another field is no matter", &[TAG, ("cache-control", "private=\"x-etag\"")], tag),
+        ("5.2.2.4: what is only to be validated first is stored", &[TAG, ("cache-control", "no-cache=\"etag\"")], tag),
+        ("9110 7.6.1: no connection takes a validator away", &[TAG, ("connection", "etag")], tag),
+        (
+            "9213 2.2: of directives only those that govern count",
+            &[TAG, ("cdn-cache-control", "max-age=1"), ("cache-control", "private=\"etag\"")],
+            tag,
+        ),
+    ];
+    let policy = CachePolicy::default();
+    for (rule, received, want) in rows {
+        let (received_fields, facts) = (fields(received), facts(&[], received));
+        let stored = stored_fields(ok(&received_fields), &facts, &policy);
+        let mut request = Fields::new();
+        assert_eq!(add_conditions(&mut request, ok(&stored), &facts), !want.is_empty(), "{rule}");
+        assert_eq!((lines(&request), facts.has_validator()), (owned(want), !want.is_empty()), "{rule}");
+        // §4.3.4: a 304 that names a strong tag where none is stored MUST NOT update, whatever was received; one that names
+        // none means the one that was asked for.
+        let is_stored = stored.contains("etag");
+        assert_eq!(selects(&fields(&[TAG]), &stored, &facts), is_stored, "{rule}");
+        assert_eq!(also_selects(&fields(&[TAG]), &stored, &facts), is_stored, "{rule}");
+        assert!(selects(&fields(&[("date", DATE)]), &stored, &facts), "{rule}");
     }
 }
 
