@@ -258,15 +258,38 @@ impl Scan {
 
 /// Reads a whole head: minor version, status, fields.
 fn parse(bytes: &[u8], lines: usize) -> Result<(u8, StatusCode, Fields), Fault> {
-    if lines <= LINES_ON_STACK {
-        return read(bytes, &mut [const { MaybeUninit::uninit() }; LINES_ON_STACK]);
+    let mut fields = Fields::with_capacity(bytes.len() + ADDED_BYTES, lines + ADDED_LINES);
+    if let Some((minor_version, status)) = read_plain(bytes, &mut fields) {
+        return Ok((minor_version, status, fields));
     }
-    let mut room = Vec::new();
-    room.resize_with(lines, MaybeUninit::uninit);
-    read(bytes, &mut room)
+    let (minor_version, status) = if lines <= LINES_ON_STACK {
+        read(bytes, &mut [const { MaybeUninit::uninit() }; LINES_ON_STACK], &mut fields)?
+    } else {
+        let mut room = Vec::new();
+        room.resize_with(lines, MaybeUninit::uninit);
+        read(bytes, &mut room, &mut fields)?
+    };
+    Ok((minor_version, status, fields))
 }
 
-fn read<'b>(bytes: &'b [u8], lines: &mut [MaybeUninit<httparse::Header<'b>>]) -> Result<(u8, StatusCode, Fields), Fault> {
+/// Reads a head that is written as nearly all are. `None` of any other; what is taken here [`read`] takes as well, and reads
+/// alike.
+fn read_plain(bytes: &[u8], fields: &mut Fields) -> Option<(u8, StatusCode)> {
+    let (line, lines) = bytes.split_at_checked(memchr(b'\r', bytes)? + 2)?;
+    let (version, rest) = line.strip_prefix(VERSION)?.split_at_checked(2)?;
+    let minor_version = match version {
+        b"0 " => 0,
+        b"1 " => 1,
+        _ => return None,
+    };
+    let (code, phrase) = rest.split_at_checked(3)?;
+    let is_phrase = matches!(phrase, [b' ', text @ .., b'\r', b'\n'] if text.iter().all(|byte| matches!(byte, b' '..=b'~')));
+    let status = StatusCode::from_bytes(code).ok()?;
+    (is_phrase && fields.read_plain(lines)? == lines.len()).then_some((minor_version, status))
+}
+
+fn read<'b>(bytes: &'b [u8], lines: &mut [MaybeUninit<httparse::Header<'b>>], fields: &mut Fields) -> Result<(u8, StatusCode), Fault> {
+    fields.clear();
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, lines);
     let length = parsed.map_err(|error| Fault::Malformed(reason(error)))?;
@@ -275,15 +298,15 @@ fn read<'b>(bytes: &'b [u8], lines: &mut [MaybeUninit<httparse::Header<'b>>]) ->
         return Err(Fault::Malformed("status-line"));
     }
     let status = StatusCode::from_u16(code).map_err(|_| Fault::Malformed("status-line"))?;
-    let mut fields = Fields::with_capacity(bytes.len() + ADDED_BYTES, response.headers.len() + ADDED_LINES);
-    let lines = response.headers.iter().map(|line| (line.name, line.value));
-    fields.read_head(bytes, lines).map_err(|error| {
-        Fault::Malformed(match error {
-            crate::semantics::fields::FieldError::Name => "field-name",
-            _ => "field-value",
-        })
-    })?;
-    Ok((minor_version, status, fields))
+    for line in response.headers {
+        fields.push(line.name, line.value).map_err(|error| {
+            Fault::Malformed(match error {
+                crate::semantics::fields::FieldError::Name => "field-name",
+                _ => "field-value",
+            })
+        })?;
+    }
+    Ok((minor_version, status))
 }
 
 const fn reason(error: httparse::Error) -> &'static str {
@@ -493,6 +516,32 @@ mod tests {
             fields.push(name, value).unwrap();
         }
         fields
+    }
+
+    /// What is read in one step is what the parser makes of it.
+    fn is_read_alike(head: &[u8]) -> bool {
+        let (mut plain, mut parsed) = (Fields::new(), Fields::new());
+        let Some(read_plain) = read_plain(head, &mut plain) else { return true };
+        let mut lines = vec![MaybeUninit::uninit(); LINES_ON_STACK];
+        read(head, &mut lines, &mut parsed) == Ok(read_plain) && plain.iter().eq(parsed.iter())
+    }
+
+    #[test]
+    fn heads_as_they_are_usually_written_are_read_in_one_step() {
+        for head in
+            ["HTTP/1.1 200 OK\r\nETag: \"a\"\r\nX-A: b\tc\r\nE: \r\n\r\n", "HTTP/1.0 404 Not Found\r\n\r\n", "HTTP/1.1 299 \r\n\r\n"]
+        {
+            assert!(read_plain(head.as_bytes(), &mut Fields::new()).is_some() && is_read_alike(head.as_bytes()), "{head}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_heads_are_read_alike_in_one_step(at in any::<prop::sample::Index>(), byte in prop_oneof![Just(b'\r'), Just(b'\n'), Just(b' '), any::<u8>()]) {
+            let mut head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A:  b\r\n\r\n".to_vec();
+            *at.get_mut(&mut head[..]) = byte;
+            prop_assert!(is_read_alike(&head) && is_read_alike(&[&head[..36], b"\r\n"].concat()));
+        }
     }
 
     #[test]
