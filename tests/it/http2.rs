@@ -222,7 +222,7 @@ async fn a_panic_fails_its_request_alone() {
     assert_eq!(client.send_request(get("/")).await.unwrap().status(), 200);
 }
 
-/// Whoever it tells of a refusal panics.
+/// Panics where it is told of a refusal, of an answer that did not come to its end, or of a bound.
 struct Faulty(Arc<Scripted>);
 
 impl Handler for Faulty {
@@ -231,8 +231,13 @@ impl Handler for Faulty {
     }
     fn finished(&self, peer: &Peer, head: &RequestHead, outcome: &Outcome, sent: &Sent) {
         self.0.finished(peer, head, outcome, sent);
+        assert!(sent.aborted.is_none(), "on purpose");
     }
     fn refused(&self, _: &Peer, _: Option<&RequestHead>, _: Refusal, _: u64) {
+        panic!("on purpose");
+    }
+    fn bound(&self, bound: Bound) {
+        self.0.bound(bound);
         panic!("on purpose");
     }
 }
@@ -246,6 +251,29 @@ async fn a_panic_beside_the_handler_ends_its_stream_alone() {
     let reason = std::error::Error::source(&failed).and_then(|cause| cause.downcast_ref::<::h2::Error>()).and_then(::h2::Error::reason);
     assert_eq!(reason, Some(::h2::Reason::INTERNAL_ERROR), "{failed:?}");
     assert_eq!(client.send_request(get("/")).await.expect("the connection goes on").status(), 200);
+}
+
+#[tokio::test]
+async fn a_panic_where_an_answer_is_given_up_or_its_client_leaves_ends_nothing_else() {
+    const LENGTH: usize = 50_000; // fits the windows, and what h2 may keep
+    for (is_given_up, aborted) in [(true, BodyError::Detached), (false, BodyError::ClientLeft)] {
+        let (server, body) = stored(limits(), LENGTH).await;
+        let (mut client, socket) = duplex(1000);
+        let (peer, drain) = (peer(server.address, server.address), server.drain.subscribe());
+        tokio::spawn(serve(socket, peer, Arc::new(limits()), Arc::new(Faulty(Arc::clone(&server.handler))), drain));
+        client.write_all(&[PREFACE, &frame(4, 0, 0, &[]), &frame(1, 5, 1, GET)].concat()).await.unwrap();
+        while h2::next(&mut client).await.expect("an answer").kind != h2::HEADERS {}
+        match is_given_up {
+            true => body.revoke(),
+            false => client.write_all(&frame(h2::RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await.unwrap(),
+        }
+        let other = [&[0x82, 0x86, 0x41, 1, b'a', 0x04, 2][..], b"/o"].concat();
+        client.write_all(&frame(h2::HEADERS, END | h2::END_HEADERS, 3, &other)).await.unwrap();
+        while h2::next(&mut client).await.expect("the connection goes on").payload != b"other" {}
+        let told = server.told(|told| told.finished.len() == 2).await;
+        assert_eq!(told.finished.iter().filter_map(|sent| sent.aborted).collect::<Vec<_>>(), [aborted]);
+        eventually("nobody has it any more", || readers(&body) == 0).await;
+    }
 }
 
 #[tokio::test]

@@ -338,7 +338,7 @@ impl<H: Handler> Outgoing<H> {
 
     /// It goes no further: its client is too slow, by this bound.
     pub fn detach(&mut self, bound: Bound) {
-        self.report.shared.handler.bound(bound);
+        guarded(|| self.report.shared.handler.bound(bound));
         self.report.finish(Some(BodyError::Detached));
     }
 
@@ -444,7 +444,7 @@ impl<H: Handler> Report<H> {
         self.told = true;
         let ended_at = self.given_at.unwrap_or_else(clock::nanos);
         let sent = Sent { status: *status, body_bytes: self.body_bytes, duration_ns: ended_at - self.began, aborted };
-        self.shared.handler.finished(&self.shared.peer, head, outcome, &sent);
+        guarded(|| self.shared.handler.finished(&self.shared.peer, head, outcome, &sent));
     }
 }
 
@@ -453,8 +453,14 @@ impl<H: Handler> Drop for Report<H> {
         self.waits_for_us(false);
         match self.answer {
             Some(_) => self.finish(Some(BodyError::ClientLeft)),
-            None => self.refuse(CLIENT_LEFT),
+            None => guarded(|| self.refuse(CLIENT_LEFT)),
         }
         self.shared.ended();
     }
+}
+
+/// Tells of a stream that is over or given up. That may panic: then it is not told, because the connection, and all its other streams,
+/// would go down with it.
+fn guarded(tell: impl FnOnce()) {
+    _ = catch_unwind(AssertUnwindSafe(tell));
 }
