@@ -5,6 +5,7 @@ use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel
 use crate::clock;
 use crate::config::settings::Limits;
 use crate::http2;
+use crate::listener::interim::Continue;
 use crate::listener::{
     Handled, Handler, Interim, InterimReceiver, InterimSlot, Later, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
 };
@@ -69,7 +70,7 @@ pub(in crate::listener) enum Event {
 pub(in crate::listener) fn ask<H: Handler>(
     shared: &Arc<Shared<H>>,
     parts: Parts,
-    body: impl FnOnce(&RequestHead, &Arc<Limits>) -> Result<RequestBody, Refusal>,
+    body: impl FnOnce(&RequestHead, &Arc<Limits>, Option<Continue>) -> Result<RequestBody, Refusal>,
 ) -> Asked<H> {
     let (mut report, is_connect, mut slot) = (Report::new(shared), parts.method == Method::CONNECT, InterimSlot::default());
     let handled = handle(&mut report, parts, body, &mut slot);
@@ -86,12 +87,13 @@ pub(in crate::listener) fn ask<H: Handler>(
 fn handle<H: Handler>(
     report: &mut Report<H>,
     parts: Parts,
-    body: impl FnOnce(&RequestHead, &Arc<Limits>) -> Result<RequestBody, Refusal>,
+    body: impl FnOnce(&RequestHead, &Arc<Limits>, Option<Continue>) -> Result<RequestBody, Refusal>,
     interims: &mut InterimSlot,
 ) -> Result<Handled, Refusal> {
     let shared = &*report.shared;
     let head = report.head.insert(request::head(&parts, &shared.limits)?);
-    let body = body(head, &shared.limits)?;
+    let expected = head.fields.has(name::EXPECT).then(|| Continue::expected(interims));
+    let body = body(head, &shared.limits, expected)?;
     drop(parts);
     catch_unwind(AssertUnwindSafe(|| shared.handler.handle(&shared.peer, head, body, interims))).map_err(|_| PANIC)
 }

@@ -52,8 +52,8 @@ fn answer<H: Handler>(
 ) {
     let (parts, incoming) = request.into_parts();
     let (tunnel, mut body) = if parts.method == Method::CONNECT { (Some(incoming), None) } else { (None, Some(incoming)) };
-    let asked = answer::ask(shared, parts, |head, limits| match body.take() {
-        Some(incoming) => request::body(head, incoming, limits),
+    let asked = answer::ask(shared, parts, |head, limits, expected| match body.take() {
+        Some(incoming) => request::body(head, incoming, limits, expected),
         None => Ok(RequestBody::Empty),
     });
     let answer = match asked {

@@ -188,7 +188,7 @@ async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut st
         return Ended::Reset;
     }
     let Some(body) = request::Incoming::begin(receive, &parts, &limits).await else { return Ended::Reset };
-    let answer = match answer::ask(&shared, parts, |head, limits| body.into_body(head, limits)) {
+    let answer = match answer::ask(&shared, parts, |_, limits, expected| body.into_body(limits, expected)) {
         Asked::Answered(answer) => answer,
         Asked::Later(mut waiting) => loop {
             let event = tokio::select! {
