@@ -425,6 +425,84 @@ async fn a_stream_of_which_nothing_is_taken_is_given_up_though_others_go_on() {
 }
 
 #[tokio::test]
+async fn answers_that_wait_their_turn_on_a_slow_connection_all_come() {
+    const STREAMS: u32 = 100;
+    const LENGTH: usize = 96 << 10; // of which h2 has 64 KiB at a time
+    const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
+    let (server, _) = stored(Limits { write_timeout: WRITE_TIMEOUT, ..limits() }, LENGTH).await;
+    let (mut client, socket) = duplex(64 << 10);
+    let (peer, drain) = (peer(server.address, server.address), server.drain.subscribe());
+    tokio::spawn(serve(socket, peer, Arc::new(Limits { write_timeout: WRITE_TIMEOUT, ..limits() }), Arc::clone(&server.handler), drain));
+    // Its windows are open: it is slow, and no more.
+    let mut asked = [PREFACE, &frame(4, 0, 0, &[0, 4, 0, 16, 0, 0]), &room(0, 1 << 30)].concat();
+    for number in 0..STREAMS {
+        asked.extend(frame(h2::HEADERS, END | h2::END_HEADERS, 2 * number + 1, GET));
+    }
+    client.write_all(&asked).await.unwrap();
+    let began = std::time::Instant::now();
+    let (mut whole, mut came) = (0, 0);
+    while whole < STREAMS {
+        let frame = h2::next(&mut client).await.expect("the connection goes on");
+        assert_ne!(frame.kind, h2::RST_STREAM, "stream {} after {:?}", frame.stream, began.elapsed());
+        if frame.kind == DATA {
+            came += frame.payload.len();
+            whole += u32::from(frame.flags & END != 0);
+            tokio::time::sleep(Duration::from_millis(6)).await; // how slow this client is
+        }
+    }
+    assert_eq!(came, STREAMS as usize * LENGTH);
+    let turn = began.elapsed() * (16 << 10) / LENGTH as u32;
+    assert!(turn > WRITE_TIMEOUT, "a turn took {turn:?}: nobody waited for long");
+    let told = server.told(|told| told.finished.len() == STREAMS as usize).await;
+    assert!(told.finished.iter().all(|sent| sent.aborted.is_none()) && told.bounds.is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_is_whole_with_its_last_byte_and_not_before() {
+    const LENGTH: usize = 5000; // a frame, of which the pipe takes a part
+    let (server, _) = stored(limits(), LENGTH).await;
+    for takes_all in [false, true] {
+        let (mut client, socket) = duplex(1000);
+        let (peer, drain) = (peer(server.address, server.address), server.drain.subscribe());
+        let serving = tokio::spawn(serve(socket, peer, Arc::new(limits()), Arc::clone(&server.handler), drain));
+        client.write_all(&[PREFACE, &frame(4, 0, 0, &[]), &frame(1, 5, 1, GET)].concat()).await.unwrap();
+        while h2::next(&mut client).await.expect("an answer").kind != h2::HEADERS {}
+        let mut part = vec![0; 9 + LENGTH - if takes_all { 0 } else { 2000 }];
+        client.read_exact(&mut part).await.unwrap();
+        assert_eq!((part[3], part[4] & END), (DATA, END), "the last frame of all");
+        drop(client);
+        serving.await.unwrap();
+        let told = server.told(|told| !told.finished.is_empty()).await;
+        assert_eq!(told.finished[0].aborted, (!takes_all).then_some(BodyError::ClientLeft));
+        server.handler.told.send_modify(|told| told.finished.clear());
+    }
+}
+
+#[tokio::test]
+async fn who_expects_100_gets_it_once_its_body_is_wanted_and_not_otherwise() {
+    let server = start(limits(), |head, body, _| match &head.target[..] {
+        b"/refused" => Handled::Ready(text("no")),
+        _ => Handled::later(async { text(format!("{} bytes", body_of(body).await.unwrap().len())) }),
+    })
+    .await;
+    let url = |path: &str| format!("http://{}{path}", server.address);
+    let curl = async |path: &str, more: &[&str]| {
+        let mut command = std::process::Command::new("curl");
+        command.args(["-sSv", "--http2-prior-knowledge", "--max-time", "15", "--expect100-timeout", "60", "--data-binary", "hello"]);
+        command.args(more).arg(url(path));
+        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("curl runs");
+        (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let expects = ["-H", "Expect: 100-continue"];
+    let (answer, told) = curl("/upload", &expects).await;
+    assert!(answer == "5 bytes" && told.contains("< HTTP/2 100"), "{answer} {told}");
+    let (answer, told) = curl("/refused", &expects).await;
+    assert!(answer == "no" && !told.contains("HTTP/2 100"), "{answer} {told}");
+    let (answer, told) = curl("/upload", &[]).await;
+    assert!(answer == "5 bytes" && !told.contains("HTTP/2 100"), "{answer} {told}");
+}
+
+#[tokio::test]
 async fn a_request_body_that_drips_is_refused() {
     let (tell, told) = oneshot::channel();
     let tell = parking_lot::Mutex::new(Some(tell));
