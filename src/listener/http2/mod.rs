@@ -20,6 +20,7 @@ mod watched;
 
 use crate::clock;
 use crate::config::settings::Limits;
+use crate::listener::turn::LOOKS_PER_WRITE_TIMEOUT;
 use crate::listener::{Handler, Peer, Protocol, Socket};
 use crate::observe::metrics::Bound;
 use connection::Connection;
@@ -96,7 +97,12 @@ impl<H: Handler> Shared<H> {
 
     /// Whether nothing is under way.
     fn is_idle(&self) -> bool {
-        self.activity.lock().active == 0
+        self.under_way() == 0
+    }
+
+    /// Requests under way.
+    pub fn under_way(&self) -> u32 {
+        self.activity.lock().active
     }
 
     /// Until when the connection may stay without a request.
@@ -178,8 +184,6 @@ where
     }
 }
 
-/// How often it is looked whether a client takes its answers.
-const LOOKS_PER_WRITE_TIMEOUT: u32 = 4;
 /// How long a connection that is given up listens, so that its last frame is not lost to a reset.
 const GOODBYE: Duration = Duration::from_secs(1);
 
