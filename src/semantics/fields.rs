@@ -978,13 +978,6 @@ mod tests {
         assert!(copy.has(name::DATE) && !copy.has(name::AGE) && copy.get_named("X") == Some(b"2"));
     }
 
-    /// A name, mostly one with a byte or two that no name has.
-    fn any_name() -> impl Strategy<Value = Vec<u8>> {
-        let odd = prop::sample::select(b"a-Z:: \t\r\n\0\x7f\xff\"(),/".to_vec());
-        ("age|x|Date|x-y", prop::collection::vec(odd, 0..2), "[a-z]{0,2}")
-            .prop_map(|(begin, odd, end)| [begin.as_bytes(), &odd, end.as_bytes()].concat())
-    }
-
     proptest! {
         #[test]
         fn retaining_is_copying_what_is_kept(

@@ -134,10 +134,11 @@ where
     let mut given = false;
     loop {
         let look_at = Instant::now() + shared.limits.write_timeout / LOOKS_PER_WRITE_TIMEOUT;
+        let looks = seen.open() > 0;
         let wake_at = match ending {
             Some(Some(until)) => until,
             Some(None) => last_call.filter(|at| *at > Instant::now()).map_or(look_at, |at| at.min(look_at)),
-            None if seen.open() > 0 => look_at.min(shared.idle_until()),
+            None if looks => look_at.min(shared.idle_until()),
             None => shared.idle_until(),
         };
         tokio::select! {
@@ -156,6 +157,8 @@ where
                 ending = Some(Some(Instant::now() + GOODBYE));
                 tell_excess(&shared, &seen);
             }
+            // Until now there was nobody to look after, and the time to wake was that of an idle connection.
+            () = opened(&seen), if !looks && ending.is_none() => {}
             _ = drain.wait_for(|drain| *drain), if ending.is_none() => {
                 serving.end();
                 ending = Some(None);
@@ -199,6 +202,11 @@ fn tell_excess<H: Handler>(shared: &Shared<H>, seen: &Seen) {
 /// Ready once the connection is given up, which it finds out itself while it is served.
 async fn given_up(seen: &Seen) {
     poll_fn(|_| if seen.is_given_up() { Poll::Ready(()) } else { Poll::Pending }).await;
+}
+
+/// Ready once a stream is open that could not be answered at once, which comes of serving, too.
+async fn opened(seen: &Seen) {
+    poll_fn(|_| if seen.open() > 0 { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
 /// For how long nothing of any answer could be written.

@@ -1,5 +1,7 @@
 //! HTTP/3 through the running binary: h3's client on quinn, and streams with bytes as they are.
 
+mod limits;
+
 use super::{metric, metric_reaches};
 use crate::support::origin::{Gate, Origin, PATIENCE, Script, Step, eventually};
 use crate::support::pki::{EC, Pki, Secure};
@@ -10,6 +12,7 @@ use h3::error::Code;
 use http::{HeaderMap, Method, Request, StatusCode};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, TransportConfig, VarInt};
+use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::future::poll_fn;
@@ -395,11 +398,51 @@ async fn certificates_are_taken_up_as_over_tcp() {
     assert!(before.close_reason().is_none());
 }
 
+/// HTTP/3 asks nobody for a certificate, and so is no way round being asked.
+#[tokio::test]
+async fn a_site_that_asks_for_certificates_is_not_served() {
+    let origin = Origin::start(|_| cached("ok"));
+    let pki = Pki::new();
+    pki.issue("shop", &[HOST], EC, 30);
+    for (asked, status) in
+        [("off", StatusCode::OK), ("optional", StatusCode::MISDIRECTED_REQUEST), ("required", StatusCode::MISDIRECTED_REQUEST)]
+    {
+        let authority = if asked == "off" { String::new() } else { format!("client_ca_file = '{}'\n", pki.path("ca.pem").display()) };
+        let site = format!("[sites.shop]\nhosts = ['{HOST}']\n[sites.shop.tls]\nclient_certificates = '{asked}'\n{authority}");
+        let process = Process::with_config(pki.folder(), &config(&pki, &origin, "", &site));
+        let mut client = Client::connect(&pki, process.address("listener https")).await;
+        let answer = client.get("/").await;
+        assert_eq!((answer.status, answer.body == b"ok"), (status, status == StatusCode::OK), "{asked}");
+    }
+    assert_eq!(origin.total(), 1);
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_without_early_data() {
+    let origin = Origin::start(|_| Script::ok("ok"));
+    let (pki, _process, address) = start(&origin, "", "");
+    let kept = Arc::new(ClientSessionMemoryCache::new(8));
+    let mut secure = pki.client();
+    secure.alpn_protocols = vec![b"h3".to_vec()];
+    secure.resumption = Resumption::store(Arc::clone(&kept) as _);
+    secure.enable_early_data = true;
+    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(secure).unwrap()));
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connect = || endpoint.connect_with(config.clone(), address, HOST).unwrap();
+    // Tickets come after the handshake: the answer is behind them.
+    assert_eq!(Client::over(connect().await.expect("a connection")).await.get("/").await.body, b"ok");
+    let ticket = kept.take_tls13_ticket(&HOST.try_into().unwrap()).expect("one of several");
+    assert_eq!(ticket.max_early_data_size(), 0);
+    let Err(again) = connect().into_0rtt() else { panic!("requests may be sent again by anybody") };
+    assert_eq!(Client::over(again.await.expect("a connection")).await.get("/").await.body, b"ok");
+}
+
 #[test]
 fn a_configuration_that_cannot_be_is_refused() {
     let pki = Pki::new();
     pki.issue("shop", &[HOST], EC, 30);
     let origin = Origin::start(|_| Script::ok("ok"));
+    let asked = format!("tls.client_certificates = 'optional'\ntls.client_ca_file = '{}'", pki.path("ca.pem").display());
     let check = |text: &str| {
         let file = write_config(pki.folder(), text);
         let output = run(&["check", "--config", file.to_str().unwrap()]);
@@ -411,6 +454,7 @@ fn a_configuration_that_cannot_be_is_refused() {
         (plain.to_owned(), "always encrypted"),
         (config(&pki, &origin, "proxy_protocol = ['127.0.0.1']", ""), "does not come over UDP"),
         (config(&pki, &origin, "http3_port = 1", "").replace("http3 = true\n", ""), "without it"),
+        (config(&pki, &origin, &asked, ""), "not asked for certificates over HTTP/3"),
     ] {
         let (is_fine, told) = check(&text);
         assert!(!is_fine && told.contains(what), "{told}");
