@@ -3,7 +3,7 @@
 //! What it adds: streams of a client are followed frame by frame, because h3 keeps a frame until it has all of it however long
 //! it says it is, and takes the end of a stream in the middle of a DATA frame for the end of a body. A stream of ours that is
 //! dropped before its end is reset: quinn would end it in order. Streams that wait for room in their connection get it in the
-//! order in which they came ([`Queue`]). And whoever answers a request can hear that its client has stopped listening.
+//! order in which they came (`Queue`). And whoever answers a request can hear that its client has stopped listening.
 
 use bytes::{Buf, Bytes, BytesMut};
 use h3::error::Code;
