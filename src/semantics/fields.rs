@@ -448,7 +448,7 @@ impl Fields {
     /// Appends a line. The name is lower-cased, white space around the value is dropped.
     pub fn push(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
         let name = name.as_ref();
-        let (start, value) = self.checked(name, value.as_ref(), 0)?;
+        let (start, value) = self.checked(name, value.as_ref())?;
         self.block.extend_from_slice(name);
         self.block[start..].make_ascii_lowercase();
         let number = Name::lookup(&self.block[start..]).map_or(UNKNOWN, |name| name.0);
@@ -459,7 +459,7 @@ impl Fields {
     /// Appends a line with a well known name.
     pub fn append(&mut self, name: Name, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
         let text = name.as_str().as_bytes();
-        let (start, value) = self.checked_value(text, value.as_ref(), 0)?;
+        let (start, value) = self.checked_value(text, value.as_ref())?;
         self.block.extend_from_slice(text);
         self.finish_line(start, name.0, value);
         Ok(())
@@ -527,22 +527,22 @@ impl Fields {
         (count_controls(&self.block[..start]) == 2 * self.lines.len()).then_some(start)
     }
 
-    /// Where the next line begins, and its value trimmed, if the line may be taken; so many bytes go for it.
-    fn checked<'v>(&self, name: &[u8], value: &'v [u8], gone: usize) -> Result<(usize, &'v [u8]), FieldError> {
+    /// Where the next line begins, and its value trimmed, if the line may be taken.
+    fn checked<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(usize, &'v [u8]), FieldError> {
         if name.is_empty() || name.len() > NAME_MAX || !name.iter().all(|byte| is_token_byte(*byte)) {
             return Err(FieldError::Name);
         }
-        self.checked_value(name, value, gone)
+        self.checked_value(name, value)
     }
 
     /// [`Fields::checked`] for a name that is known to be one.
-    fn checked_value<'v>(&self, name: &[u8], value: &'v [u8], gone: usize) -> Result<(usize, &'v [u8]), FieldError> {
+    fn checked_value<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<(usize, &'v [u8]), FieldError> {
         let value = trim(value);
         if !is_value(value) {
             return Err(FieldError::Value);
         }
         let start = self.block.len();
-        if start - gone + name.len() + value.len() + 4 > SECTION_MAX {
+        if start + name.len() + value.len() + 4 > SECTION_MAX {
             return Err(FieldError::Size);
         }
         Ok((start, value))
@@ -564,7 +564,14 @@ impl Fields {
 
     /// Replaces all lines of this name by one. On an error nothing has changed.
     pub fn set(&mut self, name: impl FieldName, value: impl AsRef<[u8]>) -> Result<(), FieldError> {
-        self.checked(name.text().as_bytes(), value.as_ref(), self.bytes_of(name))?;
+        let (text, value) = (name.text().as_bytes(), value.as_ref());
+        match self.checked(text, value) {
+            // What it replaces makes room.
+            Err(FieldError::Size) if self.block.len() - self.bytes_of(name) + text.len() + trim(value).len() + 4 <= SECTION_MAX => {}
+            checked => {
+                checked?;
+            }
+        }
         self.remove(name);
         self.push(name.text(), value)
     }
