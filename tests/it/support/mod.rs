@@ -4,6 +4,7 @@
 pub mod acme;
 pub mod address;
 pub mod client;
+pub mod document;
 pub mod fleet;
 pub mod h2;
 pub mod h2_origin;
