@@ -3,6 +3,7 @@
 
 pub mod acme;
 pub mod address;
+pub mod arrival;
 pub mod client;
 pub mod document;
 pub mod fleet;
@@ -17,3 +18,4 @@ pub mod redis;
 pub mod resource;
 pub mod scripted;
 pub mod server;
+pub mod wire;
