@@ -9,7 +9,7 @@ use crate::listener::{Identity, Peer, RequestBody, RequestHead};
 use crate::route;
 use crate::semantics::content::{self, Unkeyed};
 use crate::semantics::key::CacheKey;
-use crate::semantics::target::{Scheme, Target};
+use crate::semantics::target::{Scheme, Target, TargetError};
 use crate::semantics::{Fields, Method, cache_control, class, fields, forwarding, hop, name, upgrade};
 use crate::tls::challenges;
 use std::borrow::Cow;
@@ -106,12 +106,12 @@ pub fn admit<'a>(live: &'a Live, peer: &'a Peer, head: &'a RequestHead, from_pee
     let scheme = if trusted { forwarded_scheme(&head.fields).unwrap_or(peer.scheme) } else { peer.scheme };
     let target = Target::parse(scheme, &head.target, &head.fields, server.lenient_path).map_err(|error| Refused {
         status: 400,
-        reason: "target",
+        reason: error.reason(),
         text: error.to_string(),
     })?;
     if target.is_asterisk() && head.method != Method::OPTIONS {
         // RFC 9112 §3.2.4: the asterisk form is for OPTIONS alone.
-        return Err(Refused { status: 400, reason: "target", text: "the target * is for OPTIONS only".into() });
+        return Err(Refused { status: 400, reason: TargetError::Form.reason(), text: "the target * is for OPTIONS only".into() });
     }
     refuse_loops(&head.fields, &server.name, from_peer.is_some())?;
     let mut fields = Cow::Borrowed(&head.fields);

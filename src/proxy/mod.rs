@@ -177,7 +177,7 @@ impl Proxy {
         let admitted = admit::admit(live, peer, head, from_peer);
         let arrival = match admitted.and_then(|arrival| admit::expect_own_handshake(&arrival).map(|()| arrival)) {
             Ok(arrival) => arrival,
-            Err(refused) => return Handled::Ready(answer::refused(live, &refused)),
+            Err(refused) => return self.refuse(live, &refused),
         };
         // What another node lets through has been counted there.
         let checked = if arrival.from_peer.is_some() { limit::Checked::Passed } else { limit::check(&arrival) };
@@ -247,6 +247,13 @@ impl Proxy {
             fetches: AtomicU64::new(0),
             remote: OnceLock::new(),
         })
+    }
+
+    /// Ends the journey of a request that does not enter.
+    #[cold]
+    fn refuse(&self, live: &Live, refused: &admit::Refused) -> Handled {
+        self.metrics.refused(refused.reason, refused.status);
+        Handled::Ready(answer::refused(live, refused))
     }
 
     /// The journey from the limits on.

@@ -29,7 +29,13 @@ pub fn log(proxy: &Proxy, peer: &Peer, head: Option<&RequestHead>, refusal: Refu
     let method = Method::from_bytes(b"-").expect("a hyphen is a token");
     let nothing = RequestHead { method, target: b"-".to_vec(), minor_version: 1, fields: Fields::new() };
     let known = head.and_then(|head| Some(admit::admit(&proxy.live.load(), peer, head, None).ok()?.outcome()));
-    let outcome = Outcome { result: CacheResult::Error, source: Source::Tiercel, error: Some(refusal.reason), ..known.unwrap_or_default() };
+    let outcome = Outcome {
+        result: CacheResult::Error,
+        source: Source::Tiercel,
+        error: Some(refusal.error()),
+        detail: (refusal.status != CLIENT_LEFT).then(|| refusal.reason.into()),
+        ..known.unwrap_or_default()
+    };
     let sent = Sent {
         status: StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST),
         body_bytes: 0,

@@ -49,6 +49,22 @@ pub enum TargetError {
     Path,
 }
 
+impl TargetError {
+    /// Token for log and metrics; `docs/http1.md` lists them.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Byte => "target-byte",
+            Self::Form => "target-form",
+            Self::HostMissing => "host-missing",
+            Self::HostRepeated => "host-repeated",
+            Self::HostMalformed => "host-malformed",
+            Self::HostDisagrees => "host-disagrees",
+            Self::Userinfo => "userinfo",
+            Self::Path => "path-ambiguous",
+        }
+    }
+}
+
 impl Target {
     /// The target of a request line and its Host lines, normalised.
     ///

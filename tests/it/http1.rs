@@ -1,18 +1,23 @@
 //! End-to-end tests of the HTTP/1 connection: bytes in, bytes out, a scripted handler behind it.
 
 use crate::support::client::{Answer, Client, Ended, patient};
+use crate::support::document::reasons_of;
 use crate::support::scripted::{Fed, Server, data, later, limits, next, peer, pieces, response, text};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tiercel::body::{BodyError, Chunk, ResponseBody, StoredBody};
 use tiercel::config::settings::Limits;
 use tiercel::listener::http1::serve;
 use tiercel::listener::{Handled, Interim, InterimSlot, Refusal, RequestBody, RequestHead};
 use tiercel::semantics::{Fields, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 async fn start(limits: Limits, script: impl Fn(&RequestHead, RequestBody, &mut InterimSlot) -> Handled + Send + Sync + 'static) -> Server {
     Server::start(limits, |c| serve(c.socket, c.peer, c.limits, c.handler, c.draining), script).await
@@ -78,6 +83,10 @@ fn refusals() -> Vec<(&'static str, String, u16, &'static str)> {
         ("space after the version", "GET / HTTP/1.1 \r\n\r\n".into(), 400, "request-line"),
         ("no version (HTTP/0.9)", "GET /\r\n\r\n".into(), 400, "request-line"),
         ("version in lower case", "GET / http/1.1\r\n\r\n".into(), 400, "request-line"),
+        ("version with two digits behind the dot", "GET / HTTP/1.10\r\n\r\n".into(), 400, "request-line"),
+        ("version with two digits before the dot", "GET / HTTP/11.1\r\n\r\n".into(), 400, "request-line"),
+        ("version without a dot", "GET / HTTP/1\r\n\r\n".into(), 400, "request-line"),
+        ("version of another protocol", "GET / RTSP/1.0\r\n\r\n".into(), 400, "request-line"),
         ("control byte in the target", "GET /\x01 HTTP/1.1\r\n\r\n".into(), 400, "request-line"),
         ("method that is no token", "G(T / HTTP/1.1\r\n\r\n".into(), 400, "request-line"),
         ("TLS on a plain port", "\x16\x03\x01\x02\0\x01\0\x01".into(), 400, "request-line"),
@@ -95,6 +104,9 @@ fn refusals() -> Vec<(&'static str, String, u16, &'static str)> {
         ("Content-Length with a minus", post("Content-Length: -5\r\n"), 400, "content-length"),
         ("Content-Length empty", post("Content-Length:\r\n"), 400, "content-length"),
         ("Content-Length in hex", post("Content-Length: 0x5\r\n"), 400, "content-length"),
+        ("Content-Length in letters", post("Content-Length: five\r\n"), 400, "content-length"),
+        ("Content-Length with inner space", post("Content-Length: 0 5\r\n"), 400, "content-length"),
+        ("Content-Length with a fraction", post("Content-Length: 5.0\r\n"), 400, "content-length"),
         ("Content-Length beyond 19 digits", post("Content-Length: 18446744073709551621\r\n"), 400, "content-length-overflow"),
         (
             "Content-Length and Transfer-Encoding",
@@ -110,6 +122,9 @@ fn refusals() -> Vec<(&'static str, String, u16, &'static str)> {
         ),
         ("Transfer-Encoding twice", post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), 400, "transfer-encoding"),
         ("Transfer-Encoding not ending in chunked", post("Transfer-Encoding: chunked, gzip\r\n"), 400, "transfer-encoding"),
+        ("Transfer-Encoding empty", post("Transfer-Encoding:\r\n"), 400, "transfer-encoding"),
+        ("Transfer-Encoding with chunked twice on a line", post("Transfer-Encoding: chunked, chunked\r\n"), 400, "transfer-encoding"),
+        ("Transfer-Encoding with an empty member", post("Transfer-Encoding: , chunked\r\n"), 400, "transfer-encoding"),
         ("Transfer-Encoding identity", post("Transfer-Encoding: identity\r\n"), 400, "transfer-encoding"),
         ("Transfer-Encoding with a parameter", post("Transfer-Encoding: chunked;a=b\r\n"), 400, "transfer-encoding"),
         ("Transfer-Encoding with a vertical tab", post("Transfer-Encoding: \x0bchunked\r\n"), 400, "field-value"),
@@ -130,6 +145,16 @@ fn refusals() -> Vec<(&'static str, String, u16, &'static str)> {
         ("chunk longer than its size", chunked("4\r\nhello\r\n0\r\n\r\n"), 400, "chunk-data"),
         ("bare LF after chunk data", chunked("5\r\nhello\n0\r\n\r\n"), 400, "chunk-data"),
         ("Content-Length as a trailer", chunked("0\r\nContent-Length: 5\r\n\r\n"), 400, "trailer-field"),
+        ("Transfer-Encoding as a trailer", chunked("0\r\nTransfer-Encoding: chunked\r\n\r\n"), 400, "trailer-field"),
+        ("Host as a trailer", chunked("0\r\nHost: y\r\n\r\n"), 400, "trailer-field"),
+        ("Trailer as a trailer", chunked("0\r\nTrailer: A\r\n\r\n"), 400, "trailer-field"),
+        ("Connection as a trailer", chunked("0\r\nCONNECTION: close\r\n\r\n"), 400, "trailer-field"),
+        ("white space before the colon of a trailer", chunked("0\r\nA : b\r\n\r\n"), 400, "trailer-field"),
+        ("trailer without a name", chunked("0\r\n: b\r\n\r\n"), 400, "trailer-field"),
+        ("trailer without a colon", chunked("0\r\nnonsense\r\n\r\n"), 400, "trailer-field"),
+        ("control byte in a trailer", chunked("0\r\nA: b\x01c\r\n\r\n"), 400, "trailer-field"),
+        ("bare CR in a trailer", chunked("0\r\nA: b\rc\r\n\r\n"), 400, "trailer-field"),
+        ("many trailers", chunked(&format!("0\r\n{}\r\n", "A: b\r\n".repeat(101))), 400, "trailer-field"),
         ("obs-fold in a trailer", chunked("0\r\nA: b\r\n c\r\n\r\n"), 400, "trailer-field"),
         ("bare LF after a trailer", chunked("0\r\nA: b\n\r\n"), 400, "trailer-field"),
         ("long trailers", chunked(&format!("0\r\nA: {}\r\n\r\n", "a".repeat(9000))), 400, "trailer-field"),
@@ -198,14 +223,53 @@ async fn what_is_read_in_one_way_only_reaches_the_handler_normalised() {
     }
 }
 
+#[tokio::test]
+async fn an_expectation_of_100_without_a_body_or_from_http_1_0_is_ignored() {
+    let server = echo_server().await;
+    let mut client = Client::connect(server.address).await;
+    let (get, next) = ("GET / HTTP/1.1\r\nExpect: 100-continue\r\n\r\n", "GET / 1.1\nexpect: 100-continue\r\n\n|");
+    for _ in 0..2 {
+        assert_eq!(client.ask(get).await.text(), next);
+    }
+    client.send("POST / HTTP/1.0\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").await;
+    // By then the body was asked for, and 100 would be out.
+    server.told(|told| told.handled.len() == 3).await;
+    client.send("hello").await;
+    let answer = client.answer(false).await.unwrap();
+    assert_eq!((answer.status, answer.text().ends_with("\nhello|")), (200, true), "{}", answer.head);
+}
+
+/// Rows with a time-out of their own, as [`refusals`].
+fn stalls() -> Vec<(Limits, &'static str, u16, &'static str)> {
+    let (short, long) = (Duration::from_millis(30), limits());
+    vec![
+        (Limits { header_timeout: short, ..long.clone() }, "GET / HTTP/1.1\r\nHo", 408, "header-timeout"),
+        (Limits { body_timeout: short, ..long }, "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhe", 408, "body-timeout"),
+    ]
+}
+
+/// What a client sends before it closes, and the reason of the 400.
+const CUT_SHORT: [(&str, &str); 3] = [
+    ("Content-Length: 10\r\n\r\nhello", "body-truncated"),
+    ("Transfer-Encoding: chunked\r\n\r\n5\r\nhel", "body-truncated"),
+    ("Content-Len", "head-truncated"),
+];
+
+/// Reason of the 408 in [`heads_and_bodies_that_drip_come_to_an_end`].
+const TOO_SLOW: &str = "body-rate";
+
 #[test]
-fn every_refusal_has_a_row_in_the_document() {
-    let document = include_str!("../../docs/http1.md");
-    for (row, _, status, reason) in refusals() {
-        let listed = document
-            .lines()
-            .any(|line| line.starts_with('|') && line.contains(&format!("`{reason}`")) && line.contains(&status.to_string()));
-        assert!(listed, "{row}: no row with {status} `{reason}`");
+fn what_is_refused_is_what_the_document_says() {
+    let mut tested: Vec<(u16, &str)> = refusals().iter().map(|(_, _, status, reason)| (*status, *reason)).collect();
+    tested.extend(stalls().iter().map(|(_, _, status, reason)| (*status, *reason)));
+    tested.extend(CUT_SHORT.map(|(_, reason)| (400, reason)));
+    tested.push((408, TOO_SLOW));
+    let documented = [reasons_of("Heads"), reasons_of("Framing of requests")].concat();
+    for (status, reason) in &tested {
+        assert!(documented.iter().any(|row| (row.0, &*row.1) == (*status, *reason)), "not in the document: {status} {reason}");
+    }
+    for (status, reason) in &documented {
+        assert!(tested.contains(&(*status, reason.as_str())), "without a test: {status} {reason}");
     }
 }
 
@@ -233,6 +297,71 @@ async fn pipelined_requests_are_answered_in_order_though_the_first_takes_longer(
     for expected in ["/1", "/2", "/3"] {
         assert_eq!(client.answer(false).await.unwrap().text(), expected);
     }
+}
+
+/// A connection in this process, of which `room` bytes may be on their way to either side; for those that must not depend on
+/// when a socket is ready.
+fn connected(server: &Server, limits: Limits, room: usize) -> (DuplexStream, JoinHandle<()>) {
+    let (near, far) = tokio::io::duplex(room);
+    let peer = peer(server.address, server.address);
+    (far, tokio::spawn(serve(near, peer, Arc::new(limits), Arc::clone(&server.handler), server.drain.subscribe())))
+}
+
+#[tokio::test]
+async fn one_connection_cannot_keep_another_waiting_however_much_it_pipelines() {
+    let server = hello_server(limits()).await;
+    let (mut greedy, _) = connected(&server, limits(), 1 << 16);
+    let (mut other, _) = connected(&server, limits(), 1 << 16);
+    greedy.write_all("GET /greedy HTTP/1.1\r\n\r\n".repeat(200).as_bytes()).await.unwrap();
+    other.write_all(b"GET /other HTTP/1.1\r\n\r\n").await.unwrap();
+    let handled = server.told(|told| told.finished.len() == 201).await.handled;
+    assert_eq!(handled.iter().position(|request| request == "GET /other"), Some(32));
+}
+
+#[tokio::test]
+async fn of_later_requests_no_more_is_taken_in_than_the_bound_while_one_is_answered() {
+    const ROOM: usize = 1024;
+    let (release, released) = oneshot::channel::<()>();
+    let released = Mutex::new(Some(released));
+    let server = start(limits(), move |_, _, _| match released.lock().take() {
+        Some(released) => later(async move {
+            _ = released.await;
+            text("first")
+        }),
+        None => Handled::Ready(text("next")),
+    })
+    .await;
+    let (far, _) = connected(&server, limits(), ROOM);
+    let (mut reading, mut writing) = tokio::io::split(far);
+    let sent = Arc::new(AtomicUsize::new(0));
+    let all = GET.repeat(900);
+    let sending = tokio::spawn({
+        let (sent, all) = (Arc::clone(&sent), all.clone());
+        async move {
+            while let Some(rest) = all.as_bytes().get(sent.load(Relaxed)..).filter(|rest| !rest.is_empty()) {
+                let written = writing.write(rest).await.unwrap();
+                sent.fetch_add(written, Relaxed);
+            }
+            writing
+        }
+    });
+    server.told(|told| told.handled.len() == 1).await;
+    // There is nothing but these two tasks: what does not go on in so many turns waits for the answer.
+    let mut before = usize::MAX;
+    while std::mem::replace(&mut before, sent.load(Relaxed)) != sent.load(Relaxed) {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let taken = before - ROOM;
+    assert!((16 << 10..=(16 << 10) + 2 * ROOM).contains(&taken) && before < all.len(), "{taken} bytes");
+    release.send(()).unwrap();
+    let mut answers = Vec::new();
+    while memchr::memmem::find_iter(&answers, b"\r\n\r\nnext").count() < 899 {
+        assert!(reading.read_buf(&mut answers).await.unwrap() > 0);
+    }
+    assert!(memchr::memmem::find(&answers, b"\r\n\r\nfirst").is_some_and(|at| at < 200));
+    drop(sending.await.unwrap());
 }
 
 #[tokio::test]
@@ -541,13 +670,59 @@ async fn a_large_upload_arrives_whole_through_a_slow_reader() {
     assert_eq!(client.answer(false).await.unwrap().text(), (3 * upload.len()).to_string());
 }
 
+const REFUSED: &str = "GET / HTTP/1.2\r\n\r\n";
+
+#[tokio::test(start_paused = true)]
+async fn a_closing_connection_listens_for_two_seconds_to_a_client_that_says_nothing() {
+    let server = hello_server(limits()).await;
+    let (mut far, connection) = connected(&server, limits(), 1 << 16);
+    far.write_all(REFUSED.as_bytes()).await.unwrap();
+    let began = Instant::now();
+    let mut answer = String::new();
+    far.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 505 "), "{answer}");
+    assert_eq!(began.elapsed(), Duration::ZERO, "the end is told at once");
+    connection.await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closing_connection_takes_so_many_bytes_of_a_client_that_goes_on() {
+    const ROOM: usize = 1024;
+    let server = hello_server(limits()).await;
+    let (mut far, connection) = connected(&server, limits(), ROOM);
+    far.write_all(REFUSED.as_bytes()).await.unwrap();
+    let (began, mut sent) = (Instant::now(), 0);
+    while let Ok(written) = far.write(&[b'x'; ROOM]).await {
+        sent += written;
+    }
+    connection.await.unwrap();
+    assert!((256 << 10..=(256 << 10) + 2 * ROOM + 4096).contains(&sent), "{sent} bytes");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_on_with_a_refused_upload_gets_its_answer_and_is_ended() {
+    for announced in ["Content-Length: 67108865\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n4000001\r\n"] {
+        let server = echo_server().await;
+        let mut client = Client::connect(server.address).await;
+        client.send(format!("POST / HTTP/1.1\r\n{announced}")).await;
+        client.send(vec![b'x'; 100_000]).await;
+        let answer = client.answer(false).await.unwrap();
+        assert_eq!((answer.status, answer.whole, answer.field("connection")), (413, true, Some("close")), "{announced}");
+        // Far less than it announced: the connection is gone before.
+        let mut sent = 0;
+        while sent < 64 << 20 && client.stream.write_all(&[b'x'; 1 << 16]).await.is_ok() {
+            sent += 1 << 16;
+        }
+        assert!(sent < 32 << 20, "{sent} bytes");
+        assert_eq!(server.told(|told| told.ended == 1).await.refused, [Refusal { status: 413, reason: "body-bytes" }]);
+    }
+}
+
 #[tokio::test]
 async fn a_request_cut_short_is_an_error_and_is_answered() {
-    for (rest, reason) in [
-        ("Content-Length: 10\r\n\r\nhello", "body-truncated"),
-        ("Transfer-Encoding: chunked\r\n\r\n5\r\nhel", "body-truncated"),
-        ("Content-Len", "head-truncated"),
-    ] {
+    for (rest, reason) in CUT_SHORT {
         let server = echo_server().await;
         let mut client = Client::connect(server.address).await;
         client.send(format!("POST / HTTP/1.1\r\n{rest}")).await;
@@ -704,19 +879,14 @@ async fn a_client_that_resets_the_connection_cancels_its_request() {
 
 #[tokio::test]
 async fn slow_heads_and_bodies_get_408_and_idle_connections_a_quiet_close() {
-    let short = Duration::from_millis(30);
-    let long = limits();
-    for (limits, bytes, status, reason) in [
-        (Limits { header_timeout: short, ..long.clone() }, "GET / HTTP/1.1\r\nHo", 408, "header-timeout"),
-        (Limits { body_timeout: short, ..long.clone() }, "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhe", 408, "body-timeout"),
-    ] {
+    for (limits, bytes, status, reason) in stalls() {
         let server = start(limits, |head, body, _| echo(head, body)).await;
         let mut client = Client::connect(server.address).await;
         assert_eq!(client.ask(bytes).await.status, status);
         assert_eq!(client.ended().await, Ended::Closed);
         assert_eq!(server.told(|told| !told.refused.is_empty()).await.refused, [Refusal { status, reason }]);
     }
-    let server = hello_server(Limits { idle_timeout: short, ..long }).await;
+    let server = hello_server(Limits { idle_timeout: Duration::from_millis(30), ..limits() }).await;
     // An empty line behind a request is nothing to complain about.
     for (ended, request) in [GET.to_owned(), format!("{GET}\r\n")].iter().enumerate() {
         let (mut client, answer) = patient(|| Client::connect(server.address), request).await;
@@ -729,10 +899,8 @@ async fn slow_heads_and_bodies_get_408_and_idle_connections_a_quiet_close() {
 /// Sends `opening` and then `drip` every second of a paused clock until the connection answers; after how many seconds.
 async fn dripped_until_refused(limits: Limits, opening: &str, drip: &str) -> (u64, String) {
     let server = start(limits.clone(), |head, body, _| echo(head, body)).await;
-    let (near, mut far) = tokio::io::duplex(1 << 16);
-    let drain = watch::channel(false).1;
-    let began = tokio::time::Instant::now();
-    tokio::spawn(serve(near, peer(server.address, server.address), Arc::new(limits), Arc::clone(&server.handler), drain));
+    let began = Instant::now();
+    let (mut far, _) = connected(&server, limits, 1 << 16);
     far.write_all(opening.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     while tokio::time::timeout(Duration::from_secs(1), far.read_buf(&mut answer)).await.is_err() {
@@ -751,19 +919,17 @@ async fn heads_and_bodies_that_drip_come_to_an_end() {
     let dripped = async |opening: &str, drip: &str| dripped_until_refused(limits.clone(), opening, drip).await;
     assert_eq!(dripped("GET / HTTP/1.1\r\nHost: a\r\nX: ", "y").await, (10, "header-timeout".into()));
     let post = "POST / HTTP/1.1\r\nHost: a\r\n";
-    assert_eq!(dripped(&format!("{post}Content-Length: 9999\r\n\r\n"), "y").await, (20, "body-rate".into()));
-    assert_eq!(dripped(&format!("{post}Transfer-Encoding: chunked\r\n\r\n"), "1\r\ny\r\n").await, (21, "body-rate".into()));
+    assert_eq!(dripped(&format!("{post}Content-Length: 9999\r\n\r\n"), "y").await, (20, TOO_SLOW.into()));
+    assert_eq!(dripped(&format!("{post}Transfer-Encoding: chunked\r\n\r\n"), "1\r\ny\r\n").await, (21, TOO_SLOW.into()));
     // Half as fast as it has to be, and so allowed twice as long.
-    assert_eq!(dripped(&format!("{post}Content-Length: 9999\r\n\r\n"), &"y".repeat(50)).await, (39, "body-rate".into()));
+    assert_eq!(dripped(&format!("{post}Content-Length: 9999\r\n\r\n"), &"y".repeat(50)).await, (39, TOO_SLOW.into()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_at_the_rate_may_take_its_time() {
     let slow = Limits { body_timeout: Duration::from_secs(20), body_rate: 100, ..limits() };
     let server = start(slow.clone(), |head, body, _| echo(head, body)).await;
-    let (near, mut far) = tokio::io::duplex(1 << 16);
-    let drain = watch::channel(false).1;
-    tokio::spawn(serve(near, peer(server.address, server.address), Arc::new(slow), Arc::clone(&server.handler), drain));
+    let (mut far, _) = connected(&server, slow, 1 << 16);
     far.write_all(b"POST / HTTP/1.1\r\nContent-Length: 9000\r\n\r\n").await.unwrap();
     for _ in 0..60 {
         far.write_all(&[b'y'; 150]).await.unwrap();
@@ -779,11 +945,8 @@ async fn a_body_at_the_rate_may_take_its_time() {
 #[tokio::test]
 async fn a_connection_that_idled_long_enough_to_give_its_buffers_back_goes_on() {
     let server = start(limits(), |head, body, _| echo(head, body)).await;
-    let (near, mut far) = tokio::io::duplex(1 << 16);
-    let drain = watch::channel(false).1;
     tokio::time::pause();
-    let connection =
-        tokio::spawn(serve(near, peer(server.address, server.address), Arc::new(limits()), Arc::clone(&server.handler), drain));
+    let (mut far, connection) = connected(&server, limits(), 1 << 16);
     for _ in 0..2 {
         far.write_all(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi").await.unwrap();
         let mut answer = Vec::new();

@@ -11,6 +11,7 @@ mod cut_off;
 mod fleet;
 mod http1;
 mod http1_differential;
+mod http1_split;
 mod http2;
 mod journal;
 mod lease;

@@ -138,7 +138,7 @@ async fn a_panic_fails_one_request_and_leaves_its_trace_while_others_go_on() {
         let lines = served.lines();
         let line = lines.iter().find(|line| line["path"] == path).expect("its line");
         assert_eq!(line["request_id"], "given", "{line}");
-        assert!(path == "/body" || line["error"] == "panic", "{line}");
+        assert!(path == "/body" || line["detail"] == "panic", "{line}");
     }
     assert!(served.metrics.render().contains("tiercel_refused_total{code=\"5xx\",reason=\"panic\"} 2\n"));
 }

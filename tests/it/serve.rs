@@ -34,6 +34,7 @@ use crate::support::client::{Answer, Client};
 use crate::support::origin::{Origin, PATIENCE, Recorded, Script};
 use crate::support::server::Tiercel;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -62,6 +63,17 @@ fn serve_origin(config: &str, origin: Origin) -> Served {
     let tiercel = Tiercel::with_config(&whole(config, &origin), folder.path());
     Served { tiercel, origin, folder }
 }
+
+/// The server with its access log, in JSON.
+fn serve_logged(config: &str, respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Served {
+    let (folder, origin) = (tempfile::tempdir().expect("a folder"), Origin::start(respond));
+    let log = format!("target = \"{}\"\nformat = \"json\"", folder.path().join(LOG).display());
+    let tiercel = Tiercel::with_config(&whole(config, &origin).replace("target = \"off\"", &log), folder.path());
+    Served { tiercel, origin, folder }
+}
+
+/// Name of the access log of [`serve_logged`].
+const LOG: &str = "access.log";
 
 /// What every test's configuration has besides its own part.
 fn whole(config: &str, origin: &Origin) -> String {
@@ -158,6 +170,20 @@ impl Served {
         }
     }
 
+    /// The access log of [`serve_logged`], once it has this many lines.
+    async fn until_logged(&self, count: usize) -> Vec<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = std::fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default();
+            let whole: Vec<&str> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
+            if whole.len() >= count {
+                return whole.into_iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+            }
+            assert!(Instant::now() < deadline, "waited in vain for {count} lines: {text}");
+            tokio::time::sleep(Duration::from_millis(2)).await; // nobody announces it
+        }
+    }
+
     /// How often a bound was reached.
     async fn bound(&self, bound: &str) -> u64 {
         self.metric(&format!("tiercel_bound_reached_total{{bound=\"{bound}\"}}")).await
@@ -173,9 +199,17 @@ impl Served {
 
     /// The value of a series, with its labels as they are scraped.
     async fn metric(&self, series: &str) -> u64 {
+        self.metrics(series).await.remove("").expect(series)
+    }
+
+    /// All values of a family, or of those with these first labels: what stands behind, and the value.
+    async fn metrics(&self, family: &str) -> BTreeMap<String, u64> {
         let (_, metrics) = self.admin("GET", "/metrics", "").await;
-        let value = |line: &str| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok();
-        metrics.as_str().and_then(|text| text.lines().find_map(value)).expect(series)
+        let value = |line: &str| {
+            let (labels, value) = line.strip_prefix(family)?.rsplit_once(' ')?;
+            Some((labels.to_owned(), value.parse().ok()?))
+        };
+        metrics.as_str().expect("text").lines().filter_map(value).collect()
     }
 
     /// Makes everything stale at once.

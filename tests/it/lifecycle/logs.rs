@@ -119,7 +119,7 @@ async fn every_request_has_a_line_also_those_that_broke_off() {
     let times = |line: &serde_json::Value| line["upstream_ms"].is_number() && line["connect_ms"].is_number();
     assert!(found("/a", 200).iter().all(|line| times(line) == (line["result"] == "miss")), "{lines:#?}");
     assert!(found("/torn", 200)[0]["error"].is_string());
-    assert_eq!(found("-", 400)[0]["error"], "field-name");
+    assert_eq!((&found("-", 400)[0]["error"], &found("-", 400)[0]["detail"]), (&"http_request_error".into(), &"field-name".into()));
     let left = found("/held", 499)[0];
     assert_eq!((&left["error"], &left["site"], &left["host"]), (&"client_left".into(), &"default".into(), &"test.example".into()));
     assert_eq!(lines.len(), 5);

@@ -1,51 +1,120 @@
 //! Broken and hostile clients and origins.
 
 use super::*;
+use crate::support::document::reasons_of;
 use crate::support::origin::Step;
 
+/// Bytes, status, reason: of those that the connection refuses (all of them in `http1.rs`) a few.
+const REFUSED_BY_THE_CONNECTION: &[(&[u8], u16, &str)] = &[
+    (b"GARBAGE\r\n\r\n", 400, "request-line"),
+    (b"GET /a\r\nHost: shop.example\r\n\r\n", 400, "request-line"),
+    (b"GET /\xff HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "request-line"),
+    (b"GET /a HTTP/1.1\r\nHost : shop.example\r\n\r\n", 400, "field-name"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example\r\nX: a\r\n b\r\n\r\n", 400, "obs-fold"),
+    (b"GET /a HTTP/1.1\nHost: shop.example\n\n", 400, "bare-lf"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example\r\nX: a\0b\r\n\r\n", 400, "field-value"),
+    (b"POST /a HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx", 400, "content-length-repeated"),
+    (b"POST /a HTTP/1.1\r\nHost: shop.example\r\nContent-Length: +1\r\n\r\nx", 400, "content-length"),
+    (
+        b"POST /a HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "length-and-transfer-encoding",
+    ),
+    (b"POST /a HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400, "transfer-encoding"),
+    (b"POST /a HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501, "transfer-coding"),
+    (b"POST /a HTTP/1.1\r\nHost: shop.example\r\nExpect: magic\r\nContent-Length: 1\r\n\r\nx", 417, "expectation"),
+    (b"GET /a HTTP/2.0\r\nHost: shop.example\r\n\r\n", 505, "version"),
+    (b"CONNECT shop.example:443 HTTP/1.1\r\nHost: shop.example:443\r\n\r\n", 501, "connect"),
+];
+
+/// Those that are refused where the target is normalised, and behind it: the rows of "Decided behind this connection" in
+/// `docs/http1.md`.
+const REFUSED_BEHIND_IT: &[(&[u8], u16, &str)] = &[
+    (b"GET /a HTTP/1.1\r\n\r\n", 400, "host-missing"),
+    (b"GET /a HTTP/1.0\r\n\r\n", 400, "host-missing"),
+    (b"GET http://shop.example/a HTTP/1.0\r\n\r\n", 400, "host-missing"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example\r\nHost: other.example\r\n\r\n", 400, "host-repeated"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example\r\nHost: shop.example\r\n\r\n", 400, "host-repeated"),
+    (b"GET /a HTTP/1.1\r\nHost:\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: shop example\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example, other.example\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: user@shop.example\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example/b\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: sh\xc3\xb6p.example\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example..\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: [::1\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example:80:80\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example:http\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example:-1\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example:0\r\n\r\n", 400, "host-malformed"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example:65536\r\n\r\n", 400, "host-malformed"),
+    (b"GET http:///a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "host-malformed"),
+    (b"GET http://other.example/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "host-disagrees"),
+    (b"GET http://shop.example:81/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "host-disagrees"),
+    (b"GET http://shop.example/a HTTP/1.1\r\nHost: shop.example:81\r\n\r\n", 400, "host-disagrees"),
+    (b"GET http://user@shop.example/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "userinfo"),
+    (b"GET http://user:password@shop.example/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "userinfo"),
+    (b"GET ftp://shop.example/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-form"),
+    (b"GET https://shop.example/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-form"),
+    (b"GET http:/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-form"),
+    (b"GET a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-form"),
+    (b"GET shop.example:443 HTTP/1.1\r\nHost: shop.example:443\r\n\r\n", 400, "target-form"),
+    (b"GET * HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-form"),
+    (b"GET /a#b HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-byte"),
+    (b"GET /a?b#c HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-byte"),
+    (b"GET /\xc3\xa9 HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-byte"),
+    (b"GET /a?\xc3\xa9 HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-byte"),
+    (b"GET /a%zz HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "target-byte"),
+    (b"GET /../a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "path-ambiguous"),
+    (b"GET /a%2fb HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "path-ambiguous"),
+    (b"GET /a\\b HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "path-ambiguous"),
+    (b"GET /a%5Cb HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "path-ambiguous"),
+    (b"GET /a%00 HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "path-ambiguous"),
+    (b"GET /a/..;/b HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400, "path-ambiguous"),
+    (b"GET /a HTTP/1.1\r\nHost: shop.example\r\nCDN-Loop: other, tiercel\r\n\r\n", 508, "loop"),
+    (b"GET /a HTTP/1.1\r\nHost: unknown.example\r\n\r\n", 421, "no-site"),
+];
+
 #[tokio::test]
-async fn malformed_requests_reach_neither_cache_nor_origin() {
-    let served = serve(|_| fresh("body"));
-    for (raw, status) in [
-        ("GARBAGE\r\n\r\n", 400),
-        ("GET /a\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET /a HTTP/1.1\r\n\r\n", 400),
-        ("GET /a HTTP/1.0\r\n\r\n", 400),
-        ("GET http://shop.example/a HTTP/1.0\r\n\r\n", 400),
-        ("GET /a HTTP/1.1\r\nHost: shop.example\r\nHost: other.example\r\n\r\n", 400),
-        ("GET /a HTTP/1.1\r\nHost: shop example\r\n\r\n", 400),
-        ("GET http://other.example/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET http://user@shop.example/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET ftp://shop.example/a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET /../a HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET /a%2fb HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET /a\\b HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET /a%00 HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET /a/..;/b HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET /a#b HTTP/1.1\r\nHost: shop.example\r\n\r\n", 400),
-        ("GET /a HTTP/1.1\r\nHost : shop.example\r\n\r\n", 400),
-        ("GET /a HTTP/1.1\r\nHost: shop.example\r\nX: a\r\n b\r\n\r\n", 400),
-        ("GET /a HTTP/1.1\nHost: shop.example\n\n", 400),
-        ("GET /a HTTP/1.1\r\nHost: shop.example\r\nX: a\0b\r\n\r\n", 400),
-        ("POST /a HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx", 400),
-        ("POST /a HTTP/1.1\r\nHost: shop.example\r\nContent-Length: +1\r\n\r\nx", 400),
-        ("POST /a HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        ("POST /a HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
-        ("POST /a HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
-        ("POST /a HTTP/1.1\r\nHost: shop.example\r\nExpect: magic\r\nContent-Length: 1\r\n\r\nx", 417),
-        ("GET /a HTTP/2.0\r\nHost: shop.example\r\n\r\n", 505),
-        ("CONNECT shop.example:443 HTTP/1.1\r\nHost: shop.example:443\r\n\r\n", 501),
-    ] {
+async fn malformed_requests_reach_neither_cache_nor_origin_and_are_counted_and_logged_with_their_reason() {
+    let served = serve_logged("[sites.shop]\nhosts = [\"shop.example\"]\n", |_| fresh("body"));
+    let mut counted = BTreeMap::<String, u64>::new();
+    let rows = [REFUSED_BY_THE_CONNECTION, REFUSED_BEHIND_IT].concat();
+    for (at, (raw, status, reason)) in rows.iter().enumerate() {
+        let shown = raw.escape_ascii();
         let mut client = served.client().await;
         client.send(raw).await;
         client.finish_sending().await;
-        let answer = client.answer(false).await.unwrap_or_else(|| panic!("no answer to {raw:?}"));
-        assert_eq!(answer.status, status, "{raw:?}: {}", answer.head);
-        assert!(!answer.says("hit"), "{raw:?}");
+        let answer = client.answer(false).await.unwrap_or_else(|| panic!("no answer to {shown}"));
+        assert_eq!(answer.status, *status, "{shown}: {}", answer.head);
+        assert!(!answer.says("hit"), "{shown}");
+        let closes = at < REFUSED_BY_THE_CONNECTION.len() || shown.to_string().contains("HTTP/1.0");
+        assert_eq!(answer.field("connection"), closes.then_some("close"), "{shown}");
+        let error = match status {
+            501 | 505 => "proxy_internal_response",
+            508 => "proxy_loop_detected",
+            _ => "http_request_error",
+        };
+        assert_eq!(answer.field("proxy-status"), Some(&*format!("tiercel; error={error}; details=\"{reason}\"")), "{shown}");
+        let logged = served.until_logged(at + 1).await.remove(at);
+        assert_eq!((&logged["status"], &logged["error"], &logged["detail"]), (&json!(status), &json!(error), &json!(reason)), "{shown}");
+        *counted.entry(format!("{{code=\"{}xx\",reason=\"{reason}\"}}", status / 100)).or_default() += 1;
     }
+    assert_eq!(served.metrics("tiercel_refused_total").await, counted);
     assert_eq!((served.origin.total(), served.origin.connections()), (0, 0));
     assert_eq!(served.explain("/a").await["stored"], Value::Null);
+}
+
+#[test]
+fn what_is_refused_behind_the_connection_is_what_the_document_says() {
+    let documented = reasons_of("Decided behind this connection");
+    let tested: Vec<(u16, String)> = REFUSED_BEHIND_IT.iter().map(|(_, status, reason)| (*status, (*reason).to_owned())).collect();
+    for row in &tested {
+        assert!(documented.contains(row), "not in the document: {row:?}");
+    }
+    for row in &documented {
+        assert!(tested.contains(row), "without a test: {row:?}");
+    }
 }
 
 #[tokio::test]

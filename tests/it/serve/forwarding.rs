@@ -24,6 +24,106 @@ async fn the_client_is_described_to_the_origin() {
     assert_ne!(served.last("/b").field("x-request-id"), Some(id));
 }
 
+/// The rows of the table "Normalised" in `docs/http1.md`: what comes, and what the origin sees in its place.
+#[tokio::test]
+async fn what_is_normalised_reaches_the_origin_in_one_form_only() {
+    let served = serve(|_| Script::ok("ok").header("Cache-Control", "no-store"));
+    let host = "Host: shop.example\r\n";
+    let chunked = format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n");
+    let rows: [(&str, Vec<u8>, &[&[u8]], &[&[u8]], &str); 14] = [
+        (
+            "empty line before the request",
+            format!("\r\nGET /a HTTP/1.1\r\n{host}\r\n").into(),
+            &[b"GET /a HTTP/1.1\r\n"],
+            &[b"\r\nGET"],
+            "",
+        ),
+        ("names in any case", format!("GET /a HTTP/1.1\r\n{host}X-OdD: V\r\n\r\n").into(), &[b"\r\nx-odd: V\r\n"], &[b"X-OdD"], ""),
+        (
+            "white space around a value",
+            format!("GET /a HTTP/1.1\r\n{host}X-Odd: \t a \t b\t \r\nX-None: \t\r\n\r\n").into(),
+            &[b"\r\nx-odd: a \t b\r\n", b"\r\nx-none: \r\n"],
+            &[],
+            "",
+        ),
+        (
+            "obs-text",
+            [format!("GET /a HTTP/1.1\r\n{host}").as_bytes(), b"X-Odd: \x80\xff\r\n\r\n"].concat(),
+            &[b"\r\nx-odd: \x80\xff\r\n"],
+            &[],
+            "",
+        ),
+        ("unknown method", format!("BREW /a HTTP/1.1\r\n{host}\r\n").into(), &[b"BREW /a HTTP/1.1\r\n"], &[], ""),
+        (
+            "leading zeros of a length",
+            format!("POST /a HTTP/1.1\r\n{host}Content-Length: 0000000000000000005\r\n\r\nhello").into(),
+            &[b"\r\ncontent-length: 5\r\n"],
+            &[b"transfer-encoding"],
+            "hello",
+        ),
+        (
+            "chunk sizes and extensions",
+            format!("{chunked}000000000000000A;x;y=z\r\n0123456789\r\n00\r\n\r\n").into(),
+            &[b"\r\ntransfer-encoding: chunked\r\n"],
+            &[b"content-length", b"y=z"],
+            "0123456789",
+        ),
+        (
+            "coding in any case",
+            format!("POST /a HTTP/1.1\r\n{host}TRANSFER-ENCODING: ChunkeD\r\n\r\n2\r\nhi\r\n0\r\n\r\n").into(),
+            &[b"\r\ntransfer-encoding: chunked\r\n"],
+            &[b"ChunkeD", b"content-length"],
+            "hi",
+        ),
+        ("trailer fields", format!("{chunked}2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n").into(), &[], &[b"x-sum"], "hi"),
+        (
+            "expectation",
+            format!("POST /a HTTP/1.1\r\n{host}Content-Length: 2\r\nExpect: 100-continue\r\n\r\nhi").into(),
+            &[],
+            &[b"expect"],
+            "hi",
+        ),
+        (
+            "expectation without a body",
+            format!("GET /a HTTP/1.1\r\n{host}Expect: 100-Continue\r\n\r\n").into(),
+            &[],
+            &[b"expect", b"content-length", b"transfer-encoding"],
+            "",
+        ),
+        (
+            "expectation in HTTP/1.0",
+            format!("POST /a HTTP/1.0\r\n{host}Content-Length: 2\r\nExpect: 100-continue\r\n\r\nhi").into(),
+            &[b"POST /a HTTP/1.1\r\n", b"\r\ncontent-length: 2\r\n"],
+            &[b"expect"],
+            "hi",
+        ),
+        (
+            "dot and default port of a host",
+            "GET /a HTTP/1.1\r\nHost: SHOP.example.:80\r\n\r\n".into(),
+            &[b"\r\nhost: shop.example\r\n"],
+            &[b"SHOP"],
+            "",
+        ),
+        ("absolute target", format!("GET http://shop.example/a HTTP/1.1\r\n{host}\r\n").into(), &[b"GET /a HTTP/1.1\r\n"], &[], ""),
+    ];
+    for (row, sent, there, gone, body) in rows {
+        let mut client = served.client().await;
+        assert_eq!(client.ask(&sent).await.text(), "ok", "{row}");
+        let seen = served.last("/a");
+        let holds = |bytes: &[u8]| memchr::memmem::find_iter(&seen.head, bytes).count();
+        for line in there {
+            assert_eq!(holds(line), 1, "{row}: {} in {}", line.escape_ascii(), seen.head.escape_ascii());
+        }
+        for bytes in gone {
+            assert_eq!(holds(bytes), 0, "{row}: {} in {}", bytes.escape_ascii(), seen.head.escape_ascii());
+        }
+        assert_eq!(String::from_utf8_lossy(&seen.body), body, "{row}");
+        assert_eq!(seen.trailers, "", "{row}");
+        let frames = holds(b"\r\ncontent-length:") + holds(b"\r\ntransfer-encoding:");
+        assert_eq!(frames, usize::from(!body.is_empty()), "{row}: framed once: {}", seen.head.escape_ascii());
+    }
+}
+
 const SAID: &str = "X-Forwarded-For: 192.0.2.6\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Port: 1\r\n\
                     X-Forwarded-Prefix: /x\r\nX-Forwarded-Scheme: https\r\nX-Real-IP: 192.0.2.6\r\nForwarded: for=192.0.2.6\r\nX-Request-Id: mine\r\n";
 

@@ -101,24 +101,12 @@ async fn a_reload_keeps_what_was_counted_where_the_limit_stays() {
 
 #[tokio::test]
 async fn what_is_refused_is_logged_with_its_reason() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let log = folder.path().join("access.log");
-    let origin = Origin::start(|_| fresh("body"));
-    let endpoints = format!("[upstreams.default]\nendpoints = [\"{}\"]\n", origin.url());
-    let access = format!("[log.access]\nformat = \"json\"\ntarget = \"{}\"\n", log.display());
-    let tiercel = Tiercel::with_config(&format!("[rate_limit]\nrate = \"1/h\"\n{endpoints}{access}"), folder.path());
+    let served = serve_logged("[rate_limit]\nrate = \"1/h\"\n", |_| fresh("body"));
     for _ in 0..2 {
-        Client::connect(tiercel.http).await.ask(request("GET", "/a", "", "")).await;
+        served.get("/a").await;
     }
-    let deadline = Instant::now() + PATIENCE;
-    let line = loop {
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        if let Some(line) = text.lines().find(|line| line.contains("429")) {
-            break serde_json::from_str::<Value>(line).expect("JSON");
-        }
-        assert!(Instant::now() < deadline, "waited in vain for the line: {text}");
-        tokio::time::sleep(Duration::from_millis(2)).await; // nobody announces it
-    };
+    let lines = served.until_logged(2).await;
+    let line = lines.iter().find(|line| line["status"] == 429).expect("a line of the refusal");
     let facts = ["status", "route", "result", "tier", "detail"].map(|name| line[name].clone());
     assert_eq!(Value::from(facts.to_vec()), json!([429, "default", "error", "tiercel", "RATE-LIMIT"]), "{line}");
 }

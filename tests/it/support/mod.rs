@@ -3,7 +3,9 @@
 
 pub mod acme;
 pub mod address;
+pub mod arrival;
 pub mod client;
+pub mod document;
 pub mod fleet;
 pub mod h2;
 pub mod h2_origin;
@@ -16,3 +18,4 @@ pub mod redis;
 pub mod resource;
 pub mod scripted;
 pub mod server;
+pub mod wire;
