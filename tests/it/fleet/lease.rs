@@ -523,26 +523,34 @@ async fn who_asks_after_a_purge_is_not_given_what_was_fetched_before_it() {
 async fn leases_are_given_by_all_masters_there_are() {
     for start in Servers::EVERY_KIND {
         let mut stage = Stage::on_several(start(), |request| fresh(request.path.clone()));
+        until_each_node_leads(&stage, "before").await;
         ten_paths_are_fetched_once_each(&stage, "first").await;
         if stage.redis.mode() == "sentinel" {
             stage.redis.all[0].kill();
             stage.redis.until_master(1);
-            // Until they have found it each node may fetch for itself.
-            for (number, node) in stage.fleet.nodes.iter().enumerate() {
-                let count = |name: &str, label: &str| node.metric(name, &[label]).expect("it runs");
-                eventually("the other server is seen", || count("tiercel_journal_events_total", "server_changed") >= 1.0).await;
-                until_trusted(&stage.fleet);
-                let (deadline, led) = (Instant::now() + PATIENCE, count("tiercel_lease_asked_total", "led"));
-                for attempt in 0.. {
-                    let path = format!("/between/{number}/{attempt}");
-                    assert_eq!(stage.get(number, &path).await.text(), path);
-                    if count("tiercel_lease_asked_total", "led") > led && stage.get((number + 1) % NODES, &path).await.says("hit") {
-                        break;
-                    }
-                    assert!(Instant::now() < deadline, "the new master gives no leases:\n{}", node.log());
-                }
+            for node in &stage.fleet.nodes {
+                let seen = || node.metric("tiercel_journal_events_total", &["server_changed"]) >= Some(1.0);
+                eventually("the other server is seen", seen).await;
             }
+            until_trusted(&stage.fleet);
+            until_each_node_leads(&stage, "between").await;
             ten_paths_are_fetched_once_each(&stage, "after").await;
+        }
+    }
+}
+
+/// A node that is not connected yet, or not again, fetches for itself.
+async fn until_each_node_leads<R>(stage: &Stage<R>, folder: &str) {
+    for (number, node) in stage.fleet.nodes.iter().enumerate() {
+        let led = || node.metric("tiercel_lease_asked_total", &["result=\"led\""]).expect("it runs");
+        let (deadline, before) = (Instant::now() + PATIENCE, led());
+        for attempt in 0.. {
+            let path = format!("/{folder}/{number}/{attempt}");
+            assert_eq!(stage.get(number, &path).await.text(), path);
+            if led() > before && stage.get((number + 1) % NODES, &path).await.says("hit") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it is given no lease:\n{}", node.log());
         }
     }
 }

@@ -239,7 +239,7 @@ async fn a_user_without_dangerous_commands_runs_everything() {
     assert!(bytes(&journal["purges"]) > 0 && bytes(journal) > bytes(&journal["purges"]) + bytes(&journal["unsafe_methods"]), "{kept}");
 
     let admin = format!("http://{}", fleet.nodes[0].admin);
-    let output = run(&["redis-stats", "--admin", &admin]);
+    let output = run(&["redis-stats", "--json", "--admin", &admin]);
     let printed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(output.status.success(), "{output:?}");
     for kind in ["heads", "floors", "rate_limits", "journal"] {

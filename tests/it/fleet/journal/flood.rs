@@ -37,7 +37,7 @@ const WRITERS: u64 = 48;
 const URLS: u64 = 64;
 const READS_PER_SECOND: u64 = 150;
 /// What a node may take for the flood: its map of invalidations, and what lies about.
-const MEMORY_MAX: f64 = 48.0 * 1024.0 * 1024.0;
+const MEMORY_MAX: f64 = 56.0 * 1024.0 * 1024.0;
 /// What Redis may: the entries of the streams, and the floors.
 const REDIS_MEMORY_MAX: f64 = 64.0 * 1024.0 * 1024.0;
 /// For 99 of 100 purges to be complete, on a machine that is busy with the flood itself.

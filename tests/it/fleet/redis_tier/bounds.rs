@@ -16,11 +16,10 @@ fn writes(node: &Node, outcome: &str) -> f64 {
 
 #[tokio::test]
 async fn nobody_waits_for_writes_and_no_more_of_them_wait_than_may() {
-    const MISSES: usize = 100;
     const BUDGET: Duration = Duration::from_secs(2);
     // By number, and by their bytes: three of the longer bodies.
-    for (bound, length, entries_max, bytes_max) in
-        [("queue_entries = 4\n", 1000, 4, u64::MAX), ("queue_bytes = '1MiB'\n", 300_000, 3, 1 << 20)]
+    for (bound, misses_in_all, length, entries_max, bytes_max) in
+        [("queue_entries = 4\n", 100, 1000, 4, u64::MAX), ("queue_bytes = '1MiB'\n", 30, 300_000, 3, 1 << 20)]
     {
         let (origin, redis) = (origin(), Redis::start());
         let fleet = Fleet::start(&plan(2, &origin, &redis, bound));
@@ -29,7 +28,7 @@ async fn nobody_waits_for_writes_and_no_more_of_them_wait_than_may() {
         until_written(node, 1.0).await;
         link.make(Trouble::Slow(Duration::from_millis(200)));
         let mut misses = JoinSet::new();
-        for number in 0..MISSES {
+        for number in 0..misses_in_all {
             let address = node.http;
             misses.spawn(async move {
                 let (path, began) = (format!("/m{number}/{length}"), Instant::now());
@@ -43,14 +42,14 @@ async fn nobody_waits_for_writes_and_no_more_of_them_wait_than_may() {
         while let Some(took) = misses.join_next().await {
             slowest = slowest.max(took.expect("it is answered"));
             let (entries, bytes) = waiting(node);
-            assert!(entries <= entries_max as f64 && bytes <= bytes_max as f64, "{bound}: {entries} wait, of {bytes} bytes");
+            assert!(entries <= f64::from(entries_max) && bytes <= bytes_max as f64, "{bound}: {entries} wait, of {bytes} bytes");
         }
         // Each write takes two answers of Redis: all of them would take longer than that, four at a time.
         assert!(slowest < BUDGET, "{bound}: {slowest:?}");
         link.mend();
         let (stored, full) = (|| writes(node, "stored") - 1.0, || writes(node, "full"));
-        until("each is written, or is not to be", node, || stored() + full() == MISSES as f64).await;
-        assert!(full() >= MISSES as f64 / 2.0 && stored() >= 4.0, "{bound}: {} did not fit, {} were written", full(), stored());
+        until("each is written, or is not to be", node, || stored() + full() == f64::from(misses_in_all)).await;
+        assert!(full() >= f64::from(misses_in_all) / 2.0 && stored() >= 4.0, "{bound}: {} did not fit, {} were written", full(), stored());
         assert_eq!(waiting(node), (0.0, 0.0), "{bound}");
         assert_eq!(heads(&redis).len() as f64, stored() + 1.0, "{bound}");
         // There is room again.
