@@ -67,7 +67,7 @@ struct Bench {
 impl Bench {
     fn with(count: u64) -> Self {
         let setup = Setup { capacity: 2 * count + 10 * BATCH, lru: false, on_eviction: Box::new(|_, _| {}) };
-        let purge = PurgeBounds { receipts: 4096, map_capacity: 65_536, fold_slots: 16_384, recovery: Duration::ZERO };
+        let purge = PurgeBounds { receipts: 4096, map_capacity: 262_144, fold_slots: 16_384, recovery: Duration::ZERO };
         let mut bench = Self { tier: MemoryTier::new(setup), journal: Journal::new(&purge), next: 0 };
         bench.store(count);
         bench.tier.tend();

@@ -6,6 +6,7 @@
 
 use super::kind::{Kind, Kinds};
 use super::outbox::Outbox;
+use super::slots::Slots;
 use super::unshared::Unshared;
 use super::{Mark, Mode, Position, PurgeId, Selector, Subject};
 #[cfg(not(test))]
@@ -13,7 +14,7 @@ use crate::faults::{Fault, planted};
 use crate::semantics::key::{hash128, search_hash};
 use crate::semantics::reuse::Validity;
 use foldhash::fast::RandomState;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 /// Distinct lengths of prefixes that are looked up; a prefix of a further length is widened.
 pub(super) const PREFIX_LENGTHS_MAX: usize = 64;
@@ -68,8 +69,6 @@ pub(super) struct Slot {
     pub(super) soft: Mark,
     /// When the last soft entry was applied here, on the boot-time clock.
     soft_since_mono_ms: u64,
-    /// Its place in [`Ledger::oldest_first`].
-    turn: u64,
 }
 
 impl Slot {
@@ -149,10 +148,7 @@ pub(super) struct Ledger {
     limits: Limits,
     /// The last position applied, and the last local sequence given.
     mark: Mark,
-    slots: HashMap<u128, Slot, RandomState>,
-    /// Slots by the turn at which they were last raised.
-    oldest_first: BTreeMap<u64, u128>,
-    turns: u64,
+    slots: Slots,
     /// Never folds: it is one.
     everything: Slot,
     /// Empty until something folds.
@@ -178,9 +174,7 @@ impl Ledger {
         Self {
             limits,
             mark: Mark::default(),
-            slots: HashMap::default(),
-            oldest_first: BTreeMap::new(),
-            turns: 0,
+            slots: Slots::new(),
             everything: Slot::default(),
             folds: Vec::new(),
             folded: 0,
@@ -326,7 +320,7 @@ impl Ledger {
     pub(super) fn each_match(&self, subject: &Subject<'_>, kinds: Kinds, mut see: impl FnMut(Kind, &Slot, bool)) {
         let mut seek = |kind: Kind, hash: u128| {
             let key = slot_key(kind, hash);
-            if let Some(slot) = self.slots.get(&key) {
+            if let Some(slot) = self.slots.get(key) {
                 see(kind, slot, false);
             }
             if let Some(fold) = self.folds.get(self.fold_index(key)) {
@@ -377,24 +371,15 @@ impl Ledger {
         slot
     }
 
-    /// The slot of a key, now the youngest.
+    /// The slot of a key, now the youngest; the oldest folds where there would be too many.
     fn slot(&mut self, key: u128) -> &mut Slot {
-        self.turns += 1;
-        let turn = self.turns;
-        if let Some(slot) = self.slots.get(&key) {
-            self.oldest_first.remove(&slot.turn);
-        } else if self.slots.len() >= self.limits.slots.max(1) {
-            self.fold_oldest();
+        if let Some((oldest, slot)) = self.slots.make_room(key, self.limits.slots.max(1)) {
+            self.fold(oldest, &slot);
         }
-        self.oldest_first.insert(turn, key);
-        let slot = self.slots.entry(key).or_default();
-        slot.turn = turn;
-        slot
+        self.slots.youngest(key)
     }
 
-    fn fold_oldest(&mut self) {
-        let Some((_, key)) = self.oldest_first.pop_first() else { return };
-        let Some(slot) = self.slots.remove(&key) else { return };
+    fn fold(&mut self, key: u128, slot: &Slot) {
         self.folded += 1;
         #[cfg(test)]
         if self.faults.fold_forgets {
@@ -404,7 +389,7 @@ impl Ledger {
             self.folds = vec![Slot::default(); self.limits.folds.max(1)];
         }
         let index = self.fold_index(key);
-        self.folds[index].absorb(&slot);
+        self.folds[index].absorb(slot);
     }
 
     /// Folds both halves of the key first, so that every bit of it counts.
@@ -504,13 +489,12 @@ mod tests {
         order(&mut ledger, 3, Aim::Hash(Kind::Key, 1), Mode::Soft);
         order(&mut ledger, 4, Aim::Hash(Kind::Key, 71), Mode::Hard);
         assert_eq!(ledger.usage(), (2, 1));
-        assert!(ledger.slots.contains_key(&slot_key(Kind::Key, 1)));
+        assert!(ledger.slots.get(slot_key(Kind::Key, 1)).is_some());
         order(&mut ledger, 5, Aim::Hash(Kind::Key, 72), Mode::Hard);
         assert_eq!(ledger.usage(), (2, 2));
         assert_eq!(look(&ledger, "a.test/", 0), Validity::Purged, "folded, hard");
         assert_eq!(look(&ledger, "a.test/", 1), Validity::Soft { since_mono_ms: 30 }, "folded, soft");
         assert_eq!(look(&ledger, "a.test/", 3), Validity::Valid, "newer than the fold");
-        assert_eq!(ledger.slots.len(), ledger.oldest_first.len());
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod model;
 mod outbox;
 pub mod receipt;
 pub mod selector;
+mod slots;
 #[cfg(not(simulation))]
 pub mod stream;
 mod unshared;

@@ -290,10 +290,15 @@ async fn keep(line: Weak<Line>) {
                 drop(up);
             }
         }
-        let share = rand::rng().random_range(0.5..1.0);
-        tokio::time::sleep(backoff.mul_f64(share)).await;
-        backoff = (backoff * 2).min(BACKOFF_LAST);
+        let pause;
+        (pause, backoff) = back_off(backoff, rand::rng().random());
+        tokio::time::sleep(pause).await;
     }
+}
+
+/// The pause before the next attempt, and the most that the one after it may be. `chance`: 0 to 1.
+fn back_off(most: Duration, chance: f64) -> (Duration, Duration) {
+    (most.mul_f64(1.0 - chance / 2.0), (most * 2).min(BACKOFF_LAST))
 }
 
 async fn connect(line: &Line, generation: u64) -> Result<Current, RedisError> {
@@ -366,5 +371,28 @@ fn outcome<T>(result: &Result<T, RedisError>) -> RedisOutcome {
         Err(RedisError::Timeout) => RedisOutcome::Timeout,
         Err(RedisError::Refused { .. }) => RedisOutcome::Refused,
         Err(RedisError::Broken(_) | RedisError::Unexpected(_)) => RedisOutcome::Broken,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_last_and_chance_takes_up_to_half_of_each() {
+        let most = |from: &Duration| Some(back_off(*from, 0.0).1);
+        let all: Vec<u128> = std::iter::successors(Some(BACKOFF_FIRST), most).take(9).map(|most| most.as_millis()).collect();
+        assert_eq!(all, [50, 100, 200, 400, 800, 1600, 2000, 2000, 2000]);
+        let pause = |chance| back_off(Duration::from_millis(400), chance).0.as_millis();
+        assert_eq!([0.0, 0.25, 0.5, 1.0].map(pause), [400, 350, 300, 200]);
+    }
+
+    /// Nodes that lose one Redis at one moment do not come back at one moment.
+    #[test]
+    fn links_that_fail_together_try_again_apart() {
+        let pauses: std::collections::BTreeSet<_> = (0..100).map(|_| back_off(BACKOFF_LAST, rand::rng().random()).0).collect();
+        let (first, last) = (pauses.first().unwrap(), pauses.last().unwrap());
+        assert!(*first >= BACKOFF_LAST / 2 && *last <= BACKOFF_LAST && pauses.len() > 90, "{pauses:?}");
+        assert!(*last - *first > BACKOFF_LAST / 4, "spread over {:?}", *last - *first);
     }
 }

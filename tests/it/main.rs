@@ -5,6 +5,7 @@ mod allocations;
 mod architecture;
 mod coalesce;
 mod collapse;
+mod compose;
 mod config;
 mod conformance;
 mod cut_off;

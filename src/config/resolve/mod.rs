@@ -387,7 +387,7 @@ fn purge(raw: &RawPurge, report: &mut Report) -> Purge {
     Purge {
         bounds: PurgeBounds {
             receipts: t.count("receipts", raw.receipts, 4096, 1..=1_000_000) as usize,
-            map_capacity: t.count("map_capacity", raw.map_capacity, 65_536, 16..=100_000_000) as usize,
+            map_capacity: t.count("map_capacity", raw.map_capacity, 262_144, 16..=100_000_000) as usize,
             fold_slots: t.count("fold_slots", raw.fold_slots, 16_384, 16..=100_000_000) as usize,
             recovery: t.duration("recovery", raw.recovery.as_ref(), secs(60)),
         },

@@ -6,12 +6,12 @@ mod flood;
 use crate::support::client::Client;
 use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
-use crate::support::origin::{Origin, PATIENCE, Script};
-use crate::support::redis::{Cluster, Redis, Reply, Restart, Sentinels};
+use crate::support::origin::{Gate, Origin, PATIENCE, Script};
+use crate::support::redis::{Cluster, Redis, Reply, Restart, Sentinels, Servers};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const HOST: &str = "shop.test";
@@ -130,6 +130,18 @@ fn state<'a>(receipt: &'a Value, node: &str) -> &'a str {
     nodes.iter().find(|entry| entry["node"] == node).and_then(|entry| entry["state"].as_str()).unwrap_or_default()
 }
 
+/// From the purge's issue until this state of a node was known, as its receipt says.
+fn elapsed(receipt: &Value, node: &str) -> Duration {
+    let nodes = receipt["nodes"].as_array().expect("nodes");
+    let found = nodes.iter().find(|entry| entry["node"] == node).and_then(|entry| entry["elapsed_ms"].as_u64());
+    Duration::from_millis(found.unwrap_or_else(|| panic!("no time of {node}: {receipt}")))
+}
+
+/// What has happened to the journal, as a node saw it.
+fn events(node: &Node, event: &str) -> f64 {
+    node.metric("tiercel_journal_events_total", &[&format!("event=\"{event}\"")]).expect("it runs")
+}
+
 fn until_complete(node: &Node, receipt: &Value) -> Value {
     let path = format!("/v1/purge/{}", receipt["id"].as_str().expect("an id"));
     let deadline = Instant::now() + PATIENCE;
@@ -149,10 +161,16 @@ async fn a_purge_that_is_complete_is_in_force_on_every_node() {
     for round in 0..20 {
         stage.fill(PATH).await;
         let new = stage.publish();
+        let sent = Instant::now();
         let (status, receipt) = stage.purge(round % 3, "10s");
+        let took = sent.elapsed();
         assert_eq!((status, &receipt["complete"], &receipt["acknowledged"]), (200, &json!(true), &json!("fleet")), "{receipt}");
         let others = receipt["nodes"].as_array().expect("nodes");
         assert!(others.len() == 2 && others.iter().all(|node| node["state"] == "applied"), "{receipt}");
+        for other in others {
+            let elapsed = elapsed(&receipt, other["node"].as_str().expect("a name"));
+            assert!(elapsed <= took, "the answer came after {took:?}: {receipt}");
+        }
         stage.all_have(PATH, &new).await;
     }
     let (_, nodes) = stage.node(0).admin("GET", "/v1/nodes", "").expect("an answer");
@@ -217,6 +235,83 @@ async fn a_redis_that_comes_back_from_an_old_snapshot_loses_no_purge() {
     stage.all_have(PATH, &newer).await;
 }
 
+/// What a node missed was trimmed: it cannot know what that was. It is no loss, for the others have it.
+#[tokio::test]
+async fn a_node_that_comes_back_behind_the_trim_drops_what_it_holds_and_nobody_else_does() {
+    let stage = Stage::new(2, "on_cutoff = 'revalidate'");
+    assert_eq!(stage.purge(0, "10s").0, 200);
+    for path in [PATH, "/kept"] {
+        stage.fill(path).await;
+    }
+    let epoch = |node: &Node| node.metric("tiercel_journal_epoch", &[]);
+    let before = epoch(stage.node(0));
+    let link = stage.node(1).link.as_ref().expect("a link");
+    link.make(Trouble::Cut);
+    until("it is cut off", || stage.node(1).metric("tiercel_journal_trusted", &[]) == Some(0.0));
+    let new = stage.publish();
+    for path in [PATH, "/other"] {
+        let body = json!({"urls": [format!("http://{HOST}{path}")], "wait": "fleet", "timeout": "10s"}).to_string();
+        let (status, receipt) = stage.node(0).admin("POST", "/v1/purge", &body).expect("an answer");
+        assert_eq!((status, state(&receipt, "node-1")), (200, "cut_off"), "{receipt}");
+    }
+    let trimmed = stage.redis.ask(&["XTRIM", &stage.streams()[0], "MAXLEN", "=", "1"]).integer();
+    assert!(trimmed >= 2, "the purge that it missed is among {trimmed}");
+    link.mend();
+    stage.until_trusted();
+    assert_eq!([0, 1].map(|node| events(stage.node(node), "behind_trim")), [0.0, 1.0]);
+    assert_eq!([0, 1].map(|node| epoch(stage.node(node))), [before, before], "nothing is lost for the fleet");
+    stage.all_have(PATH, &new).await;
+    assert!(stage.node(0).get(HOST, "/kept").await.says("hit"), "who read it all keeps what it holds");
+    let dropped = stage.node(1).get(HOST, "/kept").await;
+    assert!(!dropped.says("hit") && dropped.text() == new, "{}", dropped.head);
+}
+
+#[tokio::test]
+async fn misses_that_another_nodes_purge_caused_reach_the_origin_a_few_at_a_time() {
+    const PLACES: usize = 3;
+    const PATHS: usize = 12;
+    let (gate, is_held) = (Gate::new(), Arc::new(AtomicBool::new(false)));
+    let (held, holds) = (gate.clone(), Arc::clone(&is_held));
+    let origin = Origin::start(move |request| {
+        let script = Script::ok(request.path.clone()).header("cache-control", "max-age=3600");
+        if holds.load(Ordering::SeqCst) { script.after(&held) } else { script }
+    });
+    let config = format!(
+        "[upstreams.default]\nendpoints = ['@ORIGIN@']\npurge_concurrency = {PLACES}\n\
+         [journal]\nnode = '@NODE@'\ntrust = '1s'\nredis.url = 'redis://@REDIS@'\n"
+    );
+    let redis = Redis::start();
+    let plan = Plan { nodes: 2, config, origin: origin.url(), redis: Some(redis.address()), ..Plan::default() };
+    let fleet = Fleet::start(&plan);
+    let (here, there) = (&fleet.nodes[0], &fleet.nodes[1]);
+    until("both are trusted", || fleet.sum("tiercel_journal_trusted", &[]) == 2.0);
+    for number in 0..PATHS {
+        there.get(HOST, &format!("/a/{number}")).await;
+        assert!(is_hit(there, &format!("/a/{number}")).await);
+    }
+    is_held.store(true, Ordering::SeqCst);
+    let before = origin.total();
+    let body = json!({"prefixes": [format!("http://{HOST}/a/")], "wait": "fleet", "timeout": "10s"}).to_string();
+    let (status, receipt) = here.admin("POST", "/v1/purge", &body).expect("an answer");
+    assert_eq!((status, state(&receipt, "node-1")), (200, "applied"), "{receipt}");
+    let mut clients = Vec::new();
+    for number in 0..PATHS {
+        let mut client = Client::connect(there.http).await;
+        client.send(format!("GET /a/{number} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+        clients.push(client);
+    }
+    let waiting = |node: &Node| node.metric("tiercel_upstream_purge_waiting", &[]);
+    until("the others wait in line", || waiting(there) == Some((PATHS - PLACES) as f64));
+    origin.until("those with a place came", |origin| origin.total() == before + PLACES).await;
+    assert_eq!(waiting(here), Some(0.0));
+    gate.open();
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.answer(false).await.expect("an answer").text(), format!("/a/{number}"));
+    }
+    assert_eq!((origin.total(), waiting(there)), (before + PATHS, Some(0.0)));
+    assert_eq!(there.metric("tiercel_upstream_purge_fetches_total", &[]), Some(PATHS as f64));
+}
+
 #[tokio::test]
 async fn a_node_that_is_cut_off_and_revalidates_does_not_hold_a_purge_up() {
     let stage = Stage::new(2, "on_cutoff = 'revalidate'");
@@ -253,12 +348,14 @@ async fn a_purge_waits_for_a_node_that_is_cut_off_and_serves() {
     let new = stage.publish();
     let (status, receipt) = stage.purge(0, "3s");
     assert_eq!((status, &receipt["complete"], state(&receipt, "node-1")), (202, &json!(false), "waiting"), "{receipt}");
+    assert!(elapsed(&receipt, "node-1") < Duration::from_secs(3), "since when it waits for that node: {receipt}");
     let answer = stage.node(1).get(HOST, PATH).await;
     assert_eq!(answer.text(), old, "it serves");
     assert!(answer.says("detail=CUT-OFF"), "{}", answer.head);
     link.mend();
     let receipt = until_complete(stage.node(0), &receipt);
     assert_eq!(state(&receipt, "node-1"), "applied", "{receipt}");
+    assert!(elapsed(&receipt, "node-1") >= Duration::from_secs(3), "the link was held for so long: {receipt}");
     stage.all_have(PATH, &new).await;
 }
 
@@ -541,6 +638,44 @@ async fn a_purge_that_a_lagging_replica_never_had_is_told_again_after_the_failov
     stage.all_have(PATH, &new).await;
     let newer = stage.publish();
     let (_, receipt) = stage.purge(1, "10s");
+    assert_eq!(receipt["complete"], true, "{receipt}");
+    stage.all_have(PATH, &newer).await;
+}
+
+/// The replica has it all, and all nodes are there to say so: neither a new epoch nor a response that is dropped.
+#[tokio::test]
+async fn a_failover_that_lost_nothing_costs_nothing() {
+    let servers = Servers::watched();
+    let redis = servers.config().replace("url =", "redis.url =").replace("mode =", "redis.mode =");
+    let redis = redis.replace("sentinel_master =", "redis.sentinel_master =");
+    let mut stage = Stage::on(servers, None, 2, &redis);
+    stage.fill(PATH).await;
+    let new = stage.publish();
+    let (_, receipt) = stage.purge(0, "10s");
+    assert_eq!(receipt["complete"], true, "{receipt}");
+    stage.fill(PATH).await;
+    let (asked, epochs) = (stage.origin.total(), [0, 1].map(|node| stage.node(node).metric("tiercel_journal_epoch", &[])));
+    // Nobody says anything that the replica might not hear of any more.
+    stage.fleet.nodes.iter().for_each(Node::pause);
+    let [master, replica] = &mut stage.redis.all[..] else { panic!("a master and a replica") };
+    let offset = |redis: &Redis| redis.info("replication", "master_repl_offset");
+    replica.until("the replica has it all", |replica| offset(replica) == offset(master));
+    master.kill();
+    stage.redis.until_master(1);
+    stage.fleet.nodes.iter().for_each(Node::resume);
+    for node in &stage.fleet.nodes {
+        until("the other server is seen", || events(node, "server_changed") >= 1.0);
+    }
+    stage.until_trusted();
+    assert_eq!([0, 1].map(|node| stage.node(node).metric("tiercel_journal_epoch", &[])), epochs);
+    for node in &stage.fleet.nodes {
+        assert_eq!(["loss", "unvouched"].map(|event| events(node, event)), [0.0, 0.0], "{}", node.name);
+        let kept = node.get(HOST, PATH).await;
+        assert!(kept.says("hit") && kept.text() == new, "{}: {}", node.name, kept.head);
+    }
+    assert_eq!(stage.origin.total(), asked);
+    let newer = stage.publish();
+    let (_, receipt) = stage.purge(1, "20s");
     assert_eq!(receipt["complete"], true, "{receipt}");
     stage.all_have(PATH, &newer).await;
 }

@@ -5,9 +5,10 @@ use crate::support::client::{Answer, Client};
 use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
 use crate::support::origin::{Gate, Origin, PATIENCE, Recorded, Script, Step, eventually};
-use crate::support::redis::{Cluster, Redis};
+use crate::support::redis::{Redis, Servers};
 use rand::RngExt;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -35,10 +36,10 @@ url = 'redis://@REDIS@'
 lookup_budget = '5s'
 ";
 
-struct Stage {
+struct Stage<R = Redis> {
     origin: Origin,
     fleet: Fleet,
-    redis: Redis,
+    redis: R,
 }
 
 impl Stage {
@@ -46,11 +47,26 @@ impl Stage {
         Self::with("2m", "", respond)
     }
 
-    /// All nodes are trusted; `more` is of `[cache.redis]`.
+    /// `more` is of `[cache.redis]`.
     fn with(wait: &str, more: &str, respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
-        let (origin, redis) = (Origin::start(respond), Redis::start());
-        let config = format!("{}{more}\n", CONFIG.replace("@WAIT@", wait));
-        let plan = Plan { nodes: NODES, config, origin: origin.url(), redis: Some(redis.address()), ..Plan::default() };
+        let redis = Redis::start();
+        let server = Some(redis.address());
+        Stage::on(redis, server, format!("{}{more}\n", CONFIG.replace("@WAIT@", wait)), respond)
+    }
+}
+
+impl Stage<Servers> {
+    fn on_several(servers: Servers, respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
+        let config = CONFIG.replace("@WAIT@", "2m").replace("url = 'redis://@REDIS@'", &servers.config());
+        Self::on(servers, None, config, respond)
+    }
+}
+
+impl<R> Stage<R> {
+    /// All nodes are trusted.
+    fn on(redis: R, server: Option<SocketAddr>, config: String, respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Self {
+        let origin = Origin::start(respond);
+        let plan = Plan { nodes: NODES, config, origin: origin.url(), redis: server, ..Plan::default() };
         let stage = Self { fleet: Fleet::start(&plan), origin, redis };
         until_trusted(&stage.fleet);
         stage
@@ -132,11 +148,24 @@ where
     }
 }
 
-#[tokio::test]
-async fn three_thousand_requests_spread_over_three_nodes_are_one_origin_request() {
-    let _guard = room_for_a_crowd().await;
+/// What is asked for with a variant is held up until the gate opens.
+fn holding_variants() -> (Gate, impl Fn(&Recorded) -> Script + Send + Sync + 'static) {
     let gate = Gate::new();
-    let stage = Stage::new(in_turn(vec![gate.clone()], |_, _| fresh(body_of("0"))));
+    let held = gate.clone();
+    let respond = move |request: &Recorded| {
+        let script = its_variant(request);
+        if request.field("x-variant").is_none() { script } else { script.after(&held) }
+    };
+    (gate, respond)
+}
+
+/// Everything is held up until the gate opens.
+fn holding() -> (Gate, impl Fn(&Recorded) -> Script + Send + Sync + 'static) {
+    let gate = Gate::new();
+    (gate.clone(), in_turn(vec![gate], |_, _| fresh(body_of("0"))))
+}
+
+async fn a_crowd_is_one_origin_request<R>(stage: Stage<R>, gate: Gate) {
     let crowd = gather(&stage.fleet, "/cold", 1).await;
     until_waiting(&stage.fleet, CROWD - NODES).await;
     stage.until_lease_waiters(NODES - 1).await;
@@ -148,15 +177,7 @@ async fn three_thousand_requests_spread_over_three_nodes_are_one_origin_request(
     assert_eq!(stage.fleet.sum("tiercel_lease_waiting", &[]), 0.0);
 }
 
-#[tokio::test]
-async fn four_variants_of_a_known_vary_are_four_origin_requests() {
-    let _guard = room_for_a_crowd().await;
-    let gate = Gate::new();
-    let held = gate.clone();
-    let stage = Stage::new(move |request| {
-        let script = its_variant(request);
-        if request.field("x-variant").is_none() { script } else { script.after(&held) }
-    });
+async fn a_crowd_for_four_variants_of_a_known_vary_is_four<R>(stage: Stage<R>, gate: Gate) {
     for node in 0..NODES {
         assert_eq!(stage.get(node, "/cold").await.body, body_of("none"));
     }
@@ -167,6 +188,31 @@ async fn four_variants_of_a_known_vary_are_four_origin_requests() {
     gate.open();
     everybody_gets_its_variant(crowd).await;
     assert_eq!(stage.origin.total(), 1 + 4);
+}
+
+#[tokio::test]
+async fn three_thousand_requests_spread_over_three_nodes_are_one_origin_request() {
+    let _guard = room_for_a_crowd().await;
+    let (gate, respond) = holding();
+    a_crowd_is_one_origin_request(Stage::new(respond), gate).await;
+}
+
+#[tokio::test]
+async fn four_variants_of_a_known_vary_are_four_origin_requests() {
+    let _guard = room_for_a_crowd().await;
+    let (gate, respond) = holding_variants();
+    a_crowd_for_four_variants_of_a_known_vary_is_four(Stage::new(respond), gate).await;
+}
+
+#[tokio::test]
+async fn so_they_are_where_redis_is_a_cluster_or_is_watched_by_sentinels() {
+    let _guard = room_for_a_crowd().await;
+    for start in Servers::EVERY_KIND {
+        let (gate, respond) = holding();
+        a_crowd_is_one_origin_request(Stage::on_several(start(), respond), gate).await;
+        let (gate, respond) = holding_variants();
+        a_crowd_for_four_variants_of_a_known_vary_is_four(Stage::on_several(start(), respond), gate).await;
+    }
 }
 
 #[tokio::test]
@@ -472,24 +518,54 @@ async fn who_asks_after_a_purge_is_not_given_what_was_fetched_before_it() {
     assert_eq!(stage.origin.total(), 2, "one of them fetched, for both");
 }
 
+/// In a Cluster on all of its masters; with Sentinels also on the replica that became the master.
 #[tokio::test]
-async fn a_cluster_of_three_masters_gives_leases_too() {
-    let (origin, cluster) = (Origin::start(|request| fresh(request.path.clone())), Cluster::start());
-    let urls: Vec<_> = cluster.addresses().iter().map(|address| format!("'redis://{address}'")).collect();
-    let server = format!("url = [{}]\nmode = 'cluster'", urls.join(", "));
-    let config = CONFIG.replace("@WAIT@", "2m").replace("url = 'redis://@REDIS@'", &server);
-    let fleet = Fleet::start(&Plan { nodes: NODES, config, origin: origin.url(), ..Plan::default() });
-    until_trusted(&fleet);
+async fn leases_are_given_by_all_masters_there_are() {
+    for start in Servers::EVERY_KIND {
+        let mut stage = Stage::on_several(start(), |request| fresh(request.path.clone()));
+        until_each_node_leads(&stage, "before").await;
+        ten_paths_are_fetched_once_each(&stage, "first").await;
+        if stage.redis.mode() == "sentinel" {
+            stage.redis.all[0].kill();
+            stage.redis.until_master(1);
+            for node in &stage.fleet.nodes {
+                let seen = || node.metric("tiercel_journal_events_total", &["server_changed"]) >= Some(1.0);
+                eventually("the other server is seen", seen).await;
+            }
+            until_trusted(&stage.fleet);
+            until_each_node_leads(&stage, "between").await;
+            ten_paths_are_fetched_once_each(&stage, "after").await;
+        }
+    }
+}
+
+/// A node that is not connected yet, or not again, fetches for itself.
+async fn until_each_node_leads<R>(stage: &Stage<R>, folder: &str) {
+    for (number, node) in stage.fleet.nodes.iter().enumerate() {
+        let led = || node.metric("tiercel_lease_asked_total", &["result=\"led\""]).expect("it runs");
+        let (deadline, before) = (Instant::now() + PATIENCE, led());
+        for attempt in 0.. {
+            let path = format!("/{folder}/{number}/{attempt}");
+            assert_eq!(stage.get(number, &path).await.text(), path);
+            if led() > before && stage.get((number + 1) % NODES, &path).await.says("hit") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it is given no lease:\n{}", node.log());
+        }
+    }
+}
+
+async fn ten_paths_are_fetched_once_each<R>(stage: &Stage<R>, folder: &str) {
     let mut clients = Vec::new();
     for number in 0..120 {
-        let path = format!("/{}", number / 12);
-        clients.push((send(&fleet.nodes[number % NODES], &path).await, path));
+        let path = format!("/{folder}/{}", number / 12);
+        clients.push((send(stage.node(number % NODES), &path).await, path));
     }
     for (client, path) in &mut clients {
         assert_eq!(answer(client).await.text(), path);
     }
-    for path in (0..10).map(|number| format!("/{number}")) {
-        assert_eq!(origin.count(&path), 1, "{path}");
+    for path in (0..10).map(|number| format!("/{folder}/{number}")) {
+        assert_eq!(stage.origin.count(&path), 1, "{path}");
     }
 }
 

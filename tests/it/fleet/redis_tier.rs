@@ -1,11 +1,14 @@
 //! The tier that the fleet shares, with real nodes and a real Redis: what one stored the others have, and whatever is wrong
 //! with Redis is a miss and nothing worse.
 
+mod bounds;
+mod several;
+
 use crate::support::client::{Answer, Client};
 use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
 use crate::support::origin::{Gate, Origin, PATIENCE, Script};
-use crate::support::redis::{Cluster, Redis, Reply, Restart, Sentinels};
+use crate::support::redis::{Redis, Reply, Restart, Servers};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -74,7 +77,12 @@ async fn an_empty_node_has_what_another_stored() {
         let first = get(&fleet.nodes[0], path, "").await;
         assert!(first.whole && first.is_miss(), "{path}: {}", first.head);
         until_written(&fleet.nodes[0], number as f64 + 1.0).await;
+        let asked = || ["lookup", "bodies"].map(|purpose| commands(&fleet.nodes[1], purpose, "answered"));
+        let before = asked();
         let found = get(&fleet.nodes[1], path, "").await;
+        if path == "/small" {
+            assert_eq!(asked(), [before[0] + 1.0, before[1]], "one round trip for head and body");
+        }
         assert!(found.whole && found.body == body(path, ""), "{path}: {} bytes", found.body.len());
         assert!(is_from_redis(&found), "{path}: {}", found.head);
         assert!(found.field("age").is_some() && found.field("etag") == Some("\"1\""), "{}", found.head);
@@ -457,9 +465,8 @@ async fn a_redis_that_comes_late_or_again_is_used_from_then_on() {
 
 #[tokio::test]
 async fn a_cluster_of_three_masters_is_one_tier() {
-    let (origin, cluster) = (origin(), Cluster::start());
-    let urls: Vec<_> = cluster.addresses().iter().map(|address| format!("'redis://{address}'")).collect();
-    let config = CONFIG.replace("url = 'redis://@REDIS@'", &format!("url = [{}]\nmode = 'cluster'", urls.join(", ")));
+    let (origin, cluster) = (origin(), Servers::cluster());
+    let config = CONFIG.replace("url = 'redis://@REDIS@'", &cluster.config());
     let fleet = Fleet::start(&Plan { nodes: 2, config, origin: origin.url(), redis: None, fault: None });
     for number in 0..12 {
         let path = format!("/{number}/{}", 100_000 * number);
@@ -469,8 +476,8 @@ async fn a_cluster_of_three_masters_is_one_tier() {
         assert!(is_from_redis(&found) && found.whole && found.body == body(&path, ""), "{path}: {}", found.head);
     }
     assert_eq!(origin.total(), 12);
-    let names = |pattern: &str| cluster.masters.iter().map(|master| master.ask(&["KEYS", pattern]).list().len() as u64).sum::<u64>();
-    assert!(cluster.masters.iter().all(|master| master.ask(&["DBSIZE"]).integer() > 0), "each has some");
+    let names = |pattern: &str| cluster.all.iter().map(|master| master.ask(&["KEYS", pattern]).list().len() as u64).sum::<u64>();
+    assert!(cluster.all.iter().all(|master| master.ask(&["DBSIZE"]).integer() > 0), "each has some");
     let (status, usage) = fleet.nodes[0].admin("GET", "/v1/redis", "").expect("it answers");
     assert_eq!((status, usage["servers"].as_u64(), usage["partial"].as_bool()), (200, Some(3), Some(false)), "{usage}");
     for (kind, pattern) in [("primary", "*}:p:*"), ("heads", "*}:h:*"), ("segments", "*}:s:*")] {
@@ -481,18 +488,14 @@ async fn a_cluster_of_three_masters_is_one_tier() {
 
 #[tokio::test]
 async fn the_master_that_sentinel_names_is_followed_through_a_failover() {
-    let (origin, mut master) = (origin(), Redis::start());
-    let replica = Redis::replica_of(&master, &[]);
-    let sentinels = Sentinels::watch(&master, 1, 500);
-    let urls: Vec<_> = sentinels.addresses().iter().map(|address| format!("'redis://{address}'")).collect();
-    let server = format!("url = [{}]\nmode = 'sentinel'\nsentinel_master = '{}'", urls.join(", "), "fleet");
-    let config = CONFIG.replace("url = 'redis://@REDIS@'", &server);
+    let (origin, mut servers) = (origin(), Servers::watched());
+    let config = CONFIG.replace("url = 'redis://@REDIS@'", &servers.config());
     let fleet = Fleet::start(&Plan { nodes: 2, config, origin: origin.url(), redis: None, fault: None });
     get(&fleet.nodes[0], "/small", "").await;
     until_written(&fleet.nodes[0], 1.0).await;
-    replica.until("the replica has it", |replica| !heads(replica).is_empty());
-    master.kill();
-    sentinels.until_master(&replica);
+    servers.all[1].until("the replica has it", |replica| !heads(replica).is_empty());
+    servers.all[0].kill();
+    servers.until_master(1);
     let deadline = Instant::now() + PATIENCE;
     for request in 0.. {
         let path = format!("/after/{request}");

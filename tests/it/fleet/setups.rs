@@ -6,6 +6,7 @@ use crate::support::fleet::{Fleet, Node, Plan};
 use crate::support::link::Trouble;
 use crate::support::origin::{Gate, Origin, PATIENCE, Script, eventually};
 use crate::support::pki::{EC, Pki};
+use crate::support::process::run;
 use crate::support::redis::{Cluster, Redis, Reply, Restart, Sentinels};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -106,6 +107,21 @@ async fn tier_and_journal_work_over_tls_with_a_certificate() {
     let fleet = start(&plan(2, &origin, redis.tls_address(), encrypted(Some(&pki), Some(&pki)))).await;
     are_one_cache(&fleet, &origin, "/a").await;
     assert_eq!(fleet.sum("tiercel_redis_connects_total", &["failed"]), 0.0);
+}
+
+#[tokio::test]
+async fn tier_and_journal_work_over_a_socket_of_the_machine() {
+    for scheme in ["unix:", "unix://"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("redis.sock").display().to_string();
+        let (origin, redis) = (origin(), Redis::with_options(&[("unixsocket", &socket)]));
+        let config = CONFIG.replace("redis://@REDIS@", &format!("{scheme}{socket}"));
+        let fleet = start(&Plan { redis: None, ..plan(2, &origin, redis.address(), config) }).await;
+        are_one_cache(&fleet, &origin, "/a").await;
+        let list = redis.ask(&["CLIENT", "LIST"]).text();
+        let (here, all) = (list.lines().filter(|line| line.contains(&socket)).count(), list.lines().count());
+        assert!(here > 0 && all == here + 1, "but for this test nobody comes by TCP: {list}");
+    }
 }
 
 #[tokio::test]
@@ -221,6 +237,14 @@ async fn a_user_without_dangerous_commands_runs_everything() {
     assert_eq!((&journal["purges"]["entries"], &journal["unsafe_methods"]["entries"]), (&json!(1), &json!(1)), "{kept}");
     let bytes = |of: &Value| of["bytes"].as_u64().expect("a number");
     assert!(bytes(&journal["purges"]) > 0 && bytes(journal) > bytes(&journal["purges"]) + bytes(&journal["unsafe_methods"]), "{kept}");
+
+    let admin = format!("http://{}", fleet.nodes[0].admin);
+    let output = run(&["redis-stats", "--json", "--admin", &admin]);
+    let printed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(output.status.success(), "{output:?}");
+    for kind in ["heads", "floors", "rate_limits", "journal"] {
+        assert_eq!(printed[kind]["keys"], kept[kind]["keys"], "{kind}: {printed}");
+    }
 
     assert_eq!(fleet.sum("tiercel_redis_commands_total", &["refused"]), 0.0);
     assert_eq!(fleet.sum("tiercel_redis_connects_total", &["failed"]), 0.0);

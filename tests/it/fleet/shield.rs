@@ -1,5 +1,6 @@
 //! Three nodes of which one asks the origin for a key.
 
+mod names;
 mod tls;
 mod warm;
 

@@ -3,9 +3,11 @@
 
 mod cluster;
 mod sentinel;
+mod servers;
 
 pub use cluster::Cluster;
 pub use sentinel::Sentinels;
+pub use servers::Servers;
 
 use super::address;
 use super::origin::PATIENCE;
@@ -111,6 +113,11 @@ impl Redis {
     /// What the server wrote into its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Whether it was neither killed nor stopped.
+    pub const fn runs(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Ends it with SIGKILL.

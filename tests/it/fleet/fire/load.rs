@@ -1,6 +1,6 @@
 //! Clients that ask all nodes all the time, and judge each answer.
 
-use super::world::{Kind, Resource, Told};
+use super::world::{Demand, Kind, Life, Resource, Told};
 use super::{Fire, Target};
 use crate::support::client::{Answer, Client};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -8,13 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-/// A client that got no answer for so long leaves, and asks elsewhere.
+/// A client that got no answer for so long asks elsewhere; what it asked for is waited for all the same.
 const GIVES_UP: Duration = Duration::from_millis(500);
+
+/// What runs answers within this time, whatever happens to Redis and to other nodes: it waits for the lease of one that is gone
+/// (`lease.wait`, 2 s), then for an owner that says nothing (2 s), or it sleeps for a while itself (2.5 s).
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+
+/// A connection, and the life of its node in which it was made: it ends with that.
+pub type Held = (Life, Client);
 
 /// Asks until the fire is over.
 pub async fn ask_all_the_time(fire: Arc<Fire>, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut clients: Vec<Option<Client>> = fire.nodes.iter().map(|_| None).collect();
+    let mut clients: Vec<Option<Held>> = fire.nodes.iter().map(|_| None).collect();
     while !fire.is_over() {
         let node = random.random_range(0..fire.nodes.len());
         // Whoever is stopped is asked now and then only: one who waits there asks nobody else.
@@ -35,35 +42,77 @@ pub async fn ask_all_the_time(fire: Arc<Fire>, seed: u64) {
     }
 }
 
-/// Asks a node for a resource, and judges the answer; whether there was one.
-pub async fn ask(fire: &Fire, client: &mut Option<Client>, node: usize, resource: &Resource, first_variant: bool) -> bool {
-    let address = fire.nodes[node].http;
+/// What was asked.
+struct Asked {
+    fire: Arc<Fire>,
+    node: usize,
+    life: Life,
+    resource: usize,
+    demand: Demand,
+}
+
+/// Asks a node for a resource, and judges the answer.
+pub async fn ask(fire: &Arc<Fire>, client: &mut Option<Held>, node: usize, resource: &Resource, first_variant: bool) {
+    let (address, life) = (fire.nodes[node].http, fire.world.life(node));
     // First what is demanded, then the request.
-    let demand = fire.world.demand(resource, node);
-    let exchange = async {
-        let mut connection = match client.take() {
+    let asked = Asked { fire: fire.clone(), node, life, resource: resource.number, demand: fire.world.demand(resource, node) };
+    let variant = if first_variant { "1" } else { "2" };
+    let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\nX-V: {variant}\r\n\r\n", resource.path, resource.host);
+    let held = client.take().filter(|(of, _)| *of == life).map(|(_, connection)| connection);
+    let mut exchange = Box::pin(async move {
+        let mut connection = match held {
             Some(connection) => connection,
             None => Client::try_connect(address).await?,
         };
-        let variant = if first_variant { "1" } else { "2" };
-        let lines = format!("Host: {}\r\nX-V: {variant}\r\n", resource.host);
-        connection.send(format!("GET {} HTTP/1.1\r\n{lines}\r\n", resource.path)).await;
+        connection.send(request).await;
         let answer = connection.answer(false).await?;
         Some((connection, answer))
-    };
-    let Ok(Some((connection, answer))) = tokio::time::timeout(GIVES_UP, exchange).await else {
-        fire.unanswered.count(if fire.nodes[node].resting.load(SeqCst) { "by a node that rests" } else { "by a node that runs" });
-        return false;
-    };
-    if answer.field("connection").is_none_or(|value| value != "close") {
-        *client = Some(connection);
+    });
+    match tokio::time::timeout(GIVES_UP, &mut exchange).await {
+        Ok(told) => *client = asked.settle(told),
+        Err(_) if asked.rests() => fire.unanswered.count("by a node that rests"),
+        Err(_) => {
+            fire.late.count(format!("during {}", fire.trouble.lock()));
+            fire.waits.fetch_add(1, SeqCst);
+            tokio::spawn(async move {
+                match tokio::time::timeout(ANSWERED_WITHIN, exchange).await {
+                    Ok(told) => drop(asked.settle(told)),
+                    Err(_) => asked.failed(format!("no answer in {ANSWERED_WITHIN:?}")),
+                }
+                asked.fire.waits.fetch_sub(1, SeqCst);
+            });
+        }
     }
-    judge(fire, node, resource, demand, &answer);
-    true
+}
+
+impl Asked {
+    fn rests(&self) -> bool {
+        self.fire.nodes[self.node].resting.load(SeqCst)
+    }
+
+    /// Judges what came, and gives the connection back where it may be used again.
+    fn settle(&self, told: Option<(Client, Answer)>) -> Option<Held> {
+        let Some((connection, answer)) = told else {
+            if self.rests() || self.fire.world.life(self.node) != self.life {
+                self.fire.unanswered.count("by a node that went");
+            } else {
+                self.failed("nobody answers, or hangs up".to_owned());
+            }
+            return None;
+        };
+        judge(&self.fire, self.node, &self.fire.world.resources[self.resource], self.demand, &answer);
+        answer.field("connection").is_none_or(|value| value != "close").then_some((self.life, connection))
+    }
+
+    fn failed(&self, why: String) {
+        let (name, resource) = (&self.fire.nodes[self.node].name, &self.fire.world.resources[self.resource]);
+        self.fire.tell(format!("{name}, {} of {}: {why}", resource.path, resource.host));
+        self.fire.failed.count(why);
+    }
 }
 
 /// Judges and counts an answer.
-pub fn judge(fire: &Fire, node: usize, resource: &Resource, demand: super::world::Demand, answer: &Answer) {
+pub fn judge(fire: &Fire, node: usize, resource: &Resource, demand: Demand, answer: &Answer) {
     let status = &answer.all("cache-status");
     // A node that is killed breaks off what it was saying, also what it said to another, and at the end all are.
     let has_gone = |target: &Target| target.resting.load(SeqCst);

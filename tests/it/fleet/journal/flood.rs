@@ -37,7 +37,11 @@ const WRITERS: u64 = 48;
 const URLS: u64 = 64;
 const READS_PER_SECOND: u64 = 150;
 /// What a node may take for the flood: its map of invalidations, and what lies about.
-const MEMORY_MAX: f64 = 48.0 * 1024.0 * 1024.0;
+const MEMORY_MAX: f64 = 56.0 * 1024.0 * 1024.0;
+/// What Redis may: the entries of the streams, and the floors.
+const REDIS_MEMORY_MAX: f64 = 64.0 * 1024.0 * 1024.0;
+/// For 99 of 100 purges to be complete, on a machine that is busy with the flood itself.
+const PURGE_MAX: Duration = Duration::from_secs(1);
 
 impl Flood {
     fn rages(self) {
@@ -103,6 +107,7 @@ impl Flood {
         let (asked, hits) = (asked.load(SeqCst), hits.load(SeqCst));
         let ratio = hits as f64 / asked as f64;
         let grown: Vec<f64> = stage.fleet.nodes.iter().zip(&before).map(|(node, before)| memory(node) - before).collect();
+        let redis_grown = redis_memory() - redis_before;
         let mib = |bytes: f64| bytes / 1_048_576.0;
         println!(
             "{self:?} took {lasted:?}: {:.0} writes/s, answered {:?} (median), {:?} (p99) after their time, told in {batches} batches\n\
@@ -118,11 +123,13 @@ impl Flood {
             at(&took, 0.99),
             at(&took, 1.0),
             grown.iter().map(|bytes| mib(*bytes)).collect::<Vec<_>>(),
-            mib(redis_memory() - redis_before),
+            mib(redis_grown),
         );
         assert!(batches >= self.writes as f64 / 256.0 && batches < self.writes as f64, "{batches} batches");
         assert!(ratio >= self.hits, "{hits} hits of {asked}");
         assert!(grown.iter().all(|grown| *grown < MEMORY_MAX), "{grown:?}");
+        assert!(redis_grown < REDIS_MEMORY_MAX, "{redis_grown} bytes more in Redis");
+        assert!(at(&took, 0.99) < PURGE_MAX, "{took:?}");
     }
 
     /// Every floor was raised, and what was to be shared was: the responses that purges had fetched anew, under leases.
@@ -173,8 +180,9 @@ async fn read(node: SocketAddr, over: Arc<AtomicBool>, asked: Arc<AtomicU64>, hi
     }
 }
 
-/// Each URL takes two places in the journal's map (`purge.map_capacity`, 65,536): itself, and what answers many queries of it.
-const FITS: u64 = 30_000;
+/// Each its own: a minute of them fits in the journal's map (`purge.map_capacity`, 262,144), in which each URL takes two places,
+/// itself and what answers many queries of it.
+const WRITES: u64 = 120_000;
 
 #[test]
 fn a_flood_of_writes_touches_neither_other_urls_nor_purges() {
@@ -186,17 +194,18 @@ fn a_flood_of_writes_touches_neither_other_urls_nor_purges() {
 #[test]
 #[ignore = "a minute: tests/run full"]
 fn at_full_size_it_does_not_either() {
-    Flood { per_second: 2000, writes: 120_000, urls: FITS, hits: 1.0, shares: Shares::Journal }.rages();
+    Flood { per_second: 2000, writes: WRITES, urls: WRITES, hits: 1.0, shares: Shares::Journal }.rages();
 }
 
 #[test]
 #[ignore = "a minute: tests/run full"]
 fn at_full_size_it_keeps_nothing_out_of_the_tier_either() {
-    Flood { per_second: 2000, writes: 120_000, urls: FITS, hits: 1.0, shares: Shares::All }.rages();
+    Flood { per_second: 2000, writes: WRITES, urls: WRITES / 4, hits: 1.0, shares: Shares::All }.rages();
 }
 
 #[test]
-#[ignore = "a minute: tests/run long"]
+#[ignore = "two minutes: tests/run long"]
 fn one_that_is_larger_than_the_map_costs_others_some_hits_and_nothing_else() {
-    Flood { per_second: 2000, writes: 120_000, urls: 120_000, hits: 0.9, shares: Shares::Journal }.rages();
+    let (writes, urls) = (2 * WRITES, 2 * WRITES);
+    Flood { per_second: 2000, writes, urls, hits: 0.9, shares: Shares::Journal }.rages();
 }
