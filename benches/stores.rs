@@ -4,7 +4,7 @@
 //! weights are those of the product. For each count: CPU time of this thread for a store of something new and for a purge
 //! by surrogate key (medians of rounds), allocations of a purge, and memory for each value.
 //!
-//! `stores --instructions COUNT` runs one round for valgrind to count the instructions of (benches/README.md).
+//! `stores --instructions store|purge COUNT` runs one round for valgrind to count the instructions of (`counts.py --stores`).
 
 use rustix::time::{ClockId, clock_gettime};
 use std::alloc::{GlobalAlloc, Layout};
@@ -94,6 +94,11 @@ impl Bench {
         }
     }
 
+    /// As a busy journal is: from here on each purge folds another.
+    fn fill_journal(&mut self) {
+        self.purge(66_000);
+    }
+
     /// Takes out what the last round stored.
     fn forget(&mut self) {
         for number in self.next - BATCH..self.next {
@@ -133,8 +138,7 @@ fn measure(count: u64) {
         bench.forget();
         took
     });
-    // Full, as a busy journal is: from here on each purge folds another.
-    bench.purge(66_000);
+    bench.fill_journal();
     let purge = median(|| {
         let began = cpu_ns();
         bench.purge(BATCH);
@@ -148,25 +152,29 @@ fn measure(count: u64) {
 }
 
 fn main() {
-    let mut arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let once = arguments.first().is_some_and(|first| first == "--instructions");
-    if once {
-        arguments.remove(0);
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let number = |text: &String| text.parse().expect("a number of stored responses");
+    if let [first, action, count] = &arguments[..]
+        && first == "--instructions"
+    {
+        let act = match &**action {
+            "store" => Bench::store,
+            "purge" => Bench::purge,
+            _ => panic!("--instructions store|purge COUNT"),
+        };
+        let mut bench = Bench::with(number(count));
+        bench.fill_journal();
+        counted(&mut bench, act);
+        return;
     }
-    let counts: Vec<u64> = arguments.iter().map(|count| count.parse().expect("a number of stored responses")).collect();
+    let counts: Vec<u64> = arguments.iter().map(number).collect();
     for count in if counts.is_empty() { COUNTS.to_vec() } else { counts } {
-        if once {
-            let mut bench = Bench::with(count);
-            round(&mut bench);
-        } else {
-            measure(count);
-        }
+        measure(count);
     }
 }
 
 /// What valgrind counts: from entering this function to leaving it.
 #[inline(never)]
-fn round(bench: &mut Bench) {
-    bench.store(BATCH);
-    bench.purge(BATCH);
+fn counted(bench: &mut Bench, act: fn(&mut Bench, u64)) {
+    act(bench, BATCH);
 }

@@ -18,10 +18,21 @@ fuzz_target!(|data: &[u8]| {
     for arrival in Arrival::ways(data) {
         assert_eq!(whole, scan_as_it_comes(data, arrival, &limits), "{arrival:?}");
     }
-    let Ok(Some(extent)) = whole else { return };
-    let mut head = RequestHead { method: Method::GET, target: Vec::new(), minor_version: 1, fields: Fields::new() };
-    if parse::parse(&data[extent.start..extent.end], extent.field_lines, &limits, &mut head).is_err() {
+    let mut plain = empty();
+    let plain_end = parse::read_plain(data, &limits, &mut plain);
+    let parsed = whole.ok().flatten().and_then(|extent| {
+        let mut head = empty();
+        parse::parse(&data[extent.start..extent.end], extent.field_lines, &limits, &mut head).ok()?;
+        Some((head, extent))
+    });
+    let Some((mut head, extent)) = parsed else {
+        assert_eq!(plain_end, None, "read in one step what is refused in two");
         return;
+    };
+    if let Some(end) = plain_end {
+        let told = |head: &RequestHead| (head.method.clone(), head.target.clone(), head.minor_version, head.fields.clone());
+        assert_eq!((end, told(&plain)), (extent.end, told(&head)));
+        assert!(plain.fields.iter().eq(head.fields.iter()));
     }
     assert_eq!(head.fields.len(), extent.field_lines);
     let lengths = head.fields.values(name::CONTENT_LENGTH).count();
@@ -31,6 +42,10 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(plan.body == BodyLength::Chunked, has_coding);
     }
 });
+
+fn empty() -> RequestHead {
+    RequestHead { method: Method::GET, target: Vec::new(), minor_version: 1, fields: Fields::new() }
+}
 
 fn scan_as_it_comes(data: &[u8], mut arrival: Arrival, limits: &Limits) -> Result<Option<HeadExtent>, Refusal> {
     let (mut scan, mut there) = (HeadScan::default(), 0);

@@ -17,6 +17,10 @@ use std::time::Duration;
 pub const INTERIM_MAX: u32 = 16;
 /// Field lines that are parsed without an allocation.
 const LINES_ON_STACK: usize = 64;
+/// Longest field section that is read in one step: what comes behind the head is copied with it up to here.
+const PLAIN_BYTES: usize = 2048;
+/// Room for as many lines as a response usually has.
+const USUAL_LINES: usize = 16;
 /// Seconds taken off an advertised `Keep-Alive: timeout`, so that we close first.
 const KEEP_ALIVE_MARGIN_S: u64 = 1;
 /// Room for what an answer made of it has besides: Cache-Status, Via and their kin.
@@ -173,11 +177,17 @@ impl Reader {
     }
 
     fn head(&mut self, bytes: &[u8]) -> Result<(usize, Event), Fault> {
-        let Some(lines) = self.scan.scan(bytes, &self.limits)? else { return Ok((0, Event::More)) };
-        let end = self.scan.scanned;
+        let plain = if self.scan.scanned == 0 { read_plain(bytes, &self.limits) } else { None };
+        let (end, (minor_version, status, fields)) = match plain {
+            Some(read) => read,
+            None => {
+                let Some(lines) = self.scan.scan(bytes, &self.limits)? else { return Ok((0, Event::More)) };
+                let end = self.scan.scanned;
+                (end, parse(&bytes[..end], lines)?)
+            }
+        };
         self.scan = Scan::default();
         self.head_bytes += end;
-        let (minor_version, status, fields) = parse(&bytes[..end], lines)?;
         if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
             self.interims += 1;
             if self.interims > INTERIM_MAX || self.head_bytes > self.limits.header_bytes {
@@ -256,8 +266,31 @@ impl Scan {
     }
 }
 
-/// Reads a whole head: minor version, status, fields.
-fn parse(bytes: &[u8], lines: usize) -> Result<(u8, StatusCode, Fields), Fault> {
+/// Minor version, status, fields.
+type Read = (u8, StatusCode, Fields);
+
+/// Reads a head at the beginning of `bytes` in one step; says how many bytes it has. `None` of one that is not whole yet or in
+/// any way unusual, which says nothing against it: that is for [`Scan`] and [`parse`] to say. They take whatever is taken here,
+/// and read it alike.
+fn read_plain(bytes: &[u8], limits: &Limits) -> Option<(usize, Read)> {
+    let (line, lines) = bytes.split_at_checked(memchr(b'\r', bytes)? + 2)?;
+    let (version, rest) = line.strip_prefix(VERSION)?.split_at_checked(2)?;
+    let minor_version = match version {
+        b"0 " => 0,
+        b"1 " => 1,
+        _ => return None,
+    };
+    let (code, phrase) = rest.split_at_checked(3)?;
+    let is_phrase = matches!(phrase, [b' ', text @ .., b'\r', b'\n'] if text.iter().all(|byte| matches!(byte, b' '..=b'~')));
+    let status = StatusCode::from_bytes(code).ok().filter(|_| is_phrase)?;
+    let lines = &lines[..lines.len().min(PLAIN_BYTES)];
+    let mut fields = Fields::with_capacity(lines.len() + ADDED_BYTES, USUAL_LINES + ADDED_LINES);
+    let end = line.len() + fields.read_plain(lines)?;
+    (end <= limits.header_bytes && fields.len() <= limits.header_count).then_some((end, (minor_version, status, fields)))
+}
+
+/// Reads a whole head.
+fn parse(bytes: &[u8], lines: usize) -> Result<Read, Fault> {
     if lines <= LINES_ON_STACK {
         return read(bytes, &mut [const { MaybeUninit::uninit() }; LINES_ON_STACK]);
     }
@@ -266,7 +299,7 @@ fn parse(bytes: &[u8], lines: usize) -> Result<(u8, StatusCode, Fields), Fault> 
     read(bytes, &mut room)
 }
 
-fn read<'b>(bytes: &'b [u8], lines: &mut [MaybeUninit<httparse::Header<'b>>]) -> Result<(u8, StatusCode, Fields), Fault> {
+fn read<'b>(bytes: &'b [u8], lines: &mut [MaybeUninit<httparse::Header<'b>>]) -> Result<Read, Fault> {
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, lines);
     let length = parsed.map_err(|error| Fault::Malformed(reason(error)))?;
@@ -276,13 +309,14 @@ fn read<'b>(bytes: &'b [u8], lines: &mut [MaybeUninit<httparse::Header<'b>>]) ->
     }
     let status = StatusCode::from_u16(code).map_err(|_| Fault::Malformed("status-line"))?;
     let mut fields = Fields::with_capacity(bytes.len() + ADDED_BYTES, response.headers.len() + ADDED_LINES);
-    let lines = response.headers.iter().map(|line| (line.name, line.value));
-    fields.read_head(bytes, lines).map_err(|error| {
-        Fault::Malformed(match error {
-            crate::semantics::fields::FieldError::Name => "field-name",
-            _ => "field-value",
-        })
-    })?;
+    for line in response.headers {
+        fields.push(line.name, line.value).map_err(|error| {
+            Fault::Malformed(match error {
+                crate::semantics::fields::FieldError::Name => "field-name",
+                _ => "field-value",
+            })
+        })?;
+    }
     Ok((minor_version, status, fields))
 }
 
@@ -493,6 +527,44 @@ mod tests {
             fields.push(name, value).unwrap();
         }
         fields
+    }
+
+    /// What is read in one step is what the scan and the parser make of it.
+    fn is_read_alike(bytes: &[u8]) -> bool {
+        let Some((end, (minor_version, status, fields))) = read_plain(bytes, &LIMITS) else { return true };
+        let mut scan = Scan::default();
+        let Ok(Some(lines)) = scan.scan(bytes, &LIMITS) else { return false };
+        let Ok(parsed) = parse(&bytes[..scan.scanned], lines) else { return false };
+        (end, minor_version, status) == (scan.scanned, parsed.0, parsed.1) && fields.iter().eq(parsed.2.iter())
+    }
+
+    #[test]
+    fn heads_as_they_are_usually_written_are_read_in_one_step() {
+        for head in
+            ["HTTP/1.1 200 OK\r\nETag: \"a\"\r\nX-A: b\tc\r\nE: \r\n\r\n", "HTTP/1.0 404 Not Found\r\n\r\n", "HTTP/1.1 299 \r\n\r\n"]
+        {
+            let bytes = format!("{head}body");
+            assert_eq!(read_plain(bytes.as_bytes(), &LIMITS).map(|(end, _)| end), Some(head.len()), "{head}");
+            assert!(is_read_alike(bytes.as_bytes()), "{head}");
+        }
+        let long = |value: usize, lines: usize| format!("HTTP/1.1 200 OK\r\n{}v: {}\r\n\r\n", "a: b\r\n".repeat(lines), "v".repeat(value));
+        let least = long(0, 0).len();
+        assert!(read_plain(long(LIMITS.header_bytes - least, 0).as_bytes(), &LIMITS).is_some());
+        assert!(read_plain(long(0, LIMITS.header_count - 1).as_bytes(), &LIMITS).is_some());
+        for beyond in [long(LIMITS.header_bytes - least + 1, 0), long(0, LIMITS.header_count)] {
+            assert_eq!(read_plain(beyond.as_bytes(), &LIMITS), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_heads_are_read_alike_in_one_step(at in any::<prop::sample::Index>(), byte in prop_oneof![Just(b'\r'), Just(b'\n'), Just(b' '), any::<u8>()]) {
+            let mut head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A:  b\r\n\r\n".to_vec();
+            *at.get_mut(&mut head[..]) = byte;
+            prop_assert!(is_read_alike(&head));
+            head[41] = b'b'; // where a space too many was
+            prop_assert!(is_read_alike(&head));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-/// An interim response (1xx other than 100 and 101), to be relayed before the final one.
+/// An interim response (1xx other than 101), to be sent before the final one. An upstream's 100 is not relayed.
 #[derive(Debug, Clone)]
 pub struct Interim {
     pub status: StatusCode,
@@ -124,9 +124,31 @@ impl InterimSlot {
         sender
     }
 
+    /// Like [`InterimSlot::sender`]; whoever asks afterwards gets the same one.
+    fn shared_sender(&mut self) -> InterimSender {
+        let sender = self.sender();
+        self.made = Some(sender.clone());
+        sender
+    }
+
     /// The other end, for the connection.
     pub fn take(&mut self) -> Option<InterimReceiver> {
         self.receiver.take()
+    }
+}
+
+/// The 100 that a client expects before it sends the body of its request (RFC 9110 §10.1.1): it is told once somebody wants that.
+#[derive(Debug)]
+pub(super) struct Continue(InterimSender);
+
+impl Continue {
+    pub fn expected(slot: &mut InterimSlot) -> Self {
+        Self(slot.shared_sender())
+    }
+
+    /// Where there is an answer already none may follow it, and nobody listens.
+    pub fn tell(self) {
+        _ = self.0.try_send(Interim { status: StatusCode::CONTINUE, fields: Fields::new() });
     }
 }
 
@@ -149,6 +171,19 @@ mod tests {
         sender.try_send(early_hints()).unwrap();
         drop(receiver);
         assert_eq!(sender.try_send(early_hints()), Err(NotTaken::Closed));
+    }
+
+    #[test]
+    fn the_100_that_is_expected_goes_the_way_of_all_others() {
+        let mut slot = InterimSlot::default();
+        let expected = Continue::expected(&mut slot);
+        let sender = slot.sender();
+        let mut receiver = slot.take().unwrap();
+        assert!(receiver.try_recv().is_none());
+        expected.tell();
+        sender.try_send(early_hints()).unwrap();
+        let came: Vec<_> = std::iter::from_fn(|| receiver.try_recv()).map(|interim| interim.status.as_u16()).collect();
+        assert_eq!(came, [100, 103]);
     }
 
     #[tokio::test]

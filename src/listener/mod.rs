@@ -15,6 +15,7 @@ mod paced;
 pub mod proxy_protocol;
 mod secure;
 mod socket;
+mod turn;
 
 pub use alt_svc::AltSvc;
 pub use extra::ExtraLines;

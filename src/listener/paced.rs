@@ -1,5 +1,6 @@
 //! A request body of HTTP/2 or 3 within its bounds, of bytes and of time. It comes no faster than it is read (flow control).
 
+use super::interim::Continue;
 use super::pace::Pace;
 use crate::body::{BodyError, BodyStream, Chunk};
 use crate::clock::Alarm;
@@ -23,18 +24,25 @@ pub(super) struct Paced<S> {
     room: u64,
     pace: Pace,
     alarm: Alarm,
+    /// Until the client was told, or sends without.
+    expected: Option<Continue>,
 }
 
 impl<S: Source> Paced<S> {
-    pub fn new(source: S, limits: &Arc<Limits>) -> Self {
-        Self { source, limits: Arc::clone(limits), room: limits.body_bytes, pace: Pace::default(), alarm: Alarm::default() }
+    pub fn new(source: S, limits: &Arc<Limits>, expected: Option<Continue>) -> Self {
+        let (pace, alarm) = (Pace::default(), Alarm::default());
+        Self { source, limits: Arc::clone(limits), room: limits.body_bytes, pace, alarm, expected }
     }
 }
 
 impl<S: Source> BodyStream for Paced<S> {
     fn poll_chunk(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
         let this = &mut *self;
-        let Poll::Ready(next) = this.source.poll_next(context) else {
+        let polled = this.source.poll_next(context);
+        if let (Some(expected), true) = (this.expected.take(), polled.is_pending()) {
+            expected.tell();
+        }
+        let Poll::Ready(next) = polled else {
             let (until, _) = this.pace.wait(Instant::now, &this.limits);
             ready!(this.alarm.poll_deadline(context, until));
             return Poll::Ready(Some(Err(BodyError::Timeout)));

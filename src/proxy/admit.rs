@@ -100,7 +100,7 @@ pub enum LocalAnswer {
 }
 
 /// `from_peer`: the request comes from another node of the fleet, whose word on its client counts.
-pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead, from_peer: Option<Arc<FromPeer>>) -> Result<Arrival<'a>, Refused> {
+pub fn admit<'a>(live: &'a Live, peer: &'a Peer, head: &'a RequestHead, from_peer: Option<Arc<FromPeer>>) -> Result<Arrival<'a>, Refused> {
     let server = &live.settings.server;
     let trusted = from_peer.is_some() || is_in(&server.trusted_proxies, peer.client.ip());
     let scheme = if trusted { forwarded_scheme(&head.fields).unwrap_or(peer.scheme) } else { peer.scheme };
@@ -146,7 +146,6 @@ pub fn admit<'a>(live: &Live, peer: &'a Peer, head: &'a RequestHead, from_peer: 
     let given_id = trusted.then(|| head.fields.text(name::X_REQUEST_ID)).flatten().filter(|id| !id.is_empty() && id.len() <= 128);
     let request_id = given_id.map(Arc::from);
     let (method, minor_version) = (&head.method, head.minor_version);
-    let routed = Arc::clone(routed);
     let (exact, content, standing) = (None, None, Standing::Trusted);
     Ok(Arrival {
         peer,

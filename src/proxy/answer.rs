@@ -64,7 +64,7 @@ pub fn too_many_requests(arrival: &Arrival<'_>, limit: &RateLimit, rejected: Rej
     }
     line(&mut fields, name::PROXY_STATUS, &proxy_status::member(&arrival.routed.node, "http_request_denied", Some("rate-limit")));
     line(&mut fields, name::VIA, arrival.routed.via.as_bytes());
-    deliver::add_hsts(&mut fields, &arrival.routed, &outcome);
+    deliver::add_hsts(&mut fields, arrival.routed, &outcome);
     text(429, fields, format!("too many requests: try again in {seconds} s\n"), outcome)
 }
 
@@ -96,7 +96,7 @@ pub fn local(arrival: &Arrival<'_>, answer: LocalAnswer) -> Response {
     };
     deliver::edit(&mut fields, &arrival.routed.route.response_edits);
     line(&mut fields, name::VIA, arrival.routed.via.as_bytes());
-    deliver::add_hsts(&mut fields, &arrival.routed, &outcome);
+    deliver::add_hsts(&mut fields, arrival.routed, &outcome);
     respond(status, fields, body, outcome)
 }
 

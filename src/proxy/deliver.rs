@@ -66,7 +66,7 @@ pub fn stored(
     let asked = Asked {
         proxy,
         request: arrival.request(),
-        routed: &arrival.routed,
+        routed: arrival.routed,
         key: &arrival.key,
         own: None,
         from_peer: arrival.from_peer.as_deref(),

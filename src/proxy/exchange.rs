@@ -24,7 +24,8 @@ pub struct Arrival<'a> {
     /// values of client classes.
     pub fields: Cow<'a, Fields>,
     pub target: Target,
-    pub routed: Arc<Routed>,
+    /// Not counted as held: all workers would write that count with each request.
+    pub routed: &'a Arc<Routed>,
     pub key: CacheKey,
     /// The key of the URL alone, where `key` is that of all URLs equivalent to it (No-Vary-Search).
     pub exact: Option<Box<CacheKey>>,
@@ -68,7 +69,7 @@ impl Arrival<'_> {
             fields: self.fields.into_owned(),
             target: self.target,
             peer: self.peer.clone(),
-            routed: self.routed,
+            routed: Arc::clone(self.routed),
             key: self.key,
             exact: self.exact,
             client: self.client,
@@ -116,7 +117,7 @@ impl Exchange {
             minor_version: self.minor_version,
             fields: Cow::Borrowed(&self.fields),
             target: self.target.clone(),
-            routed: Arc::clone(&self.routed),
+            routed: &self.routed,
             key: self.key.clone(),
             exact: self.exact.clone(),
             client: self.client,

@@ -106,3 +106,60 @@ fn make_smaller(proxy: &Proxy, source: &Arc<StoredHead>, policy: &Arc<Compressio
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coalesce::fill::FillBudget;
+    use crate::coalesce::pinned::{Kept, Pins};
+    use crate::invalidation::Stamp;
+    use crate::semantics::coding::{Coding, Wanted};
+    use crate::semantics::freshness::Facts;
+    use crate::semantics::key::KeyPolicy;
+    use crate::semantics::policy::CachePolicy;
+    use crate::semantics::{CacheKey, Fields, Method, Now, Request, Response, StatusCode, Target};
+
+    fn head() -> Arc<StoredHead> {
+        let (target, fields, policy) = (Target::from_url("http://a/").unwrap(), Fields::new(), CachePolicy::default());
+        let now = Now { wall_ms: 1_700_000_000_000, mono_ms: 5_000 };
+        let request = Request { method: &Method::GET, target: &target, fields: &fields };
+        let facts = Facts::new(request, Response { status: StatusCode::OK, fields: &fields }, &policy.targeted, now, now);
+        Arc::new(StoredHead {
+            secondary: facts.vary.secondary_key(&fields, &policy),
+            key: CacheKey::new(&target, &fields, &KeyPolicy::default()),
+            facts,
+            fields,
+            stamp: Stamp::default().into(),
+            checked: Default::default(),
+            tags: Default::default(),
+            site: Arc::new("a".into()),
+            fetch: 1,
+            sent_mono_ms: now.mono_ms,
+        })
+    }
+
+    #[test]
+    fn so_many_forms_wait_and_one_more_comes_again_later() {
+        let (line, metrics, source) = (HotForms::default(), Metrics::new(1), head());
+        let policy = Arc::new(Compression { hot_hits: SAMPLE, ..Compression::default() });
+        let pins = Pins::new(&FillBudget::new(1 << 20));
+        let kept = Kept::new(&[Bytes::from_static(b"form")], &pins);
+        let form = |coding| Form::new(&source, &Wanted::plain(coding), kept.clone(), 4, Effort::Fast);
+        let grow_hot = |form: &Form| (0..SAMPLE).for_each(|_| line.hit(&metrics, &policy, &source, form));
+        let refused = || metrics.render().lines().any(|line| line == "tiercel_bound_reached_total{bound=\"hot_forms\"} 1");
+
+        let waiting: Vec<Form> = (0..WAITING_MAX).map(|_| form(Coding::Gzip)).collect();
+        waiting.iter().for_each(grow_hot);
+        assert!(!refused());
+        let late = form(Coding::Brotli);
+        grow_hot(&late);
+        assert!(refused());
+        assert_eq!(late.hits.load(Ordering::Relaxed), 0, "it is counted anew");
+
+        let next = || line.next(Duration::ZERO).map(|hot| hot.id.coding);
+        assert_eq!(next(), Some(Coding::Gzip));
+        grow_hot(&late);
+        let others: Vec<_> = std::iter::from_fn(next).collect();
+        assert_eq!((others.len(), others.last()), (WAITING_MAX, Some(&Coding::Brotli)));
+    }
+}

@@ -89,9 +89,13 @@ pub fn find(proxy: &Proxy, request: Request<'_>, key: &CacheKey, policy: &CacheP
     let Some(variants) = proxy.memory.get_at(key.hash(), now.mono_ms).filter(|variants| variants.head.key == *key) else {
         return Found::Nothing;
     };
-    let Some(response) = variants.select(request.fields, policy) else { return Found::OtherVariants };
-    let response =
-        if response.head.facts.targets == policy.targeted.id() { Arc::clone(response) } else { reread(proxy, response, policy, now) };
+    let Some(selected) = variants.select(request.fields, policy) else { return Found::OtherVariants };
+    let selected = if selected.head.facts.targets != policy.targeted.id() {
+        Some(reread(proxy, selected, policy, now))
+    } else {
+        (!Arc::ptr_eq(selected, &variants)).then(|| Arc::clone(selected))
+    };
+    let response = selected.unwrap_or(variants);
     let validity = standing.validity(proxy, &response.head);
     let reuse = reuse(request, &response.head.facts, policy, validity, now);
     Found::Stored { response, reuse, validity }

@@ -259,7 +259,7 @@ impl Proxy {
             Way::Local(answer) => Handled::Ready(answer::local(&arrival, answer)),
             Way::Purge => Handled::Ready(purge::by_method(self, &arrival, now)),
             Way::Past(why) if why.is_choice() && reuse::only_if_cached(arrival.request()) => {
-                Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome()))
+                Handled::Ready(answer::not_cached(arrival.routed, arrival.outcome()))
             }
             Way::Past(why) => alone::past_the_cache(self, arrival, body, interim, why),
             Way::CacheByContent => content::start(self, arrival, body, interim),
@@ -301,7 +301,7 @@ impl Proxy {
                 });
                 at_once(self, arrival, interim, &response, Reused { result: CacheResult::Stale, age_ms, ttl_ms }, now)
             }
-            _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(&arrival.routed, arrival.outcome())),
+            _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(arrival.routed, arrival.outcome())),
             Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
                 let forward = if why == reuse::MustAsk::Request { Forward::Request } else { Forward::Stale };
                 fill::start(self, arrival, interim(), forward, Some((response, validity)))

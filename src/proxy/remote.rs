@@ -20,6 +20,7 @@ use crate::invalidation::Journal;
 use crate::observe::metrics::{TierLookup, TierWrite};
 use crate::pages;
 use crate::redis::RedisError;
+use crate::semantics::freshness::Facts;
 use crate::semantics::key::hash128;
 use crate::semantics::reuse::{Reuse, Validity, reuse};
 use crate::semantics::vary::{SecondaryKey, Vary};
@@ -478,15 +479,16 @@ fn explain_peeked(
     (lookup, stored)
 }
 
-/// Offers what was stored here to the tier, which writes it behind, unless another node gave it: that one offers it itself, or
-/// did. `sent`: when its fetch, or what confirmed it, began. `lease`: others wait for it, so that it goes first, and they
-/// are told when it is there.
+/// Offers what was stored here to the tier, which writes it behind, unless the node that owns the key gave it: that one offers
+/// it itself, or did. Who held it was asked because it was not there. `sent`: when its fetch, or what confirmed it, was asked
+/// for. `lease`: others wait for it, so that it goes first, and they are told when it is there.
 pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>, sent: Now, giver: Giver, lease: Option<Lease>) {
-    if giver.is_peer() {
+    if giver == Giver::Peer && lease.is_none() {
         return;
     }
     let (told, outcome) = oneshot::channel();
-    let offered = write(proxy, exchange, response, sent, lease.is_some().then_some(told));
+    let began_before_ms = began_before_ms(&response.head.facts, sent, giver);
+    let offered = write(proxy, exchange, response, began_before_ms, lease.is_some().then_some(told));
     let Some(lease) = lease else { return };
     match offered {
         Err(ended) => lease.tell(ended),
@@ -503,12 +505,21 @@ pub fn offer(proxy: &Proxy, exchange: &Exchange, response: &Arc<StoredResponse>,
     }
 }
 
+/// How long before it was received here the fetch of a response began, at the latest: a floor that is raised behind that
+/// time takes it. Where another node fetched it, its Age tells, which counts from then, in whole seconds.
+fn began_before_ms(facts: &Facts, sent: Now, giver: Giver) -> u64 {
+    match giver {
+        Giver::Origin => facts.response_time.mono_ms.saturating_sub(sent.mono_ms),
+        Giver::Peer | Giver::Holder => facts.initial_age_ms.saturating_add(1000),
+    }
+}
+
 /// `told`: who waits for it, and is told then, unless it says at once why it is not written.
 fn write(
     proxy: &Proxy,
     exchange: &Exchange,
     response: &Arc<StoredResponse>,
-    sent: Now,
+    began_before_ms: u64,
     told: Option<oneshot::Sender<TierWrite>>,
 ) -> Result<(), Ended> {
     let remote = proxy.remote.get().ok_or(Ended::NotTaken)?;
@@ -530,7 +541,7 @@ fn write(
         let is_wanted = Remote::place(&journal, &response.head.key, now) == Some(place)
             && journal.validity(&response.head.subject(), &response.head.stamp) != Validity::Purged
             && keep > Duration::ZERO;
-        is_wanted.then(|| remote.records(&response, &body, place, at, sent, keep, now))
+        is_wanted.then(|| remote.records(&response, &body, place, at, began_before_ms, keep, now))
     };
     let put = if told.is_some() { RedisTier::write_next } else { RedisTier::write };
     put(&tier, at, Write::Store { bytes, records: Box::new(records), told });
@@ -569,7 +580,7 @@ impl Remote {
         body: &Arc<StoredBody>,
         place: Place,
         variant: u128,
-        sent: Now,
+        began_before_ms: u64,
         keep: Duration,
         now: Now,
     ) -> Records {
@@ -591,9 +602,9 @@ impl Remote {
         };
         let head = &response.head;
         let received_ms = now.wall_ms.saturating_sub_unsigned(now.mono_ms.saturating_sub(head.facts.response_time.mono_ms));
-        let began_ms = now.wall_ms.saturating_sub_unsigned(now.mono_ms.saturating_sub(sent.mono_ms));
         let redis = self.tier.redis();
-        let times = Times { began_ms: redis.time_ms(began_ms), received_ms: redis.time_ms(received_ms) };
+        let received_ms = redis.time_ms(received_ms);
+        let times = Times { began_ms: received_ms.saturating_sub_unsigned(began_before_ms), received_ms };
         let (name, primary_name) = (keys.head(variant), keys.primary(place.key));
         let primary = Primary { began_ms: times.began_ms, vary: head.facts.vary.clone() };
         let (plans, written) = (self.plans.clone(), Written { body: Arc::downgrade(body), plan, epoch: place.epoch });
@@ -666,6 +677,8 @@ fn bytes_of(body: &StoredBody, range: Range<u64>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::semantics::targeted::TargetList;
+    use crate::semantics::{Fields, Method, Request, Response, StatusCode, Target};
 
     #[test]
     fn parts_of_a_body_are_what_they_say_wherever_it_is_cut() {
@@ -677,6 +690,23 @@ mod tests {
                 assert_eq!(bytes_of(&body, start as u64..end as u64), all[start..end], "{start}..{end}");
             }
         }
+    }
+
+    #[test]
+    fn what_another_node_fetched_began_before_its_age_says() {
+        let at = |mono_ms| Now { wall_ms: 1_700_000_000_000 + mono_ms as i64, mono_ms };
+        let (sent, received) = (at(5000), at(5200));
+        let facts = |age: &str| {
+            let mut fields = Fields::new();
+            fields.append(name::AGE, age).unwrap();
+            let (asked, target) = (Fields::new(), Target::from_url("http://a/").unwrap());
+            let request = Request { method: &Method::GET, target: &target, fields: &asked };
+            Facts::new(request, Response { status: StatusCode::OK, fields: &fields }, &TargetList::default(), sent, received)
+        };
+        assert_eq!(began_before_ms(&facts("0"), sent, Giver::Origin), 200);
+        // Up to a second of its age is not told; longer than this node runs is not too long.
+        assert_eq!(began_before_ms(&facts("0"), sent, Giver::Holder), 1200);
+        assert_eq!(began_before_ms(&facts("86400"), sent, Giver::Holder), 86_401_200);
     }
 
     #[test]

@@ -210,7 +210,7 @@ pub fn in_background(proxy: &Arc<Proxy>, arrival: &Arrival<'_>, stored: &Arc<Sto
         fields: arrival.fields.clone().into_owned(),
         target: arrival.target.clone(),
         peer: arrival.peer.clone(),
-        routed: Arc::clone(&arrival.routed),
+        routed: Arc::clone(arrival.routed),
         key: arrival.key.clone(),
         exact: arrival.exact.clone(),
         client: arrival.client,

@@ -71,7 +71,7 @@ pub async fn fetch(proxy: &Proxy, exchange: &Exchange, way: &Way<'_>) -> Answere
         return None;
     }
     let warms_for = shield.warms_for(proxy.journal.followed_since(), now);
-    if warms_for.is_zero() { None } else { from_holder(proxy, exchange, shield, &standing).await.map(Ok) }
+    if warms_for.is_zero() { None } else { from_holder(proxy, exchange, shield, &standing, now).await.map(Ok) }
 }
 
 async fn from_owner(
@@ -118,8 +118,8 @@ async fn from_owner(
 }
 
 /// One question, to one node.
-async fn from_holder(proxy: &Proxy, exchange: &Exchange, shield: &Arc<Shield>, standing: &Standing) -> Option<Fetched> {
-    let deputy = shield.deputy(exchange.exact_key().hash())?;
+async fn from_holder(proxy: &Proxy, exchange: &Exchange, shield: &Arc<Shield>, standing: &Standing, now: Now) -> Option<Fetched> {
+    let deputy = shield.deputy(exchange.exact_key().hash(), now)?;
     let mut question = forward::to_peer(exchange, None).ok()?; // the upstream is not asked either then, and that is said
     // It goes no further. It may have passed another node before, and nodes may all have one name.
     question.fields.remove(name::CDN_LOOP);
@@ -260,7 +260,7 @@ pub fn explain(journal: &Journal, shield: &Arc<Shield>, key: &CacheKey, now: Now
     let own = shield.own();
     let peers: Vec<_> = shield.states().into_iter().map(|(name, is_fit)| json!({"name": &*name, "asked": is_fit})).collect();
     let warms_for = if is_comparable(&standing(journal)) { shield.warms_for(journal.followed_since(), now) } else { Duration::ZERO };
-    let deputy = shield.deputy(key.hash()).filter(|_| !warms_for.is_zero());
+    let deputy = shield.deputy(key.hash(), now).filter(|_| !warms_for.is_zero());
     json!({
         "owner": order.first().map(|name| &**name),
         "is_owner": order.first().is_some_and(|name| Some(name) == own),

@@ -258,24 +258,28 @@ impl Connection {
         }
     }
 
-    /// Sends commands together, whatever their keys.
-    pub async fn send_each(&mut self, commands: Vec<Cmd>) -> RedisResult<()> {
+    /// Sends commands together, whatever their keys: what each came to, in their order.
+    pub async fn send_each(&mut self, commands: Vec<Cmd>) -> RedisResult<Vec<RedisResult<Value>>> {
         match self {
             Self::One(connection) => {
                 let mut all = ::redis::pipe();
+                let count = commands.len();
                 for command in commands {
-                    all.add_command(command).ignore();
+                    all.add_command(command);
                 }
-                all.query_async(connection).await
+                let answers = connection.req_packed_commands(&all, 0, count).await?;
+                Ok(answers.into_iter().map(Value::extract_error).collect())
             }
             // A pipeline goes to one slot there.
             Self::Cluster(connection) => {
                 let mut sent = JoinSet::new();
-                for command in commands {
+                for (number, command) in commands.into_iter().enumerate() {
                     let mut connection = connection.clone();
-                    sent.spawn(async move { connection.req_packed_command(&command).await?.extract_error() });
+                    sent.spawn(async move { (number, connection.req_packed_command(&command).await.and_then(Value::extract_error)) });
                 }
-                sent.join_all().await.into_iter().try_for_each(|answer| answer.map(drop))
+                let mut answers = sent.join_all().await;
+                answers.sort_unstable_by_key(|(number, _)| *number);
+                Ok(answers.into_iter().map(|(_, answer)| answer).collect())
             }
         }
     }

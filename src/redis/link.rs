@@ -86,18 +86,29 @@ impl Link {
         self.run(within, async |mut connection| Ok(connection.send_all(pipeline).await?)).await
     }
 
-    /// Runs a script for each of these keys, whatever they are, with its own arguments, in one round trip. Where Redis does not
-    /// know it yet, all is sent once more, and whole. The first error among the answers fails them all.
+    /// Runs a script for each of these keys, whatever they are, with its own arguments, in one round trip. Where a server does not
+    /// know it yet, what it refused for that is sent once more, and whole. Each is run, whatever becomes of the others; the first
+    /// error among the answers is told.
     pub async fn script_each<K, A>(&self, script: &Script, calls: &[(K, A)], within: Duration) -> Result<(), RedisError>
     where
         K: ToRedisArgs,
         A: AsRef<[String]>,
     {
         let by_digest = calls.iter().map(|(key, own)| script.by_digest(&[key], own.as_ref())).collect();
-        let whole = || calls.iter().map(|(key, own)| script.whole(&[key], own.as_ref())).collect();
-        self.run(within, async |mut connection| match connection.send_each(by_digest).await.map_err(RedisError::from) {
-            Err(error) if error.is_unknown_script() => Ok(connection.send_each(whole()).await?),
-            sent => sent,
+        self.run(within, async |mut connection| {
+            let (mut unknown, mut failed) = (Vec::new(), Ok(()));
+            for ((key, own), answer) in calls.iter().zip(connection.send_each(by_digest).await?) {
+                match answer.map_err(RedisError::from) {
+                    Err(error) if error.is_unknown_script() => unknown.push(script.whole(&[key], own.as_ref())),
+                    answer => failed = failed.and(answer.map(drop)),
+                }
+            }
+            if !unknown.is_empty() {
+                for answer in connection.send_each(unknown).await? {
+                    failed = failed.and(answer.map(drop).map_err(RedisError::from));
+                }
+            }
+            failed
         })
         .await
     }

@@ -40,9 +40,10 @@ pub enum Fitness {
 
 impl Health {
     pub fn fitness(&mut self, now_mono_ms: u64) -> Fitness {
+        let is_due = self.may_be_asked(now_mono_ms);
         match &mut self.ejected {
             None => Fitness::Fit,
-            Some(ejected) if !ejected.probing && ejected.until_mono_ms <= now_mono_ms => {
+            Some(ejected) if is_due => {
                 ejected.probing = true;
                 Fitness::ProbeDue
             }
@@ -52,6 +53,11 @@ impl Health {
 
     pub fn is_fit(&self) -> bool {
         self.ejected.is_none()
+    }
+
+    /// Whether [`Self::fitness`] would say something else than sick. Takes no probe.
+    pub fn may_be_asked(&self, now_mono_ms: u64) -> bool {
+        self.ejected.as_ref().is_none_or(|ejected| !ejected.probing && ejected.until_mono_ms <= now_mono_ms)
     }
 
     /// It answered. Whatever was asked before it was ejected says nothing: only its probe brings a peer back. True where
@@ -110,8 +116,10 @@ mod tests {
             health.failed(false, &RULES, 0);
         }
         for (due, back_off) in [(1000, 2000), (3000, 3000), (6000, 3000)] {
+            assert!(!health.may_be_asked(due - 1) && health.may_be_asked(due));
             assert_eq!(health.fitness(due - 1), Fitness::Sick);
             assert_eq!(health.fitness(due), Fitness::ProbeDue);
+            assert!(!health.may_be_asked(due + 1));
             assert_eq!(health.fitness(due + 1), Fitness::Sick, "the probe is under way");
             assert!(!health.failed(true, &RULES, due));
             assert_eq!(health.fitness(due + back_off - 1), Fitness::Sick);

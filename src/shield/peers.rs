@@ -84,8 +84,8 @@ pub struct Peer {
     pub name: Arc<str>,
     client: Client,
     health: Mutex<Health>,
-    /// Whether it is asked for what it holds: one that is late several times in a row is left alone for a while. That it
-    /// fails is another matter: who owns a key is waited for.
+    /// Whether it is asked for what it holds: one that is late several times in a row, or does not take the question, is left
+    /// alone with it for a while. That it fails is another matter: who owns a key is waited for.
     promptness: Mutex<Health>,
 }
 
@@ -93,6 +93,11 @@ impl Peer {
     /// Whether it is asked.
     pub fn is_fit(&self) -> bool {
         self.health.lock().is_fit()
+    }
+
+    /// Whether it may be asked for what it holds.
+    fn may_be_asked_held(&self, now_mono_ms: u64) -> bool {
+        self.is_fit() && self.promptness.lock().may_be_asked(now_mono_ms)
     }
 }
 
@@ -185,11 +190,11 @@ impl Shield {
     }
 
     /// Who stands in for this node where it owns the key, and so may hold what it lost, or never had: the next in the order
-    /// that is fit.
-    pub fn deputy(&self, key: u128) -> Option<Arc<Peer>> {
+    /// that is fit, and answers such questions in time.
+    pub fn deputy(&self, key: u128, now: Now) -> Option<Arc<Peer>> {
         let members = self.members.load();
         let after = members.ring.after(key, self.own.as_deref()?);
-        after.into_iter().filter_map(|name| members.peers.get(name)).find(|peer| peer.is_fit()).cloned()
+        after.into_iter().filter_map(|name| members.peers.get(name)).find(|peer| peer.may_be_asked_held(now.mono_ms)).cloned()
     }
 
     /// How much longer others are asked for what they hold of this node's own keys; none once it has had the time to fill.
@@ -213,8 +218,10 @@ impl Shield {
         self.ask_for(Wanted::Response, peer, question, standing).await
     }
 
-    /// The same for what the peer holds: its answer is waited for as long as `warm_budget`. `None` also where it was late too
-    /// often.
+    /// The same for what the peer holds: its answer is waited for as long as `warm_budget`. `None` also where it was late, or
+    /// refused the question, too often.
+    ///
+    /// A node of an earlier release refuses it while it answers all others: that says nothing of its health.
     pub async fn ask_held(
         self: &Arc<Self>,
         peer: &Arc<Peer>,
@@ -234,20 +241,20 @@ impl Shield {
                 }
             }
         };
-        match timeout(self.settings.warm_budget, self.ask_for(Wanted::Held, peer, question, standing)).await {
-            Ok(answer) => {
-                if matches!(answer, Some(Ok(_))) {
-                    peer.promptness.lock().answered(is_probe);
-                }
-                answer
+        let answer = timeout(self.settings.warm_budget, self.ask_for(Wanted::Held, peer, question, standing)).await;
+        let answer = answer.unwrap_or(Some(Err(FetchError::ResponseTimeout)));
+        match &answer {
+            Some(Ok(_)) => {
+                peer.promptness.lock().answered(is_probe);
             }
-            Err(_) => {
-                if !is_probe && peer.promptness.lock().failed(false, &rules, clock::mono_ms()) {
-                    tracing::debug!(peer = &*peer.name, "a peer is not asked for what it holds for a while: it was late");
+            Some(Err(error)) if !is_probe => {
+                if peer.promptness.lock().failed(false, &rules, clock::mono_ms()) {
+                    tracing::debug!(peer = &*peer.name, %error, "a peer is not asked for what it holds for a while");
                 }
-                Some(Err(FetchError::ResponseTimeout))
             }
+            Some(Err(_)) | None => {}
         }
+        answer
     }
 
     async fn ask_for(
@@ -267,15 +274,23 @@ impl Shield {
             }
         }
         let hop = || self.hop(question, standing, wanted);
-        let answer = peer.client.send(question, hop, &self.settings, &peer.name).await.and_then(not_refused);
+        let answer = peer.client.send(question, hop, &self.settings, &peer.name).await;
         match &answer {
             // What does not fit a request says nothing of the peer, nor does how many of ours wait for it.
             Err(FetchError::InvalidRequest(_) | FetchError::QueueFull | FetchError::QueueTimeout) => {}
             Err(error) => self.failed(peer, false, error),
-            Ok(inbound) => {
-                self.metrics.shield_first_byte(inbound.first_byte);
-                self.answered(peer, false);
-            }
+            Ok(inbound) => match refusal(inbound) {
+                Some(error) => {
+                    if wanted == Wanted::Response {
+                        self.failed(peer, false, &error);
+                    }
+                    return Some(Err(error));
+                }
+                None => {
+                    self.metrics.shield_first_byte(inbound.first_byte);
+                    self.answered(peer, false);
+                }
+            },
         }
         Some(answer)
     }
@@ -431,12 +446,10 @@ fn towards_owners(tls: &ShieldTls) -> Option<Arc<Watched>> {
     Some(Arc::new(client.inspect_err(told).ok()?))
 }
 
-/// An answer, unless it says that the peer does not take us for one of its fleet.
-fn not_refused(inbound: Inbound) -> Result<Inbound, FetchError> {
-    match inbound.fields.text(name::TIERCEL_ERROR).filter(|token| token.starts_with("hop-")) {
-        Some(token) => Err(FetchError::Malformed(format!("the peer refuses our requests: {token}"))),
-        None => Ok(inbound),
-    }
+/// What an answer says where the peer does not take the request for one of its fleet.
+fn refusal(inbound: &Inbound) -> Option<FetchError> {
+    let token = inbound.fields.text(name::TIERCEL_ERROR).filter(|token| token.starts_with("hop-"))?;
+    Some(FetchError::Malformed(format!("the peer refuses our request: {token}")))
 }
 
 /// What a probe asks for.
@@ -480,6 +493,40 @@ mod tests {
         assert!(other.states().is_empty(), "what another name stood for");
         after.take_up(answer("10.0.0.2"));
         assert_eq!(after.states(), [("10.0.0.2:9182".into(), true)], "the last answer counts");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_knows_no_question_for_what_it_holds_is_asked_for_the_rest() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = format!("http://{}", listener.local_addr().unwrap());
+        // A node of the release before: a word more in the hop is malformed to it.
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut connection = h2::server::handshake(stream).await.unwrap();
+                    while let Some(Ok((request, mut respond))) = connection.accept().await {
+                        let knows = request.headers()["tiercel-hop"].to_str().unwrap().split(' ').count() == 9;
+                        let (status, field, value) =
+                            if knows { (200, "tiercel-stamp", "none") } else { (403, "tiercel-error", "hop-malformed") };
+                        respond
+                            .send_response(http::Response::builder().status(status).header(field, value).body(()).unwrap(), true)
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        let shield = Shield::new(&settings(2, &[&peer]), None, &Metrics::new(1)).unwrap();
+        let asked = shield.members.load().peers.values().next().cloned().unwrap();
+        let (method, scheme) = (Method::GET, Scheme::Http);
+        let question = Question { method, scheme, authority: "a".into(), target: "/".into(), fields: Fields::new(), worker: 0 };
+        for _ in 0..2 {
+            let refused = shield.ask_held(&asked, &question, Standing::default()).await;
+            assert!(matches!(refused, Some(Err(FetchError::Malformed(_)))), "{:?}", refused.map(Result::err));
+        }
+        assert!(asked.is_fit(), "it answers all other questions");
+        assert!(!asked.may_be_asked_held(clock::mono_ms()), "it is not asked that again for a while");
+        assert!(shield.ask_held(&asked, &question, Standing::default()).await.is_none());
+        assert!(matches!(shield.ask(&asked, &question, Standing::default()).await, Some(Ok(inbound)) if inbound.status == 200));
     }
 
     #[tokio::test]

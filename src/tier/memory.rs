@@ -243,9 +243,14 @@ fn listener<V: Held>(
 #[derive(Default)]
 struct Reads {
     /// In the present period, by the sample.
-    count: AtomicU64,
+    count: OwnLine,
     period: AtomicU64,
 }
+
+/// On a cache line of its own: what every read looks at is not on one that some of them write.
+#[derive(Default)]
+#[repr(align(128))]
+struct OwnLine(AtomicU64);
 
 thread_local! {
     static CHANCE: Cell<u32> = const { Cell::new(0x9e37_79b9) };
@@ -255,6 +260,8 @@ impl Reads {
     /// Of the reads that are not a value's first in a period, one in so many is told. By chance: in steps, a page of
     /// eight requests would always tell of the same one.
     const TOLD_OF_REST: u32 = 8;
+    /// One in so many is counted, as so many: all workers count in one place.
+    const COUNTED: u32 = 64;
     /// Shortest period: that of few values would be over at once.
     const PERIOD_MIN: u64 = 256;
 
@@ -264,22 +271,22 @@ impl Reads {
 
     /// Counts a read; says whether it is in the sample.
     fn count<V: Held>(&self, policy: &Policy<V>) -> bool {
-        let sampled = CHANCE.with(|chance| {
+        let chance = CHANCE.with(|chance| {
             let mut x = chance.get(); // xorshift
             x ^= x << 13;
             x ^= x >> 17;
             x ^= x << 5;
             chance.set(x);
-            x % Self::TOLD_OF_REST == 0
+            x
         });
-        if sampled {
-            let count = self.count.fetch_add(u64::from(Self::TOLD_OF_REST), Ordering::Relaxed);
+        if chance.is_multiple_of(Self::COUNTED) {
+            let count = self.count.0.fetch_add(u64::from(Self::COUNTED), Ordering::Relaxed);
             if count >= policy.entry_count().max(Self::PERIOD_MIN) {
-                self.count.store(0, Ordering::Relaxed);
+                self.count.0.store(0, Ordering::Relaxed);
                 self.period.fetch_add(1, Ordering::Relaxed);
             }
         }
-        sampled
+        chance.is_multiple_of(Self::TOLD_OF_REST)
     }
 }
 

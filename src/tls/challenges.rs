@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 pub const PATH: &str = "/.well-known/acme-challenge/";
 /// Longest token that is looked for; the least that an authority sends has 22 characters (RFC 8555 §8).
 const TOKEN_BYTES_MAX: usize = 256;
-/// Questions under way to the fleet about answers of which a node has told; a further one is not a challenge.
+/// Questions of a kind under way to the fleet about answers of which a node has told; a further one is not a challenge.
 const ASKED_MAX: usize = 16;
 /// The same about others: nearly all are strangers', who so can crowd out only each other.
 const STRANGERS_MAX: usize = 4;
@@ -44,28 +44,35 @@ pub struct Fleet {
     certificate: Elsewhere<Arc<ServerConfig>>,
     /// Called where more is asked at a time than is asked for.
     full: Box<dyn Fn() + Send + Sync>,
-    turns: Semaphore,
-    strangers: Semaphore,
 }
 
-/// What other nodes answer to a kind of challenge.
+/// What other nodes answer to a kind of challenge. Questions of the two kinds do not crowd out each other: a token is known to the
+/// authority alone, a host to everybody.
 pub struct Elsewhere<T> {
-    pub ask: Ask<T>,
-    /// Whether a node has told of an answer to this token or host. It may stand though nobody was heard to tell of it.
-    pub is_announced: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    ask: Ask<T>,
+    is_announced: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    turns: Semaphore,
+    strangers: Semaphore,
 }
 
 /// What a token, or a host, is answered elsewhere.
 pub type Ask<T> = Box<dyn Fn(&str) -> Pin<Box<dyn Future<Output = Option<T>> + Send>> + Send + Sync>;
 
+impl<T> Elsewhere<T> {
+    /// `is_announced`: whether a node has told of an answer to this token or host. It may stand though nobody was heard to tell of it.
+    pub fn new(ask: Ask<T>, is_announced: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        let [turns, strangers] = [ASKED_MAX, STRANGERS_MAX].map(Semaphore::new);
+        Self { ask, is_announced: Box::new(is_announced), turns, strangers }
+    }
+}
+
 impl Fleet {
     pub fn new(text: Elsewhere<Arc<str>>, certificate: Elsewhere<Arc<ServerConfig>>, full: impl Fn() + Send + Sync + 'static) -> Self {
-        let [turns, strangers] = [ASKED_MAX, STRANGERS_MAX].map(Semaphore::new);
-        Self { text, certificate, full: Box::new(full), turns, strangers }
+        Self { text, certificate, full: Box::new(full) }
     }
 
     async fn ask<T>(&self, elsewhere: &Elsewhere<T>, name: &str) -> Option<T> {
-        let turns = if (elsewhere.is_announced)(name) { &self.turns } else { &self.strangers };
+        let turns = if (elsewhere.is_announced)(name) { &elsewhere.turns } else { &elsewhere.strangers };
         let Ok(_turn) = turns.try_acquire() else {
             (self.full)();
             return None;
@@ -228,8 +235,14 @@ mod tests {
                 Some(token.into())
             })
         });
-        let text = Elsewhere { ask, is_announced: Box::new(|token| token.starts_with("told")) };
-        let certificate = Elsewhere { ask: Box::new(|_| Box::pin(async { None })), is_announced: Box::new(|_| false) };
+        let text = Elsewhere::new(ask, |token| token.starts_with("told"));
+        let questions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&questions);
+        let ask: Ask<Arc<ServerConfig>> = Box::new(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { None })
+        });
+        let certificate = Elsewhere::new(ask, |_| true);
         let refused = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&refused);
         challenges.ask_fleet(Some(Fleet::new(text, certificate, move || told.store(true, Ordering::Relaxed))));
@@ -245,6 +258,8 @@ mod tests {
             assert_eq!(challenges.text_of_fleet(kind).await, None, "one too many");
             assert!(refused.swap(false, Ordering::Relaxed), "{kind}");
         }
+        assert!(challenges.certificate("a.example").await.is_none());
+        assert_eq!(questions.load(Ordering::Relaxed), 1, "those of the other kind have turns of their own");
         gate.close();
         for (token, asked) in asked {
             assert_eq!(asked.await.unwrap().as_deref(), Some(&token[..]));

@@ -1,7 +1,8 @@
 //! The one provider of cryptography: aws-lc-rs.
 
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{CipherSuite, SupportedCipherSuite};
+use rustls::crypto::{ActiveKeyExchange, CompletedKeyExchange, CryptoProvider, SupportedKxGroup, aws_lc_rs};
+use rustls::ffdhe_groups::FfdheGroup;
+use rustls::{CipherSuite, Error, NamedGroup, ProtocolVersion, SupportedCipherSuite};
 use std::sync::Arc;
 
 /// Suites by the names of IANA, in our order. All have forward secrecy and authenticated encryption: there is nothing
@@ -18,8 +19,10 @@ pub const SUITES: [(&str, CipherSuite); 9] = [
     ("TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256", CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256),
 ];
 
-/// What both ends of connections use: these suites in this order, or all of them; of key exchanges the hybrid one of
-/// ML-KEM first.
+/// X25519 and ML-KEM at once: what is recorded today withstands the quantum computer of tomorrow.
+pub const HYBRID: NamedGroup = NamedGroup::X25519MLKEM768;
+
+/// What both ends of connections use: these suites in this order, or all of them; of key exchanges the hybrid one first.
 pub fn provider(suites: &[String]) -> Arc<CryptoProvider> {
     let all = aws_lc_rs::ALL_CIPHER_SUITES;
     let named = |name: &String| SUITES.iter().find(|(known, _)| known == name).map(|(_, suite)| *suite);
@@ -35,6 +38,46 @@ pub fn provider(suites: &[String]) -> Arc<CryptoProvider> {
         ],
         ..aws_lc_rs::default_provider()
     })
+}
+
+/// The same for clients that know the hybrid key exchange: they get that, also where they name another first. A server of rustls goes
+/// by the client's order among what it is given, so it is given no other; but for TLS 1.2, which has no hybrid one.
+pub fn provider_of_hybrids(suites: &[String]) -> Arc<CryptoProvider> {
+    static X25519: Before13 = Before13(aws_lc_rs::kx_group::X25519);
+    static SECP256R1: Before13 = Before13(aws_lc_rs::kx_group::SECP256R1);
+    static SECP384R1: Before13 = Before13(aws_lc_rs::kx_group::SECP384R1);
+    let kx_groups: Vec<&'static dyn SupportedKxGroup> = vec![aws_lc_rs::kx_group::X25519MLKEM768, &X25519, &SECP256R1, &SECP384R1];
+    Arc::new(CryptoProvider { kx_groups, ..Arc::unwrap_or_clone(provider(suites)) })
+}
+
+/// A key exchange for TLS 1.2 alone.
+#[derive(Debug)]
+struct Before13(&'static dyn SupportedKxGroup);
+
+impl SupportedKxGroup for Before13 {
+    fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, Error> {
+        self.0.start()
+    }
+
+    fn start_and_complete(&self, share: &[u8]) -> Result<CompletedKeyExchange, Error> {
+        self.0.start_and_complete(share)
+    }
+
+    fn ffdhe_group(&self) -> Option<FfdheGroup<'static>> {
+        self.0.ffdhe_group()
+    }
+
+    fn name(&self) -> NamedGroup {
+        self.0.name()
+    }
+
+    fn fips(&self) -> bool {
+        self.0.fips()
+    }
+
+    fn usable_for_version(&self, version: ProtocolVersion) -> bool {
+        version != ProtocolVersion::TLSv1_3 && self.0.usable_for_version(version)
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::certificate::{Certificate, CertificateError};
 use super::challenges::Challenges;
 use super::clients::{Clients, ClientsError};
 use super::names::Names;
-use super::provider;
+use super::provider::{HYBRID, provider, provider_of_hybrids};
 use super::tickets::Tickets;
 use super::watch::{DAY_MS, Expiry, Files, Look, Refreshed, Unreadable, read_again, shown_path};
 use crate::clock;
@@ -55,9 +55,16 @@ impl Sites<'_> {
 struct Way {
     /// `None`: nothing is asked for, and nothing was configured.
     policy: Option<Arc<ClientCertificates>>,
-    config: ArcSwap<ServerConfig>,
+    configs: ArcSwap<Configs>,
     /// `None`: there are no files.
     seen: Option<Mutex<SeenPolicy>>,
+}
+
+/// What rustls is told. All but the key exchange is the same.
+struct Configs {
+    usual: Arc<ServerConfig>,
+    /// For clients that know the hybrid key exchange.
+    hybrid: Arc<ServerConfig>,
 }
 
 struct SeenPolicy {
@@ -135,7 +142,7 @@ impl Server {
 
     /// The listener's own way, whomever the client wants: where the two cannot be told apart.
     pub fn own_way(&self) -> Arc<ServerConfig> {
-        self.ways[0].config.load_full()
+        Arc::clone(&self.ways[0].configs.load().usual)
     }
 
     /// How the handshake with this client goes on.
@@ -143,7 +150,9 @@ impl Server {
         let of_site = || *self.of_sites.get((self.site_of)(hello.server_name()?)?)?;
         let at = if self.ways.len() == 1 { 0 } else { of_site().unwrap_or(0) };
         let way = &self.ways[at];
-        Chosen { config: way.config.load_full(), policy: way.policy.clone(), is_of_listener: at == 0 }
+        let (configs, groups) = (way.configs.load(), hello.named_groups().unwrap_or_default());
+        let config = if groups.contains(&HYBRID) { &configs.hybrid } else { &configs.usual };
+        Chosen { config: Arc::clone(config), policy: way.policy.clone(), is_of_listener: at == 0 }
     }
 
     /// How the handshake goes on with an authority that looks whether a host is ours (RFC 8737): after it nothing comes.
@@ -299,9 +308,9 @@ fn files_of(source: &CertificateSource) -> Result<CertificateFiles, Unreadable> 
 
 impl Way {
     fn new(settings: &ListenerTls, policy: Option<&Arc<ClientCertificates>>, shown: &Arc<Shown>, now: i64) -> Result<Self, BuildError> {
-        let (config, lists_until) = config(settings, policy.map(|policy| &**policy), shown, now)?;
+        let (configs, lists_until) = configs(settings, policy.map(|policy| &**policy), shown, now)?;
         let seen = policy.map(|policy| Mutex::new(SeenPolicy { policy: Files::new((**policy).clone()), lists_until }));
-        Ok(Self { policy: policy.cloned(), config: ArcSwap::from_pointee(config), seen })
+        Ok(Self { policy: policy.cloned(), configs: ArcSwap::from_pointee(configs), seen })
     }
 
     fn refresh(&self, settings: &ListenerTls, shown: &Arc<Shown>, now: i64) -> Option<Refreshed> {
@@ -314,9 +323,9 @@ impl Way {
             Look::Unreadable(told) => return Some(told),
             Look::Changed { .. } => {}
         }
-        match config(settings, Some(policy.seen()), shown, now) {
-            Ok((config, until)) => {
-                self.config.store(Arc::new(config));
+        match configs(settings, Some(policy.seen()), shown, now) {
+            Ok((configs, until)) => {
+                self.configs.store(Arc::new(configs));
                 *lists_until = until;
                 let days_left = until.map(|until| (until - now) / DAY_MS);
                 Some(Refreshed::Replaced { file, days_left })
@@ -336,12 +345,12 @@ fn policy_again(policy: &ClientCertificates) -> Result<ClientCertificates, Unrea
 }
 
 /// What rustls is told, and when the revocation lists end.
-fn config(
+fn configs(
     settings: &ListenerTls,
     policy: Option<&ClientCertificates>,
     shown: &Arc<Shown>,
     now: i64,
-) -> Result<(ServerConfig, Option<i64>), BuildError> {
+) -> Result<(Configs, Option<i64>), BuildError> {
     let wrong = |error: ClientsError| {
         let path = policy.and_then(|policy| error.file(policy)).map_or_else(String::new, |file| shown_path(&file.path));
         BuildError::Clients { path, error }
@@ -349,18 +358,23 @@ fn config(
     let clients = policy.map(|policy| Clients::new(policy, now)).transpose().map_err(wrong)?.flatten();
     let lists_until = clients.as_ref().and_then(|clients| clients.lists_until);
     let circumstances = policy.filter(|_| clients.is_some()).map(ClientCertificates::circumstances).unwrap_or_default();
-    let builder = ServerConfig::builder_with_provider(provider(&settings.suites));
-    let builder = builder.with_protocol_versions(settings.min_version.and_later()).map_err(BuildError::Suites)?;
-    let builder = match clients {
-        Some(clients) => builder.with_client_cert_verifier(clients.verifier),
-        None => builder.with_no_client_auth(),
+    let tickets = Arc::new(Tickets::new(settings.ticket_key.as_ref().map(|file| &file.pem[..]), &circumstances));
+    let config = |provider| {
+        let builder = ServerConfig::builder_with_provider(provider);
+        let builder = builder.with_protocol_versions(settings.min_version.and_later()).map_err(BuildError::Suites)?;
+        let builder = match &clients {
+            Some(clients) => builder.with_client_cert_verifier(Arc::clone(&clients.verifier)),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(Arc::clone(shown) as _);
+        config.ignore_client_order = !settings.suites.is_empty();
+        config.alpn_protocols = if settings.http2 { vec![ALPN_HTTP2.into(), ALPN_HTTP1.into()] } else { vec![ALPN_HTTP1.into()] };
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer = Arc::clone(&tickets) as _;
+        Ok(Arc::new(config))
     };
-    let mut config = builder.with_cert_resolver(Arc::clone(shown) as _);
-    config.ignore_client_order = !settings.suites.is_empty();
-    config.alpn_protocols = if settings.http2 { vec![ALPN_HTTP2.into(), ALPN_HTTP1.into()] } else { vec![ALPN_HTTP1.into()] };
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = Arc::new(Tickets::new(settings.ticket_key.as_ref().map(|file| &file.pem[..]), &circumstances));
-    Ok((config, lists_until))
+    let configs = Configs { usual: config(provider(&settings.suites))?, hybrid: config(provider_of_hybrids(&settings.suites))? };
+    Ok((configs, lists_until))
 }
 
 /// RFC 7301 §6, RFC 9113 §3.1.

@@ -1085,6 +1085,19 @@ fn a_shield_that_gives_up_before_an_owner_does_is_warned_about() {
 }
 
 #[test]
+fn a_node_that_will_start_cold_is_warned_about() {
+    let warnings = |more: &str| {
+        let shield = "[shield]\nlisten = '10.0.0.2:9182'\npeers = ['http://10.0.0.1:9182']\nsecret = '0123456789abcdef'\n";
+        Case::toml(&format!("{UPSTREAM}{shield}{more}")).settings().warnings
+    };
+    let warned = warnings("");
+    assert!(warned.len() == 1 && warned[0].starts_with("shield.warm_time: "), "{warned:?}");
+    for more in ["warm_time = 'off'\n", "[journal.redis]\nurl = 'redis://127.0.0.1'\n", "[cache.redis]\nurl = 'redis://127.0.0.1'\n"] {
+        assert_eq!(warnings(more), Vec::<String>::new(), "{more}");
+    }
+}
+
+#[test]
 fn nodes_of_a_shield_have_tls_all_or_none() {
     let shield = |more: &str| format!("[shield]\nsecret = '0123456789abcdef'\n{more}");
     let peers = |scheme: &str| shield(&format!("peers = ['{scheme}://10.0.0.2:9182']\n"));

@@ -222,7 +222,7 @@ async fn a_panic_fails_its_request_alone() {
     assert_eq!(client.send_request(get("/")).await.unwrap().status(), 200);
 }
 
-/// Whoever it tells of a refusal panics.
+/// Panics where it is told of a refusal, of an answer that did not come to its end, or of a bound.
 struct Faulty(Arc<Scripted>);
 
 impl Handler for Faulty {
@@ -231,8 +231,13 @@ impl Handler for Faulty {
     }
     fn finished(&self, peer: &Peer, head: &RequestHead, outcome: &Outcome, sent: &Sent) {
         self.0.finished(peer, head, outcome, sent);
+        assert!(sent.aborted.is_none(), "on purpose");
     }
     fn refused(&self, _: &Peer, _: Option<&RequestHead>, _: Refusal, _: u64) {
+        panic!("on purpose");
+    }
+    fn bound(&self, bound: Bound) {
+        self.0.bound(bound);
         panic!("on purpose");
     }
 }
@@ -246,6 +251,29 @@ async fn a_panic_beside_the_handler_ends_its_stream_alone() {
     let reason = std::error::Error::source(&failed).and_then(|cause| cause.downcast_ref::<::h2::Error>()).and_then(::h2::Error::reason);
     assert_eq!(reason, Some(::h2::Reason::INTERNAL_ERROR), "{failed:?}");
     assert_eq!(client.send_request(get("/")).await.expect("the connection goes on").status(), 200);
+}
+
+#[tokio::test]
+async fn a_panic_where_an_answer_is_given_up_or_its_client_leaves_ends_nothing_else() {
+    const LENGTH: usize = 50_000; // fits the windows, and what h2 may keep
+    for (is_given_up, aborted) in [(true, BodyError::Detached), (false, BodyError::ClientLeft)] {
+        let (server, body) = stored(limits(), LENGTH).await;
+        let (mut client, socket) = duplex(1000);
+        let (peer, drain) = (peer(server.address, server.address), server.drain.subscribe());
+        tokio::spawn(serve(socket, peer, Arc::new(limits()), Arc::new(Faulty(Arc::clone(&server.handler))), drain));
+        client.write_all(&[PREFACE, &frame(4, 0, 0, &[]), &frame(1, 5, 1, GET)].concat()).await.unwrap();
+        while h2::next(&mut client).await.expect("an answer").kind != h2::HEADERS {}
+        match is_given_up {
+            true => body.revoke(),
+            false => client.write_all(&frame(h2::RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await.unwrap(),
+        }
+        let other = [&[0x82, 0x86, 0x41, 1, b'a', 0x04, 2][..], b"/o"].concat();
+        client.write_all(&frame(h2::HEADERS, END | h2::END_HEADERS, 3, &other)).await.unwrap();
+        while h2::next(&mut client).await.expect("the connection goes on").payload != b"other" {}
+        let told = server.told(|told| told.finished.len() == 2).await;
+        assert_eq!(told.finished.iter().filter_map(|sent| sent.aborted).collect::<Vec<_>>(), [aborted]);
+        eventually("nobody has it any more", || readers(&body) == 0).await;
+    }
 }
 
 #[tokio::test]
@@ -394,6 +422,84 @@ async fn a_stream_of_which_nothing_is_taken_is_given_up_though_others_go_on() {
     let told = server.told(|told| told.finished.iter().any(|sent| sent.aborted.is_some())).await;
     assert_eq!(told.bounds, [Bound::WriteTimeout]);
     eventually("nobody has it any more", || readers(&body) == 0).await;
+}
+
+#[tokio::test]
+async fn answers_that_wait_their_turn_on_a_slow_connection_all_come() {
+    const STREAMS: u32 = 100;
+    const LENGTH: usize = 96 << 10; // of which h2 has 64 KiB at a time
+    const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
+    let (server, _) = stored(Limits { write_timeout: WRITE_TIMEOUT, ..limits() }, LENGTH).await;
+    let (mut client, socket) = duplex(64 << 10);
+    let (peer, drain) = (peer(server.address, server.address), server.drain.subscribe());
+    tokio::spawn(serve(socket, peer, Arc::new(Limits { write_timeout: WRITE_TIMEOUT, ..limits() }), Arc::clone(&server.handler), drain));
+    // Its windows are open: it is slow, and no more.
+    let mut asked = [PREFACE, &frame(4, 0, 0, &[0, 4, 0, 16, 0, 0]), &room(0, 1 << 30)].concat();
+    for number in 0..STREAMS {
+        asked.extend(frame(h2::HEADERS, END | h2::END_HEADERS, 2 * number + 1, GET));
+    }
+    client.write_all(&asked).await.unwrap();
+    let began = std::time::Instant::now();
+    let (mut whole, mut came) = (0, 0);
+    while whole < STREAMS {
+        let frame = h2::next(&mut client).await.expect("the connection goes on");
+        assert_ne!(frame.kind, h2::RST_STREAM, "stream {} after {:?}", frame.stream, began.elapsed());
+        if frame.kind == DATA {
+            came += frame.payload.len();
+            whole += u32::from(frame.flags & END != 0);
+            tokio::time::sleep(Duration::from_millis(6)).await; // how slow this client is
+        }
+    }
+    assert_eq!(came, STREAMS as usize * LENGTH);
+    let turn = began.elapsed() * (16 << 10) / LENGTH as u32;
+    assert!(turn > WRITE_TIMEOUT, "a turn took {turn:?}: nobody waited for long");
+    let told = server.told(|told| told.finished.len() == STREAMS as usize).await;
+    assert!(told.finished.iter().all(|sent| sent.aborted.is_none()) && told.bounds.is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_is_whole_with_its_last_byte_and_not_before() {
+    const LENGTH: usize = 5000; // a frame, of which the pipe takes a part
+    let (server, _) = stored(limits(), LENGTH).await;
+    for takes_all in [false, true] {
+        let (mut client, socket) = duplex(1000);
+        let (peer, drain) = (peer(server.address, server.address), server.drain.subscribe());
+        let serving = tokio::spawn(serve(socket, peer, Arc::new(limits()), Arc::clone(&server.handler), drain));
+        client.write_all(&[PREFACE, &frame(4, 0, 0, &[]), &frame(1, 5, 1, GET)].concat()).await.unwrap();
+        while h2::next(&mut client).await.expect("an answer").kind != h2::HEADERS {}
+        let mut part = vec![0; 9 + LENGTH - if takes_all { 0 } else { 2000 }];
+        client.read_exact(&mut part).await.unwrap();
+        assert_eq!((part[3], part[4] & END), (DATA, END), "the last frame of all");
+        drop(client);
+        serving.await.unwrap();
+        let told = server.told(|told| !told.finished.is_empty()).await;
+        assert_eq!(told.finished[0].aborted, (!takes_all).then_some(BodyError::ClientLeft));
+        server.handler.told.send_modify(|told| told.finished.clear());
+    }
+}
+
+#[tokio::test]
+async fn who_expects_100_gets_it_once_its_body_is_wanted_and_not_otherwise() {
+    let server = start(limits(), |head, body, _| match &head.target[..] {
+        b"/refused" => Handled::Ready(text("no")),
+        _ => Handled::later(async { text(format!("{} bytes", body_of(body).await.unwrap().len())) }),
+    })
+    .await;
+    let url = |path: &str| format!("http://{}{path}", server.address);
+    let curl = async |path: &str, more: &[&str]| {
+        let mut command = std::process::Command::new("curl");
+        command.args(["-sSv", "--http2-prior-knowledge", "--max-time", "15", "--expect100-timeout", "60", "--data-binary", "hello"]);
+        command.args(more).arg(url(path));
+        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("curl runs");
+        (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let expects = ["-H", "Expect: 100-continue"];
+    let (answer, told) = curl("/upload", &expects).await;
+    assert!(answer == "5 bytes" && told.contains("< HTTP/2 100"), "{answer} {told}");
+    let (answer, told) = curl("/refused", &expects).await;
+    assert!(answer == "no" && !told.contains("HTTP/2 100"), "{answer} {told}");
+    let (answer, told) = curl("/upload", &[]).await;
+    assert!(answer == "5 bytes" && !told.contains("HTTP/2 100"), "{answer} {told}");
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! Connections to a real Redis, which comes, goes, hangs and talks nonsense.
 
+use crate::support::redis::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
 use std::future::Future;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -329,5 +331,88 @@ fn a_floor_that_comes_late_lowers_nothing() {
         link.query::<String>(cmd("SCRIPT").arg("FLUSH"), WITHIN).await.unwrap();
         raise(&[("a", 1_700_000_000_030, 900_000)]).await;
         assert_eq!(floor("a").await, Some(1_700_000_000_030), "what was forgotten is sent again");
+    });
+}
+
+#[test]
+fn a_floor_of_a_clock_that_is_ahead_keeps_nothing_out_for_longer_than_a_second() {
+    const HOUR_MS: i64 = 3_600_000;
+    let server = Server::start(&[]);
+    run(async {
+        let link = server.redis().link(Use::Floors);
+        link.ready(WITHIN).await.unwrap();
+        let script = Script::new(include_str!("../../src/tier/redis/floor.lua"));
+        let time = async || {
+            let (seconds, us) = link.query::<(i64, i64)>(&cmd("TIME"), WITHIN).await.unwrap();
+            seconds * 1000 + us / 1000
+        };
+        let raised = async |floor: i64| {
+            let before = time().await;
+            link.script_each(&script, &[("a", [floor.to_string(), "900000".to_owned()])], WITHIN).await.unwrap();
+            (before, link.query::<i64>(cmd("GET").arg("a"), WITHIN).await.unwrap(), time().await)
+        };
+        let (before, floor, after) = raised(time().await + HOUR_MS).await;
+        assert!((before + 1000..=after + 1000).contains(&floor), "{before} {floor} {after}");
+        // One that an earlier release left there.
+        link.query::<String>(cmd("SET").arg("a").arg(time().await + HOUR_MS), WITHIN).await.unwrap();
+        let (before, floor, after) = raised(time().await).await;
+        assert!((before + 1000..=after + 1000).contains(&floor), "{before} {floor} {after}");
+    });
+}
+
+#[test]
+fn a_record_of_a_clock_that_is_ahead_is_replaced() {
+    const BEGAN_AT: usize = 4;
+    let server = Server::start(&[]);
+    run(async {
+        let link = server.redis().link(Use::Bodies);
+        link.ready(WITHIN).await.unwrap();
+        let script = Script::new(include_str!("../../src/tier/redis/store.lua"));
+        let (seconds, _) = link.query::<(i64, i64)>(&cmd("TIME"), WITHIN).await.unwrap();
+        let record = |ahead_ms: i64| [b"TCL".as_slice(), &(seconds * 1000 + ahead_ms).to_le_bytes(), b" of then"].concat();
+        let put = async |ahead_ms: i64| {
+            let numbers = [60_000, BEGAN_AT, 100].map(|number: usize| number.to_string().into_bytes());
+            let arguments = [vec![record(ahead_ms); 2], numbers.to_vec()].concat();
+            link.script::<(bool, Vec<u8>, u32), _, _>(&script, &["head", "primary"], &arguments, WITHIN).await.unwrap().0
+        };
+        let there = async |key: &str| link.query::<Vec<u8>>(cmd("GET").arg(key), WITHIN).await.unwrap();
+        assert!(put(-10_000).await && !put(-20_000).await && put(-5000).await, "the later fetch counts");
+        assert!(put(3_600_000).await, "nobody can tell who is right");
+        assert!(put(0).await, "but it does not stand in the way for an hour");
+        assert_eq!((there("head").await, there("primary").await), (record(0), record(0)));
+    });
+}
+
+/// What each server of a Cluster makes of a script is its own matter, and so is each key.
+#[test]
+fn a_script_that_one_master_forgot_runs_there_though_it_fails_for_another_key_first() {
+    let cluster = Cluster::start();
+    let mode = RedisMode::Cluster;
+    let tcp = |address: SocketAddr| RedisAddress::Tcp { host: address.ip().to_string(), port: address.port() };
+    let addresses = cluster.addresses().into_iter().map(tcp).collect();
+    let redis = Redis::new(&Settings { mode, addresses, ..settings(PathBuf::new()) }, &Metrics::new(1)).unwrap();
+    run(async {
+        let link = redis.link(Use::Floors);
+        link.ready(WITHIN).await.unwrap();
+        let script = Script::new(include_str!("../../src/tier/redis/floor.lua"));
+        let call = |key: &'static str| (key, ["1700000000000".to_owned(), "900000".to_owned()]);
+        // "foo" (slot 12182) is the third master's, "b" (3300) the first one's.
+        let (third, first) = (&cluster.masters[2], &cluster.masters[0]);
+        link.script_each(&script, &[call("foo"), call("b")], WITHIN).await.unwrap();
+        for master in [first, third] {
+            assert_eq!(master.ask(&["DBSIZE"]).integer(), 1, "each has a key");
+        }
+        third.ask(&["DEL", "foo"]);
+        third.ask(&["LPUSH", "foo", "no floor"]);
+        first.ask(&["DEL", "b"]);
+        first.ask(&["SCRIPT", "FLUSH"]);
+        // What the first one says is heard last.
+        first.pause();
+        let calls = [call("foo"), call("b")];
+        let run = link.script_each(&script, &calls, WITHIN);
+        let resume = until("the other one has refused", async || third.info("errorstats", "errorstat_WRONGTYPE").map(|_| first.resume()));
+        let (ran, ()) = tokio::join!(run, resume);
+        assert!(matches!(&ran, Err(RedisError::Refused { code, .. }) if code == "WRONGTYPE"), "{ran:?}");
+        assert_eq!(first.ask(&["GET", "b"]).text(), "1700000000000");
     });
 }

@@ -86,6 +86,7 @@ pub fn resolve(raw: &RawConfig, report: &mut Report) -> Settings {
     limit::check(&settings, report);
     shield::check_name(&settings, report);
     shield::check_patience(&settings, report);
+    shield::check_warmth(&settings, report);
     journal::check_node(&raw.journal, &settings, report);
     settings
 }

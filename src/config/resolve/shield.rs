@@ -88,6 +88,17 @@ pub fn check_patience(settings: &Settings, report: &mut Report) {
     }
 }
 
+/// Without positions that compare nobody could say whether what another node holds was purged while this one was away.
+pub fn check_warmth(settings: &Settings, report: &mut Report) {
+    let shield = &settings.shield;
+    let would_ask = shield.advertise.is_some() && !shield.peers.is_empty() && shield.warm_time.is_some();
+    if would_ask && settings.journal_redis().is_none() {
+        let text = "this node, when it starts, goes to the origin for what other nodes hold of its keys: to be asked for that they need a \
+             journal in common (journal.redis.url or cache.redis.url); write \"off\" where that is as it should be";
+        report.warn("shield.warm_time", text);
+    }
+}
+
 /// A URL or `dns:name:port`.
 fn peer(path: &str, text: &str, is_secure: bool, report: &mut Report) -> Option<ShieldPeer> {
     if let Some(name) = text.strip_prefix("dns:") {

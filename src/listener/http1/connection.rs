@@ -51,6 +51,13 @@ enum Filled {
     Expired,
 }
 
+/// A whole head at the beginning of the buffer.
+enum WholeHead {
+    /// It was read; so many bytes are its.
+    Read(usize),
+    Unread(HeadExtent),
+}
+
 /// An answer on its way.
 pub(super) struct Answer {
     pub status: StatusCode,
@@ -168,13 +175,13 @@ where
     /// One request, from its first byte to the last of its answer.
     async fn request(&mut self) -> Next {
         self.head_is_whole = false;
-        let extent = match self.scan.scan(&self.buffer, &self.limits) {
-            Ok(Some(extent)) => {
+        let whole = match self.find_head() {
+            Ok(Some(whole)) => {
                 self.began = clock::nanos();
-                extent
+                whole
             }
             Ok(None) => match self.read_head().await {
-                Ok(extent) => extent,
+                Ok(whole) => whole,
                 Err(next) => return next,
             },
             Err(refusal) => {
@@ -182,7 +189,7 @@ where
                 return Box::pin(self.refuse(refusal)).await;
             }
         };
-        let plan = match self.take_head(extent) {
+        let plan = match self.take_head(whole) {
             Ok(plan) => plan,
             Err(_) if self.begins_http2() => return Next::HandOver,
             Err(refusal) => return Box::pin(self.refuse(refusal)).await,
@@ -201,11 +208,27 @@ where
         self.preface == Preface::HandedOver && self.served == 0 && self.buffer.starts_with(HTTP2)
     }
 
-    fn take_head(&mut self, extent: HeadExtent) -> Result<RequestPlan, Refusal> {
-        let bytes = &self.buffer[extent.start..extent.end];
-        parse::parse(bytes, extent.field_lines, &self.limits, &mut self.head)?;
+    /// Looks for a whole head in the buffer; reads it, where nothing is unusual about it.
+    fn find_head(&mut self) -> Result<Option<WholeHead>, Refusal> {
+        // Once for each head: one that comes byte by byte costs no more than its scan.
+        if self.scan.is_new()
+            && let Some(end) = parse::read_plain(&self.buffer, &self.limits, &mut self.head)
+        {
+            return Ok(Some(WholeHead::Read(end)));
+        }
+        Ok(self.scan.scan(&self.buffer, &self.limits)?.map(WholeHead::Unread))
+    }
+
+    fn take_head(&mut self, whole: WholeHead) -> Result<RequestPlan, Refusal> {
+        let end = match whole {
+            WholeHead::Read(end) => end,
+            WholeHead::Unread(extent) => {
+                parse::parse(&self.buffer[extent.start..extent.end], extent.field_lines, &self.limits, &mut self.head)?;
+                extent.end
+            }
+        };
         self.head_is_whole = true;
-        self.buffer.advance(extent.end);
+        self.buffer.advance(end);
         self.scan = HeadScan::default();
         framing::plan(&mut self.head, &self.limits)
     }
@@ -335,6 +358,9 @@ where
     }
 
     fn poll_write_slices(&mut self, context: &mut Context<'_>, frame: &Frame) -> Poll<io::Result<usize>> {
+        if let Some(rest) = frame.alone(&self.out) {
+            return Pin::new(&mut self.io).poll_write(context, rest);
+        }
         match &frame.slices(&self.out)[..] {
             [one] => Pin::new(&mut self.io).poll_write(context, one),
             many => Pin::new(&mut self.io).poll_write_vectored(context, many),
@@ -369,7 +395,7 @@ where
     }
 
     /// Reads until the head under way is whole.
-    async fn read_head(&mut self) -> Result<HeadExtent, Next> {
+    async fn read_head(&mut self) -> Result<WholeHead, Next> {
         self.in_a_row = 0;
         if !self.is_idle() {
             self.began = clock::nanos();
@@ -397,8 +423,8 @@ where
                 }
                 Filled::End => return Err(Next::Close),
             }
-            match self.scan.scan(&self.buffer, &self.limits) {
-                Ok(Some(extent)) => return Ok(extent),
+            match self.find_head() {
+                Ok(Some(whole)) => return Ok(whole),
                 Ok(None) => {}
                 Err(refusal) => return Err(Box::pin(self.refuse(refusal)).await),
             }

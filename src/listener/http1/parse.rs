@@ -1,4 +1,5 @@
-//! Bytes to a request head: where it ends ([`HeadScan`]), and what it says ([`parse`]). Pure.
+//! Bytes to a request head: where it ends ([`HeadScan`]), and what it says ([`parse`]). Pure. Nearly all heads are written in
+//! one way and there at once: those are read in one step ([`read_plain`]), to the same end.
 //!
 //! httparse reads tokens fast but takes a bare LF for a line end and any number of blank lines before the request line.
 //! The scan that finds the end of the head is stricter and refuses those first, so that both agree on every line.
@@ -15,6 +16,35 @@ use std::mem::MaybeUninit;
 const LINE_BESIDES_TARGET: usize = 64;
 /// Field lines that are parsed without an allocation.
 const LINES_ON_STACK: usize = 128;
+/// Longest field section that is read in one step: what comes behind the head is copied with it up to here.
+const PLAIN_BYTES: usize = 4096;
+
+/// Reads a head at the beginning of `bytes` into `head` in one step; says how many bytes it has. `None` of one that is not
+/// whole yet or in any way unusual, which says nothing against it: that is for [`HeadScan`] and [`parse`] to say. They take
+/// whatever is taken here, and read it alike.
+pub fn read_plain(bytes: &[u8], limits: &Limits, head: &mut RequestHead) -> Option<usize> {
+    let (line, rest) = bytes.split_at(memchr(b'\r', bytes)?);
+    let lines = rest.strip_prefix(b"\r\n")?;
+    let (request, minor_version) = match line.split_last_chunk()? {
+        (request, b" HTTP/1.1") => (request, 1),
+        (request, b" HTTP/1.0") => (request, 0),
+        _ => return None,
+    };
+    let (method, target) = request.split_at(request.iter().position(|byte| *byte == b' ')?);
+    let [_, target @ ..] = target else { return None };
+    let is_target = !target.is_empty() && target.iter().fold(true, |all, byte| all & byte.is_ascii_graphic());
+    let method = Method::from_bytes(method).ok().filter(|method| is_target && *method != Method::CONNECT)?;
+    head.fields.clear();
+    let end = line.len() + 2 + head.fields.read_plain(&lines[..lines.len().min(PLAIN_BYTES)])?;
+    let line_fits = target.len() <= limits.url_bytes && line.len() + 2 <= limits.url_bytes + LINE_BESIDES_TARGET;
+    if !line_fits || end > limits.header_bytes || head.fields.len() > limits.header_count {
+        return None;
+    }
+    head.target.clear();
+    head.target.extend_from_slice(target);
+    (head.method, head.minor_version) = (method, minor_version);
+    Some(end)
+}
 
 /// Looks for the end of a head as bytes come in; never looks at a byte twice.
 ///
@@ -40,6 +70,11 @@ pub struct HeadExtent {
 }
 
 impl HeadScan {
+    /// Nothing was looked at.
+    pub const fn is_new(&self) -> bool {
+        self.scanned == 0
+    }
+
     /// `bytes` are all bytes from the beginning, those scanned before included. `None`: the head is not whole yet.
     pub fn scan(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<HeadExtent>, Refusal> {
         self.check_first_byte(bytes)?;
@@ -138,12 +173,13 @@ fn read<'b>(
     head.target.extend_from_slice(target.as_bytes());
     head.fields.reserve(bytes.len(), request.headers.len());
     head.minor_version = minor;
-    let lines = request.headers.iter().map(|line| (line.name, line.value));
-    head.fields.read_head(bytes, lines).map_err(|error| match error {
-        FieldError::Name => bad("field-name"),
-        FieldError::Value => bad("field-value"),
-        FieldError::Size => Refusal { status: 431, reason: "header-bytes" },
-    })?;
+    for line in request.headers.iter() {
+        head.fields.push(line.name, line.value).map_err(|error| match error {
+            FieldError::Name => bad("field-name"),
+            FieldError::Value => bad("field-value"),
+            FieldError::Size => Refusal { status: 431, reason: "header-bytes" },
+        })?;
+    }
     if head.method == Method::CONNECT {
         // A cache in front of services opens no tunnels to others (RFC 9110 §9.3.6, §15.6.2).
         return Err(Refusal { status: 501, reason: "connect" });
@@ -210,6 +246,44 @@ mod tests {
         }
     }
 
+    /// What is read in one step is what the scan and the parser make of it.
+    fn is_read_alike(bytes: &[u8]) -> bool {
+        let mut head = empty_head();
+        match read_plain(bytes, &limits(), &mut head) {
+            Some(end) => {
+                let numbered = |head: &RequestHead| head.fields.has(name::HOST);
+                let by_steps = feed(bytes, usize::MAX / 2);
+                let is_numbered =
+                    by_steps.as_ref().is_ok_and(|read| read.as_ref().is_some_and(|read| numbered(&read.0) == numbered(&head)));
+                is_numbered && told(&by_steps) == told(&Ok(Some((head, end))))
+            }
+            None => true,
+        }
+    }
+
+    #[test]
+    fn heads_as_they_are_usually_written_are_read_in_one_step() {
+        let limits = limits();
+        let plain = |bytes: &[u8]| read_plain(bytes, &limits, &mut empty_head());
+        for head in [
+            "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "PUT /a?b=%20 HTTP/1.0\r\nHOST: x\r\nX-B: \"a\tb\"\r\nEmpty: \r\n\r\n",
+            "POST * HTTP/1.1\r\n\r\n",
+        ] {
+            assert_eq!(plain(format!("{head}body").as_bytes()), Some(head.len()), "{head}");
+            assert_eq!(plain(&head.as_bytes()[..head.len() - 1]), None, "{head}");
+            assert!(is_read_alike(head.as_bytes()));
+        }
+        let long = |target: usize, value: usize, lines: usize| {
+            let lines = "a: b\r\n".repeat(lines);
+            format!("GET /{} HTTP/1.1\r\n{lines}v: {}\r\n\r\n", "t".repeat(target), "v".repeat(value)).into_bytes()
+        };
+        assert!(plain(&long(limits.url_bytes - 1, 0, limits.header_count - 1)).is_some() && plain(&long(0, PLAIN_BYTES - 7, 0)).is_some());
+        for beyond in [long(limits.url_bytes, 0, 0), long(0, 0, limits.header_count), long(0, PLAIN_BYTES - 6, 0)] {
+            assert_eq!(plain(&beyond), None);
+        }
+    }
+
     #[test]
     fn a_head_is_read_and_what_follows_is_left() {
         let bytes = b"GET /a?b HTTP/1.1\r\nHost: x\r\nX-Odd:  v \t\r\n\r\nGET /next";
@@ -257,6 +331,7 @@ mod tests {
         fn any_bytes_split_anywhere_say_the_same(bytes in prop::collection::vec(prop_oneof![
             Just(b'\r'), Just(b'\n'), Just(b' '), Just(b':'), Just(b'a'), any::<u8>()], 0..200), step in 1usize..40) {
             prop_assert_eq!(told(&feed(&bytes, step)), told(&feed(&bytes, usize::MAX / 2)));
+            prop_assert!(is_read_alike(&bytes) && is_read_alike(&[b"GET / HTTP/1.1\r\n", &bytes[..]].concat()));
         }
 
         #[test]
@@ -265,12 +340,14 @@ mod tests {
             let at = at % bytes.len();
             bytes[at] = byte;
             prop_assert_eq!(told(&feed(&bytes, step)), told(&feed(&bytes, usize::MAX / 2)));
+            prop_assert!(is_read_alike(&bytes) && is_read_alike(&bytes[2..]));
         }
 
         #[test]
         fn long_heads_split_anywhere_say_the_same(target in 0usize..3000, value in 0usize..9000, step in 1usize..4000) {
             let bytes = format!("GET /{} HTTP/1.1\r\nA: {}\r\n\r\n", "t".repeat(target), "v".repeat(value)).into_bytes();
             prop_assert_eq!(told(&feed(&bytes, step)), told(&feed(&bytes, usize::MAX / 2)));
+            prop_assert!(is_read_alike(&bytes));
         }
 
         #[test]

@@ -250,6 +250,11 @@ impl Frame {
         Some((&out[self.lead..], pages::find(next)?))
     }
 
+    /// What is left, where all of it stands in the buffer.
+    pub fn alone<'a>(&self, out: &'a [u8]) -> Option<&'a [u8]> {
+        (self.data.left() == 0 && self.tail.is_empty()).then(|| &out[self.lead..])
+    }
+
     /// What is left, as elements of one vectored write.
     pub fn slices<'a>(&'a self, out: &'a [u8]) -> SmallVec<[IoSlice<'a>; SLICES]> {
         let mut slices = SmallVec::new();
@@ -352,6 +357,11 @@ impl Data {
     /// Copies what one vectored write would take; the rest, if there are very many small segments, stays.
     fn copy_to(&self, out: &mut Vec<u8>) -> usize {
         let before = out.len();
+        let next = self.next();
+        if next.len() as u64 == self.left() {
+            out.extend_from_slice(next); // one segment, as all short bodies have
+            return next.len();
+        }
         out.reserve(usize::try_from(self.left()).unwrap_or_default());
         let mut slices = SmallVec::new();
         self.slices(&mut slices);

@@ -5,6 +5,7 @@ use crate::body::{BodyError, BodyStream, Chunk, ResponseBody, StoredBody, Tunnel
 use crate::clock;
 use crate::config::settings::Limits;
 use crate::http2;
+use crate::listener::interim::Continue;
 use crate::listener::{
     Handled, Handler, Interim, InterimReceiver, InterimSlot, Later, Refusal, RequestBody, RequestHead, Response, ResponseFields, Sent,
 };
@@ -69,7 +70,7 @@ pub(in crate::listener) enum Event {
 pub(in crate::listener) fn ask<H: Handler>(
     shared: &Arc<Shared<H>>,
     parts: Parts,
-    body: impl FnOnce(&RequestHead, &Arc<Limits>) -> Result<RequestBody, Refusal>,
+    body: impl FnOnce(&RequestHead, &Arc<Limits>, Option<Continue>) -> Result<RequestBody, Refusal>,
 ) -> Asked<H> {
     let (mut report, is_connect, mut slot) = (Report::new(shared), parts.method == Method::CONNECT, InterimSlot::default());
     let handled = handle(&mut report, parts, body, &mut slot);
@@ -86,12 +87,13 @@ pub(in crate::listener) fn ask<H: Handler>(
 fn handle<H: Handler>(
     report: &mut Report<H>,
     parts: Parts,
-    body: impl FnOnce(&RequestHead, &Arc<Limits>) -> Result<RequestBody, Refusal>,
+    body: impl FnOnce(&RequestHead, &Arc<Limits>, Option<Continue>) -> Result<RequestBody, Refusal>,
     interims: &mut InterimSlot,
 ) -> Result<Handled, Refusal> {
     let shared = &*report.shared;
     let head = report.head.insert(request::head(&parts, &shared.limits)?);
-    let body = body(head, &shared.limits)?;
+    let expected = head.fields.has(name::EXPECT).then(|| Continue::expected(interims));
+    let body = body(head, &shared.limits, expected)?;
     drop(parts);
     catch_unwind(AssertUnwindSafe(|| shared.handler.handle(&shared.peer, head, body, interims))).map_err(|_| PANIC)
 }
@@ -338,7 +340,7 @@ impl<H: Handler> Outgoing<H> {
 
     /// It goes no further: its client is too slow, by this bound.
     pub fn detach(&mut self, bound: Bound) {
-        self.report.shared.handler.bound(bound);
+        guarded(|| self.report.shared.handler.bound(bound));
         self.report.finish(Some(BodyError::Detached));
     }
 
@@ -444,7 +446,7 @@ impl<H: Handler> Report<H> {
         self.told = true;
         let ended_at = self.given_at.unwrap_or_else(clock::nanos);
         let sent = Sent { status: *status, body_bytes: self.body_bytes, duration_ns: ended_at - self.began, aborted };
-        self.shared.handler.finished(&self.shared.peer, head, outcome, &sent);
+        guarded(|| self.shared.handler.finished(&self.shared.peer, head, outcome, &sent));
     }
 }
 
@@ -453,8 +455,14 @@ impl<H: Handler> Drop for Report<H> {
         self.waits_for_us(false);
         match self.answer {
             Some(_) => self.finish(Some(BodyError::ClientLeft)),
-            None => self.refuse(CLIENT_LEFT),
+            None => guarded(|| self.refuse(CLIENT_LEFT)),
         }
         self.shared.ended();
     }
+}
+
+/// Tells of a stream that is over or given up. That may panic: then it is not told, because the connection, and all its other streams,
+/// would go down with it.
+fn guarded(tell: impl FnOnce()) {
+    _ = catch_unwind(AssertUnwindSafe(tell));
 }

@@ -12,6 +12,7 @@ const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 
 /// Bytes of the preface of a client before its first frame.
 pub(super) const PREFACE: usize = 24;
@@ -51,6 +52,11 @@ impl Scanner {
     /// Whether the next byte is the first of a frame.
     pub fn is_between_frames(&self) -> bool {
         self.have == 0 && self.skip == 0
+    }
+
+    /// Whether more of the frame is to come whose head was found last.
+    fn is_in_frame(&self) -> bool {
+        self.skip > 0
     }
 
     /// Tells of each head that ends in these bytes; `false` from it ends the scan.
@@ -127,6 +133,15 @@ pub(super) struct Traffic {
     pub last: u32,
     /// Streams that nobody has ended yet, in order.
     open: Vec<u32>,
+    /// The stream that ends with what is being written.
+    ending: Option<Ending>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ending {
+    stream: u32,
+    /// With the frame whose head went out last; a field section may go on in others.
+    is_last: bool,
 }
 
 impl Traffic {
@@ -140,10 +155,12 @@ impl Traffic {
             written: 0,
             last: 0,
             open: Vec::new(),
+            ending: None,
         }
     }
 
-    /// Streams that were opened and that nobody has ended, in order.
+    /// Streams that were opened and that nobody has ended, in order. One that we end is open until the last byte of its last frame
+    /// was written.
     pub fn open(&self) -> &[u32] {
         &self.open
     }
@@ -181,7 +198,7 @@ impl Traffic {
 
     /// Takes note of what was written; whether anything of an answer was.
     pub fn wrote<'b>(&mut self, slices: impl Iterator<Item = &'b [u8]>, mut count: usize) -> bool {
-        let Self { outgoing, frames, written, open, .. } = self;
+        let Self { outgoing, frames, written, open, ending, .. } = self;
         // More of a frame under way is more of an answer, as all long ones are.
         let mut of_answer = !outgoing.is_between_frames();
         *written += count as u64;
@@ -191,14 +208,28 @@ impl Traffic {
             let taken = count.min(slice.len());
             count -= taken;
             outgoing.scan(&slice[..taken], |frame| {
-                let ends = frame.kind == RST_STREAM || frame.flags & END_STREAM != 0;
-                of_answer |= matches!(frame.kind, DATA | HEADERS | RST_STREAM);
-                if matches!(frame.kind, DATA | HEADERS | RST_STREAM) && ends {
-                    close(open, frame.stream);
+                end(open, ending); // the frame before is out
+                let is_of_answer = matches!(frame.kind, DATA | HEADERS | RST_STREAM);
+                of_answer |= is_of_answer;
+                if is_of_answer && (frame.kind == RST_STREAM || frame.flags & END_STREAM != 0) {
+                    *ending = Some(Ending { stream: frame.stream, is_last: false });
+                }
+                if let Some(ending) = ending {
+                    ending.is_last = matches!(frame.kind, DATA | RST_STREAM) || frame.flags & END_HEADERS != 0;
                 }
             });
+            if !outgoing.is_in_frame() {
+                end(open, ending);
+            }
         }
         of_answer
+    }
+}
+
+/// What ended with the frame that is out now.
+fn end(open: &mut Vec<u32>, ending: &mut Option<Ending>) {
+    if let Some(ended) = ending.take_if(|ending| ending.is_last) {
+        close(open, ended.stream);
     }
 }
 
@@ -244,6 +275,23 @@ mod tests {
         assert_eq!(traffic.read(&frame(RST_STREAM, 0, 5, 4), || 0), None);
         assert!(traffic.wrote([&frame(RST_STREAM, 0, 3, 4)[..]].into_iter(), 13) && traffic.open().is_empty());
         assert!(!traffic.wrote([&frame(6, END_STREAM, 0, 8)[..]].into_iter(), 17), "the answer to a PING is none of ours");
+    }
+
+    #[test]
+    fn a_stream_ends_with_the_last_byte_of_its_last_frame() {
+        let data = frame(DATA, END_STREAM, 1, 100);
+        // A head that goes on in another frame, as of an answer without a body.
+        let head = [frame(HEADERS, END_STREAM, 1, 20), frame(CONTINUATION, 0, 1, 5), frame(CONTINUATION, END_HEADERS, 1, 7)].concat();
+        let reset = frame(RST_STREAM, 0, 1, 4);
+        for bytes in [data, head, reset, frame(DATA, END_STREAM, 1, 0)] {
+            let mut traffic = traffic(10, 100);
+            assert_eq!(traffic.read(&frame(HEADERS, 5, 1, 10), || 0), None);
+            for at in 0..bytes.len() {
+                assert_eq!(traffic.open(), [1], "{at} of {} bytes", bytes.len());
+                traffic.wrote([&bytes[at..=at]].into_iter(), 1);
+            }
+            assert!(traffic.open().is_empty());
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::stream::Sending;
 use super::watched::Seen;
 use crate::clock;
 use crate::listener::Handler;
+use crate::listener::turn::Line;
 use parking_lot::Mutex;
 use std::mem::take;
 use std::sync::Arc;
@@ -31,6 +32,11 @@ impl<H: Handler> Leaving<H> {
     pub fn new(seen: &Arc<Seen>) -> Self {
         let state = Mutex::new(State { streams: Vec::new(), connection: None, is_over: false });
         Self { state, seen: Arc::clone(seen) }
+    }
+
+    /// What went out, and which answers wait.
+    pub fn line(&self) -> Line {
+        Line { bytes: self.seen.written(), open: self.seen.open() }
     }
 
     /// Whether something of any answer of the connection was taken in this time.

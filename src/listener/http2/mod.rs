@@ -20,6 +20,7 @@ mod watched;
 
 use crate::clock;
 use crate::config::settings::Limits;
+use crate::listener::turn::LOOKS_PER_WRITE_TIMEOUT;
 use crate::listener::{Handler, Peer, Protocol, Socket};
 use crate::observe::metrics::Bound;
 use connection::Connection;
@@ -96,7 +97,12 @@ impl<H: Handler> Shared<H> {
 
     /// Whether nothing is under way.
     fn is_idle(&self) -> bool {
-        self.activity.lock().active == 0
+        self.under_way() == 0
+    }
+
+    /// Requests under way.
+    pub fn under_way(&self) -> u32 {
+        self.activity.lock().active
     }
 
     /// Until when the connection may stay without a request.
@@ -128,10 +134,11 @@ where
     let mut given = false;
     loop {
         let look_at = Instant::now() + shared.limits.write_timeout / LOOKS_PER_WRITE_TIMEOUT;
+        let looks = seen.open() > 0;
         let wake_at = match ending {
             Some(Some(until)) => until,
             Some(None) => last_call.filter(|at| *at > Instant::now()).map_or(look_at, |at| at.min(look_at)),
-            None if seen.open() > 0 => look_at.min(shared.idle_until()),
+            None if looks => look_at.min(shared.idle_until()),
             None => shared.idle_until(),
         };
         tokio::select! {
@@ -150,6 +157,8 @@ where
                 ending = Some(Some(Instant::now() + GOODBYE));
                 tell_excess(&shared, &seen);
             }
+            // Until now there was nobody to look after, and the time to wake was that of an idle connection.
+            () = opened(&seen), if !looks && ending.is_none() => {}
             _ = drain.wait_for(|drain| *drain), if ending.is_none() => {
                 serving.end();
                 ending = Some(None);
@@ -178,8 +187,6 @@ where
     }
 }
 
-/// How often it is looked whether a client takes its answers.
-const LOOKS_PER_WRITE_TIMEOUT: u32 = 4;
 /// How long a connection that is given up listens, so that its last frame is not lost to a reset.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -195,6 +202,11 @@ fn tell_excess<H: Handler>(shared: &Shared<H>, seen: &Seen) {
 /// Ready once the connection is given up, which it finds out itself while it is served.
 async fn given_up(seen: &Seen) {
     poll_fn(|_| if seen.is_given_up() { Poll::Ready(()) } else { Poll::Pending }).await;
+}
+
+/// Ready once a stream is open that could not be answered at once, which comes of serving, too.
+async fn opened(seen: &Seen) {
+    poll_fn(|_| if seen.open() > 0 { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
 /// For how long nothing of any answer could be written.

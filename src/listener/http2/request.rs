@@ -3,6 +3,7 @@
 use crate::body::{BodyError, Chunk};
 use crate::config::settings::Limits;
 use crate::http2;
+use crate::listener::interim::Continue;
 use crate::listener::paced::{Paced, Source};
 use crate::listener::{Refusal, RequestBody, RequestHead};
 use crate::semantics::{Fields, name};
@@ -78,7 +79,12 @@ fn nonce() -> String {
 }
 
 /// The body. Its length is compared with what was announced, by h2.
-pub(super) fn body(head: &RequestHead, incoming: RecvStream, limits: &Arc<Limits>) -> Result<RequestBody, Refusal> {
+pub(super) fn body(
+    head: &RequestHead,
+    incoming: RecvStream,
+    limits: &Arc<Limits>,
+    expected: Option<Continue>,
+) -> Result<RequestBody, Refusal> {
     if incoming.is_end_stream() {
         return Ok(RequestBody::Empty);
     }
@@ -86,7 +92,7 @@ pub(super) fn body(head: &RequestHead, incoming: RecvStream, limits: &Arc<Limits
     if length.is_some_and(|length: u64| length > limits.body_bytes) {
         return Err(Refusal { status: 413, reason: "body-bytes" });
     }
-    Ok(RequestBody::Stream { length, stream: Box::pin(Paced::new(incoming, limits)) })
+    Ok(RequestBody::Stream { length, stream: Box::pin(Paced::new(incoming, limits, expected)) })
 }
 
 impl Source for RecvStream {

@@ -6,10 +6,11 @@
 use super::answer::{self, Answer, Asked, Event, Outgoing, Piece};
 use super::duplex::Duplex;
 use super::leaving::Leaving;
-use super::{LOOKS_PER_WRITE_TIMEOUT, Shared, request};
+use super::{Shared, request};
 use crate::body::BodyError;
 use crate::clock::Alarm;
 use crate::http2;
+use crate::listener::turn::{Ahead, PIECE, Turn};
 use crate::listener::{Handler, RequestBody};
 use crate::observe::metrics::Bound;
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use tokio::io::copy_bidirectional;
 use tokio::time::Instant;
 
 /// The longest frame that every client takes (RFC 9113 §4.2).
-const FRAME: usize = 16 << 10;
+const FRAME: usize = PIECE;
 
 /// Takes a request, and answers it as far as that needs no waiting. Where that panics its stream alone fails.
 pub(super) fn begin<H: Handler>(
@@ -52,8 +53,8 @@ fn answer<H: Handler>(
 ) {
     let (parts, incoming) = request.into_parts();
     let (tunnel, mut body) = if parts.method == Method::CONNECT { (Some(incoming), None) } else { (None, Some(incoming)) };
-    let asked = answer::ask(shared, parts, |head, limits| match body.take() {
-        Some(incoming) => request::body(head, incoming, limits),
+    let asked = answer::ask(shared, parts, |head, limits, expected| match body.take() {
+        Some(incoming) => request::body(head, incoming, limits, expected),
         None => Ok(RequestBody::Empty),
     });
     let answer = match asked {
@@ -104,8 +105,8 @@ pub(super) struct Sending<H: Handler> {
     piece: Bytes,
     /// What comes from the client, where the stream is a tunnel.
     tunnel: Option<RecvStream>,
-    /// Until when the client is to make room, while there is none.
-    room_by: Option<Instant>,
+    /// For room, while there is none.
+    turn: Option<Turn>,
     alarm: Alarm,
 }
 
@@ -116,7 +117,7 @@ impl<H: Handler> Sending<H> {
         match respond.send_response(head, body.is_end()) {
             Ok(stream) => {
                 let tunnel = incoming.filter(|_| body.is_tunnel());
-                Some(Self { stream, body, piece: Bytes::new(), tunnel, room_by: None, alarm: Alarm::default() })
+                Some(Self { stream, body, piece: Bytes::new(), tunnel, turn: None, alarm: Alarm::default() })
             }
             Err(error) => {
                 tracing::debug!(%error, "an answer could not be sent");
@@ -191,16 +192,18 @@ impl<H: Handler> Sending<H> {
         let write_timeout = self.body.shared().limits.write_timeout;
         loop {
             if let Poll::Ready(room) = http2::poll_room(&mut self.stream, self.piece.len().min(FRAME), context) {
-                self.room_by = None;
+                self.turn = None;
                 return Poll::Ready(room.map(|room| room.min(FRAME)));
             }
-            let room_by = *self.room_by.get_or_insert_with(|| Instant::now() + write_timeout);
-            ready!(self.alarm.poll_deadline(context, room_by));
+            let turn = self.turn.get_or_insert_with(|| Turn::begin(Instant::now(), leaving.line(), write_timeout));
+            ready!(self.alarm.poll_deadline(context, turn.look_at));
+            // h2 goes round the streams frame by frame, and has windows go to those first that have waited longest: before it is this
+            // one's turn each other may send what h2 has of it, and a frame.
+            let ahead = Ahead { of_each: self.body.shared().limits.http2.send_buffer.saturating_add(FRAME) as u64, of_all: 0 };
             // A connection of which nothing is taken at all is given up as a whole.
-            if leaving.goes_on_within(write_timeout / 2) {
+            if turn.is_passed_over(Instant::now(), leaving.line(), ahead, write_timeout) && leaving.goes_on_within(write_timeout / 2) {
                 return self.give_up(Bound::WriteTimeout).map(|()| None);
             }
-            self.room_by = Some(Instant::now() + write_timeout / LOOKS_PER_WRITE_TIMEOUT);
         }
     }
 
@@ -220,8 +223,7 @@ impl<H: Handler> Sending<H> {
             return true;
         }
         if self.body.is_end() && self.stream.poll_reset(context).is_pending() {
-            // What tells of it may panic: then it is not told.
-            _ = catch_unwind(AssertUnwindSafe(|| self.body.taken()));
+            self.body.taken();
         }
         false
     }

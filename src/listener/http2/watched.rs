@@ -31,6 +31,8 @@ const GATHERED: usize = 16 << 10;
 pub(super) struct Seen {
     /// Streams that nobody has ended.
     open: AtomicUsize,
+    /// Bytes that were written.
+    written: AtomicU64,
     /// When something of an answer was written last, or a stream ended; boot-time nanoseconds.
     progress_at: AtomicU64,
     /// When something came last; boot-time nanoseconds.
@@ -45,6 +47,7 @@ impl Seen {
     fn new(now: u64) -> Self {
         Self {
             open: AtomicUsize::new(0),
+            written: AtomicU64::new(0),
             progress_at: AtomicU64::new(0),
             heard_at: AtomicU64::new(now),
             resets: AtomicBool::new(false),
@@ -55,6 +58,10 @@ impl Seen {
 
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     pub fn progress_at(&self) -> u64 {
@@ -243,6 +250,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
 
     fn wrote(&mut self, slices: &[IoSlice<'_>], count: usize) {
         let before = self.traffic.open().len();
+        self.seen.written.fetch_add(count as u64, Ordering::Relaxed);
         if self.traffic.wrote(slices.iter().map(|slice| &**slice), count) {
             self.note_progress();
         }

@@ -9,6 +9,7 @@ mod request;
 
 use crate::config::settings::Limits;
 use crate::listener::http2::{Shared, answer, header_list};
+use crate::listener::turn::{Ahead, Line, PIECE, Turn};
 use crate::listener::{Handler, Peer, Protocol};
 use crate::observe::metrics::Bound;
 use crate::tls;
@@ -20,10 +21,12 @@ use quic::Stopped;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// RFC 9114 §3.1.
 const ALPN: &[u8] = b"h3";
@@ -31,8 +34,8 @@ const ALPN: &[u8] = b"h3";
 const OTHER_STREAMS: u32 = 8;
 /// Bytes of answers that quinn keeps per connection until they have arrived.
 const SEND_WINDOW: u64 = 1 << 20;
-/// An answer is written in pieces, each of which has `limits.write_timeout`.
-const PIECE: usize = 16 << 10;
+/// What may go out before it is an answer's turn: a piece of each other, which may be lost and sent again, and what quinn has.
+const AHEAD: Ahead = Ahead { of_each: 2 * PIECE as u64, of_all: SEND_WINDOW };
 /// Over how long resets are counted.
 const RESET_WINDOW: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -106,7 +109,8 @@ pub async fn serve<H: Handler>(
             accepted = serving.accept() => match accepted {
                 Ok(Some(resolver)) => {
                     let stopped = stopped.of(resolver.frame_stream.id().into_inner());
-                    requests.spawn(answered(Arc::clone(&shared), resolver, stopped));
+                    let out = Out { shared: Arc::clone(&shared), connection: connection.clone() };
+                    requests.spawn(answered(out, resolver, stopped));
                     false
                 }
                 Ok(None) => break Code::H3_NO_ERROR,
@@ -176,8 +180,8 @@ enum Ended {
 
 /// One request, from its stream to the last byte of its answer in the client's hands. What is left of its stream when this is
 /// dropped is reset.
-async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut stopped: Stopped) -> Ended {
-    let limits = Arc::clone(&shared.limits);
+async fn answered<H: Handler>(out: Out<H>, resolver: Resolver, mut stopped: Stopped) -> Ended {
+    let limits = Arc::clone(&out.shared.limits);
     let resolved = timeout(limits.header_timeout, resolver.resolve_request()).await;
     // Malformed and too large ones h3 has answered, or reset.
     let Ok(Ok((request, stream))) = resolved else { return Ended::Reset };
@@ -188,7 +192,7 @@ async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut st
         return Ended::Reset;
     }
     let Some(body) = request::Incoming::begin(receive, &parts, &limits).await else { return Ended::Reset };
-    let answer = match answer::ask(&shared, parts, |head, limits| body.into_body(head, limits)) {
+    let answer = match answer::ask(&out.shared, parts, |_, limits, expected| body.into_body(limits, expected)) {
         Asked::Answered(answer) => answer,
         Asked::Later(mut waiting) => loop {
             let event = tokio::select! {
@@ -197,7 +201,7 @@ async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut st
             };
             match event {
                 Event::Interim(head) => {
-                    if !matches!(timeout(limits.write_timeout, send.send_response(head)).await, Ok(Ok(()))) {
+                    if !matches!(out.in_turn(send.send_response(head)).await, Some(Ok(()))) {
                         return Ended::Reset;
                     }
                 }
@@ -206,16 +210,16 @@ async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut st
         },
     };
     let (head, mut body) = (answer.head, answer.body);
-    if !matches!(timeout(limits.write_timeout, send.send_response(head)).await, Ok(Ok(()))) {
+    if !matches!(out.in_turn(send.send_response(head)).await, Some(Ok(()))) {
         return Ended::Reset;
     }
     let written = tokio::select! {
-        written = write(&mut send, &mut body, &limits) => written,
+        written = out.write(&mut send, &mut body) => written,
         _ = &mut stopped => return Ended::Reset,
     };
-    if written && matches!(timeout(limits.write_timeout, send.finish()).await, Ok(Ok(()))) {
+    if written && matches!(out.in_turn(send.finish()).await, Some(Ok(()))) {
         // Until it has arrived: the connection may be closed then.
-        if matches!(timeout(limits.write_timeout, stopped).await, Ok(true)) {
+        if out.in_turn(stopped).await == Some(true) {
             body.taken();
         }
     } else {
@@ -224,33 +228,75 @@ async fn answered<H: Handler>(shared: Arc<Shared<H>>, resolver: Resolver, mut st
     Ended::Answered
 }
 
-/// Writes the body of an answer; false where it did not come to its end, or the client takes it too slowly. What is taken in time is
-/// a piece, so that nobody holds a body for long by a few bytes now and then.
-async fn write<H: Handler>(send: &mut Send, body: &mut Outgoing<H>, limits: &Limits) -> bool {
-    while !body.is_end() {
-        let mut data = match poll_fn(|context| body.poll_piece(context)).await {
-            None => return true,
-            Some(Err(_)) => return false,
-            Some(Ok(Piece::Data(data))) => data,
-            Some(Ok(Piece::Trailers(trailers))) => {
-                return matches!(timeout(limits.write_timeout, send.send_trailers(trailers)).await, Ok(Ok(())));
+/// The way out of the answers of a connection.
+struct Out<H> {
+    shared: Arc<Shared<H>>,
+    connection: quinn::Connection,
+}
+
+impl<H: Handler> Out<H> {
+    fn line(&self) -> Line {
+        Line { bytes: self.connection.stats().udp_tx.bytes, open: self.shared.under_way() as usize }
+    }
+
+    /// What it comes to; `None` where the client does not take it though it would have been its turn.
+    async fn in_turn<T>(&self, sending: impl Future<Output = T>) -> Option<T> {
+        let write_timeout = self.shared.limits.write_timeout;
+        let mut sending = pin!(sending);
+        if let Poll::Ready(sent) = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await {
+            return Some(sent);
+        }
+        let mut turn = Turn::begin(Instant::now(), self.line(), write_timeout);
+        loop {
+            if let Ok(sent) = timeout_at(turn.look_at, sending.as_mut()).await {
+                return Some(sent);
             }
-        };
-        while !data.is_empty() {
-            if body.is_revoked() {
-                body.detach(Bound::ReaderDetached);
-                return false;
-            }
-            let piece = data.split_to(PIECE.min(data.len()));
-            match timeout(limits.write_timeout, send.send_data(piece)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return false,
-                Err(_) => {
-                    body.detach(Bound::WriteTimeout);
-                    return false;
-                }
+            if turn.is_passed_over(Instant::now(), self.line(), AHEAD, write_timeout) {
+                return None;
             }
         }
     }
-    true
+
+    /// Writes the body of an answer; false where it did not come to its end, or the client takes it too slowly. What is taken in time
+    /// is a piece, so that nobody holds a body for long by a few bytes now and then.
+    async fn write(&self, send: &mut Send, body: &mut Outgoing<H>) -> bool {
+        while !body.is_end() {
+            let mut data = match poll_fn(|context| body.poll_piece(context)).await {
+                None => return true,
+                Some(Err(_)) => return false,
+                Some(Ok(Piece::Data(data))) => data,
+                Some(Ok(Piece::Trailers(trailers))) => return matches!(self.in_turn(send.send_trailers(trailers)).await, Some(Ok(()))),
+            };
+            while !data.is_empty() {
+                if body.is_revoked() {
+                    body.detach(Bound::ReaderDetached);
+                    return false;
+                }
+                let piece = data.split_to(PIECE.min(data.len()));
+                match self.in_turn(send.send_data(piece)).await {
+                    Some(Ok(())) => {}
+                    Some(Err(_)) => return false,
+                    None => {
+                        body.detach(Bound::WriteTimeout);
+                        return false;
+                    }
+                }
+                others_first().await;
+            }
+        }
+        true
+    }
+}
+
+/// Lets those go first that were woken meanwhile: they wait for the same room.
+async fn others_first() {
+    let mut is_behind = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut is_behind, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

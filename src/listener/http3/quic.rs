@@ -2,18 +2,20 @@
 //!
 //! What it adds: streams of a client are followed frame by frame, because h3 keeps a frame until it has all of it however long
 //! it says it is, and takes the end of a stream in the middle of a DATA frame for the end of a body. A stream of ours that is
-//! dropped before its end is reset: quinn would end it in order. And whoever answers a request can hear that its client has
-//! stopped listening.
+//! dropped before its end is reset: quinn would end it in order. Streams that wait for room in their connection get it in the
+//! order in which they came ([`Queue`]). And whoever answers a request can hear that its client has stopped listening.
 
 use bytes::{Buf, Bytes, BytesMut};
 use h3::error::Code;
 use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf};
 use parking_lot::Mutex;
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
+use std::collections::BTreeMap;
 use std::io;
+use std::mem::take;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use tokio::io::AsyncReadExt;
 
 /// Room for one read.
@@ -51,12 +53,14 @@ pub struct Connection {
     /// Bytes of a frame other than DATA; `None`: the other side is trusted.
     frame_max: Option<u64>,
     stops: Stops,
+    queue: Arc<Queue>,
 }
 
 impl Connection {
     /// The client's side of a connection.
     pub fn new(quinn: quinn::Connection) -> Self {
-        Self { quinn, bidi: None, uni: None, opening: None, opening_bidi: None, frame_max: None, stops: Stops::default() }
+        let (stops, queue) = (Stops::default(), Arc::default());
+        Self { quinn, bidi: None, uni: None, opening: None, opening_bidi: None, frame_max: None, stops, queue }
     }
 
     /// The server's side: frames other than DATA have at most `frame_max` bytes.
@@ -95,11 +99,11 @@ impl<B: Buf> quic::Connection<B> for Connection {
         let stopped = send.stopped();
         *self.stops.0.lock() = Some((u64::from(VarInt::from(send.id())), Box::pin(async move { matches!(stopped.await, Ok(None)) })));
         let receive = RecvStream::new(receive, self.frame_max.map(Frames::of_request));
-        Poll::Ready(Ok(BidiStream { send: SendStream::new(send), receive }))
+        Poll::Ready(Ok(BidiStream { send: SendStream::new(send, &self.queue), receive }))
     }
 
     fn opener(&self) -> Self {
-        Self::new(self.quinn.clone())
+        Self { queue: Arc::clone(&self.queue), ..Self::new(self.quinn.clone()) }
     }
 }
 
@@ -111,13 +115,13 @@ impl<B: Buf> quic::OpenStreams<B> for Connection {
         let quinn = self.quinn.clone();
         let opened = ready!(poll_pending(&mut self.opening_bidi, || Box::pin(async move { quinn.open_bi().await }), context));
         let (send, receive) = opened.map_err(of_connection)?;
-        Poll::Ready(Ok(BidiStream { send: SendStream::new(send), receive: RecvStream::new(receive, None) }))
+        Poll::Ready(Ok(BidiStream { send: SendStream::new(send, &self.queue), receive: RecvStream::new(receive, None) }))
     }
 
     fn poll_open_send(&mut self, context: &mut Context<'_>) -> Poll<Result<SendStream<B>, StreamErrorIncoming>> {
         let quinn = self.quinn.clone();
         let opened = ready!(poll_pending(&mut self.opening, || Box::pin(async move { quinn.open_uni().await }), context));
-        Poll::Ready(opened.map(SendStream::new).map_err(of_connection))
+        Poll::Ready(opened.map(|send| SendStream::new(send, &self.queue)).map_err(of_connection))
     }
 
     fn close(&mut self, code: Code, reason: &[u8]) {
@@ -218,28 +222,86 @@ impl quic::RecvStream for RecvStream {
     }
 }
 
+/// Streams of a connection that wait for room, in the order in which they came.
+///
+/// quinn wakes all of them at once, the last one first, and what is woken first takes what room there is: of many, those in the
+/// middle would never get any. Here whoever has waited longest is woken first. Who needs no room but what its own window gives is
+/// woken with the others, and waits on.
+#[derive(Default)]
+struct Queue(Mutex<Places>);
+
+#[derive(Default)]
+struct Places {
+    given_out: u64,
+    waiting: BTreeMap<u64, Waker>,
+}
+
+impl Queue {
+    /// Waits, at a place that it may have already.
+    fn wait(&self, place: &mut Option<u64>, context: &Context<'_>) {
+        let mut places = self.0.lock();
+        let place = *place.get_or_insert_with(|| {
+            places.given_out += 1;
+            places.given_out
+        });
+        places.waiting.insert(place, context.waker().clone());
+    }
+
+    /// Waits no more, and has no place any more.
+    fn leave(&self, place: &mut Option<u64>) {
+        if let Some(place) = place.take() {
+            self.0.lock().waiting.remove(&place);
+        }
+    }
+}
+
+impl Wake for Queue {
+    fn wake(self: Arc<Self>) {
+        let waiting = take(&mut self.0.lock().waiting);
+        waiting.into_values().for_each(Waker::wake);
+    }
+}
+
 pub struct SendStream<B: Buf> {
     stream: quinn::SendStream,
     writing: Option<WriteBuf<B>>,
     is_finished: bool,
+    queue: Arc<Queue>,
+    /// Wakes the queue.
+    room: Waker,
+    /// In the queue, until all of what is being written is.
+    place: Option<u64>,
 }
 
 impl<B: Buf> SendStream<B> {
-    fn new(stream: quinn::SendStream) -> Self {
-        Self { stream, writing: None, is_finished: false }
+    fn new(stream: quinn::SendStream, queue: &Arc<Queue>) -> Self {
+        let room = Waker::from(Arc::clone(queue));
+        Self { stream, writing: None, is_finished: false, queue: Arc::clone(queue), room, place: None }
+    }
+
+    fn poll_write(&mut self, context: &Context<'_>) -> Poll<Result<usize, WriteError>> {
+        let Some(data) = &self.writing else { return Poll::Ready(Ok(0)) };
+        let (stream, mut room) = (&mut self.stream, Context::from_waker(&self.room));
+        let written = Pin::new(&mut *stream).poll_write(&mut room, data.chunk());
+        if written.is_ready() {
+            return written;
+        }
+        self.queue.wait(&mut self.place, context);
+        // There may have been room before it stood in the queue.
+        Pin::new(stream).poll_write(&mut room, data.chunk())
     }
 }
 
 impl<B: Buf> quic::SendStream<B> for SendStream<B> {
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
-        while let Some(data) = &mut self.writing {
-            if !data.has_remaining() {
-                self.writing = None;
-                break;
+        while self.writing.as_ref().is_some_and(Buf::has_remaining) {
+            let written = ready!(self.poll_write(context)).map_err(unwritten)?;
+            if let Some(data) = &mut self.writing {
+                data.advance(written);
             }
-            let written = ready!(Pin::new(&mut self.stream).poll_write(context, data.chunk())).map_err(unwritten)?;
-            data.advance(written);
         }
+        self.writing = None;
+        self.queue.leave(&mut self.place);
         Poll::Ready(Ok(()))
     }
 
@@ -269,6 +331,7 @@ impl<B: Buf> quic::SendStream<B> for SendStream<B> {
 
 impl<B: Buf> Drop for SendStream<B> {
     fn drop(&mut self) {
+        self.queue.leave(&mut self.place);
         if !self.is_finished {
             quic::SendStream::<B>::reset(self, Code::H3_REQUEST_CANCELLED.value());
         }
@@ -390,6 +453,35 @@ fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn who_has_waited_longest_is_woken_first_and_keeps_its_place_until_it_leaves() {
+        struct Named(&'static str, Arc<Mutex<Vec<&'static str>>>);
+        impl Wake for Named {
+            fn wake(self: Arc<Self>) {
+                self.1.lock().push(self.0);
+            }
+        }
+        let (queue, woken) = (Arc::new(Queue::default()), Arc::new(Mutex::new(Vec::new())));
+        let wait = |place: &mut Option<u64>, name| {
+            queue.wait(place, &Context::from_waker(&Arc::new(Named(name, Arc::clone(&woken))).into()));
+        };
+        let (mut a, mut b, mut c) = (None, None, None);
+        for (place, name) in [(&mut a, "a"), (&mut b, "b"), (&mut c, "c")] {
+            wait(place, name);
+        }
+        Arc::clone(&queue).wake();
+        Arc::clone(&queue).wake();
+        assert_eq!(take(&mut *woken.lock()), ["a", "b", "c"], "once each");
+        // One gets what it wants, and wants more; the others wait on.
+        queue.leave(&mut a);
+        for (place, name) in [(&mut c, "c"), (&mut a, "a"), (&mut b, "b")] {
+            wait(place, name);
+        }
+        queue.leave(&mut c);
+        Arc::clone(&queue).wake();
+        assert_eq!(*woken.lock(), ["b", "a"]);
+    }
 
     #[test]
     fn numbers_are_read_as_in_the_rfc() {

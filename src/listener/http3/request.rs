@@ -4,12 +4,13 @@ use super::quic;
 use crate::body::{BodyError, Chunk};
 use crate::config::settings::Limits;
 use crate::http2;
+use crate::listener::interim::Continue;
 use crate::listener::paced::{Paced, Source};
-use crate::listener::{Refusal, RequestBody, RequestHead};
+use crate::listener::{Refusal, RequestBody};
 use bytes::{Buf, Bytes};
 use h3::error::StreamError;
 use h3::server::RequestStream;
-use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderName, Method};
 use std::future::poll_fn;
@@ -54,21 +55,23 @@ impl Incoming {
     pub(super) async fn begin(receive: Receive, parts: &Parts, limits: &Limits) -> Option<Self> {
         let announced = parts.headers.get(CONTENT_LENGTH).and_then(|length| number(length.as_bytes()));
         let mut body = Self { receive, first: None, announced, is_empty: announced == Some(0) };
-        if announced.is_none() && matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        // Who says what it expects before its body has one, and does not send it before.
+        let is_bodiless = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) && !parts.headers.contains_key(EXPECT);
+        if announced.is_none() && is_bodiless {
             let first = timeout(limits.header_timeout, poll_fn(|context| body.poll_data(context))).await.ok()?.ok()?;
             (body.is_empty, body.first) = (first.is_none(), first);
         }
         Some(body)
     }
 
-    pub(super) fn into_body(self, _: &RequestHead, limits: &Arc<Limits>) -> Result<RequestBody, Refusal> {
+    pub(super) fn into_body(self, limits: &Arc<Limits>, expected: Option<Continue>) -> Result<RequestBody, Refusal> {
         if self.is_empty {
             return Ok(RequestBody::Empty);
         }
         if self.announced.is_some_and(|length| length > limits.body_bytes) {
             return Err(Refusal { status: 413, reason: "body-bytes" });
         }
-        Ok(RequestBody::Stream { length: self.announced, stream: Box::pin(Paced::new(self, limits)) })
+        Ok(RequestBody::Stream { length: self.announced, stream: Box::pin(Paced::new(self, limits, expected)) })
     }
 
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {

@@ -91,6 +91,9 @@ fn weighted(member: &[u8]) -> (Reverse<u16>, Vec<u8>) {
 
 /// Weight in thousandths and name of `name;q=weight`; anything else is a name of weight one, as it stands.
 pub(in super::super) fn split_weight(member: &[u8]) -> (u16, &[u8]) {
+    if !member.contains(&b';') {
+        return (WHOLE, member); // as nearly all are
+    }
     let mut parts = member.split(|byte| *byte == b';').map(trim);
     if let (Some(named), Some(parameter), None) = (parts.next(), parts.next(), parts.next())
         && let Some(weight) = read_weight(parameter)

@@ -1,8 +1,11 @@
 -- Makes a stored response visible: KEYS are its head and its primary record, ARGV their content, the milliseconds that they
 -- live, where in a record the time stands at which its fetch began, and where in a head the id of its body (16 bytes, then the
--- length in 8 and the number of segments in 4). A record replaces another only if its fetch began later, or as late.
+-- length in 8 and the number of segments in 4). A record replaces another only if its fetch began later, or as late; or if that
+-- one's began more than a second ahead of the clock here, by the clock of a node that was wrong.
 -- Answers: whether it is visible, and body and segments of the head that it replaced.
 local keep, at, body_at = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local time = redis.call('TIME')
+local latest = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + 1000
 
 local function began(record)
   if #record < at + 7 or string.sub(record, 1, 3) ~= 'TCL' then
@@ -14,7 +17,7 @@ end
 local function put(key, record, keep)
   local there = redis.call('GETRANGE', key, 0, body_at + 26)
   local since = began(there)
-  if since and since > began(record) then
+  if since and since > began(record) and since <= latest then
     return nil
   end
   redis.call('SET', key, record, 'PX', keep)

@@ -228,7 +228,7 @@ impl Authority {
         if let (None, Some(fleet)) = (&kept, &self.fleet) {
             turn = turn_for_account(fleet).await;
             if let Ok(Some(shared)) = fleet.get(ACCOUNT).await {
-                store.keep_shared_account(&shared)?;
+                keep_shared_account(store, &shared)?;
                 kept = self.kept_account(store);
             }
         }
@@ -262,7 +262,7 @@ impl Authority {
         };
         drop(turn);
         let Some(others) = others else { return Ok(account) };
-        store.keep_shared_account(&others)?;
+        keep_shared_account(store, &others)?;
         let Some((_, credentials)) = self.kept_account(store) else { return Ok(account) };
         Ok(Account::builder_with_http(Box::new(self.http.clone())).from_credentials(credentials).await?)
     }
@@ -306,6 +306,15 @@ async fn share_account(fleet: &Fleet, kept: &StoredAccount) -> Option<Vec<u8>> {
             None
         }
     }
+}
+
+/// From now on the account of the fleet is this node's, too.
+fn keep_shared_account(store: &Store, bytes: &[u8]) -> io::Result<()> {
+    if let Some(old) = store.keep_shared_account(bytes)? {
+        let remedy = "nothing needs to be done; deactivate the old one with the authority if nobody uses it any more";
+        tracing::warn!(kept = %old.display(), remedy, "the fleet's account with the authority takes the place of another one");
+    }
+    Ok(())
 }
 
 async fn turn_for_account(fleet: &Fleet) -> Turn {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 /// What Redis may take for an answer.
 const BUDGET: Duration = Duration::from_secs(1);
@@ -41,8 +42,8 @@ pub struct Fleet {
 /// Who is to hear of what, by name: it changes whenever something may be new.
 type News = Arc<Mutex<HashMap<String, watch::Sender<u64>>>>;
 
-/// Names under which nodes have lately put answers to challenges.
-type Announced = Arc<Mutex<VecDeque<String>>>;
+/// Names under which nodes have lately put answers to challenges, and until when those stand.
+type Announced = Arc<Mutex<VecDeque<(String, Instant)>>>;
 
 struct Shared {
     redis: Redis,
@@ -93,8 +94,9 @@ const RENEW: &str = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end 
 const END: &str = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end return redis.call('DEL', KEYS[1])";
 
 impl Fleet {
-    /// To be called on a runtime. `scope`: what is shared is that of one directory.
-    pub fn new(redis: &Redis, secret: &Secret, scope: &str) -> Self {
+    /// To be called on a runtime. `scope`: what is shared is that of one directory. `answers_last`: how long an answer stands that was
+    /// told of.
+    pub fn new(redis: &Redis, secret: &Secret, scope: &str, answers_last: Duration) -> Self {
         let channel = redis.keys().channel("acme");
         let shared = Arc::new(Shared {
             link: redis.link(RedisUse::Acme),
@@ -120,7 +122,7 @@ impl Fleet {
                         let Ok(name) = std::str::from_utf8(&message) else { continue };
                         told.get(name).into_iter().for_each(hear);
                         if is_answer(name) {
-                            announce(&mut answers.lock(), name);
+                            announce(&mut answers.lock(), name, Instant::now() + answers_last);
                         }
                     }
                 }
@@ -205,7 +207,7 @@ impl Fleet {
     /// Whether a node has told of an answer to this challenge.
     pub fn announced(&self, challenge: Challenge) -> impl Fn(&str) -> bool + Send + Sync + 'static {
         let announced = Arc::clone(&self.announced);
-        move |name| announced.lock().contains(&answer_name(challenge, name))
+        move |name| is_announced(&mut announced.lock(), &answer_name(challenge, name), Instant::now())
     }
 }
 
@@ -218,12 +220,19 @@ fn is_answer(name: &str) -> bool {
     [Challenge::Http01, Challenge::TlsAlpn01].iter().any(|known| challenge == Some(known.as_str()))
 }
 
-fn announce(answers: &mut VecDeque<String>, name: &str) {
-    answers.retain(|known| known != name);
+fn announce(answers: &mut VecDeque<(String, Instant)>, name: &str, until: Instant) {
+    answers.retain(|(known, _)| known != name);
     if answers.len() == ANNOUNCED_MAX {
         answers.pop_front();
     }
-    answers.push_back(name.to_owned());
+    answers.push_back((name.to_owned(), until));
+}
+
+/// All stand for the same time, so that the oldest lapses first. What has lapsed is a stranger's question as any other: a host stays
+/// known to everybody.
+fn is_announced(answers: &mut VecDeque<(String, Instant)>, name: &str, now: Instant) -> bool {
+    while answers.pop_front_if(|(_, until)| *until <= now).is_some() {}
+    answers.iter().any(|(known, _)| known == name)
 }
 
 impl Drop for Fleet {
@@ -337,10 +346,22 @@ mod tests {
         let mut answers = VecDeque::new();
         for name in (0..=ANNOUNCED_MAX).map(|number| answer_name(Challenge::Http01, &number.to_string())) {
             assert!(is_answer(&name) && !is_answer("account"));
-            announce(&mut answers, &name);
-            announce(&mut answers, &name);
+            announce(&mut answers, &name, Instant::now());
+            announce(&mut answers, &name, Instant::now());
         }
-        assert_eq!((answers.len(), &answers[0][..], &answers[ANNOUNCED_MAX - 1][..]), (ANNOUNCED_MAX, "http-01:1", "http-01:256"));
+        assert_eq!((answers.len(), &answers[0].0[..], &answers[ANNOUNCED_MAX - 1].0[..]), (ANNOUNCED_MAX, "http-01:1", "http-01:256"));
+    }
+
+    #[test]
+    fn an_answer_that_was_told_of_is_forgotten_when_it_no_longer_stands() {
+        let (mut answers, now, second) = (VecDeque::new(), Instant::now(), Duration::from_secs(1));
+        announce(&mut answers, "tls-alpn-01:a.example", now + second);
+        announce(&mut answers, "tls-alpn-01:b.example", now + 2 * second);
+        announce(&mut answers, "tls-alpn-01:a.example", now + 3 * second); // another order
+        assert!(is_announced(&mut answers, "tls-alpn-01:a.example", now + 2 * second));
+        assert!(!is_announced(&mut answers, "tls-alpn-01:b.example", now + 2 * second));
+        assert!(!is_announced(&mut answers, "tls-alpn-01:a.example", now + 3 * second));
+        assert!(answers.is_empty());
     }
 
     proptest! {

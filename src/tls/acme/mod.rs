@@ -150,7 +150,7 @@ enum FailedAttempt {
 impl Keeper {
     fn new(settings: &Arc<Settings>, means: &Means) -> Option<Self> {
         let fleet = means.redis.as_ref().zip(settings.seal.as_ref());
-        let fleet = fleet.map(|(redis, secret)| Arc::new(Fleet::new(redis, secret, &settings.directory)));
+        let fleet = fleet.map(|(redis, secret)| Arc::new(Fleet::new(redis, secret, &settings.directory, settings.order_timeout)));
         means.challenges.ask_fleet(fleet.as_ref().map(|fleet| answers_of(fleet, &means.metrics)));
         let authority = Authority::new(settings, &means.challenges, fleet.clone())?;
         Some(Self { settings: Arc::clone(settings), authority, fleet, turns: Semaphore::new(settings.orders), means: means.clone() })
@@ -350,8 +350,8 @@ fn answers_of(fleet: &Fleet, metrics: &Arc<Metrics>) -> challenges::Fleet {
         let (asked, host) = (ask_certificate(host), host.to_owned());
         Box::pin(async move { keys::challenge(&host, &asked.await?) }) as _
     };
-    let text = challenges::Elsewhere { ask: Box::new(text), is_announced: Box::new(fleet.announced(Challenge::Http01)) };
-    let certificate = challenges::Elsewhere { ask: Box::new(certificate), is_announced: Box::new(fleet.announced(Challenge::TlsAlpn01)) };
+    let text = challenges::Elsewhere::new(Box::new(text), fleet.announced(Challenge::Http01));
+    let certificate = challenges::Elsewhere::new(Box::new(certificate), fleet.announced(Challenge::TlsAlpn01));
     challenges::Fleet::new(text, certificate, move || metrics.bound(Bound::AcmeQuestions))
 }
 

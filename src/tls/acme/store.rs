@@ -60,6 +60,7 @@ pub enum Damage {
 }
 
 const ACCOUNT: &str = "account.json";
+const OLD_ACCOUNT: &str = "account.json.old";
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -78,9 +79,22 @@ impl Store {
         self.write(&self.folder.join(ACCOUNT), &account.bytes()?)
     }
 
-    /// One that another node made.
-    pub fn keep_shared_account(&self, bytes: &[u8]) -> io::Result<()> {
-        self.write(&self.folder.join(ACCOUNT), bytes)
+    /// One that another node made. Another one that stands in its place, or what is not to be read there, is kept beside it first: where.
+    pub fn keep_shared_account(&self, bytes: &[u8]) -> io::Result<Option<PathBuf>> {
+        let file = self.folder.join(ACCOUNT);
+        let is_another = |there: &PemFile| {
+            let kept: Result<StoredAccount, _> = serde_json::from_slice(&there.pem);
+            kept.map_or(there.pem != bytes, |kept| kept.is_another(bytes))
+        };
+        let old = match read(&file).map_err(io::Error::other)?.filter(is_another) {
+            Some(another) => {
+                let beside = self.folder.join(OLD_ACCOUNT);
+                self.write(&beside, &another.pem)?;
+                Some(beside)
+            }
+            None => None,
+        };
+        self.write(&file, bytes).map(|()| old)
     }
 
     /// The authority does not know it any more.
@@ -212,6 +226,27 @@ mod tests {
         store.forget_attempts(&certificate).unwrap();
         store.forget_attempts(&certificate).unwrap();
         assert_eq!(store.attempts(&certificate).unwrap(), Attempts::default());
+    }
+
+    #[test]
+    fn another_account_is_kept_beside_the_one_of_the_fleet() {
+        let folder = tempfile::tempdir().unwrap();
+        let certificate = wanted(folder.path());
+        let store = Store::of(&certificate);
+        let account = |id: &str, contact: &str| {
+            let credentials = serde_json::json!({"id": id, "key_pkcs8": "", "directory": "https://ca.example/"});
+            serde_json::to_vec(&serde_json::json!({"contact": [contact], "credentials": credentials})).unwrap()
+        };
+        let kept = |name: &str| std::fs::read(folder.path().join("ca").join(name)).ok();
+        assert_eq!(store.keep_shared_account(&account("one", "mailto:a@a.example")).unwrap(), None);
+        assert_eq!(store.keep_shared_account(&account("one", "mailto:b@a.example")).unwrap(), None, "the same one");
+        let old = store.keep_shared_account(&account("two", "mailto:b@a.example")).unwrap().expect("there was another");
+        assert_eq!((old.file_name().unwrap().to_str(), mode(&old)), (Some("account.json.old"), 0o600));
+        assert_eq!(kept("account.json"), Some(account("two", "mailto:b@a.example")));
+        assert_eq!(kept("account.json.old"), Some(account("one", "mailto:b@a.example")));
+        std::fs::write(folder.path().join("ca/account.json"), "{").unwrap();
+        assert!(store.keep_shared_account(&account("two", "mailto:b@a.example")).unwrap().is_some());
+        assert_eq!(kept("account.json.old").as_deref(), Some(&b"{"[..]), "what a person may yet mend");
     }
 
     #[test]

@@ -502,6 +502,17 @@ async fn what_stands_for_too_much_or_is_not_whole_is_broken_off() {
     assert!(reader.whole && decoded(&reader).len() == 20 << 20, "who reads it takes the risk");
 }
 
+impl Served {
+    /// What a thread of this name asks for (proc(5), the nineteenth field of its stat).
+    fn niceness(&self, thread: &str) -> i32 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.tiercel.pid())).expect("it runs");
+        let stat = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(entry.ok()?.path().join("stat")).ok();
+        let of_this_name = |stat: String| stat.split_once(&format!(" ({thread}) ")).map(|(_, rest)| rest.to_owned());
+        let rest = threads.filter_map(stat).find_map(of_this_name).expect("a thread of this name");
+        rest.split(' ').nth(16).and_then(|nice| nice.parse().ok()).expect("a number")
+    }
+}
+
 #[tokio::test]
 async fn what_is_sent_often_is_made_smaller() {
     // Prose, as it is: what repeats itself leaves nothing to be gained.
@@ -527,5 +538,7 @@ async fn what_is_sent_often_is_made_smaller() {
         }
         assert_eq!((served.metric(&series).await, coded(&served, coding, "making").await), (1, 1));
     }
+    assert_eq!(served.niceness("forms"), 19, "it takes what the cores leave");
+    assert_ne!(served.niceness("tiercel"), 19, "nobody else does");
     assert_eq!(served.origin.count("/a"), 1);
 }

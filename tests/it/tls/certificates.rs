@@ -4,8 +4,10 @@ use super::{config, metric, metric_reaches, start};
 use crate::support::origin::{Origin, Script, eventually};
 use crate::support::pki::{EC, Pki, Secure};
 use crate::support::process::{HANGUP, fails, run, write_config};
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
@@ -86,14 +88,43 @@ fn other_keys_of_the_table_are_checked_too() {
     }
 }
 
-/// Asks again and again on one connection until told to stop; so many answers came.
-async fn keep_asking(address: SocketAddr, config: Arc<rustls::ClientConfig>, stop: Arc<AtomicBool>, asked: Arc<AtomicUsize>) {
-    let mut connection = Secure::connect(address, "shop.example", &config).await.unwrap();
-    while !stop.load(Ordering::Relaxed) {
-        let (head, body) = connection.ask(REQUEST).await.unwrap();
-        assert!(head.starts_with("HTTP/1.1 200") && body == b"hello", "{head}");
-        asked.fetch_add(1, Ordering::Relaxed);
-        tokio::task::yield_now().await;
+/// Clients that ask again and again until told to stop.
+struct Asking {
+    address: SocketAddr,
+    config: Arc<rustls::ClientConfig>,
+    stop: AtomicBool,
+    /// Answers that came.
+    asked: AtomicUsize,
+    /// Connections that were shown the certificate at hand.
+    shown: Mutex<HashMap<CertificateDer<'static>, usize>>,
+}
+
+impl Asking {
+    async fn connect(&self) -> Secure {
+        let connection = Secure::connect(self.address, "shop.example", &self.config).await.unwrap();
+        *self.shown.lock().entry(connection.shown()).or_default() += 1;
+        connection
+    }
+
+    /// One client, on one connection or on a new one each time.
+    async fn keep_on(self: Arc<Self>, reconnects: bool) {
+        let mut connection = self.connect().await;
+        while !self.stop.load(Ordering::Relaxed) {
+            let (head, body) = connection.ask(REQUEST).await.unwrap();
+            assert!(head.starts_with("HTTP/1.1 200") && body == b"hello", "{head}");
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            if reconnects {
+                connection = self.connect().await;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Until so many more answers came, and so many more connections were shown this certificate.
+    async fn go_on(&self, answers: usize, certificate: &CertificateDer<'static>, connections: usize) {
+        let shown = || self.shown.lock().get(certificate).copied().unwrap_or(0);
+        let (answers, connections) = (self.asked.load(Ordering::Relaxed) + answers, shown() + connections);
+        eventually("they go on", || self.asked.load(Ordering::Relaxed) >= answers && shown() >= connections).await;
     }
 }
 
@@ -111,22 +142,18 @@ async fn a_certificate_is_exchanged_under_200_connections_and_nobody_notices() {
     symlink("first.d", pki.path("current")).unwrap();
     let tls = format!("certificates = [{}]", pki.entry("current/shop"));
     let (process, address) = start(&pki, &origin.url(), &tls, "[server]\ncertificate_poll = '20ms'\n");
-    let (stop, asked, config) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(pki.client()));
-    let clients: Vec<_> =
-        (0..200).map(|_| tokio::spawn(keep_asking(address, Arc::clone(&config), Arc::clone(&stop), Arc::clone(&asked)))).collect();
-    metric_reaches(&process, "tiercel_connections", 200.0).await;
-    let shown = async || Secure::connect(address, "shop.example", &config).await.unwrap().shown();
-    assert_eq!(shown().await, certificate(&pki, "first.d/shop.pem"));
+    let (stop, asked, shown) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::default());
+    let asking = Arc::new(Asking { address, config: Arc::new(pki.client()), stop, asked, shown });
+    let clients: Vec<_> = (0..200).map(|number| tokio::spawn(Arc::clone(&asking).keep_on(number % 2 == 0))).collect();
+    let [first, second] = ["first", "second"].map(|name| certificate(&pki, &format!("{name}.d/shop.pem")));
+    asking.go_on(400, &first, 300).await;
 
     symlink("second.d", pki.path("next")).unwrap();
     std::fs::rename(pki.path("next"), pki.path("current")).unwrap();
     metric_reaches(&process, "tiercel_tls_certificate_changes_total{outcome=\"replaced\"}", 1.0).await;
-    assert_eq!(shown().await, certificate(&pki, "second.d/shop.pem"));
-    let so_far = asked.load(Ordering::Relaxed);
-    while asked.load(Ordering::Relaxed) < so_far + 400 {
-        tokio::task::yield_now().await;
-    }
-    stop.store(true, Ordering::Relaxed);
+    asking.go_on(400, &second, 200).await;
+    assert_eq!(asking.connect().await.shown(), second);
+    asking.stop.store(true, Ordering::Relaxed);
     for client in clients {
         client.await.expect("no errors");
     }

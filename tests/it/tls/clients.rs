@@ -146,6 +146,28 @@ async fn a_site_asks_for_itself_and_takes_requests_of_its_own_handshakes_only() 
     assert_eq!(cached.status, 421);
 }
 
+/// Whom nobody asked for a certificate is not let in by the ticket of that (CVE-2025-23419).
+#[test]
+fn a_session_of_a_site_that_asks_nobody_is_no_way_into_one_that_asks() {
+    let (pki, origin) = (pki(), origin());
+    let (_process, address) = two_sites(&pki, &origin);
+    let session = pki.path("session").display().to_string();
+    for version in ["-tls1_2", "-tls1_3"] {
+        let talk = |host: &str, keeps: &str| {
+            let request = format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n");
+            s_client(address, &format!("-servername {host} -ign_eof {version} {keeps} {session}"), &request)
+        };
+        let first = talk("blog.example", "-sess_out");
+        assert!(first.contains("\nNew, TLS") && first.contains("HTTP/1.1 200"), "{version}: {first}");
+        let again = talk("blog.example", "-sess_in");
+        assert!(again.contains("\nReused, TLS") && again.contains("HTTP/1.1 200"), "{version}: {again}");
+        let elsewhere = talk("shop.example", "-sess_in");
+        assert!(!elsewhere.contains("Reused,") && !elsewhere.contains("HTTP/1.1 200"), "{version}: {elsewhere}");
+        assert!(elsewhere.contains(" alert "), "it is asked, and has none to show: {elsewhere}");
+    }
+    assert_eq!(origin.total(), 4, "nobody else's request went on");
+}
+
 #[tokio::test]
 async fn with_one_policy_for_all_the_name_of_the_handshake_is_that_of_the_request() {
     let (pki, origin) = (pki(), origin());

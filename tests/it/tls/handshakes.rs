@@ -5,7 +5,11 @@ use crate::support::client::Client;
 use crate::support::origin::{Gate, Origin, Script, Step};
 use crate::support::pki::{EC, Pki, RSA, Secure};
 use crate::support::process::Process;
+use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, X25519, X25519MLKEM768};
+use rustls::crypto::{ActiveKeyExchange, CryptoProvider, SupportedKxGroup};
+use rustls::{HandshakeKind, NamedGroup};
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -48,6 +52,21 @@ async fn curl_gets_every_version_of_tls_and_http_that_is_offered() {
     assert!(ask(&["--no-alpn"]).starts_with("1.1 200 tiercel; hit"));
     assert_eq!(metric(&process, &handshakes("1.3", "full")).await, 3.0);
     assert_eq!(metric(&process, &handshakes("1.2", "full")).await, 2.0);
+    assert_eq!(origin.total(), 1);
+}
+
+#[tokio::test]
+async fn a_hundred_streams_on_each_of_sixteen_connections_are_served_without_an_error() {
+    let (pki, origin) = (shop(), origin());
+    let (process, address) = serve_shop(&pki, &origin, "");
+    curl(&pki, address, &["https://shop.example/"]).unwrap();
+    let load = ["-n", "8000", "-c", "16", "-m", "100", "--connect-to", &address.to_string(), "https://shop.example/"];
+    let output = Command::new("h2load").args(load).stdin(Stdio::null()).output().expect("h2load runs");
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(report.contains("8000 succeeded, 0 failed, 0 errored, 0 timeout"), "{report}");
+    assert!(report.contains("8000 2xx, 0 3xx, 0 4xx, 0 5xx"), "{report}");
+    assert!(report.contains("TLS Protocol: TLSv1.3") && report.contains("Application protocol: h2"), "{report}");
+    assert_eq!(metric(&process, &handshakes("1.3", "full")).await, 17.0);
     assert_eq!(origin.total(), 1);
 }
 
@@ -184,10 +203,22 @@ async fn a_session_is_resumed_by_any_worker_and_by_nodes_that_share_a_key() {
         let version = version.replace("-tls1_", "1.");
         assert_eq!(metric(&one, &handshakes(&version, "resumed")).await, 4.0);
         assert_eq!(metric(&other, &handshakes(&version, "resumed")).await, 1.0);
-        // 0-RTT is off: what is sent before the handshake ends is not taken.
-        let text = talk(at_one, "-sess_in");
-        assert!(!text.contains("Early data was accepted"), "{text}");
     }
+}
+
+#[test]
+fn a_ticket_allows_no_early_data() {
+    let (pki, origin) = (shop(), origin());
+    let (_process, address) = serve_shop(&pki, &origin, "");
+    let [session, early] = ["session", "early"].map(|name| pki.path(name).display().to_string());
+    let request = "GET / HTTP/1.0\r\nHost: shop.example\r\n\r\n";
+    std::fs::write(&early, "GET /early HTTP/1.0\r\nHost: shop.example\r\n\r\n").unwrap();
+    let talk = |more: &str| s_client(address, &format!("-servername shop.example -ign_eof -tls1_3 {more}"), request);
+    let first = talk(&format!("-sess_out {session}"));
+    assert!(first.contains("Max Early Data: 0\n"), "{first}");
+    let again = talk(&format!("-sess_in {session} -early_data {early}"));
+    assert!(again.contains("\nReused, TLS") && again.contains("Early data was not sent"), "{again}");
+    assert_eq!((origin.count("/"), origin.count("/early")), (1, 0));
 }
 
 #[tokio::test]
@@ -206,19 +237,51 @@ async fn a_session_is_resumed_after_a_reload() {
     assert_eq!(metric(&process, &handshakes("1.3", "resumed")).await, 1.0);
 }
 
+/// A client that says in TLS 1.2, too, that it knows the hybrid group, which is of 1.3.
+#[derive(Debug)]
+struct SaidTooEarly;
+
+impl SupportedKxGroup for SaidTooEarly {
+    fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, rustls::Error> {
+        X25519MLKEM768.start()
+    }
+
+    fn name(&self) -> NamedGroup {
+        NamedGroup::X25519MLKEM768
+    }
+}
+
 #[tokio::test]
 async fn the_key_exchange_withstands_quantum_computers_where_the_client_can() {
     let (pki, origin) = (shop(), origin());
     let (_process, address) = serve_shop(&pki, &origin, "");
-    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519MLKEM768];
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(rustls::pki_types::pem::PemObject::from_pem_file(pki.path("ca.pem")).unwrap()).unwrap();
-    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions().unwrap();
-    let config = Arc::new(builder.with_root_certificates(roots).with_no_client_auth());
-    let connection = Secure::connect(address, "shop.example", &config).await.unwrap();
-    let group = connection.stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
-    assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
+    const HYBRID: NamedGroup = NamedGroup::X25519MLKEM768;
+    let [new, old] = [&[&rustls::version::TLS13][..], &[&rustls::version::TLS12]];
+    for (groups, versions, group, handshake) in [
+        (vec![X25519MLKEM768], new, HYBRID, HandshakeKind::Full),
+        (vec![X25519MLKEM768, X25519], new, HYBRID, HandshakeKind::Full),
+        (vec![X25519], new, NamedGroup::X25519, HandshakeKind::Full),
+        (vec![SECP256R1, X25519], new, NamedGroup::secp256r1, HandshakeKind::Full),
+        // Ours counts, for what may be recorded, not the client's order. It costs who likes others better a round trip.
+        (vec![SECP256R1, X25519, X25519MLKEM768], new, HYBRID, HandshakeKind::FullWithHelloRetryRequest),
+        (vec![X25519], old, NamedGroup::X25519, HandshakeKind::Full),
+        (vec![&SaidTooEarly as &dyn SupportedKxGroup, SECP256R1], old, NamedGroup::secp256r1, HandshakeKind::Full),
+    ] {
+        let what = format!("{groups:?} {versions:?}");
+        let provider = CryptoProvider { kx_groups: groups, ..rustls::crypto::aws_lc_rs::default_provider() };
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(rustls::pki_types::pem::PemObject::from_pem_file(pki.path("ca.pem")).unwrap()).unwrap();
+        let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions).unwrap();
+        let config = Arc::new(builder.with_root_certificates(roots).with_no_client_auth());
+        let mut connection = Secure::connect(address, "shop.example", &config).await.unwrap();
+        let session = connection.stream.get_ref().1;
+        let came_of_it = (session.negotiated_key_exchange_group().map(SupportedKxGroup::name), session.handshake_kind());
+        assert_eq!(came_of_it, (Some(group), Some(handshake)), "{what}");
+        // Which of the two it was makes no difference to a ticket.
+        connection.ask("GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n").await.unwrap();
+        let again = Secure::connect(address, "shop.example", &config).await.unwrap();
+        assert_eq!(again.stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed), "{what}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! HTTP/3 through the running binary: h3's client on quinn, and streams with bytes as they are.
 
-use super::metric;
+mod limits;
+
+use super::{metric, metric_reaches};
 use crate::support::origin::{Gate, Origin, PATIENCE, Script, Step, eventually};
 use crate::support::pki::{EC, Pki, Secure};
 use crate::support::process::{HANGUP, Process, TERMINATE, run, write_config};
@@ -10,6 +12,7 @@ use h3::error::Code;
 use http::{HeaderMap, Method, Request, StatusCode};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, TransportConfig, VarInt};
+use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::future::poll_fn;
@@ -395,11 +398,51 @@ async fn certificates_are_taken_up_as_over_tcp() {
     assert!(before.close_reason().is_none());
 }
 
+/// HTTP/3 asks nobody for a certificate, and so is no way round being asked.
+#[tokio::test]
+async fn a_site_that_asks_for_certificates_is_not_served() {
+    let origin = Origin::start(|_| cached("ok"));
+    let pki = Pki::new();
+    pki.issue("shop", &[HOST], EC, 30);
+    for (asked, status) in
+        [("off", StatusCode::OK), ("optional", StatusCode::MISDIRECTED_REQUEST), ("required", StatusCode::MISDIRECTED_REQUEST)]
+    {
+        let authority = if asked == "off" { String::new() } else { format!("client_ca_file = '{}'\n", pki.path("ca.pem").display()) };
+        let site = format!("[sites.shop]\nhosts = ['{HOST}']\n[sites.shop.tls]\nclient_certificates = '{asked}'\n{authority}");
+        let process = Process::with_config(pki.folder(), &config(&pki, &origin, "", &site));
+        let mut client = Client::connect(&pki, process.address("listener https")).await;
+        let answer = client.get("/").await;
+        assert_eq!((answer.status, answer.body == b"ok"), (status, status == StatusCode::OK), "{asked}");
+    }
+    assert_eq!(origin.total(), 1);
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_without_early_data() {
+    let origin = Origin::start(|_| Script::ok("ok"));
+    let (pki, _process, address) = start(&origin, "", "");
+    let kept = Arc::new(ClientSessionMemoryCache::new(8));
+    let mut secure = pki.client();
+    secure.alpn_protocols = vec![b"h3".to_vec()];
+    secure.resumption = Resumption::store(Arc::clone(&kept) as _);
+    secure.enable_early_data = true;
+    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(secure).unwrap()));
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connect = || endpoint.connect_with(config.clone(), address, HOST).unwrap();
+    // Tickets come after the handshake: the answer is behind them.
+    assert_eq!(Client::over(connect().await.expect("a connection")).await.get("/").await.body, b"ok");
+    let ticket = kept.take_tls13_ticket(&HOST.try_into().unwrap()).expect("one of several");
+    assert_eq!(ticket.max_early_data_size(), 0);
+    let Err(again) = connect().into_0rtt() else { panic!("requests may be sent again by anybody") };
+    assert_eq!(Client::over(again.await.expect("a connection")).await.get("/").await.body, b"ok");
+}
+
 #[test]
 fn a_configuration_that_cannot_be_is_refused() {
     let pki = Pki::new();
     pki.issue("shop", &[HOST], EC, 30);
     let origin = Origin::start(|_| Script::ok("ok"));
+    let asked = format!("tls.client_certificates = 'optional'\ntls.client_ca_file = '{}'", pki.path("ca.pem").display());
     let check = |text: &str| {
         let file = write_config(pki.folder(), text);
         let output = run(&["check", "--config", file.to_str().unwrap()]);
@@ -411,6 +454,7 @@ fn a_configuration_that_cannot_be_is_refused() {
         (plain.to_owned(), "always encrypted"),
         (config(&pki, &origin, "proxy_protocol = ['127.0.0.1']", ""), "does not come over UDP"),
         (config(&pki, &origin, "http3_port = 1", "").replace("http3 = true\n", ""), "without it"),
+        (config(&pki, &origin, &asked, ""), "not asked for certificates over HTTP/3"),
     ] {
         let (is_fine, told) = check(&text);
         assert!(!is_fine && told.contains(what), "{told}");
@@ -429,6 +473,105 @@ async fn interim_responses_go_before_the_answer() {
     assert_eq!((interim.status().as_u16(), &interim.headers()["link"]), (103, &"</a.css>".parse().unwrap()));
     let answer = answer(stream).await.expect("the answer behind it");
     assert_eq!((answer.status, &answer.body[..], answer.is_whole), (StatusCode::OK, &b"ok"[..], true));
+}
+
+#[tokio::test]
+async fn who_expects_100_gets_it_once_its_body_is_wanted() {
+    let origin = Origin::start(|request| Script::ok(format!("{} bytes", request.body.len())));
+    let (pki, _process, address) = start(&origin, "", "");
+    let mut client = Client::connect(&pki, address).await;
+    for method in [Method::POST, Method::OPTIONS] {
+        let mut expecting = request(method, "/upload");
+        expecting.headers_mut().insert("expect", "100-continue".parse().unwrap());
+        let mut stream = client.begin(expecting).await;
+        let interim = tokio::time::timeout(PATIENCE, stream.recv_response()).await.expect("the server fell silent").unwrap();
+        assert_eq!(interim.status(), StatusCode::CONTINUE);
+        stream.send_data(Bytes::from_static(b"hello")).await.unwrap();
+        stream.finish().await.unwrap();
+        let answer = answer(stream).await.expect("the answer behind it");
+        assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &b"5 bytes"[..]));
+    }
+}
+
+const DETACHED: &str = "tiercel_bound_reached_total{bound=\"write_timeout\"}";
+
+#[tokio::test]
+async fn answers_that_wait_their_turn_on_a_slow_connection_all_come() {
+    const STREAMS: usize = 100;
+    const LENGTH: usize = 96 << 10;
+    const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
+    let origin = Origin::start(|_| cached(&"x".repeat(LENGTH)));
+    let (pki, process, address) = start(&origin, "", "[limits]\nwrite_timeout = '500ms'\n");
+    let mut transport = TransportConfig::default();
+    transport.receive_window(VarInt::from_u32(128 << 10)).stream_receive_window(VarInt::from_u32(64 << 10));
+    let mut client = Client::over(dial_with(&pki, address, transport).await).await;
+    let began = std::time::Instant::now();
+    let pace = Arc::new(tokio::sync::Mutex::new(()));
+    let mut answers = tokio::task::JoinSet::new();
+    for _ in 0..STREAMS {
+        let mut stream = client.begin(request(Method::GET, "/")).await;
+        stream.finish().await.unwrap();
+        let pace = Arc::clone(&pace);
+        answers.spawn(async move {
+            let head = stream.recv_response().await.expect("a head");
+            let (mut length, mut pieces) = (0, 0);
+            while let Some(data) = stream.recv_data().await.expect("it goes on") {
+                length += data.remaining();
+                while pieces < length / (16 << 10) {
+                    pieces += 1;
+                    let _one_at_a_time = pace.lock().await;
+                    tokio::time::sleep(Duration::from_millis(6)).await; // how slow this client is
+                }
+            }
+            (head.status(), length)
+        });
+    }
+    while let Some(answered) = answers.join_next().await {
+        assert_eq!(answered.expect("it goes on"), (StatusCode::OK, LENGTH), "after {:?}", began.elapsed());
+    }
+    let turn = began.elapsed() * (16 << 10) / LENGTH as u32;
+    assert!(turn > WRITE_TIMEOUT, "a turn took {turn:?}: nobody waited for long");
+    assert_eq!(metric(&process, DETACHED).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_stream_of_which_nothing_is_taken_is_given_up_and_what_it_pins_let_go_though_others_go_on() {
+    const LENGTH: usize = 1 << 20;
+    let origin =
+        Origin::start(|request| if request.path == "/large" { cached(&"x".repeat(LENGTH)) } else { Script::ok("y".repeat(4 << 10)) });
+    let (pki, process, address) = start(&origin, "", "[limits]\nwrite_timeout = '4s'\n");
+    let mut transport = TransportConfig::default();
+    transport.stream_receive_window(VarInt::from_u32(64 << 10));
+    let mut client = Client::over(dial_with(&pki, address, transport).await).await;
+    while !client.get("/large").await.field("cache-status").contains("; hit") {}
+    let mut stalled = client.begin(request(Method::GET, "/large")).await;
+    stalled.finish().await.unwrap();
+    assert!(stalled.recv_response().await.expect("a head").headers()["cache-status"].to_str().unwrap().contains("; hit"));
+    let mut admin = crate::support::client::Client::connect(process.admin()).await;
+    let body = "{\"everything\": true}";
+    let purge = format!(
+        "POST /v1/purge HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        process.admin(),
+        body.len()
+    );
+    assert_eq!(admin.ask(purge).await.status, 200);
+    const PINNED: &str = "tiercel_pinned_bytes";
+    metric_reaches(&process, PINNED, LENGTH as f64).await;
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while metric(&process, PINNED).await > 0.0 {
+        assert!(std::time::Instant::now() < deadline, "it is pinned for ever");
+        assert_eq!(client.get("/other").await.body.len(), 4 << 10);
+    }
+    assert_eq!(metric(&process, DETACHED).await, 1.0);
+    let ended = loop {
+        match stalled.recv_data().await {
+            Ok(Some(_)) => {}
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    assert!(ended.is_some(), "it is reset");
+    assert_eq!(client.get("/other").await.body.len(), 4 << 10);
 }
 
 #[tokio::test]

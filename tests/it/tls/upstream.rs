@@ -4,12 +4,13 @@ use super::metric;
 use crate::support::client::{Answer, Client};
 use crate::support::origin::{Origin, Script, Step};
 use crate::support::pki::{EC, Pki};
-use crate::support::process::{Process, config, fails, write_config};
+use crate::support::process::{Process, command, config, fails, write_config};
 use parking_lot::Mutex;
+use rustls::crypto::SupportedKxGroup;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{HandshakeKind, RootCertStore, ServerConfig};
+use rustls::{HandshakeKind, NamedGroup, RootCertStore, ServerConfig};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,7 +26,8 @@ struct Front {
 #[derive(Debug, Clone)]
 struct Seen {
     name: Option<String>,
-    is_resumed: bool,
+    handshake: Option<HandshakeKind>,
+    group: Option<NamedGroup>,
     has_certificate: bool,
 }
 
@@ -77,7 +79,8 @@ async fn serve(acceptor: TlsAcceptor, stream: TcpStream, behind: SocketAddr, see
     let session = stream.get_ref().1;
     seen.lock().push(Seen {
         name: session.server_name().map(str::to_owned),
-        is_resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+        handshake: session.handshake_kind(),
+        group: session.negotiated_key_exchange_group().map(SupportedKxGroup::name),
         has_certificate: session.peer_certificates().is_some(),
     });
     let (mut from_proxy, mut to_proxy) = tokio::io::split(stream);
@@ -201,7 +204,35 @@ async fn connections_are_used_again_and_sessions_resumed() {
     origin.close_connections();
     assert_eq!(ask(&process, "/5").await.status, 200);
     let seen = front.seen();
-    assert_eq!((seen.len(), seen[1].is_resumed), (2, true), "{seen:?}");
+    assert_eq!((seen.len(), seen[1].handshake), (2, Some(HandshakeKind::Resumed)), "{seen:?}");
+}
+
+#[tokio::test]
+async fn the_key_exchange_with_an_upstream_withstands_quantum_computers_where_it_can() {
+    let (pki, origin) = (pki(), hello());
+    let front = Front::start(&pki, "origin", &origin, Manner::default()).await;
+    assert_eq!(ask(&proxy(&pki, &front.url(), &trusting(&pki)), "/").await.status, 200);
+    let seen = front.seen();
+    // It is named first, which this server goes by, and its share is there without being asked for.
+    assert_eq!((seen[0].group, seen[0].handshake), (Some(NamedGroup::X25519MLKEM768), Some(HandshakeKind::Full)));
+}
+
+/// Browsers and curl log keys where that variable says; here it would open what goes on with everybody.
+// Waiting for curl takes a thread.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_not_logged_whatever_the_environment_says() {
+    let (pki, origin) = (pki(), hello());
+    pki.issue("shop", &["shop.example"], EC, 30);
+    let front = Front::start(&pki, "origin", &origin, Manner::default()).await;
+    let tls = format!("certificates = [{}]", pki.entry("shop"));
+    let text = super::config(&front.url(), &tls, "") + &format!("[upstreams.default.tls]\n{}\n", trusting(&pki));
+    let (file, log) = (write_config(pki.folder(), &text), pki.path("keys.log"));
+    let process = Process::spawn(command(&["run", "--config", file.to_str().unwrap()]).env("SSLKEYLOGFILE", &log));
+    for version in ["1.2", "1.3"] {
+        let address = process.address("listener https");
+        assert_eq!(super::curl(&pki, address, &["--tls-max", version, "-d", version, "https://shop.example/"]).unwrap(), version);
+    }
+    assert!(!front.seen().is_empty() && !log.exists());
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use crate::support::link;
 use crate::support::redis::{Redis, Reply, Restart, Sentinels};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -81,6 +82,8 @@ pub struct Stage {
     pub sentinels: Option<Sentinels>,
     pub random: StdRng,
     pub clients: Handle,
+    /// Of [`Stage::warm`], what nodes counted that were killed since.
+    pub warm: HashMap<&'static str, f64>,
 }
 
 impl Stage {
@@ -233,11 +236,38 @@ impl Stage {
     fn kill_node(&mut self, node: usize) {
         self.rest(node, true);
         self.fire.world.forget(node);
+        // What it counted goes with it.
+        for outcome in WARM {
+            *self.warm.entry(outcome).or_default() += self.fleet.nodes[node].metric(WARM_TOTAL, &[&labelled(outcome)]).unwrap_or(0.0);
+        }
         self.fleet.nodes[node].kill();
         self.fire.wait(Duration::from_millis(200));
+        // Others hold then what it owns, and it finds that there.
+        for other in (0..self.fleet.nodes.len()).filter(|other| *other != node) {
+            self.ask_for_all(other);
+        }
         self.fleet.nodes[node].start();
         self.fleet.nodes[node].until_ready();
+        self.ask_for_all(node);
         self.rest(node, false);
+    }
+
+    /// A client goes through everything, where nodes ask each other.
+    fn ask_for_all(&self, node: usize) {
+        let fire = &self.fire;
+        let all = fire.world.resources.iter().filter(|_| fire.plan.shield);
+        self.clients.block_on(async {
+            let mut client = None;
+            for resource in all {
+                ask(fire, &mut client, node, resource, true).await;
+            }
+        });
+    }
+
+    /// Questions of nodes that started for what others hold of their keys, by outcome.
+    pub fn warm(&self) -> Vec<(&'static str, f64)> {
+        let since_start = |outcome: &str| self.fleet.sum(WARM_TOTAL, &[&labelled(outcome)]);
+        WARM.map(|outcome| (outcome, self.warm.get(outcome).copied().unwrap_or_default() + since_start(outcome))).to_vec()
     }
 
     fn rest(&self, node: usize, rests: bool) {
@@ -389,6 +419,13 @@ impl Stage {
             self.fleet.nodes.iter().for_each(|node| eprintln!("{}:\n{}", node.name, last_lines(&node.log())));
         }
     }
+}
+
+const WARM_TOTAL: &str = "tiercel_shield_warm_total";
+const WARM: [&str; 6] = ["found", "nothing", "rejected", "late", "failed", "bypassed"];
+
+fn labelled(outcome: &str) -> String {
+    format!("outcome=\"{outcome}\"")
 }
 
 /// Whether the data of an entry is of a purge of one of these.

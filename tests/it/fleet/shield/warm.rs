@@ -1,7 +1,9 @@
 //! A node that starts empty, or comes back, beside others that hold what it owns.
 
 use super::*;
+use crate::support::h2_origin;
 use std::collections::HashMap;
+use tokio::sync::Notify;
 
 impl Stage {
     /// Paths that this node owns, and who stands in for it: the same one for all.
@@ -50,6 +52,65 @@ impl Stage {
         let mut client = Client::connect(self.node(node).http).await;
         client.ask(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{line}\r\n\r\n")).await
     }
+}
+
+/// Answers that it holds each path, and is asked for nothing else; when `gate` is open, with the positions of who asks.
+async fn holder(gate: Arc<Notify>) -> h2_origin::Origin {
+    h2_origin::Origin::start(move |(request, mut respond)| {
+        let gate = Arc::clone(&gate);
+        async move {
+            let (field, uri) = (request.headers()["tiercel-hop"].to_str().expect("text"), request.uri());
+            let asked = Asked { method: "GET", scheme: "http", authority: HOST, target: uri.path() };
+            let at_ms = field.split(' ').nth(1).and_then(|time| time.parse().ok()).expect("a time");
+            let Hop { standing, wanted, .. } = Hop::read(field.as_bytes(), &Key::new(SECRET.as_bytes()), &asked, at_ms).expect("good");
+            assert_eq!(wanted, Wanted::Held);
+            gate.notified().await;
+            let answer = http::Response::builder()
+                .header("tiercel-stamp", format!("{} {}", standing.purge, standing.unsafe_method))
+                .header("cache-control", "max-age=600")
+                .header("age", "100");
+            let mut body = respond.send_response(answer.body(()).expect("an answer"), false).expect("it is there");
+            body.send_data(Bytes::from(format!("held {}", uri.path())), true).expect("it is there");
+        }
+    })
+    .await
+}
+
+/// A node that asks a peer, and one that has only Redis in common with it.
+#[tokio::test]
+async fn what_another_node_held_is_shared_with_those_who_wait_for_the_lease() {
+    let gate = Arc::new(Notify::new());
+    let (origin, redis, holder) = (Origin::start(|_| fresh("fetched")), Redis::start(), holder(Arc::clone(&gate)).await);
+    let node = |name: &str, config: &str| {
+        let tier = "[lease]\nwait = '2m'\nttl = '5s'\n[cache.redis]\nurl = 'redis://@REDIS@'\nlookup_budget = '5s'\n";
+        let config = format!("{config}[journal]\nnode = '{name}'\ntrust = '1s'\n{tier}");
+        let plan = Plan { nodes: 1, config, origin: origin.url(), redis: Some(redis.address()), ..Plan::default() };
+        Fleet::start(&plan)
+    };
+    let alone = &CONFIG[..CONFIG.find("[shield]").expect("a shield")];
+    let with_peer = CONFIG.replace("[@PEERS@]", &format!("[@PEERS@, 'http://{}']", holder.address));
+    let (asker, other) = (node("asker", &with_peer), node("other", alone));
+    let asker = Stage { fleet: asker, origin, redis: None };
+    let trusted = |fleet: &Fleet| fleet.sum("tiercel_journal_trusted", &[]) == 1.0;
+    eventually("both trust the journal", || trusted(&asker.fleet) && trusted(&other)).await;
+    let own = asker.node(0).peer.to_string();
+    let path = (0..100).map(|number| format!("/own/{number}")).find(|path| asker.explained(0, path)["owner"] == own).expect("half of them");
+
+    let mut first = Client::connect(asker.node(0).http).await;
+    first.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    eventually("the holder is asked", || holder.seen.active.load(Ordering::SeqCst) == 1).await;
+    let mut second = Client::connect(other.nodes[0].http).await;
+    second.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    eventually("the other node waits for its lease", || other.sum("tiercel_lease_waiting", &[]) == 1.0).await;
+    gate.notify_one();
+    let first = first.answer(false).await.expect("an answer");
+    assert!(first.text() == format!("held {path}") && first.all("cache-status").contains("detail=WARM"), "{}", first.head);
+    let second = second.answer(false).await.expect("an answer");
+    assert!(second.text() == first.text() && second.all("cache-status").contains("detail=LEASE"), "{}", second.head);
+    assert!(second.field("age").is_some_and(|age| (100..200).contains(&age.parse::<u32>().unwrap())), "{}", second.head);
+    assert_eq!(asker.origin.total(), 0);
+    let ended = |outcome| asker.sum("tiercel_lease_ended_total", &[outcome]);
+    assert_eq!((ended("outcome=\"stored\""), ended("")), (1.0, 1.0));
 }
 
 /// Cache-Status of the node that was asked, without its name.
@@ -202,23 +263,30 @@ async fn without_a_journal_that_nodes_share_nobody_is_asked_for_what_it_holds() 
 }
 
 #[tokio::test]
-async fn a_deputy_that_is_stopped_costs_the_budget_a_few_times_and_then_nothing() {
+async fn a_deputy_that_is_stopped_costs_the_budget_a_few_times_and_then_the_next_one_is_asked() {
     let slow_to_return = CONFIG.replace("back_off = '200ms'\nback_off_max = '400ms'", "back_off = '10m'\nback_off_max = '10m'");
-    let stage = Stage::with_journal_and_config(&slow_to_return.replace("warm_budget = '1m'", "warm_budget = '200ms'"), |request| {
-        fresh(request.path.clone())
-    });
+    let late = slow_to_return.replace("warm_budget = '1m'", "warm_budget = '1s'");
+    let mut stage = Stage::with_journal_and_config(&late, |request| fresh(request.path.clone()));
     let (paths, deputy) = stage.paths_of(0, 10);
+    let third = NODES - deputy;
+    for path in &paths {
+        assert_eq!(stage.get(third, path).await.text(), *path);
+    }
+    stage.fleet.nodes[0].kill();
+    stage.begin(0).await;
+    assert_eq!(stage.explained(0, &paths[0])["warming"]["asks"], stage.node(deputy).peer.to_string());
     stage.node(deputy).pause();
-    let late = |outcome| stage.node(0).metric("tiercel_shield_warm_total", &[&format!("outcome=\"{outcome}\"")]).expect("it runs");
+    let said = |outcome| stage.node(0).metric("tiercel_shield_warm_total", &[&format!("outcome=\"{outcome}\"")]).expect("it runs");
     for (number, path) in paths.iter().enumerate() {
         assert_eq!(stage.get(0, path).await.text(), *path, "a peer that is late is no failure of a request");
-        let asked = (number + 1).min(3);
-        assert_eq!((late("late"), late("bypassed")), (asked as f64, (number + 1 - asked) as f64));
+        let late = (number + 1).min(3);
+        assert_eq!((said("late"), said("found")), (late as f64, (number + 1 - late) as f64), "{path}");
     }
+    assert_eq!((said("bypassed"), stage.origin.total()), (0.0, 13));
+    assert_eq!(stage.explained(0, &paths[0])["warming"]["asks"], stage.node(third).peer.to_string());
     let fit = stage.node(0).metric("tiercel_shield_peers", &["state=\"fit\""]);
     assert_eq!(fit, Some(2.0), "it is asked for what it owns all the same");
     stage.node(deputy).resume();
-    assert_eq!(stage.origin.total(), 10);
 }
 
 #[tokio::test]

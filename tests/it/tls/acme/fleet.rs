@@ -129,11 +129,12 @@ async fn nodes_that_had_accounts_of_their_own_end_with_one() {
     let hosts = ["shop.example", "www.shop.example"];
     pebble.lead(hosts[0], one.http.ip());
     pebble.lead(hosts[1], other.http.ip());
-    let account = |node: &Node| {
-        let file = node.kept().into_iter().find(|file| file.ends_with("account.json"));
-        let text = std::fs::read(file.expect("an account is kept")).expect("it can be read");
-        serde_json::from_slice::<serde_json::Value>(&text).expect("JSON")["credentials"]["id"].clone()
+    let account_in = |node: &Node, name: &str| {
+        let file = node.kept().into_iter().find(|file| file.ends_with(name))?;
+        let text = std::fs::read(file).expect("it can be read");
+        Some(serde_json::from_slice::<serde_json::Value>(&text).expect("JSON")["credentials"]["id"].clone())
     };
+    let account = |node: &Node| account_in(node, "account.json").expect("an account is kept");
     let obtained = async |nodes: &[Node; 2]| {
         let processes = [nodes[0].start(), nodes[1].start()];
         for process in &processes {
@@ -144,8 +145,8 @@ async fn nodes_that_had_accounts_of_their_own_end_with_one() {
     };
     let alone = |plan: &Plan, host: &str| Node::new(&pebble, plan, &origin, &format!("'{host}'"), "", "");
     let nodes = [alone(&one, hosts[0]), alone(&other, hosts[1])];
-    let [first, second] = obtained(&nodes).await;
-    assert_ne!(first, second);
+    let own = obtained(&nodes).await;
+    assert_ne!(own[0], own[1]);
     // From now on they share, and each wants what the other had.
     let shares = |plan: &Plan, host: &str, name: &str, before: Node| {
         let acme = format!("{SEAL}\n[cache.redis]\nurl = '{}'\n[journal]\nnode = '{name}'", redis.url());
@@ -155,4 +156,7 @@ async fn nodes_that_had_accounts_of_their_own_end_with_one() {
     let nodes = [shares(&one, hosts[1], "one", before), shares(&other, hosts[0], "other", before_too)];
     let [first, second] = obtained(&nodes).await;
     assert_eq!(first, second);
+    let replaced: Vec<_> = nodes.iter().map(|node| account_in(node, "account.json.old")).collect();
+    let [first_own, second_own] = own.map(|own| (own != first).then_some(own));
+    assert_eq!(replaced, [first_own, second_own], "an account that another took the place of is kept");
 }
