@@ -124,7 +124,7 @@ impl Stage {
                 self.stop_node(node, shortly);
             }
             NodeStoppedBeyondTrust => self.stop_node_and_purge(node, beyond_trust),
-            NodeKilled => self.kill_node(node),
+            NodeKilled => self.kill_node_until_others_help(node),
             LinkCut => self.link(node, link::Trouble::Cut, beyond_trust),
             LinkHeld => self.link(node, link::Trouble::Held, beyond_trust),
             LinkSlow => {
@@ -233,6 +233,17 @@ impl Stage {
         self.rest(node, false);
     }
 
+    /// Where nodes have only each other: again, should a purge of everything have come between each time.
+    fn kill_node_until_others_help(&mut self, node: usize) {
+        let found = self.found();
+        for _ in 0..KILLS_MAX {
+            self.kill_node(node);
+            if !self.fire.plan.warms() || self.found() > found || self.fire.is_over() {
+                return;
+            }
+        }
+    }
+
     fn kill_node(&mut self, node: usize) {
         self.rest(node, true);
         self.fire.world.forget(node);
@@ -262,6 +273,11 @@ impl Stage {
                 ask(fire, &mut client, node, resource, true).await;
             }
         });
+    }
+
+    /// Answers of others to nodes that started.
+    pub fn found(&self) -> f64 {
+        self.warm().into_iter().find(|(outcome, _)| *outcome == "found").map_or(0.0, |(_, count)| count)
     }
 
     /// Questions of nodes that started for what others hold of their keys, by outcome.
@@ -421,6 +437,7 @@ impl Stage {
     }
 }
 
+const KILLS_MAX: usize = 5;
 const WARM_TOTAL: &str = "tiercel_shield_warm_total";
 const WARM: [&str; 6] = ["found", "nothing", "rejected", "late", "failed", "bypassed"];
 
