@@ -204,9 +204,11 @@ async fn given_up(seen: &Seen) {
     poll_fn(|_| if seen.is_given_up() { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
-/// Ready once a stream is open that could not be answered at once, which comes of serving, too.
+/// Ready once a stream is open that could not be answered at once, which comes of serving, too: then not before others had their
+/// turn, or a connection that ends its own would go on at once.
 async fn opened(seen: &Seen) {
     poll_fn(|_| if seen.open() > 0 { Poll::Ready(()) } else { Poll::Pending }).await;
+    tokio::task::yield_now().await;
 }
 
 /// For how long nothing of any answer could be written.
