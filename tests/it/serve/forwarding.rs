@@ -33,7 +33,7 @@ async fn what_is_normalised_reaches_the_origin_in_one_form_only() {
     let served = serve(|_| Script::ok("ok").header("Cache-Control", "no-store"));
     let host = "Host: shop.example\r\n";
     let chunked = format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n");
-    let rows: [Row; 14] = [
+    let rows: [Row<'_>; 14] = [
         (
             "empty line before the request",
             format!("\r\nGET /a HTTP/1.1\r\n{host}\r\n").into(),
