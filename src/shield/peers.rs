@@ -247,7 +247,8 @@ impl Shield {
             Some(Ok(_)) => {
                 peer.promptness.lock().answered(is_probe);
             }
-            Some(Err(error)) if !is_probe => {
+            // How many of ours wait for it says nothing of it.
+            Some(Err(error)) if !is_probe && !error.is_ours() => {
                 if peer.promptness.lock().failed(false, &rules, clock::mono_ms()) {
                     tracing::debug!(peer = &*peer.name, %error, "a peer is not asked for what it holds for a while");
                 }
@@ -277,7 +278,7 @@ impl Shield {
         let answer = peer.client.send(question, hop, &self.settings, &peer.name).await;
         match &answer {
             // What does not fit a request says nothing of the peer, nor does how many of ours wait for it.
-            Err(FetchError::InvalidRequest(_) | FetchError::QueueFull | FetchError::QueueTimeout) => {}
+            Err(error) if error.is_ours() => {}
             Err(error) => self.failed(peer, false, error),
             Ok(inbound) => match refusal(inbound) {
                 Some(error) => {

@@ -170,7 +170,8 @@ impl Brotli {
         self.out.write_all(&self.buffer[..made])?;
         match result {
             BrotliResult::NeedsMoreOutput => Ok(true),
-            BrotliResult::NeedsMoreInput => Ok(!piece.is_empty()),
+            // It says so also where it has more than there was room for.
+            BrotliResult::NeedsMoreInput => Ok(!piece.is_empty() || made == self.buffer.len()),
             BrotliResult::ResultSuccess if piece.is_empty() => {
                 self.is_whole = true;
                 Ok(false)

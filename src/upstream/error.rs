@@ -78,6 +78,11 @@ pub enum Retry {
 }
 
 impl FetchError {
+    /// Whether the cause is here, so that it says nothing of who was to be asked: a request that cannot be sent, a full line.
+    pub const fn is_ours(&self) -> bool {
+        matches!(self, Self::InvalidRequest(_) | Self::QueueFull | Self::QueueTimeout)
+    }
+
     /// RFC 9209 §2.3 token for Proxy-Status.
     pub const fn token(&self) -> &'static str {
         match self {

@@ -191,7 +191,8 @@ where
         };
         let plan = match self.take_head(whole) {
             Ok(plan) => plan,
-            Err(_) if self.begins_http2() => return Next::HandOver,
+            // A head that was read is gone from the buffer: what begins there is its body.
+            Err(_) if !self.head_is_whole && self.begins_http2() => return Next::HandOver,
             Err(refusal) => return Box::pin(self.refuse(refusal)).await,
         };
         self.served += 1;

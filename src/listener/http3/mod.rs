@@ -93,7 +93,7 @@ pub async fn serve<H: Handler>(
     peer.protocol = Protocol::Http3;
     let shared = Shared::new(peer, limits, handler);
     let limits = Arc::clone(&shared.limits);
-    let (quic, mut stopped) = quic::Connection::guarded(connection.clone(), u64::from(header_list(&limits)));
+    let (quic, mut stopped, queue) = quic::Connection::guarded(connection.clone(), u64::from(header_list(&limits)));
     let mut builder = h3::server::builder();
     builder.max_field_section_size(header_list(&limits).into()).send_grease(false);
     let Ok(Ok(mut serving)) = timeout(limits.header_timeout, builder.build(quic)).await else { return };
@@ -109,7 +109,7 @@ pub async fn serve<H: Handler>(
             accepted = serving.accept() => match accepted {
                 Ok(Some(resolver)) => {
                     let stopped = stopped.of(resolver.frame_stream.id().into_inner());
-                    let out = Out { shared: Arc::clone(&shared), connection: connection.clone() };
+                    let out = Out { shared: Arc::clone(&shared), connection: connection.clone(), queue: Arc::clone(&queue) };
                     requests.spawn(answered(out, resolver, stopped));
                     false
                 }
@@ -201,7 +201,7 @@ async fn answered<H: Handler>(out: Out<H>, resolver: Resolver, mut stopped: Stop
             };
             match event {
                 Event::Interim(head) => {
-                    if !matches!(out.in_turn(send.send_response(head)).await, Some(Ok(()))) {
+                    if !matches!(out.in_turn(send.send_response(head), || false).await, Some(Ok(()))) {
                         return Ended::Reset;
                     }
                 }
@@ -210,16 +210,16 @@ async fn answered<H: Handler>(out: Out<H>, resolver: Resolver, mut stopped: Stop
         },
     };
     let (head, mut body) = (answer.head, answer.body);
-    if !matches!(out.in_turn(send.send_response(head)).await, Some(Ok(()))) {
+    if !matches!(out.in_turn(send.send_response(head), || false).await, Some(Ok(()))) {
         return Ended::Reset;
     }
     let written = tokio::select! {
         written = out.write(&mut send, &mut body) => written,
         _ = &mut stopped => return Ended::Reset,
     };
-    if written && matches!(out.in_turn(send.finish()).await, Some(Ok(()))) {
+    if written && matches!(out.in_turn(send.finish(), || body.is_revoked()).await, Some(Ok(()))) {
         // Until it has arrived: the connection may be closed then.
-        if out.in_turn(stopped).await == Some(true) {
+        if out.in_turn_of(|| out.sent(), stopped, || body.is_revoked()).await == Some(true) {
             body.taken();
         }
     } else {
@@ -232,26 +232,38 @@ async fn answered<H: Handler>(out: Out<H>, resolver: Resolver, mut stopped: Stop
 struct Out<H> {
     shared: Arc<Shared<H>>,
     connection: quinn::Connection,
+    queue: Arc<quic::Queue>,
 }
 
 impl<H: Handler> Out<H> {
-    fn line(&self) -> Line {
-        Line { bytes: self.connection.stats().udp_tx.bytes, open: self.shared.under_way() as usize }
+    /// Of what there was room for: what is sent while a client takes nothing, acknowledgements above all, is not in it.
+    fn taken(&self) -> Line {
+        Line { bytes: self.queue.taken(), open: self.shared.under_way() as usize }
     }
 
-    /// What it comes to; `None` where the client does not take it though it would have been its turn.
-    async fn in_turn<T>(&self, sending: impl Future<Output = T>) -> Option<T> {
+    /// Of all that was sent: once quinn has all of an answer, it alone knows what is on its way.
+    fn sent(&self) -> Line {
+        Line { bytes: self.connection.stats().udp_tx.bytes, ..self.taken() }
+    }
+
+    async fn in_turn<T>(&self, sending: impl Future<Output = T>, is_unwanted: impl Fn() -> bool) -> Option<T> {
+        self.in_turn_of(|| self.taken(), sending, is_unwanted).await
+    }
+
+    /// What it comes to; `None` where the client does not take it though it would have been its turn, or is not waited for any
+    /// longer.
+    async fn in_turn_of<T>(&self, line: impl Fn() -> Line, sending: impl Future<Output = T>, is_unwanted: impl Fn() -> bool) -> Option<T> {
         let write_timeout = self.shared.limits.write_timeout;
         let mut sending = pin!(sending);
         if let Poll::Ready(sent) = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await {
             return Some(sent);
         }
-        let mut turn = Turn::begin(Instant::now(), self.line(), write_timeout);
+        let mut turn = Turn::begin(Instant::now(), line(), write_timeout);
         loop {
             if let Ok(sent) = timeout_at(turn.look_at, sending.as_mut()).await {
                 return Some(sent);
             }
-            if turn.is_passed_over(Instant::now(), self.line(), AHEAD, write_timeout) {
+            if is_unwanted() || turn.is_passed_over(Instant::now(), line(), AHEAD, write_timeout) {
                 return None;
             }
         }
@@ -265,7 +277,9 @@ impl<H: Handler> Out<H> {
                 None => return true,
                 Some(Err(_)) => return false,
                 Some(Ok(Piece::Data(data))) => data,
-                Some(Ok(Piece::Trailers(trailers))) => return matches!(self.in_turn(send.send_trailers(trailers)).await, Some(Ok(()))),
+                Some(Ok(Piece::Trailers(trailers))) => {
+                    return matches!(self.in_turn(send.send_trailers(trailers), || false).await, Some(Ok(())));
+                }
             };
             while !data.is_empty() {
                 if body.is_revoked() {
@@ -273,11 +287,11 @@ impl<H: Handler> Out<H> {
                     return false;
                 }
                 let piece = data.split_to(PIECE.min(data.len()));
-                match self.in_turn(send.send_data(piece)).await {
+                match self.in_turn(send.send_data(piece), || body.is_revoked()).await {
                     Some(Ok(())) => {}
                     Some(Err(_)) => return false,
                     None => {
-                        body.detach(Bound::WriteTimeout);
+                        body.detach(if body.is_revoked() { Bound::ReaderDetached } else { Bound::WriteTimeout });
                         return false;
                     }
                 }

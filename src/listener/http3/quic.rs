@@ -15,6 +15,7 @@ use std::io;
 use std::mem::take;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use tokio::io::AsyncReadExt;
 
@@ -228,7 +229,11 @@ impl quic::RecvStream for RecvStream {
 /// middle would never get any. Here whoever has waited longest is woken first. Who needs no room but what its own window gives is
 /// woken with the others, and waits on.
 #[derive(Default)]
-struct Queue(Mutex<Places>);
+pub struct Queue {
+    places: Mutex<Places>,
+    /// Bytes that there was room for.
+    taken: AtomicU64,
+}
 
 #[derive(Default)]
 struct Places {
@@ -237,9 +242,14 @@ struct Places {
 }
 
 impl Queue {
+    /// Bytes of all streams for which there was room so far.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Waits, at a place that it may have already.
     fn wait(&self, place: &mut Option<u64>, context: &Context<'_>) {
-        let mut places = self.0.lock();
+        let mut places = self.places.lock();
         let place = *place.get_or_insert_with(|| {
             places.given_out += 1;
             places.given_out
@@ -250,14 +260,14 @@ impl Queue {
     /// Waits no more, and has no place any more.
     fn leave(&self, place: &mut Option<u64>) {
         if let Some(place) = place.take() {
-            self.0.lock().waiting.remove(&place);
+            self.places.lock().waiting.remove(&place);
         }
     }
 }
 
 impl Wake for Queue {
     fn wake(self: Arc<Self>) {
-        let waiting = take(&mut self.0.lock().waiting);
+        let waiting = take(&mut self.places.lock().waiting);
         waiting.into_values().for_each(Waker::wake);
     }
 }
@@ -298,6 +308,7 @@ impl<B: Buf> quic::SendStream<B> for SendStream<B> {
             let written = ready!(self.poll_write(context)).map_err(unwritten)?;
             if let Some(data) = &mut self.writing {
                 data.advance(written);
+                self.queue.taken.fetch_add(written as u64, Ordering::Relaxed);
             }
         }
         self.writing = None;

@@ -1,7 +1,8 @@
 -- Makes a stored response visible: KEYS are its head and its primary record, ARGV their content, the milliseconds that they
 -- live, where in a record the time stands at which its fetch began, and where in a head the id of its body (16 bytes, then the
--- length in 8 and the number of segments in 4). A record replaces another only if its fetch began later, or as late; or if that
--- one's began more than a second ahead of the clock here, by the clock of a node that was wrong.
+-- length in 8 and the number of segments in 4). A record replaces another only if its fetch began later, or as late. What began
+-- more than a second ahead of the clock here was timed by a clock that is wrong: no floor would be above it, so it is not taken,
+-- and stands in nobody's way.
 -- Answers: whether it is visible, and body and segments of the head that it replaced.
 local keep, at, body_at = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
@@ -24,6 +25,10 @@ local function put(key, record, keep)
   return there
 end
 
+local own = began(ARGV[1])
+if own and own > latest then
+  return {0, '', 0}
+end
 local replaced = put(KEYS[1], ARGV[1], keep)
 if not replaced then
   return {0, '', 0}

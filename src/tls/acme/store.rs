@@ -86,13 +86,18 @@ impl Store {
             let kept: Result<StoredAccount, _> = serde_json::from_slice(&there.pem);
             kept.map_or(there.pem != bytes, |kept| kept.is_another(bytes))
         };
-        let old = match read(&file).map_err(io::Error::other)?.filter(is_another) {
-            Some(another) => {
-                let beside = self.folder.join(OLD_ACCOUNT);
+        let beside = self.folder.join(OLD_ACCOUNT);
+        let old = match read(&file).map(|there| there.filter(is_another)) {
+            Ok(Some(another)) => {
                 self.write(&beside, &another.pem)?;
                 Some(beside)
             }
-            None => None,
+            Ok(None) => None,
+            // What cannot be read can be moved.
+            Err(_) => {
+                std::fs::rename(&file, &beside)?;
+                Some(beside)
+            }
         };
         self.write(&file, bytes).map(|()| old)
     }
@@ -247,6 +252,9 @@ mod tests {
         std::fs::write(folder.path().join("ca/account.json"), "{").unwrap();
         assert!(store.keep_shared_account(&account("two", "mailto:b@a.example")).unwrap().is_some());
         assert_eq!(kept("account.json.old").as_deref(), Some(&b"{"[..]), "what a person may yet mend");
+        std::fs::write(folder.path().join("ca/account.json"), " ".repeat(1 << 20)).unwrap();
+        assert!(store.keep_shared_account(&account("two", "mailto:b@a.example")).unwrap().is_some(), "it is too long to be read");
+        assert_eq!(kept("account.json.old").map(|kept| kept.len()), Some(1 << 20));
     }
 
     #[test]

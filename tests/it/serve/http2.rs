@@ -1,7 +1,7 @@
 //! HTTP/2 in plain text, by prior knowledge, through the running binary.
 
 use super::*;
-use crate::support::h2::{DATA, END, END_HEADERS, HEADERS, Raw, SETTINGS, ask, connect, frame, get, line};
+use crate::support::h2::{DATA, END, END_HEADERS, GET, HEADERS, Raw, SETTINGS, ask, connect, frame, get, line};
 use crate::support::origin::Step;
 use http_body_util::{BodyExt, Full};
 use std::process::{Command, Stdio};
@@ -53,6 +53,26 @@ async fn the_preface_may_come_in_pieces_and_what_is_nearly_one_is_refused() {
     let mut later = served.client().await;
     assert_eq!(later.ask(request("GET", "/", "", "")).await.status, 200);
     assert_eq!(later.ask(crate::support::h2::PREFACE).await.status, 505, "a connection that spoke HTTP/1 goes on with it");
+}
+
+/// A body that looks like the beginning of HTTP/2 is not one: who could send it would speak for whoever made the connection.
+#[tokio::test]
+async fn what_comes_behind_a_head_that_is_refused_is_no_connection_of_http2() {
+    let served = serve_with(H2C, |_| fresh("stored"));
+    let body = [crate::support::h2::PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, END | END_HEADERS, 1, GET)].concat();
+    for (fields, status) in [
+        ("Expect: foo\r\nContent-Length: 500\r\n", 417),
+        ("Transfer-Encoding: gzip, chunked\r\n", 501),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 500\r\n", 400),
+        ("Content-Length: 99999999999999\r\n", 413),
+    ] {
+        let mut client = served.client().await;
+        client.send([format!("POST /x HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n").as_bytes(), &body].concat()).await;
+        let answer = client.answer(false).await.unwrap_or_else(|| panic!("an answer to {fields:?}"));
+        assert_eq!(answer.status, status, "{fields:?}: {}", answer.head);
+        assert!(client.answer(false).await.is_none(), "{fields:?}: nothing comes behind it");
+    }
+    assert_eq!(served.origin.count("/"), 0);
 }
 
 #[tokio::test]

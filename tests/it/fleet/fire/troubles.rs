@@ -246,12 +246,13 @@ impl Stage {
 
     fn kill_node(&mut self, node: usize) {
         self.rest(node, true);
-        self.fire.world.forget(node);
         // What it counted goes with it.
         for outcome in WARM {
             *self.warm.entry(outcome).or_default() += self.fleet.nodes[node].metric(WARM_TOTAL, &[&labelled(outcome)]).unwrap_or(0.0);
         }
         self.fleet.nodes[node].kill();
+        // Not before: a connection that is made until then ends with this life of it.
+        self.fire.world.forget(node);
         self.fire.wait(Duration::from_millis(200));
         // Others hold then what it owns, and it finds that there.
         for other in (0..self.fleet.nodes.len()).filter(|other| *other != node) {

@@ -203,7 +203,7 @@ impl World {
         Life(*self.lives[node].lock())
     }
 
-    /// The node is about to be killed: what it alone has acknowledged goes with it.
+    /// The node was killed: what it alone has acknowledged went with it.
     pub fn forget(&self, node: usize) {
         let mut life = self.lives[node].lock();
         *life += 1;
