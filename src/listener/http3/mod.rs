@@ -217,9 +217,9 @@ async fn answered<H: Handler>(out: Out<H>, resolver: Resolver, mut stopped: Stop
         written = out.write(&mut send, &mut body) => written,
         _ = &mut stopped => return Ended::Reset,
     };
-    if written && matches!(out.in_turn(send.finish(), || body.is_revoked()).await, Some(Ok(()))) {
+    if written && matches!(out.in_turn(send.finish(), revoked(&mut body)).await, Some(Ok(()))) {
         // Until it has arrived: the connection may be closed then.
-        if out.in_turn_of(|| out.sent(), stopped, || body.is_revoked()).await == Some(true) {
+        if out.in_turn_of(|| out.sent(), stopped, revoked(&mut body)).await == Some(true) {
             body.taken();
         }
     } else {
@@ -246,13 +246,18 @@ impl<H: Handler> Out<H> {
         Line { bytes: self.connection.stats().udp_tx.bytes, ..self.taken() }
     }
 
-    async fn in_turn<T>(&self, sending: impl Future<Output = T>, is_unwanted: impl Fn() -> bool) -> Option<T> {
+    async fn in_turn<T>(&self, sending: impl Future<Output = T>, is_unwanted: impl FnMut() -> bool) -> Option<T> {
         self.in_turn_of(|| self.taken(), sending, is_unwanted).await
     }
 
     /// What it comes to; `None` where the client does not take it though it would have been its turn, or is not waited for any
     /// longer.
-    async fn in_turn_of<T>(&self, line: impl Fn() -> Line, sending: impl Future<Output = T>, is_unwanted: impl Fn() -> bool) -> Option<T> {
+    async fn in_turn_of<T>(
+        &self,
+        line: impl Fn() -> Line,
+        sending: impl Future<Output = T>,
+        mut is_unwanted: impl FnMut() -> bool,
+    ) -> Option<T> {
         let write_timeout = self.shared.limits.write_timeout;
         let mut sending = pin!(sending);
         if let Poll::Ready(sent) = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await {
@@ -287,7 +292,7 @@ impl<H: Handler> Out<H> {
                     return false;
                 }
                 let piece = data.split_to(PIECE.min(data.len()));
-                match self.in_turn(send.send_data(piece), || body.is_revoked()).await {
+                match self.in_turn(send.send_data(piece), revoked(body)).await {
                     Some(Ok(())) => {}
                     Some(Err(_)) => return false,
                     None => {
@@ -300,6 +305,11 @@ impl<H: Handler> Out<H> {
         }
         true
     }
+}
+
+/// Whether the memory behind a body is wanted back, asked again and again. It is held alone: other threads may not look at it.
+fn revoked<H: Handler>(body: &mut Outgoing<H>) -> impl FnMut() -> bool {
+    move || body.is_revoked()
 }
 
 /// Lets those go first that were woken meanwhile: they wait for the same room.

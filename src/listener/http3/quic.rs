@@ -65,10 +65,10 @@ impl Connection {
     }
 
     /// The server's side: frames other than DATA have at most `frame_max` bytes.
-    pub fn guarded(quinn: quinn::Connection, frame_max: u64) -> (Self, Stops) {
+    pub fn guarded(quinn: quinn::Connection, frame_max: u64) -> (Self, Stops, Arc<Queue>) {
         let connection = Self { frame_max: Some(frame_max), ..Self::new(quinn) };
-        let stops = connection.stops.clone();
-        (connection, stops)
+        let (stops, queue) = (connection.stops.clone(), Arc::clone(&connection.queue));
+        (connection, stops, queue)
     }
 }
 

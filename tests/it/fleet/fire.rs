@@ -315,6 +315,8 @@ fn finds_nothing(plan: Plan) {
     let violations = fire.violations.lock().clone();
     assert!(violations.is_empty(), "{} violations:\n{}", violations.len(), violations.join("\n"));
     assert_eq!(fire.failed.total(), 0, "{}", fire.failed);
+    let (hung_up, checked) = (fire.unanswered.of(load::BY_A_NODE_THAT_RUNS), fire.checked.load(SeqCst));
+    assert!(hung_up * 1000 <= checked + 1000, "{hung_up} of {checked} requests had no answer: {}", fire.unanswered);
     assert_eq!(fire.acknowledged.of("never complete"), 0, "{}", fire.acknowledged);
     assert!(fire.is_done(), "too little happened in {:?}", fire.plan.at_most);
 }
