@@ -1,6 +1,7 @@
 //! Well-formed requests mean the same to this connection and to hyper's server: method, target, fields, body, which of
 //! several pipelined ones are answered, and how the answers are framed.
 
+use crate::support::scripted;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -347,20 +348,14 @@ fn limits() -> Limits {
         connections: 1,
         requests_per_connection: 100,
         header_bytes: 32 * 1024,
-        header_count: 100,
         url_bytes: 8192,
         body_bytes: 1 << 20,
         header_timeout: PATIENCE,
         idle_timeout: PATIENCE,
         body_timeout: PATIENCE,
-        body_rate: 0,
         write_timeout: PATIENCE,
         waiting: 1,
-        rate_limit_callers: 16,
-        rate_limit_budget: std::time::Duration::from_secs(1),
-        compression_threads: 1,
-        dictionary_memory: 1 << 20,
-        http2: tiercel::config::settings::Http2::default(),
+        ..scripted::limits()
     }
 }
 
