@@ -4,7 +4,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use std::time::Duration;
 use tiercel::config::settings::Limits;
 use tiercel::listener::http1::framing::{self, BodyLength};
 use tiercel::listener::http1::parse::{self, HeadExtent, HeadScan};
@@ -60,24 +59,5 @@ fn scan_as_it_comes(data: &[u8], mut arrival: Arrival, limits: &Limits) -> Resul
 
 /// Small enough for every bound to be reached.
 fn limits() -> Limits {
-    let second = Duration::from_secs(1);
-    Limits {
-        connections: 1,
-        requests_per_connection: 1,
-        header_bytes: 1024,
-        header_count: 8,
-        url_bytes: 256,
-        body_bytes: 1 << 20,
-        header_timeout: second,
-        idle_timeout: second,
-        body_timeout: second,
-        body_rate: 0,
-        write_timeout: second,
-        waiting: 1,
-        rate_limit_callers: 16,
-        rate_limit_budget: std::time::Duration::from_secs(1),
-        compression_threads: 1,
-        dictionary_memory: 1 << 20,
-        http2: tiercel::config::settings::Http2::default(),
-    }
+    Limits { header_bytes: 1024, header_count: 8, url_bytes: 256, body_bytes: 1 << 20, ..Limits::default() }
 }

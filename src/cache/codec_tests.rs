@@ -1,8 +1,10 @@
 use super::*;
+use crate::cache::for_tests::{fields, stored_head};
 use crate::semantics::key::KeyPolicy;
 use crate::semantics::targeted::TargetList;
 use proptest::prelude::*;
 
+const URL: &str = "http://shop.example/a?b=c";
 const NAME: &[u8] = b"tiercel:c:1:{00}:h:00";
 const NOW: Now = Now { wall_ms: 1_700_000_100_000, mono_ms: 500_000 };
 /// Redis' clock is ten seconds ahead.
@@ -21,7 +23,7 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        let target = Target::from_url("http://shop.example/a?b=c").unwrap();
+        let target = Target::from_url(URL).unwrap();
         let key = CacheKey::new(&target, &Fields::new(), &KeyPolicy::default());
         Self { target, key, site: Arc::new("shop".into()), policy: CachePolicy::default() }
     }
@@ -33,36 +35,18 @@ impl Case {
 
     /// A head that was received `since_ms` ago.
     fn head(&self, lines: &[(&str, &str)], since_ms: u64) -> StoredHead {
-        let fields = fields(lines);
-        let mut asked = Fields::new();
-        asked.push("cookie", "a=b").unwrap();
-        asked.push("accept-language", "de").unwrap();
-        let (method, status) = (Method::GET, StatusCode::OK);
-        let request = Request { method: &method, target: &self.target, fields: &asked };
         let received = Now { wall_ms: NOW.wall_ms - since_ms as i64, mono_ms: NOW.mono_ms - since_ms };
-        let facts = Facts::new(request, Response { status, fields: &fields }, &self.policy.targeted, received, received).jittered(1, 2);
         let place = |ms| Mark { position: Position { epoch: 3, ms, sequence: 9 }, local: 4 };
+        let made = stored_head(URL, &[("cookie", "a=b"), ("accept-language", "de")], lines, &self.policy, received);
         StoredHead {
-            secondary: facts.vary.secondary_key(&asked, &self.policy),
-            facts,
-            fields,
-            key: self.key.clone(),
+            facts: made.facts.jittered(1, 2),
             stamp: Stamp { purge: place(11), unsafe_method: place(12) }.into(),
-            checked: Default::default(),
             tags: Tags::of([1, 2].into(), [3].into(), "a b".into()),
             site: Arc::clone(&self.site),
-            fetch: 1,
             sent_mono_ms: 0,
+            ..made
         }
     }
-}
-
-fn fields(lines: &[(&str, &str)]) -> Fields {
-    let mut fields = Fields::new();
-    for (name, value) in lines {
-        fields.push(name, value).unwrap();
-    }
-    fields
 }
 
 fn times(since_ms: i64) -> Times {

@@ -14,6 +14,8 @@ pub use dictionaries::Dictionaries;
 pub use form::{Effort, Form, Forms};
 pub use request_counts::{Counted, RequestCounts};
 pub use search_rules::SearchRules;
+#[cfg(test)]
+pub use stored_response::tests as for_tests;
 pub use stored_response::{Blocks, StoredHead, StoredResponse, subject};
 pub use tags::{GROUPS_MAX, TAG_FIELDS, Tags, named_groups};
 pub use variants::Insertion;

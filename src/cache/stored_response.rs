@@ -236,3 +236,38 @@ fn of_segment(length: usize) -> usize {
 /// With it responses of 100, 1,024 and 2,500 bytes weighed 1,405, 2,330 and 3,805 before shared terms (some 130 bytes) counted with
 /// each; what the process grew by with each, from 50,000 to 150,000 of them, was 1,405, 2,250 and 3,866.
 pub(super) const ALLOCATION: usize = 32;
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::invalidation::Stamp;
+    use crate::semantics::key::KeyPolicy;
+    use crate::semantics::{Method, Request, Target};
+
+    /// The head of what a GET of `url` with the lines `asked` was answered with, `now`.
+    pub fn stored_head(url: &str, asked: &[(&str, &str)], lines: &[(&str, &str)], policy: &CachePolicy, now: Now) -> StoredHead {
+        let (target, asked, fields) = (Target::from_url(url).unwrap(), fields(asked), fields(lines));
+        let request = Request { method: &Method::GET, target: &target, fields: &asked };
+        let facts = Facts::new(request, Response { status: StatusCode::OK, fields: &fields }, &policy.targeted, now, now);
+        StoredHead {
+            secondary: facts.vary.secondary_key(&asked, policy),
+            key: CacheKey::new(&target, &asked, &KeyPolicy::default()),
+            facts,
+            fields,
+            stamp: Stamp::default().into(),
+            checked: Default::default(),
+            tags: Default::default(),
+            site: Arc::new("a".into()),
+            fetch: 1,
+            sent_mono_ms: now.mono_ms,
+        }
+    }
+
+    pub fn fields(lines: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::new();
+        for (name, value) in lines {
+            fields.push(name, value).unwrap();
+        }
+        fields
+    }
+}

@@ -149,37 +149,14 @@ impl Held for StoredResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::for_tests::stored_head;
     use crate::coalesce::fill::FillBudget;
     use crate::coalesce::pinned::{Kept, Pins};
-    use crate::invalidation::Stamp;
-    use crate::semantics::key::KeyPolicy;
-    use crate::semantics::{CacheKey, Method, Request, Response, StatusCode, Target};
 
     /// A response that varies on a field which each request has with a value of its own.
     fn varied(number: u64, policy: &CachePolicy, pins: &Arc<Pins>, now: Now) -> Arc<StoredResponse> {
-        let fields_of = |name: &str, value: &str| {
-            let mut fields = Fields::new();
-            fields.push(name, value).unwrap();
-            fields
-        };
-        let (asked, target) = (fields_of("x-junk", &format!("{number:05}")), Target::from_url("http://a/").unwrap());
-        let mut fields = fields_of("vary", "X-Junk");
-        fields.push("cache-control", "max-age=60").unwrap();
-        let (request, response) =
-            (Request { method: &Method::GET, target: &target, fields: &asked }, Response { status: StatusCode::OK, fields: &fields });
-        let facts = Facts::new(request, response, &policy.targeted, now, now);
-        let head = StoredHead {
-            secondary: facts.vary.secondary_key(&asked, policy),
-            key: CacheKey::new(&target, &asked, &KeyPolicy::default()),
-            facts,
-            fields,
-            stamp: Stamp::default().into(),
-            checked: Default::default(),
-            tags: Default::default(),
-            site: Arc::new("a".into()),
-            fetch: number,
-            sent_mono_ms: now.mono_ms,
-        };
+        let (asked, lines) = ([("x-junk", &*format!("{number:05}"))], [("vary", "X-Junk"), ("cache-control", "max-age=60")]);
+        let head = StoredHead { fetch: number, ..stored_head("http://a/", &asked, &lines, policy, now) };
         let body = [bytes::Bytes::from(vec![0; 100])];
         Arc::new(StoredResponse::new(Arc::new(head), Kept::new(&body, pins), 100, policy, now))
     }

@@ -1,4 +1,4 @@
-//! Configuration: [`raw`] as written, `resolve` into [`settings`] as used. Only `resolve` knows defaults.
+//! Configuration: [`raw`] as written, `resolve` into [`settings`] as used. Only `resolve` applies defaults.
 //!
 //! Sources are merged in the order defaults, files, environment, flags. Everything that is wrong is
 //! found in one go ([`Problems`]), each with its place and a remedy. Start reading at [`load`].

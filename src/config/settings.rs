@@ -440,6 +440,31 @@ pub struct Limits {
     pub http2: Http2,
 }
 
+impl Default for Limits {
+    /// But for `compression_threads`: those depend on the machine.
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            requests_per_connection: 100_000,
+            header_bytes: 32 << 10,
+            header_count: 128,
+            url_bytes: 8 << 10,
+            body_bytes: 4 << 30,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(30),
+            body_rate: 512,
+            write_timeout: Duration::from_secs(30),
+            waiting: 65_536,
+            rate_limit_callers: 65_536,
+            rate_limit_budget: Duration::from_millis(25),
+            compression_threads: 1,
+            dictionary_memory: 64 << 20,
+            http2: Http2::default(),
+        }
+    }
+}
+
 /// What a connection of HTTP/2 may make us hold or do, besides [`Limits`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Http2 {

@@ -8,7 +8,7 @@ use std::io::Write as _;
 /// Bytes of chunk extensions in one body; they are checked and ignored.
 const EXTENSION_BYTES: usize = 4096;
 /// Bytes of a trailer section.
-const TRAILER_BYTES: usize = 8192;
+pub const TRAILER_BYTES: usize = 8192;
 /// Hex digits of a chunk size: what 64 bits hold.
 const SIZE_DIGITS: u8 = 16;
 

@@ -53,8 +53,13 @@ where
     Ok((tracing_subscriber::registry().with(filter).with(lines), LogHandle(handle)))
 }
 
+/// Unless the level names h2: it warns of what peers do frame by frame, so that a client could fill the log.
+const QUIET: &str = "h2=error";
+
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::builder().parse(level).map_err(|error| LogError::Level { level: level.to_owned(), problem: error.to_string() })
+    EnvFilter::builder()
+        .parse(format!("{QUIET},{level}"))
+        .map_err(|error| LogError::Level { level: level.to_owned(), problem: error.to_string() })
 }
 
 struct Utc;
@@ -199,6 +204,17 @@ mod tests {
             tracing::debug!("still");
         });
         assert!(!text.contains("before") && text.contains("after") && text.contains("still"), "{text}");
+    }
+
+    #[test]
+    fn what_clients_make_h2_say_is_logged_only_where_that_is_asked_for() {
+        for (level, is_heard) in [("info", false), ("debug", false), ("info,h2=warn", true), ("info,h2::proto=warn", true)] {
+            let text = logged(&settings(level, LogFormat::Text), |_| {
+                tracing::warn!(target: "h2::proto::ping_pong", "recv PING ack that we never sent");
+                tracing::warn!(target: "tiercel::listener", "ours");
+            });
+            assert_eq!((text.contains("PING"), text.contains("ours")), (is_heard, true), "{level}: {text}");
+        }
     }
 
     #[test]

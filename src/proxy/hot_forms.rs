@@ -110,37 +110,17 @@ fn make_smaller(proxy: &Proxy, source: &Arc<StoredHead>, policy: &Arc<Compressio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::for_tests::stored_head;
     use crate::coalesce::fill::FillBudget;
     use crate::coalesce::pinned::{Kept, Pins};
-    use crate::invalidation::Stamp;
+    use crate::semantics::Now;
     use crate::semantics::coding::{Coding, Wanted};
-    use crate::semantics::freshness::Facts;
-    use crate::semantics::key::KeyPolicy;
     use crate::semantics::policy::CachePolicy;
-    use crate::semantics::{CacheKey, Fields, Method, Now, Request, Response, StatusCode, Target};
-
-    fn head() -> Arc<StoredHead> {
-        let (target, fields, policy) = (Target::from_url("http://a/").unwrap(), Fields::new(), CachePolicy::default());
-        let now = Now { wall_ms: 1_700_000_000_000, mono_ms: 5_000 };
-        let request = Request { method: &Method::GET, target: &target, fields: &fields };
-        let facts = Facts::new(request, Response { status: StatusCode::OK, fields: &fields }, &policy.targeted, now, now);
-        Arc::new(StoredHead {
-            secondary: facts.vary.secondary_key(&fields, &policy),
-            key: CacheKey::new(&target, &fields, &KeyPolicy::default()),
-            facts,
-            fields,
-            stamp: Stamp::default().into(),
-            checked: Default::default(),
-            tags: Default::default(),
-            site: Arc::new("a".into()),
-            fetch: 1,
-            sent_mono_ms: now.mono_ms,
-        })
-    }
 
     #[test]
     fn so_many_forms_wait_and_one_more_comes_again_later() {
-        let (line, metrics, source) = (HotForms::default(), Metrics::new(1), head());
+        let (line, metrics, now) = (HotForms::default(), Metrics::new(1), Now { wall_ms: 1_700_000_000_000, mono_ms: 5_000 });
+        let source = Arc::new(stored_head("http://a/", &[], &[], &CachePolicy::default(), now));
         let policy = Arc::new(Compression { hot_hits: SAMPLE, ..Compression::default() });
         let pins = Pins::new(&FillBudget::new(1 << 20));
         let kept = Kept::new(&[Bytes::from_static(b"form")], &pins);

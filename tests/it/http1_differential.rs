@@ -345,7 +345,6 @@ fn pairs(fields: &Fields) -> Vec<(String, Vec<u8>)> {
 
 fn limits() -> Limits {
     Limits {
-        connections: 1,
         requests_per_connection: 100,
         header_bytes: 32 * 1024,
         url_bytes: 8192,
@@ -354,7 +353,6 @@ fn limits() -> Limits {
         idle_timeout: PATIENCE,
         body_timeout: PATIENCE,
         write_timeout: PATIENCE,
-        waiting: 1,
         ..scripted::limits()
     }
 }

@@ -136,7 +136,7 @@ async fn fetch(upstream: &Arc<Upstream>, request: Outbound) -> (StatusCode, Stri
     (inbound.status, String::from_utf8(body).unwrap())
 }
 
-async fn fails(upstream: &Arc<Upstream>, request: Outbound) -> FetchError {
+pub async fn fails(upstream: &Arc<Upstream>, request: Outbound) -> FetchError {
     upstream.send(request).await.map(|inbound| inbound.status).unwrap_err().error
 }
 

@@ -1,4 +1,4 @@
-//! Raw into settings. The only place that knows defaults, and the only one that may look at both.
+//! Raw into settings. The only place that applies defaults, and the only one that may look at both.
 
 mod acme;
 mod cache;
@@ -315,24 +315,29 @@ fn memory_limit(raw: Option<&RawMemoryLimit>, table: &mut Table<'_>) -> u64 {
 }
 
 fn limits(raw: &RawLimits, report: &mut Report) -> Limits {
-    let mut t = Table::new(report, "limits");
+    let (mut t, default) = (Table::new(report, "limits"), Limits::default());
     Limits {
-        connections: t.count("connections", raw.connections, 16_384, 1..=10_000_000) as usize,
-        requests_per_connection: t.count("requests_per_connection", raw.requests_per_connection, 100_000, 1..=u64::MAX),
-        header_bytes: t.size("header_bytes", raw.header_bytes.as_ref(), 32 * KIB, 512..=16 * MIB) as usize,
-        header_count: t.count("header_count", raw.header_count, 128, 1..=10_000) as usize,
-        url_bytes: t.size("url_bytes", raw.url_bytes.as_ref(), 8 * KIB, 64..=MIB) as usize,
-        body_bytes: t.size("body_bytes", raw.body_bytes.as_ref(), 4 * GIB, 0..=u64::MAX),
-        header_timeout: t.timeout("header_timeout", raw.header_timeout.as_ref(), secs(10)),
-        idle_timeout: t.timeout("idle_timeout", raw.idle_timeout.as_ref(), secs(75)),
-        body_timeout: t.timeout("body_timeout", raw.body_timeout.as_ref(), secs(30)),
-        body_rate: t.size("body_rate", raw.body_rate.as_ref(), 512, 0..=GIB),
-        write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), secs(30)),
-        waiting: t.count("waiting", raw.waiting, 65_536, 0..=10_000_000) as usize,
-        rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, 65_536, 16..=100_000_000),
+        connections: t.count("connections", raw.connections, default.connections as u64, 1..=10_000_000) as usize,
+        requests_per_connection: t.count(
+            "requests_per_connection",
+            raw.requests_per_connection,
+            default.requests_per_connection,
+            1..=u64::MAX,
+        ),
+        header_bytes: t.size("header_bytes", raw.header_bytes.as_ref(), default.header_bytes as u64, 512..=16 * MIB) as usize,
+        header_count: t.count("header_count", raw.header_count, default.header_count as u64, 1..=10_000) as usize,
+        url_bytes: t.size("url_bytes", raw.url_bytes.as_ref(), default.url_bytes as u64, 64..=MIB) as usize,
+        body_bytes: t.size("body_bytes", raw.body_bytes.as_ref(), default.body_bytes, 0..=u64::MAX),
+        header_timeout: t.timeout("header_timeout", raw.header_timeout.as_ref(), default.header_timeout),
+        idle_timeout: t.timeout("idle_timeout", raw.idle_timeout.as_ref(), default.idle_timeout),
+        body_timeout: t.timeout("body_timeout", raw.body_timeout.as_ref(), default.body_timeout),
+        body_rate: t.size("body_rate", raw.body_rate.as_ref(), default.body_rate, 0..=GIB),
+        write_timeout: t.timeout("write_timeout", raw.write_timeout.as_ref(), default.write_timeout),
+        waiting: t.count("waiting", raw.waiting, default.waiting as u64, 0..=10_000_000) as usize,
+        rate_limit_callers: t.count("rate_limit_callers", raw.rate_limit_callers, default.rate_limit_callers, 16..=100_000_000),
         compression_threads: threads("compression_threads", raw.compression_threads.as_ref(), (machine::cores() - 1).max(1), &mut t),
-        dictionary_memory: t.size("dictionary_memory", raw.dictionary_memory.as_ref(), 64 * MIB, MIB..=64 * GIB),
-        rate_limit_budget: t.timeout("rate_limit_budget", raw.rate_limit_budget.as_ref(), Duration::from_millis(25)),
+        dictionary_memory: t.size("dictionary_memory", raw.dictionary_memory.as_ref(), default.dictionary_memory, MIB..=64 * GIB),
+        rate_limit_budget: t.timeout("rate_limit_budget", raw.rate_limit_budget.as_ref(), default.rate_limit_budget),
         http2: http2(&raw.http2, report),
     }
 }

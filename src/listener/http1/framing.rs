@@ -113,28 +113,9 @@ pub fn has_option(fields: &Fields, name: Name, option: &str) -> bool {
 pub(super) mod tests {
     use super::*;
     use http::Method;
-    use std::time::Duration;
 
     pub fn limits() -> Limits {
-        Limits {
-            connections: 100,
-            requests_per_connection: 1000,
-            header_bytes: 8192,
-            header_count: 200,
-            url_bytes: 2048,
-            body_bytes: 1 << 20,
-            header_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(10),
-            body_timeout: Duration::from_secs(10),
-            body_rate: 100,
-            write_timeout: Duration::from_secs(10),
-            waiting: 100,
-            rate_limit_callers: 16,
-            rate_limit_budget: std::time::Duration::from_secs(1),
-            compression_threads: 1,
-            dictionary_memory: 1 << 20,
-            http2: crate::config::settings::Http2::default(),
-        }
+        Limits { header_bytes: 8192, header_count: 200, url_bytes: 2048, body_bytes: 1 << 20, ..Limits::default() }
     }
 
     fn planned(minor_version: u8, lines: &[(&str, &str)]) -> Result<RequestPlan, Refusal> {

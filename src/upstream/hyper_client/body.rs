@@ -2,6 +2,7 @@
 
 use super::convert;
 use crate::body::{Again, BodyError, BodyStream, Chunk};
+use crate::http1::chunked::TRAILER_BYTES;
 use crate::http1::response::of_trailer_section;
 use crate::listener::RequestBody;
 use crate::upstream::codec::Pace;
@@ -271,6 +272,9 @@ impl BodyStream for Download {
                 Err(frame) => frame.into_trailers().ok(),
             };
             let Some(trailers) = trailers else { continue };
+            if convert::wire_bytes(&trailers) > TRAILER_BYTES {
+                return self.fail(BodyError::Malformed); // hyper takes as many as of a head
+            }
             match convert::fields(&trailers).map(of_trailer_section) {
                 Err(_) => return self.fail(BodyError::Malformed),
                 Ok(fields) if fields.is_empty() => {}

@@ -78,10 +78,14 @@ fn frame(to: &mut HeaderMap, method: &Method, body: &RequestBody) {
     };
 }
 
+/// Bytes of its lines.
+pub(super) fn wire_bytes(head: &HeaderMap) -> usize {
+    head.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+}
+
 /// All of a map as our fields.
 pub(super) fn fields(head: &HeaderMap) -> Result<Fields, FetchError> {
-    let bytes = head.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    let mut fields = Fields::with_capacity(bytes, head.len());
+    let mut fields = Fields::with_capacity(wire_bytes(head), head.len());
     for (name, value) in head {
         fields.push(name.as_str(), value.as_bytes()).map_err(|error| FetchError::Malformed(error.to_string()))?;
     }

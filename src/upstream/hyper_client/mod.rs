@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -119,9 +119,11 @@ fn reach(link: &Link) -> Reach {
 /// Passes 1xx on as they come, and ends a flood of them.
 fn watch_interim(order: &Order<'_>, message: &mut http::Request<Upload>, link: &Link) {
     let (wire, driver, metrics) = (link.wire.clone(), link.driver.clone(), order.metrics.clone());
-    let (interim, count) = (order.interim.cloned(), AtomicU32::new(0));
+    let (interim, bytes_max) = (order.interim.cloned(), order.terms.header_bytes);
+    let (count, bytes) = (AtomicU32::new(0), AtomicUsize::new(0));
     hyper::ext::on_informational(message, move |response| {
-        if count.fetch_add(1, Ordering::Relaxed) >= INTERIM_MAX {
+        let length = convert::wire_bytes(response.headers());
+        if count.fetch_add(1, Ordering::Relaxed) >= INTERIM_MAX || bytes.fetch_add(length, Ordering::Relaxed) + length > bytes_max {
             wire.set_flooded();
             return driver.abort();
         }
@@ -162,9 +164,6 @@ async fn answer(
     upload: Option<Arc<Progress>>,
 ) -> Result<Answer, Broken> {
     let vetted = convert::fields(response.headers()).and_then(|fields| {
-        if fields.len() > order.terms.header_count {
-            return Err(order.fault(Fault::HeadTooLarge("header-count")));
-        }
         let minor_version = u8::from(response.version() == http::Version::HTTP_11);
         vet(&order.asked, minor_version, response.status(), fields).map_err(|fault| order.fault(fault))
     });

@@ -126,7 +126,6 @@ pub fn peer(client: SocketAddr, local: SocketAddr) -> Peer {
 pub fn limits() -> Limits {
     let long = Duration::from_secs(60);
     Limits {
-        connections: 1000,
         requests_per_connection: 1000,
         header_bytes: 8192,
         header_count: 100,
@@ -137,12 +136,7 @@ pub fn limits() -> Limits {
         body_timeout: long,
         body_rate: 0,
         write_timeout: long,
-        waiting: 1000,
-        rate_limit_callers: 16,
-        rate_limit_budget: Duration::from_secs(1),
-        compression_threads: 1,
-        dictionary_memory: 1 << 20,
-        http2: tiercel::config::settings::Http2::default(),
+        ..Limits::default()
     }
 }
 

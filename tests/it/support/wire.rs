@@ -234,7 +234,6 @@ fn peer() -> Peer {
 fn limits() -> Limits {
     let second = Duration::from_secs(1);
     Limits {
-        connections: 1,
         requests_per_connection: 8,
         header_bytes: 1024,
         header_count: 8,
@@ -245,11 +244,6 @@ fn limits() -> Limits {
         body_timeout: second,
         body_rate: 100,
         write_timeout: second,
-        waiting: 1,
-        rate_limit_callers: 16,
-        rate_limit_budget: std::time::Duration::from_secs(1),
-        compression_threads: 1,
-        dictionary_memory: 1 << 20,
-        http2: tiercel::config::settings::Http2::default(),
+        ..Limits::default()
     }
 }
