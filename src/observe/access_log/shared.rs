@@ -74,7 +74,14 @@ pub(super) struct Place<'a> {
 /// The members that requests of one kind to one route have in common. A route's names never change, and kinds and listeners are
 /// few.
 #[derive(Debug, Default)]
-pub(super) struct Common(Vec<Vec<(Kind, Box<str>, Box<[u8]>)>>);
+pub(super) struct Common(Vec<Vec<Known>>);
+
+#[derive(Debug)]
+struct Known {
+    kind: Kind,
+    listener: Box<str>,
+    members: Box<[u8]>,
+}
 
 impl Common {
     pub(super) fn members(&mut self, place: Place<'_>) -> &[u8] {
@@ -83,12 +90,12 @@ impl Common {
             self.0.resize_with(at + 1, Vec::new);
         }
         let of_route = &mut self.0[at];
-        let known = of_route.iter().position(|(kind, listener, _)| *kind == place.kind && **listener == *place.listener);
-        let index = known.unwrap_or_else(|| {
-            of_route.push((place.kind, place.listener.into(), place.members()));
+        let index = of_route.iter().position(|known| known.kind == place.kind && *known.listener == *place.listener);
+        let index = index.unwrap_or_else(|| {
+            of_route.push(Known { kind: place.kind, listener: place.listener.into(), members: place.members() });
             of_route.len() - 1
         });
-        &of_route[index].2
+        &of_route[index].members
     }
 }
 

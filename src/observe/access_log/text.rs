@@ -267,7 +267,10 @@ mod tests {
             address(ip.parse().unwrap(), &mut out);
             out.push(b' ');
         }
-        assert_eq!(String::from_utf8(out).unwrap(), "0.000 0.000 0.001 1.234 61000.000 127.0.0.1 255.0.10.100 255.255.255.255 2001:db8::1 ");
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "0.000 0.000 0.001 1.234 61000.000 127.0.0.1 255.0.10.100 255.255.255.255 2001:db8::1 "
+        );
     }
 
     proptest! {
