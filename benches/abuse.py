@@ -130,16 +130,17 @@ def anonymous_bytes(server):
 class Beside:
     """A function in a process of its own, which is told to stop and then says what it found."""
 
-    def __init__(self, function, *arguments, cpu, nice=0):
+    def __init__(self, function, *arguments, cpu, gives_way=False):
         self.pipe, theirs = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=self.run, args=(function, theirs, arguments, cpu, nice), daemon=True)
+        self.process = multiprocessing.Process(target=self.run, args=(function, theirs, arguments, cpu, gives_way), daemon=True)
         self.process.start()
         theirs.close()
 
-    def run(self, function, pipe, arguments, cpu, nice):
+    def run(self, function, pipe, arguments, cpu, gives_way):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
         os.sched_setaffinity(0, {cpu})
-        os.nice(nice)
+        if gives_way:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # at once: at the lowest priority others wait for a time slice
         function(pipe, *arguments)
 
     def hear(self, seconds=60):
@@ -366,7 +367,7 @@ def misbehaviour(bench, kind, count, connections=64, **how):
         print(f"  {options.rate} hits a second over {connections} connections take {share:.0%} of the server's core")
         for number in range(options.rounds):
             seen[False].append(paced.run(options.secs))
-            people = Beside(crowd, server.port, kind, count, 10 + number, cpu=bench.drive, nice=19)
+            people = Beside(crowd, server.port, kind, count, 10 + number, cpu=bench.drive, gives_way=True)
             people.hear()
             # Deadlines pass all the while, and whoever was let go comes again.
             seen[True].append(paced.run(options.secs * (2 if kind in DRIPS else 1)))
@@ -647,7 +648,7 @@ def main():
     drive = options.cpus[1]
     where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # so that the access log's disk is not what is measured
     with tempfile.TemporaryDirectory(prefix="tiercel-abuse-", dir=where) as work, contextlib.ExitStack() as running:
-        upstream = Beside(origin, cpu=drive, nice=19)
+        upstream = Beside(origin, cpu=drive, gives_way=True)
         running.callback(upstream.stop)
         bench = Bench(options, Path(work), upstream.hear())
         os.sched_setaffinity(0, {drive})
