@@ -109,7 +109,7 @@ impl Doorway {
     async fn announced(&self, stream: TcpStream, peer: &mut Peer, within: Duration) -> Option<ClientSocket> {
         let began = clock::nanos();
         let mut stream = tokio::net::TcpStream::from_std(stream).ok()?;
-        let refusal = match timeout(within, proxy_protocol::read(&mut stream)).await {
+        let refusal = match clock::timeout(within, proxy_protocol::read(&mut stream)).await {
             Ok(Ok(announced)) => {
                 if let Some(Announced { client, local }) = announced {
                     (peer.client, peer.local) = (client, local);

@@ -36,11 +36,12 @@ pub struct Node {
     pub admin: SocketAddr,
     /// Where other nodes reach it, if the plan lets it listen there.
     pub peer: SocketAddr,
+    /// Before its link: it ends first.
+    process: Option<Process>,
     /// To Redis, where the plan names one.
     pub link: Option<Link>,
     fault: Option<String>,
     folder: tempfile::TempDir,
-    process: Option<Process>,
 }
 
 impl Fleet {
@@ -79,7 +80,7 @@ impl Fleet {
             }
             let folder = tempfile::tempdir().expect("a temporary folder");
             write_config(folder.path(), &text);
-            let mut node = Node { name, http: *http, admin: *admin, peer: *peer, link, fault: plan.fault.clone(), folder, process: None };
+            let mut node = Node { name, http: *http, admin: *admin, peer: *peer, process: None, link, fault: plan.fault.clone(), folder };
             node.start();
             node
         };

@@ -59,8 +59,10 @@ enum Direction {
 type Piece = (Instant, Vec<u8>);
 
 impl Link {
+    /// It listens beside the server, where nobody else does: a process that outlived a test which was killed goes on connecting
+    /// to where its link was, and a node among those would be one of this fleet.
     pub fn to(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let listener = TcpListener::bind((server.ip(), 0)).expect("loopback has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let state = State { trouble: Trouble::None, server, open: HashMap::new(), accepted: 0, let_in_at: None, dropped: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });

@@ -49,7 +49,7 @@ impl Redis {
     }
 
     /// One that also takes connections with TLS, at [`Redis::tls_address`], of those who show a certificate of this authority. Its
-    /// own is for that address, and for 127.0.0.1, where links are.
+    /// own is for the host of that address, where links are too.
     pub fn with_tls(pki: &Pki) -> Self {
         Self::launch("redis-server", |address| format!("save ''\nappendonly no\n{}", encrypted(pki, address)))
     }
@@ -254,7 +254,7 @@ impl Redis {
 /// that speaks TLS to its like.
 fn encrypted(pki: &Pki, address: SocketAddr) -> String {
     let name = format!("redis-{}", address.ip());
-    pki.issue(&name, &[&address.ip().to_string(), "127.0.0.1"], EC, 30);
+    pki.issue(&name, &[&address.ip().to_string()], EC, 30);
     let file = |name: &str| pki.path(name).display().to_string();
     let (port, certificate, key) = (tls_port(address), file(&format!("{name}.pem")), file(&format!("{name}.key")));
     let authority = file("ca.pem");
