@@ -210,17 +210,19 @@ async fn answered<H: Handler>(out: Out<H>, resolver: Resolver, mut stopped: Stop
         },
     };
     let (head, mut body) = (answer.head, answer.body);
-    if !matches!(out.in_turn(send.send_response(head), || false).await, Some(Ok(()))) {
+    if !out.part(send.send_response(head), &mut body).await {
         return Ended::Reset;
     }
     let written = tokio::select! {
         written = out.write(&mut send, &mut body) => written,
         _ = &mut stopped => return Ended::Reset,
     };
-    if written && matches!(out.in_turn(send.finish(), revoked(&mut body)).await, Some(Ok(()))) {
+    if written && out.part(send.finish(), &mut body).await {
         // Until it has arrived: the connection may be closed then.
-        if out.in_turn_of(|| out.sent(), stopped, revoked(&mut body)).await == Some(true) {
-            body.taken();
+        match out.in_turn_of(|| out.sent(), stopped, revoked(&mut body)).await {
+            Some(true) => body.taken(),
+            Some(false) => {}
+            None => give_up(&mut body),
         }
     } else {
         send.stop_stream(Code::H3_INTERNAL_ERROR);
@@ -274,6 +276,17 @@ impl<H: Handler> Out<H> {
         }
     }
 
+    /// Sends a part of an answer with this body; false where the connection does not take it, or its client too slowly.
+    async fn part<T, E>(&self, sending: impl Future<Output = Result<T, E>>, body: &mut Outgoing<H>) -> bool {
+        match self.in_turn(sending, revoked(body)).await {
+            Some(sent) => sent.is_ok(),
+            None => {
+                give_up(body);
+                false
+            }
+        }
+    }
+
     /// Writes the body of an answer; false where it did not come to its end, or the client takes it too slowly. What is taken in time
     /// is a piece, so that nobody holds a body for long by a few bytes now and then.
     async fn write(&self, send: &mut Send, body: &mut Outgoing<H>) -> bool {
@@ -283,22 +296,17 @@ impl<H: Handler> Out<H> {
                 Some(Err(_)) => return false,
                 Some(Ok(Piece::Data(data))) => data,
                 Some(Ok(Piece::Trailers(trailers))) => {
-                    return matches!(self.in_turn(send.send_trailers(trailers), || false).await, Some(Ok(())));
+                    return self.part(send.send_trailers(trailers), body).await;
                 }
             };
             while !data.is_empty() {
                 if body.is_revoked() {
-                    body.detach(Bound::ReaderDetached);
+                    give_up(body);
                     return false;
                 }
                 let piece = data.split_to(PIECE.min(data.len()));
-                match self.in_turn(send.send_data(piece), revoked(body)).await {
-                    Some(Ok(())) => {}
-                    Some(Err(_)) => return false,
-                    None => {
-                        body.detach(if body.is_revoked() { Bound::ReaderDetached } else { Bound::WriteTimeout });
-                        return false;
-                    }
+                if !self.part(send.send_data(piece), body).await {
+                    return false;
                 }
                 others_first().await;
             }
@@ -310,6 +318,11 @@ impl<H: Handler> Out<H> {
 /// Whether the memory behind a body is wanted back, asked again and again. It is held alone: other threads may not look at it.
 fn revoked<H: Handler>(body: &mut Outgoing<H>) -> impl FnMut() -> bool {
     move || body.is_revoked()
+}
+
+/// It goes no further: its memory is wanted back, or else its client takes it too slowly.
+fn give_up<H: Handler>(body: &mut Outgoing<H>) {
+    body.detach(if body.is_revoked() { Bound::ReaderDetached } else { Bound::WriteTimeout });
 }
 
 /// Lets those go first that were woken meanwhile: they wait for the same room.

@@ -1,10 +1,10 @@
 //! One line per request in three formats. Cookies and credentials are never read here.
 
-use super::shared::{Ids, Shared};
+use super::shared::{Ids, Kind, Place, Shared};
 use super::text::{self, Member, Object, TARGET_MAX, TEXT_MAX, member};
 use crate::body::BodyError;
 use crate::config::settings::AccessFormat;
-use crate::listener::{Peer, Protocol, RequestHead, Sent};
+use crate::listener::{Peer, RequestHead, Sent};
 use crate::proxy::outcome::Outcome;
 use crate::semantics::cache_status::Forward;
 use crate::semantics::storage::NotStored;
@@ -86,7 +86,7 @@ impl Line<'_> {
         out.extend_from_slice(b" request_id=");
         match &outcome.request_id {
             Some(id) => text::word(id.as_bytes(), out),
-            None => out.extend_from_slice(&shared.ids.next()),
+            None => out.extend_from_slice(shared.ids.next()),
         }
         for (key, duration) in [(" upstream_ms=", outcome.timing.first_byte), (" wait_ms=", outcome.timing.waited)] {
             out.extend_from_slice(key.as_bytes());
@@ -100,7 +100,6 @@ impl Line<'_> {
     }
 
     fn json(&self, shared: &mut Shared, out: &mut Vec<u8>) {
-        let outcome = self.outcome;
         let mut line = Object::begin(out);
         line.plain(member!("timestamp"), |out| shared.stamp.rfc3339(self.wall_ms, out));
         line.plain(member!("client"), |out| text::address(self.client(), out));
@@ -108,22 +107,17 @@ impl Line<'_> {
             Method::GET => line.token(member!("method"), "GET"),
             _ => line.text(member!("method"), self.head.method.as_str().as_bytes(), TEXT_MAX),
         }
-        line.token(member!("scheme"), self.peer.scheme.as_str());
         line.text_if(member!("host"), self.head.fields.get(name::HOST));
         let (path, query) = self.path_and_query();
         line.text(member!("path"), path, TARGET_MAX);
         if let Some(query) = query {
             line.text(member!("query"), query, TARGET_MAX);
         }
-        line.token(member!("protocol"), self.protocol());
         line.number(member!("status"), self.sent.status.as_u16());
         line.number(member!("bytes"), self.sent.body_bytes);
         line.value(member!("duration_ms"), |out| text::milliseconds(self.sent.duration_ns, out));
-        line.token(member!("result"), outcome.result.as_str());
-        line.token(member!("tier"), outcome.source.as_str());
+        line.members(shared.common.members(self.place()));
         self.json_cache(&mut line);
-        line.members(shared.places.of(outcome.route, self.site, self.route));
-        line.text(member!("listener"), self.peer.listener.as_bytes(), TEXT_MAX);
         self.json_upstream(&mut line);
         self.request_id(&mut shared.ids, &mut line, member!("request_id"));
         if let Some(trace) = self.trace_id() {
@@ -229,7 +223,7 @@ impl Line<'_> {
     fn request_id(&self, ids: &mut Ids, line: &mut Object<'_>, name: Member) {
         match &self.outcome.request_id {
             Some(id) => line.text(name, id.as_bytes(), TEXT_MAX),
-            None => line.plain(name, |out| out.extend_from_slice(&ids.next())),
+            None => line.plain(name, |out| out.extend_from_slice(ids.next())),
         }
     }
 
@@ -237,13 +231,23 @@ impl Line<'_> {
         self.outcome.client.unwrap_or_else(|| self.peer.client.ip())
     }
 
-    const fn protocol(&self) -> &'static str {
-        match (self.peer.protocol, self.head.minor_version) {
-            (Protocol::Http3, _) => "HTTP/3",
-            (Protocol::Http2, _) => "HTTP/2",
-            (Protocol::Http1, 0) => "HTTP/1.0",
-            (Protocol::Http1, _) => "HTTP/1.1",
+    fn kind(&self) -> Kind {
+        Kind {
+            scheme: self.peer.scheme,
+            protocol: self.peer.protocol,
+            is_http_1_0: self.head.minor_version == 0,
+            result: self.outcome.result,
+            source: self.outcome.source,
         }
+    }
+
+    fn place(&self) -> Place<'_> {
+        let (listener, route) = (&*self.peer.listener, self.outcome.route);
+        Place { kind: self.kind(), listener, route, site_name: self.site, route_name: self.route }
+    }
+
+    fn protocol(&self) -> &'static str {
+        self.kind().protocol()
     }
 
     /// Why the answer was not stored; else why the request went forward.

@@ -116,14 +116,18 @@ pub(super) fn nanoseconds(duration: Duration) -> u64 {
 pub(super) fn address(ip: IpAddr, out: &mut Vec<u8>) {
     match ip {
         IpAddr::V4(ip) => {
-            for (at, octet) in ip.octets().into_iter().enumerate() {
-                if at > 0 {
-                    out.push(b'.');
+            let (mut text, mut end) = ([b'.'; 16], 0);
+            for octet in ip.octets() {
+                for unit in [100, 10] {
+                    if octet >= unit {
+                        text[end] = b'0' + octet / unit % 10;
+                        end += 1;
+                    }
                 }
-                let digits = [b'0' + octet / 100, b'0' + octet / 10 % 10, b'0' + octet % 10];
-                let unused = usize::from(octet < 100) + usize::from(octet < 10);
-                out.extend_from_slice(&digits[unused..]);
+                text[end] = b'0' + octet % 10;
+                end += 2; // the point is there
             }
+            out.extend_from_slice(&text[..end - 1]);
         }
         IpAddr::V6(ip) => write!(out, "{ip}").expect("writing to memory does not fail"),
     }
@@ -259,11 +263,14 @@ mod tests {
             milliseconds(ns, &mut out);
             out.push(b' ');
         }
-        for ip in ["127.0.0.1", "255.0.10.100", "2001:db8::1"] {
+        for ip in ["127.0.0.1", "255.0.10.100", "255.255.255.255", "2001:db8::1"] {
             address(ip.parse().unwrap(), &mut out);
             out.push(b' ');
         }
-        assert_eq!(String::from_utf8(out).unwrap(), "0.000 0.000 0.001 1.234 61000.000 127.0.0.1 255.0.10.100 2001:db8::1 ");
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "0.000 0.000 0.001 1.234 61000.000 127.0.0.1 255.0.10.100 255.255.255.255 2001:db8::1 "
+        );
     }
 
     proptest! {

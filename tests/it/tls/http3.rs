@@ -1,8 +1,9 @@
 //! HTTP/3 through the running binary: h3's client on quinn, and streams with bytes as they are.
 
 mod limits;
+mod slow;
 
-use super::{metric, metric_reaches};
+use super::metric;
 use crate::support::origin::{Gate, Origin, PATIENCE, Script, Step, eventually};
 use crate::support::pki::{EC, Pki, Secure};
 use crate::support::process::{HANGUP, Process, TERMINATE, run, write_config};
@@ -491,87 +492,6 @@ async fn who_expects_100_gets_it_once_its_body_is_wanted() {
         let answer = answer(stream).await.expect("the answer behind it");
         assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &b"5 bytes"[..]));
     }
-}
-
-const DETACHED: &str = "tiercel_bound_reached_total{bound=\"write_timeout\"}";
-
-#[tokio::test]
-async fn answers_that_wait_their_turn_on_a_slow_connection_all_come() {
-    const STREAMS: usize = 100;
-    const LENGTH: usize = 96 << 10;
-    const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
-    let origin = Origin::start(|_| cached(&"x".repeat(LENGTH)));
-    let (pki, process, address) = start(&origin, "", "[limits]\nwrite_timeout = '500ms'\n");
-    let mut transport = TransportConfig::default();
-    transport.receive_window(VarInt::from_u32(128 << 10)).stream_receive_window(VarInt::from_u32(64 << 10));
-    let mut client = Client::over(dial_with(&pki, address, transport).await).await;
-    let began = std::time::Instant::now();
-    let pace = Arc::new(tokio::sync::Mutex::new(()));
-    let mut answers = tokio::task::JoinSet::new();
-    for _ in 0..STREAMS {
-        let mut stream = client.begin(request(Method::GET, "/")).await;
-        stream.finish().await.unwrap();
-        let pace = Arc::clone(&pace);
-        answers.spawn(async move {
-            let head = stream.recv_response().await.expect("a head");
-            let (mut length, mut pieces) = (0, 0);
-            while let Some(data) = stream.recv_data().await.expect("it goes on") {
-                length += data.remaining();
-                while pieces < length / (16 << 10) {
-                    pieces += 1;
-                    let _one_at_a_time = pace.lock().await;
-                    tokio::time::sleep(Duration::from_millis(6)).await; // how slow this client is
-                }
-            }
-            (head.status(), length)
-        });
-    }
-    while let Some(answered) = answers.join_next().await {
-        assert_eq!(answered.expect("it goes on"), (StatusCode::OK, LENGTH), "after {:?}", began.elapsed());
-    }
-    let turn = began.elapsed() * (16 << 10) / LENGTH as u32;
-    assert!(turn > WRITE_TIMEOUT, "a turn took {turn:?}: nobody waited for long");
-    assert_eq!(metric(&process, DETACHED).await, 0.0);
-}
-
-#[tokio::test]
-async fn a_stream_of_which_nothing_is_taken_is_given_up_and_what_it_pins_let_go_though_others_go_on() {
-    const LENGTH: usize = 1 << 20;
-    let origin =
-        Origin::start(|request| if request.path == "/large" { cached(&"x".repeat(LENGTH)) } else { Script::ok("y".repeat(4 << 10)) });
-    let (pki, process, address) = start(&origin, "", "[limits]\nwrite_timeout = '4s'\n");
-    let mut transport = TransportConfig::default();
-    transport.stream_receive_window(VarInt::from_u32(64 << 10));
-    let mut client = Client::over(dial_with(&pki, address, transport).await).await;
-    while !client.get("/large").await.field("cache-status").contains("; hit") {}
-    let mut stalled = client.begin(request(Method::GET, "/large")).await;
-    stalled.finish().await.unwrap();
-    assert!(stalled.recv_response().await.expect("a head").headers()["cache-status"].to_str().unwrap().contains("; hit"));
-    let mut admin = crate::support::client::Client::connect(process.admin()).await;
-    let body = "{\"everything\": true}";
-    let purge = format!(
-        "POST /v1/purge HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        process.admin(),
-        body.len()
-    );
-    assert_eq!(admin.ask(purge).await.status, 200);
-    const PINNED: &str = "tiercel_pinned_bytes";
-    metric_reaches(&process, PINNED, LENGTH as f64).await;
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while metric(&process, PINNED).await > 0.0 {
-        assert!(std::time::Instant::now() < deadline, "it is pinned for ever");
-        assert_eq!(client.get("/other").await.body.len(), 4 << 10);
-    }
-    assert_eq!(metric(&process, DETACHED).await, 1.0);
-    let ended = loop {
-        match stalled.recv_data().await {
-            Ok(Some(_)) => {}
-            Ok(None) => break None,
-            Err(error) => break Some(error),
-        }
-    };
-    assert!(ended.is_some(), "it is reset");
-    assert_eq!(client.get("/other").await.body.len(), 4 << 10);
 }
 
 #[tokio::test]
