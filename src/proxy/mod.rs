@@ -174,11 +174,13 @@ impl Proxy {
         from_peer: Option<Arc<FromPeer>>,
     ) -> Handled {
         let now = clock::now();
-        let admitted = admit::admit(live, peer, head, from_peer);
-        let arrival = match admitted.and_then(|arrival| admit::expect_own_handshake(&arrival).map(|()| arrival)) {
+        let arrival = match admit::admit(live, peer, head, from_peer) {
             Ok(arrival) => arrival,
             Err(refused) => return self.refuse(live, &refused),
         };
+        if let Err(refused) = admit::expect_own_handshake(&arrival) {
+            return self.refuse(live, &refused);
+        }
         // What another node lets through has been counted there.
         let checked = if arrival.from_peer.is_some() { limit::Checked::Passed } else { limit::check(&arrival) };
         match checked {
