@@ -10,14 +10,16 @@ use super::chunked::{ChunkError, Chunked};
 use crate::semantics::fields::{list, trim};
 use crate::semantics::{Fields, StatusCode, hop, name, upgrade};
 use memchr::memchr;
+use memchr::memmem::Finder;
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// Interim responses to one request; one more is a flood.
 pub const INTERIM_MAX: u32 = 16;
 /// Field lines that are parsed without an allocation.
 const LINES_ON_STACK: usize = 64;
-/// Longest field section that is read in one step: what comes behind the head is copied with it up to here.
+/// Longest field section that is read in one step.
 const PLAIN_BYTES: usize = 2048;
 /// Room for as many lines as a response usually has.
 const USUAL_LINES: usize = 16;
@@ -26,6 +28,8 @@ const KEEP_ALIVE_MARGIN_S: u64 = 1;
 /// Room for what an answer made of it has besides: Cache-Status, Via and their kin.
 const ADDED_BYTES: usize = 128;
 const ADDED_LINES: usize = 4;
+/// Looks for the end of a head.
+static EMPTY_LINE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
 /// How every response begins.
 const VERSION: &[u8] = b"HTTP/1.";
 
@@ -283,7 +287,9 @@ fn read_plain(bytes: &[u8], limits: &Limits) -> Option<(usize, Read)> {
     let (code, phrase) = rest.split_at_checked(3)?;
     let is_phrase = matches!(phrase, [b' ', text @ .., b'\r', b'\n'] if text.iter().all(|byte| matches!(byte, b' '..=b'~')));
     let status = StatusCode::from_bytes(code).ok().filter(|_| is_phrase)?;
-    let lines = &lines[..lines.len().min(PLAIN_BYTES)];
+    // With the line end before it the empty line is two line ends, also where there is no field; what comes behind is the body's.
+    let from_line_end = &bytes[line.len() - 2..];
+    let lines = &lines[..EMPTY_LINE.find(&from_line_end[..from_line_end.len().min(PLAIN_BYTES)])? + 2];
     let mut fields = Fields::with_capacity(lines.len() + ADDED_BYTES, USUAL_LINES + ADDED_LINES);
     let end = line.len() + fields.read_plain(lines)?;
     (end <= limits.header_bytes && fields.len() <= limits.header_count).then_some((end, (minor_version, status, fields)))

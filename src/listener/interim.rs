@@ -95,6 +95,10 @@ impl InterimReceiver {
 
 impl Drop for InterimReceiver {
     fn drop(&mut self) {
+        // Without a sender there is nobody to tell, and there can be none any more.
+        if Arc::strong_count(&self.0) == 1 {
+            return;
+        }
         let mut state = self.0.lock();
         state.closed = true;
         state.waiting.clear();

@@ -25,9 +25,7 @@ use crate::proxy::outcome::{CacheResult, RouteId, Source};
 use crate::semantics::StatusCode;
 use crate::semantics::coding::Coding;
 use crate::semantics::storage::NotStored;
-use arc_swap::ArcSwap;
 use hot::{CLASSES, Finished, Hot, class};
-use parking_lot::Mutex;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 use scrape::GaugeSource;
 use std::collections::HashMap;
@@ -758,30 +756,9 @@ impl Metrics {
     pub fn stale_served(&self, reason: StaleReason) {
         self.stale_served[reason as usize].inc();
     }
-    /// Makes an upstream's series, at zero; otherwise they appear with its first request.
-    pub fn upstream(&self, upstream: &str) {
-        self.upstreams.with(upstream, |_| ());
-    }
-    /// One exchange with an upstream: status, or the error's token.
-    pub fn upstream_request(
-        &self,
-        upstream: &str,
-        result: Result<StatusCode, &'static str>,
-        connect: Option<Duration>,
-        first_byte: Duration,
-    ) {
-        self.upstreams.with(upstream, |children| {
-            if let Some(connect) = connect {
-                children.connect.observe(connect.as_secs_f64());
-            }
-            if let Ok(status) = result {
-                children.responses[class(status.as_u16())].inc();
-                children.first_byte.observe(first_byte.as_secs_f64());
-            }
-        });
-        if let Err(error) = result {
-            self.upstreams.errors.with_label_values(&[upstream, error]).inc();
-        }
+    /// Makes an upstream's series, at zero; those of its exchanges are for who makes these.
+    pub fn upstream(&self, upstream: &str) -> UpstreamExchanges {
+        self.upstreams.exchanges(upstream)
     }
     pub fn upstream_retry(&self, upstream: &str, reason: &'static str) {
         self.upstreams.retries.with_label_values(&[upstream, reason]).inc();
@@ -867,9 +844,6 @@ fn single(series: &IntCounterVec) -> IntCounter {
 
 /// Series of upstreams. Their names come from the configuration, so there are few.
 struct Upstreams {
-    by_name: ArcSwap<HashMap<Box<str>, UpstreamChildren>>,
-    /// Held while a name is added.
-    adding: Mutex<()>,
     requests: IntCounterVec,
     seconds: prometheus::HistogramVec,
     errors: IntCounterVec,
@@ -881,12 +855,34 @@ struct Upstreams {
     purge_fetches: IntCounterVec,
 }
 
-#[derive(Clone)]
-struct UpstreamChildren {
+/// Exchanges with an upstream.
+pub struct UpstreamExchanges {
     /// By class of status.
     responses: [IntCounter; CLASSES.len()],
     connect: Histogram,
     first_byte: Histogram,
+    /// By token: those that came to nothing.
+    errors: HashMap<&'static str, IntCounter>,
+}
+
+impl UpstreamExchanges {
+    /// One exchange: status, or the error's token.
+    pub fn count(&self, result: Result<StatusCode, &'static str>, connect: Option<Duration>, first_byte: Duration) {
+        if let Some(connect) = connect {
+            self.connect.observe(connect.as_secs_f64());
+        }
+        match result {
+            Ok(status) => {
+                self.responses[class(status.as_u16())].inc();
+                self.first_byte.observe(first_byte.as_secs_f64());
+            }
+            Err(error) => {
+                let counter = self.errors.get(error);
+                debug_assert!(counter.is_some(), "UPSTREAM_ERRORS lacks {error}");
+                counter.inspect(|counter| counter.inc());
+            }
+        }
+    }
 }
 
 /// Tokens of the errors that upstreams can cause (RFC 9209 §2.3), shown as zero from the start.
@@ -912,8 +908,6 @@ pub const UPSTREAM_ERRORS: [&str; 16] = [
 impl Upstreams {
     fn new(registry: &Registry) -> Self {
         Self {
-            by_name: ArcSwap::default(),
-            adding: Mutex::default(),
             requests: series::UPSTREAM_REQUESTS.counters(registry),
             seconds: series::UPSTREAM_SECONDS.histograms(registry),
             errors: series::UPSTREAM_ERRORS.counters(registry),
@@ -926,22 +920,7 @@ impl Upstreams {
         }
     }
 
-    /// One look-up per exchange, without a lock once the name is known.
-    fn with<T>(&self, name: &str, act: impl FnOnce(&UpstreamChildren) -> T) -> T {
-        if let Some(children) = self.by_name.load().get(name) {
-            return act(children);
-        }
-        let _adding = self.adding.lock();
-        let mut all = HashMap::clone(&self.by_name.load());
-        let children = all.entry(name.into()).or_insert_with(|| self.children(name)).clone();
-        self.by_name.store(Arc::new(all));
-        act(&children)
-    }
-
-    fn children(&self, name: &str) -> UpstreamChildren {
-        for error in UPSTREAM_ERRORS {
-            self.errors.with_label_values(&[name, error]);
-        }
+    fn exchanges(&self, name: &str) -> UpstreamExchanges {
         for state in ["active", "idle"] {
             self.connections.with_label_values(&[name, state]);
         }
@@ -949,10 +928,11 @@ impl Upstreams {
         for why in Dropped::ALL {
             self.dropped.with_label_values(&[name, why.as_str()]);
         }
-        UpstreamChildren {
+        UpstreamExchanges {
             responses: CLASSES.map(|class| self.requests.with_label_values(&[name, class])),
             connect: self.seconds.with_label_values(&[name, "connect"]),
             first_byte: self.seconds.with_label_values(&[name, "first_byte"]),
+            errors: UPSTREAM_ERRORS.map(|error| (error, self.errors.with_label_values(&[name, error]))).into(),
         }
     }
 }

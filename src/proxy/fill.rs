@@ -25,10 +25,17 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Sends a request on its way to the upstream, or to another's flight.
-pub fn start(proxy: &Arc<Proxy>, arrival: Arrival<'_>, interim: Option<InterimSender>, why: Forward, candidate: Candidate) -> Handled {
+pub fn start(
+    proxy: &Arc<Proxy>,
+    arrival: Arrival<'_>,
+    interim: Option<InterimSender>,
+    why: Forward,
+    candidate: Candidate,
+    now: Now,
+) -> Handled {
     proxy.count_request(arrival.key.hash(), arrival.policy());
     let mut errand = Errand::new(proxy, arrival, interim, why, candidate);
-    match goes_alone(proxy, &errand.exchange, errand.candidate.as_ref()) {
+    match goes_alone(proxy, &errand.exchange, errand.candidate.as_ref(), now) {
         Some(reason) => Handled::Later(Box::pin(go_alone(errand, reason))),
         None => {
             errand.lines_up = true;
@@ -124,7 +131,7 @@ impl Errand {
                 return response;
             }
             if !std::mem::take(&mut self.lines_up)
-                && let Some(reason) = goes_alone(&self.proxy, &self.exchange, self.candidate.as_ref())
+                && let Some(reason) = goes_alone(&self.proxy, &self.exchange, self.candidate.as_ref(), clock::now())
             {
                 return self.alone(reason).await;
             }
@@ -298,7 +305,7 @@ fn died() -> Failure {
 }
 
 /// Why a request does not wait for another's fetch, if so.
-fn goes_alone(proxy: &Proxy, exchange: &Exchange, candidate: Option<&(Arc<StoredResponse>, Validity)>) -> Option<alone::Reason> {
+fn goes_alone(proxy: &Proxy, exchange: &Exchange, candidate: Option<&(Arc<StoredResponse>, Validity)>, now: Now) -> Option<alone::Reason> {
     if !exchange.policy().collapse {
         return Some(alone::Reason::NotCollapsed);
     }
@@ -306,12 +313,11 @@ fn goes_alone(proxy: &Proxy, exchange: &Exchange, candidate: Option<&(Arc<Stored
     if forwarding::has_credentials(&exchange.fields) && candidate.is_none() {
         return Some(alone::Reason::Authorization);
     }
-    let now_mono_ms = clock::mono_ms();
-    let is_of_large = exchange.fields.has(name::RANGE) && proxy.markers.is_set(large_key(exchange), now_mono_ms);
+    let is_of_large = exchange.fields.has(name::RANGE) && proxy.markers.is_set(large_key(exchange), now.mono_ms);
     if is_of_large && blocks::size(proxy, exchange).is_none() {
         return Some(alone::Reason::RangeOfLarge);
     }
     let secondary = secondary_known(proxy, exchange, candidate);
     let marker = marker_key(exchange, secondary.as_ref());
-    proxy.markers.is_set(marker, now_mono_ms).then_some(alone::Reason::Marked(marker))
+    proxy.markers.is_set(marker, now.mono_ms).then_some(alone::Reason::Marked(marker))
 }

@@ -174,11 +174,13 @@ impl Proxy {
         from_peer: Option<Arc<FromPeer>>,
     ) -> Handled {
         let now = clock::now();
-        let admitted = admit::admit(live, peer, head, from_peer);
-        let arrival = match admitted.and_then(|arrival| admit::expect_own_handshake(&arrival).map(|()| arrival)) {
+        let arrival = match admit::admit(live, peer, head, from_peer) {
             Ok(arrival) => arrival,
             Err(refused) => return self.refuse(live, &refused),
         };
+        if let Err(refused) = admit::expect_own_handshake(&arrival) {
+            return self.refuse(live, &refused);
+        }
         // What another node lets through has been counted there.
         let checked = if arrival.from_peer.is_some() { limit::Checked::Passed } else { limit::check(&arrival) };
         match checked {
@@ -296,7 +298,7 @@ impl Proxy {
             Found::Stored { response, reuse: Reuse::StaleNow { .. }, validity }
                 if arrival.from_peer.is_some() && validity != Validity::Valid =>
             {
-                fill::start(self, arrival, interim(), Forward::Stale, Some((response, validity)))
+                fill::start(self, arrival, interim(), Forward::Stale, Some((response, validity)), now)
             }
             Found::Stored { response, reuse: Reuse::StaleNow { age_ms, ttl_ms, why }, .. } => {
                 if why == reuse::StaleWhy::WhileRevalidate {
@@ -311,11 +313,11 @@ impl Proxy {
             _ if reuse::only_if_cached(arrival.request()) => Handled::Ready(answer::not_cached(arrival.routed, arrival.outcome())),
             Found::Stored { response, reuse: Reuse::Revalidate { why, .. }, validity } => {
                 let forward = if why == reuse::MustAsk::Request { Forward::Request } else { Forward::Stale };
-                fill::start(self, arrival, interim(), forward, Some((response, validity)))
+                fill::start(self, arrival, interim(), forward, Some((response, validity)), now)
             }
-            Found::Stored { .. } => fill::start(self, arrival, interim(), Forward::Miss, None),
-            Found::OtherVariants => fill::start(self, arrival, interim(), Forward::VaryMiss, None),
-            Found::Nothing => fill::start(self, arrival, interim(), Forward::UriMiss, None),
+            Found::Stored { .. } => fill::start(self, arrival, interim(), Forward::Miss, None, now),
+            Found::OtherVariants => fill::start(self, arrival, interim(), Forward::VaryMiss, None, now),
+            Found::Nothing => fill::start(self, arrival, interim(), Forward::UriMiss, None, now),
         }
     }
 

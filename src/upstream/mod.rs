@@ -32,7 +32,7 @@ use crate::body::{Again, BodyError, BodyStream, Chunk};
 use crate::clock;
 use crate::config::settings::{self, UpstreamHttp};
 use crate::listener::{Announced, InterimSender, RequestBody};
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Metrics, UpstreamExchanges};
 use crate::semantics::{Fields, StatusCode};
 use crate::tls::client::Client;
 use crate::tls::{ALPN_HTTP1, ALPN_HTTP2};
@@ -139,6 +139,7 @@ pub struct Upstream {
     /// Where some endpoint has TLS.
     tls: Option<Clients>,
     metrics: Arc<Metrics>,
+    exchanges: UpstreamExchanges,
 }
 
 /// TLS to an upstream, by what is to be spoken through it.
@@ -205,8 +206,8 @@ impl Upstream {
         };
         let endpoints = settings.endpoints.iter().map(endpoint).collect();
         let recovery = recovery::Recovery::new(&settings, &metrics);
-        let (name, tls) = (settings.name.as_str().into(), tls(&settings));
-        Arc::new(Self { name, endpoints, turn: AtomicUsize::new(0), recovery, tls, metrics, settings })
+        let (name, tls, exchanges) = (settings.name.as_str().into(), tls(&settings), metrics.upstream(&settings.name));
+        Arc::new(Self { name, endpoints, turn: AtomicUsize::new(0), recovery, tls, metrics, exchanges, settings })
     }
 
     /// Sends a request and waits for the head of the answer, by the upstream's timeouts, with a retry on a fresh

@@ -123,9 +123,9 @@ impl Pool {
         }
         while let Some(mut parked) = self.take(want.worker) {
             if self.is_usable(&mut parked, now) {
-                return Some(self.revive(parked));
+                return Some(self.revive(parked.link));
             }
-            drop(self.revive(parked));
+            drop(self.revive(parked.link));
         }
         None
     }
@@ -162,7 +162,7 @@ impl Pool {
                 self.waiting.store(0, Ordering::Release);
                 drop(line);
                 let usable = !want.fresh && self.is_usable(&mut parked, Instant::now());
-                let connection = self.revive(parked);
+                let connection = self.revive(parked.link);
                 return Ok(Joined::At(if usable { Slot::Connection(connection) } else { Slot::Permit(connection.into_permit()) }));
             }
         }
@@ -196,21 +196,24 @@ impl Pool {
         (0..self.shelves.len()).find_map(|step| self.take(worker.wrapping_add(step)))
     }
 
-    fn revive(self: &Arc<Self>, parked: Parked) -> Connection {
-        Connection::new(parked.link, Permit::of(self))
+    /// A connection to which nobody has the right, with the right to it.
+    fn revive(self: &Arc<Self>, link: Link) -> Connection {
+        Connection::new(link, Permit::of(self))
     }
 
-    /// Puts a connection on the shelf of its worker, unless somebody waits for it or there are enough.
-    fn park(self: &Arc<Self>, connection: Connection, keep: Duration) {
-        let Some(connection) = self.hand_over(connection) else { return };
+    /// Puts a connection to which nobody has the right any more on the shelf of its worker, unless somebody waits for it or there
+    /// are enough.
+    fn park(self: &Arc<Self>, mut link: Link, keep: Duration) {
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            let Some(connection) = self.hand_over(self.revive(link)) else { return };
+            link = connection.into_link();
+        }
         if self.idle.fetch_add(1, Ordering::Relaxed) >= self.settings.idle_connections {
             self.idle.fetch_sub(1, Ordering::Relaxed);
-            return;
+            return drop(self.revive(link));
         }
-        let now = Instant::now();
-        let until = now + keep.min(self.settings.idle_timeout);
+        let until = Instant::now() + keep.min(self.settings.idle_timeout);
         self.gauges.idle.inc();
-        let link = connection.into_link();
         let at = link.home() % self.shelves.len();
         let mut shelf = self.shelves[at].lock();
         shelf.parked.push(Parked { link, until });
@@ -224,16 +227,13 @@ impl Pool {
             && let Some(parked) = self.take(at)
         {
             let until = parked.until;
-            let Some(connection) = self.hand_over(self.revive(parked)) else { continue };
-            return self.park(connection, until.saturating_duration_since(Instant::now()));
+            let Some(connection) = self.hand_over(self.revive(parked.link)) else { continue };
+            return self.park(connection.into_link(), until.saturating_duration_since(Instant::now()));
         }
     }
 
     /// Gives a connection to the first in line; back where nobody takes it.
     fn hand_over(&self, connection: Connection) -> Option<Connection> {
-        if self.waiting.load(Ordering::Acquire) == 0 {
-            return Some(connection);
-        }
         let mut line = self.line.lock();
         let back = self.serve(&mut line, Slot::Connection(connection));
         drop(line);
@@ -303,7 +303,7 @@ impl Pool {
         self.idle.fetch_sub(dead.len(), Ordering::Relaxed);
         for parked in dead {
             self.gauges.idle.dec();
-            drop(self.revive(parked));
+            drop(self.revive(parked.link));
         }
         next
     }
@@ -396,8 +396,8 @@ impl Hold {
 
     /// See [`Connection::park`].
     pub(super) fn park(self, link: Link, keep: Duration) {
-        if let Some(pool) = self.0.pool.clone() {
-            pool.park(Connection { link, hold: self }, keep);
+        if let Some(pool) = self.into_permit().pool.take() {
+            pool.park(link, keep);
         }
     }
 

@@ -42,7 +42,7 @@ pub(super) fn send(upstream: &Upstream, mut request: Outbound) -> Pin<Box<impl F
                 let attempts = Box::pin(attempts(upstream, &mut request, Some(deadline), &mut tried));
                 let sent = Box::pin(clock::timeout_at(deadline, attempts)).await;
                 sent.unwrap_or_else(|_| {
-                    upstream.metrics.upstream_request(&upstream.settings.name, Err(FetchError::TotalTimeout.token()), None, limit);
+                    upstream.exchanges.count(Err(FetchError::TotalTimeout.token()), None, limit);
                     Err(FetchError::TotalTimeout)
                 })
             }
@@ -101,12 +101,12 @@ async fn attempts(
         let attempt = Attempt { upstream, endpoint, want: Want { worker: request.worker, fresh }, deadline };
         let failed = match attempt.run(request).await {
             Ok(inbound) => {
-                upstream.metrics.upstream_request(name, Ok(inbound.status), inbound.connect, inbound.first_byte);
+                upstream.exchanges.count(Ok(inbound.status), inbound.connect, inbound.first_byte);
                 return Ok(inbound);
             }
             Err(failed) => failed,
         };
-        upstream.metrics.upstream_request(name, Err(failed.error.token()), failed.connect, failed.waited);
+        upstream.exchanges.count(Err(failed.error.token()), failed.connect, failed.waited);
         // An idle connection that died before the request was written costs no retry; the next one is a new one.
         let free = failed.stage == Stage::Unwritten { reused: true };
         if !free && (left == 0 || !failed.may_be_repeated(repeatable, upstream.endpoints.len())) {
@@ -179,10 +179,11 @@ impl Attempt<'_> {
                 (connection, connect, Instant::now())
             }
         };
-        let interim = request.interim.clone();
+        let interim = request.interim.take();
         let order = self.order(asked, interim.as_ref(), began);
         let answered = order.carry_out(message, request, connection).await;
-        self.outcome(answered, connect, order.began)
+        request.interim = interim; // for another attempt
+        self.outcome(answered, connect, began)
     }
 
     /// `None`: the endpoint speaks HTTP/1.1, and may.

@@ -34,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "semantics",
             "redis",
+            "allocator",
             "pages",
             "body",
             "clock",

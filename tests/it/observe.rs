@@ -147,8 +147,9 @@ fn everything(metrics: &Metrics) {
     metrics.flight_led();
     metrics.stored(2000);
     Eviction::ALL.iter().for_each(|eviction| metrics.evicted(*eviction));
-    metrics.upstream_request("app", Ok(StatusCode::OK), Some(Duration::from_millis(1)), Duration::from_millis(20));
-    metrics.upstream_request("app", Err("dns_error"), None, Duration::ZERO);
+    let exchanges = metrics.upstream("app");
+    exchanges.count(Ok(StatusCode::OK), Some(Duration::from_millis(1)), Duration::from_millis(20));
+    exchanges.count(Err("dns_error"), None, Duration::ZERO);
     metrics.upstream_retry("app", "connection_terminated");
     let gauges = metrics.connection_gauges("app");
     gauges.idle.add(3);
