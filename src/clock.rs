@@ -3,7 +3,7 @@
 use crate::semantics::Now;
 use rustix::time::{ClockId, clock_gettime};
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -48,8 +48,8 @@ pub struct Alarm {
     sleep: Option<Pin<Box<Sleep>>>,
     /// Whom the timer wakes.
     sleeper: Option<Waker>,
-    /// The latest deadline that passed, and when the last look at the sockets is over.
-    passed: Option<(Instant, Instant)>,
+    /// When a deadline was last found to have passed: from then on the sockets are looked at once more.
+    found: Option<Instant>,
 }
 
 impl Alarm {
@@ -61,7 +61,7 @@ impl Alarm {
         if registered && sleep.deadline() <= deadline && !sleep.is_elapsed() {
             return Poll::Pending;
         }
-        let mut until = end_of_wait(self.passed, deadline);
+        let mut until = end_of_wait(self.found, deadline);
         if sleep.deadline() > until {
             sleep.as_mut().reset(until);
         }
@@ -73,8 +73,8 @@ impl Alarm {
                 if until > deadline {
                     return Poll::Ready(());
                 }
-                self.passed = Some((deadline, Instant::now() + LAST_LOOK));
-                until = end_of_wait(self.passed, deadline);
+                self.found = Some(Instant::now().max(deadline));
+                until = end_of_wait(self.found, deadline);
             }
             sleep.as_mut().reset(until);
         }
@@ -91,18 +91,19 @@ impl Alarm {
 }
 
 /// When whoever waits for `deadline` has waited long enough.
-fn end_of_wait(passed: Option<(Instant, Instant)>, deadline: Instant) -> Instant {
-    passed.filter(|(passed, _)| deadline <= *passed).map_or(deadline, |(_, until)| until)
+fn end_of_wait(found: Option<Instant>, deadline: Instant) -> Instant {
+    found.filter(|found| deadline <= *found).map_or(deadline, |found| found + LAST_LOOK)
 }
 
 /// The time for something is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Elapsed;
 
-/// What `future` comes to, unless `deadline` passes before, as an [`Alarm`] sees it.
-pub async fn timeout_at<F: Future>(deadline: Instant, future: F) -> Result<F::Output, Elapsed> {
-    let (mut future, mut alarm) = (pin!(future), Alarm::default());
-    poll_fn(|context| match future.as_mut().poll(context) {
+/// What `future` comes to, unless `deadline` passes before, as an [`Alarm`] sees it. It comes pinned: moved in, it would stand
+/// twice in whatever waits for this.
+pub async fn timeout_at<F: Future + Unpin>(deadline: Instant, mut future: F) -> Result<F::Output, Elapsed> {
+    let mut alarm = Alarm::default();
+    poll_fn(|context| match Pin::new(&mut future).poll(context) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
         Poll::Pending => alarm.poll_deadline(context, deadline).map(|()| Err(Elapsed)),
     })
@@ -110,8 +111,8 @@ pub async fn timeout_at<F: Future>(deadline: Instant, future: F) -> Result<F::Ou
 }
 
 /// [`timeout_at`] for what may take so long from now on.
-pub async fn timeout<F: Future>(within: Duration, future: F) -> Result<F::Output, Elapsed> {
-    timeout_at(Instant::now() + within, future).await
+pub fn timeout<F: Future + Unpin>(within: Duration, future: F) -> impl Future<Output = Result<F::Output, Elapsed>> {
+    timeout_at(Instant::now() + within, future)
 }
 
 /// Ready once `deadline` passed, as an [`Alarm`] sees it.
@@ -123,13 +124,14 @@ pub async fn passed(deadline: Instant) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
 
     /// As where the process was stopped: the timer fires first, and what came is handed out in the turn after that.
     #[tokio::test(start_paused = true)]
     async fn what_came_before_a_deadline_is_in_time_though_it_is_looked_at_after_it() {
         let deadline = Instant::now() + Duration::from_secs(1);
         let handed_out = deadline + LAST_LOOK / 2;
-        assert_eq!(timeout_at(deadline, tokio::time::sleep_until(handed_out)).await, Ok(()));
+        assert_eq!(timeout_at(deadline, pin!(tokio::time::sleep_until(handed_out))).await, Ok(()));
         assert_eq!(Instant::now(), handed_out);
         assert_eq!(timeout_at(deadline, std::future::pending::<()>()).await, Err(Elapsed));
         assert_eq!(Instant::now(), handed_out + LAST_LOOK);

@@ -97,7 +97,7 @@ pub async fn serve<H: Handler>(
     let (quic, mut stopped, queue) = quic::Connection::guarded(connection.clone(), u64::from(header_list(&limits)));
     let mut builder = h3::server::builder();
     builder.max_field_section_size(header_list(&limits).into()).send_grease(false);
-    let Ok(Ok(mut serving)) = clock::timeout(limits.header_timeout, builder.build(quic)).await else { return };
+    let Ok(Ok(mut serving)) = clock::timeout(limits.header_timeout, pin!(builder.build(quic))).await else { return };
     let (mut requests, mut resets) = (JoinSet::new(), Resets::default());
     // Once it ends: until when what is under way may go on; a drain has its own end.
     let mut ending: Option<Option<Instant>> = None;
@@ -183,7 +183,7 @@ enum Ended {
 /// dropped is reset.
 async fn answered<H: Handler>(out: Out<H>, resolver: Resolver, mut stopped: Stopped) -> Ended {
     let limits = Arc::clone(&out.shared.limits);
-    let resolved = clock::timeout(limits.header_timeout, resolver.resolve_request()).await;
+    let resolved = clock::timeout(limits.header_timeout, pin!(resolver.resolve_request())).await;
     // Malformed and too large ones h3 has answered, or reset.
     let Ok(Ok((request, stream))) = resolved else { return Ended::Reset };
     let (mut send, receive) = stream.split();

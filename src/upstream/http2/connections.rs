@@ -343,13 +343,13 @@ async fn run(
     place: Place,
 ) {
     let bounds = connections.bounds.clone();
-    let opened = clock::timeout(bounds.connect_timeout, async {
+    let opened = pin!(async {
         match dialing.await? {
             Some(wire) => greet(wire, &bounds).await.map(Some),
             None => Ok(None),
         }
     });
-    let opened = opened.await.unwrap_or(Err(FetchError::ConnectTimeout));
+    let opened = clock::timeout(bounds.connect_timeout, opened).await.unwrap_or(Err(FetchError::ConnectTimeout));
     let (announced, greeted) = match opened {
         Ok(Some(greeted)) => {
             let state = State::new(connections.gauges.clone(), place);
@@ -431,7 +431,7 @@ async fn keep(
                     }
                 }
                 Some(_) => {}
-                None if Instant::now() >= ask_at => match clock::timeout(bounds.keep_alive, ping.ping(Ping::opaque())).await {
+                None if Instant::now() >= ask_at => match clock::timeout(bounds.keep_alive, pin!(ping.ping(Ping::opaque()))).await {
                     Ok(Ok(_)) => {}
                     _ => return,
                 },
