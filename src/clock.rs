@@ -2,6 +2,7 @@
 
 use crate::semantics::Now;
 use rustix::time::{ClockId, clock_gettime};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -33,6 +34,11 @@ fn read(clock: ClockId) -> i64 {
     time.tv_sec * 1000 + time.tv_nsec / 1_000_000
 }
 
+/// Between a deadline and what is done about it. The process may have been stopped: then the deadline is found to have passed
+/// before the sockets are looked at, for epoll_wait(2) ends without events where the process is continued. Within this time the
+/// runtime hands out what came until then, also to thousands of connections.
+pub const LAST_LOOK: Duration = Duration::from_millis(10);
+
 /// One timer for all deadlines of a connection, at the price of the rarest of them.
 ///
 /// It is armed only while something waits, and not moved while it stands early enough: it then fires early, once in a
@@ -42,27 +48,35 @@ pub struct Alarm {
     sleep: Option<Pin<Box<Sleep>>>,
     /// Whom the timer wakes.
     sleeper: Option<Waker>,
+    /// When a deadline was last found to have passed: from then on the sockets are looked at once more.
+    found: Option<Instant>,
 }
 
 impl Alarm {
-    /// Ready once `deadline` passed; until then the task is woken in time. Several deadlines may be asked for in turn.
+    /// Ready once `deadline` passed and what came before it was handed out; until then the task is woken in time. Whoever asks
+    /// has looked for what it waits for. Several deadlines may be asked for in turn.
     pub fn poll_deadline(&mut self, context: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         let registered = self.sleeper.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
         if registered && sleep.deadline() <= deadline && !sleep.is_elapsed() {
             return Poll::Pending;
         }
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
+        let mut until = end_of_wait(self.found, deadline);
+        if sleep.deadline() > until {
+            sleep.as_mut().reset(until);
         }
         if !registered {
             self.sleeper = Some(context.waker().clone());
         }
         while sleep.as_mut().poll(context).is_ready() {
-            if sleep.deadline() >= deadline {
-                return Poll::Ready(());
+            if sleep.deadline() >= until {
+                if until > deadline {
+                    return Poll::Ready(());
+                }
+                self.found = Some(Instant::now().max(deadline));
+                until = end_of_wait(self.found, deadline);
             }
-            sleep.as_mut().reset(deadline);
+            sleep.as_mut().reset(until);
         }
         Poll::Pending
     }
@@ -73,5 +87,73 @@ impl Alarm {
         if let Some(sleep) = &mut self.sleep {
             let _ = sleep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         }
+    }
+}
+
+/// When whoever waits for `deadline` has waited long enough.
+fn end_of_wait(found: Option<Instant>, deadline: Instant) -> Instant {
+    found.filter(|found| deadline <= *found).map_or(deadline, |found| found + LAST_LOOK)
+}
+
+/// The time for something is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elapsed;
+
+/// What `future` comes to, unless `deadline` passes before, as an [`Alarm`] sees it. It comes pinned: moved in, it would stand
+/// twice in whatever waits for this.
+pub async fn timeout_at<F: Future + Unpin>(deadline: Instant, mut future: F) -> Result<F::Output, Elapsed> {
+    let mut alarm = Alarm::default();
+    poll_fn(|context| match Pin::new(&mut future).poll(context) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending => alarm.poll_deadline(context, deadline).map(|()| Err(Elapsed)),
+    })
+    .await
+}
+
+/// [`timeout_at`] for what may take so long from now on.
+pub fn timeout<F: Future + Unpin>(within: Duration, future: F) -> impl Future<Output = Result<F::Output, Elapsed>> {
+    timeout_at(Instant::now() + within, future)
+}
+
+/// Ready once `deadline` passed, as an [`Alarm`] sees it.
+pub async fn passed(deadline: Instant) {
+    let mut alarm = Alarm::default();
+    poll_fn(|context| alarm.poll_deadline(context, deadline)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+
+    /// As where the process was stopped: the timer fires first, and what came is handed out in the turn after that.
+    #[tokio::test(start_paused = true)]
+    async fn what_came_before_a_deadline_is_in_time_though_it_is_looked_at_after_it() {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let handed_out = deadline + LAST_LOOK / 2;
+        assert_eq!(timeout_at(deadline, pin!(tokio::time::sleep_until(handed_out))).await, Ok(()));
+        assert_eq!(Instant::now(), handed_out);
+        assert_eq!(timeout_at(deadline, std::future::pending::<()>()).await, Err(Elapsed));
+        assert_eq!(Instant::now(), handed_out + LAST_LOOK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_last_look_serves_all_deadlines_that_have_passed() {
+        let mut alarm = Alarm::default();
+        let began = Instant::now();
+        let (first, second) = (began + Duration::from_secs(1), began + Duration::from_secs(2));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        poll_fn(|context| alarm.poll_deadline(context, second)).await;
+        assert_eq!(Instant::now(), began + Duration::from_secs(3) + LAST_LOOK);
+        poll_fn(|context| alarm.poll_deadline(context, first)).await;
+        assert_eq!(Instant::now(), began + Duration::from_secs(3) + LAST_LOOK);
+        let later = Instant::now() + Duration::from_secs(1);
+        poll_fn(|context| {
+            assert!(alarm.poll_deadline(context, later).is_pending());
+            alarm.poll_deadline(context, first)
+        })
+        .await;
+        poll_fn(|context| alarm.poll_deadline(context, later)).await;
+        assert_eq!(Instant::now(), later + LAST_LOOK);
     }
 }

@@ -1,6 +1,7 @@
 //! TLS on a client's socket: the handshake, and a [`Socket`] like any other behind it.
 
 use super::{ClientSocket, Identity, Socket};
+use crate::clock;
 use crate::config::settings::{Challenge, ClientCertificates, Told};
 use crate::observe::metrics::{Handshake, Metrics};
 use crate::semantics::structured::byte_sequences;
@@ -8,7 +9,7 @@ use crate::tls::{self, Chosen, Server};
 use rustls::server::{Acceptor, ServerConnection};
 use rustls::{HandshakeKind, ProtocolVersion};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -36,7 +37,7 @@ impl SecureSocket {
 
 /// Shakes hands, within the time that the listener allows for it; `None` where nothing came of it, which is counted.
 pub async fn shake_hands(socket: ClientSocket, server: &Server, metrics: &Metrics) -> Option<Shaken> {
-    let shaken = tokio::time::timeout(server.handshake_timeout, shake(socket, server)).await;
+    let shaken = clock::timeout(server.handshake_timeout, pin!(shake(socket, server))).await;
     let (version, outcome, shaken) = match shaken {
         Err(_) => (None, Handshake::Timeout, None),
         Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {

@@ -18,6 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags};
 use socket2::SockRef;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -109,7 +110,8 @@ impl Doorway {
     async fn announced(&self, stream: TcpStream, peer: &mut Peer, within: Duration) -> Option<ClientSocket> {
         let began = clock::nanos();
         let mut stream = tokio::net::TcpStream::from_std(stream).ok()?;
-        let refusal = match timeout(within, proxy_protocol::read(&mut stream)).await {
+        let read = clock::timeout(within, pin!(proxy_protocol::read(&mut stream))).await;
+        let refusal = match read {
             Ok(Ok(announced)) => {
                 if let Some(Announced { client, local }) = announced {
                     (peer.client, peer.local) = (client, local);

@@ -1,6 +1,7 @@
 //! New connections to an endpoint.
 
 use super::FetchError;
+use crate::clock;
 use crate::config::settings::ProxyProtocol;
 use crate::listener::Announced;
 use proxy_header::{ProxiedAddress, ProxyHeader};
@@ -8,6 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
@@ -25,7 +27,7 @@ pub(crate) async fn connect(addresses: &[SocketAddr], limit: Duration) -> Result
             return Err(FetchError::ConnectTimeout);
         }
         let share = (left / u32::try_from(addresses.len() - at).unwrap_or(u32::MAX)).max(ATTEMPT_MIN).min(left);
-        last = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+        last = match clock::timeout(share, pin!(TcpStream::connect(address))).await {
             Ok(Ok(stream)) => {
                 let _ = stream.set_nodelay(true); // a connection that cannot do it still works
                 return Ok(stream);
@@ -44,7 +46,7 @@ pub(crate) async fn connect(addresses: &[SocketAddr], limit: Duration) -> Result
 
 /// A connection to a socket of this machine. It is used like one over the network: the type owns a descriptor.
 pub(super) async fn connect_socket(path: &Path, limit: Duration) -> Result<TcpStream, FetchError> {
-    let connected = tokio::time::timeout(limit, UnixStream::connect(path)).await.map_err(|_| FetchError::ConnectTimeout)?;
+    let connected = clock::timeout(limit, pin!(UnixStream::connect(path))).await.map_err(|_| FetchError::ConnectTimeout)?;
     let plain = |stream: UnixStream| TcpStream::from_std(OwnedFd::from(stream.into_std()?).into());
     connected.and_then(plain).map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FetchError::Refused,
@@ -60,7 +62,7 @@ pub(super) async fn announce(
     deadline: Instant,
 ) -> Result<(), FetchError> {
     let header = announcement(version, client).ok_or(FetchError::InvalidRequest("addresses that the PROXY protocol cannot tell"))?;
-    match tokio::time::timeout_at(deadline, stream.write_all(&header)).await {
+    match clock::timeout_at(deadline, pin!(stream.write_all(&header))).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(FetchError::Connect(error.to_string())),
         Err(_) => Err(FetchError::ConnectTimeout),

@@ -10,6 +10,7 @@
 
 use super::codec::{Idle, Link};
 use super::{FetchError, settings};
+use crate::clock;
 use crate::observe::metrics::{Bound, ConnectionGauges, Dropped, Metrics};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -322,7 +323,7 @@ struct Place<'a> {
 
 impl Place<'_> {
     async fn wait(mut self, limit: Duration) -> Result<Slot, FetchError> {
-        match tokio::time::timeout(limit, &mut self.receiver).await {
+        match clock::timeout(limit, &mut self.receiver).await {
             Ok(Ok(slot)) => Ok(slot),
             _ => {
                 self.pool.metrics.bound(Bound::UpstreamQueueTimeout);

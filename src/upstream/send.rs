@@ -40,7 +40,7 @@ pub(super) fn send(upstream: &Upstream, mut request: Outbound) -> Pin<Box<impl F
             Some(limit) => {
                 let deadline = Instant::now() + limit;
                 let attempts = Box::pin(attempts(upstream, &mut request, Some(deadline), &mut tried));
-                let sent = Box::pin(tokio::time::timeout_at(deadline, attempts)).await;
+                let sent = Box::pin(clock::timeout_at(deadline, attempts)).await;
                 sent.unwrap_or_else(|_| {
                     upstream.metrics.upstream_request(&upstream.settings.name, Err(FetchError::TotalTimeout.token()), None, limit);
                     Err(FetchError::TotalTimeout)

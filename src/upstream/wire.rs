@@ -4,6 +4,7 @@
 
 use super::FetchError;
 use super::codec::Idle;
+use crate::clock;
 use crate::tls::ALPN_HTTP2;
 use crate::tls::client::{Client, Failure};
 use rustix::net::RecvFlags;
@@ -27,7 +28,7 @@ impl Wire {
         let name = client.name(host).ok_or_else(|| FetchError::TlsCertificate(format!("{host} is no name that a certificate may have")))?;
         let shown = name.to_str().into_owned();
         let connect = TlsConnector::from(std::sync::Arc::clone(&client.config)).connect(name, stream);
-        match tokio::time::timeout_at(deadline, connect).await {
+        match clock::timeout_at(deadline, connect).await {
             Err(_) => Err(FetchError::ConnectTimeout),
             Ok(Ok(stream)) => Ok(Self::Secure(Box::new(stream))),
             Ok(Err(error)) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {

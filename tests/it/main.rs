@@ -23,6 +23,7 @@ mod redis;
 mod rules;
 mod serve;
 mod sockets;
+mod stopped;
 mod support;
 mod tls;
 mod upstream;

@@ -4,7 +4,7 @@ use super::leaving::Leaving;
 use super::watched::{Seen, Watched};
 use super::{Shared, builder, stream};
 use crate::clock::{self, Alarm};
-use crate::config::settings::Http2;
+use crate::config::settings::{Http2, Limits};
 use crate::listener::{Handler, Socket};
 use bytes::Bytes;
 use h2::server::Handshake;
@@ -76,7 +76,7 @@ impl<S: Socket, H: Handler> Connection<S, H> {
             if self.ends {
                 connection.graceful_shutdown();
             }
-            let keep_alive = KeepAlive::new(connection.ping_pong(), &self.shared.limits.http2);
+            let keep_alive = KeepAlive::new(connection.ping_pong(), &self.shared.limits);
             self.state = State::Open(connection, keep_alive);
         }
         let State::Open(connection, keep_alive) = &mut self.state else { return Poll::Pending };
@@ -112,8 +112,7 @@ impl<S, H: Handler> Drop for Connection<S, H> {
 /// Asks a client of which nothing comes whether it is there.
 struct KeepAlive {
     pings: Option<PingPong>,
-    every: Duration,
-    timeout: Duration,
+    limits: Arc<Limits>,
     alarm: Alarm,
     look_at: Instant,
     /// Boot-time nanoseconds.
@@ -121,13 +120,14 @@ struct KeepAlive {
 }
 
 impl KeepAlive {
-    fn new(pings: Option<PingPong>, bounds: &Http2) -> Self {
-        let (every, timeout) = (bounds.keep_alive, bounds.keep_alive_timeout);
-        Self { pings, every, timeout, alarm: Alarm::default(), look_at: Instant::now() + every, asked_at: None }
+    fn new(pings: Option<PingPong>, limits: &Arc<Limits>) -> Self {
+        let look_at = Instant::now() + limits.http2.keep_alive;
+        Self { pings, limits: Arc::clone(limits), alarm: Alarm::default(), look_at, asked_at: None }
     }
 
     /// Ready where nothing came of it.
     fn poll(&mut self, seen: &Seen, context: &mut Context<'_>) -> Poll<()> {
+        let Http2 { keep_alive, keep_alive_timeout, .. } = self.limits.http2;
         loop {
             ready!(self.alarm.poll_deadline(context, self.look_at));
             let (now, heard_at) = (clock::nanos(), seen.heard_at());
@@ -136,15 +136,15 @@ impl KeepAlive {
                 return Poll::Ready(());
             }
             self.asked_at = None;
-            self.look_at = Instant::now() + self.every.saturating_sub(silent);
-            if silent < self.every {
+            self.look_at = Instant::now() + keep_alive.saturating_sub(silent);
+            if silent < keep_alive {
                 continue;
             }
             if let Some(pings) = &mut self.pings {
                 _ = pings.poll_pong(context); // the answer to the one before was heard
                 _ = pings.send_ping(Ping::opaque());
             }
-            (self.asked_at, self.look_at) = (Some(now), Instant::now() + self.timeout);
+            (self.asked_at, self.look_at) = (Some(now), Instant::now() + keep_alive_timeout);
         }
     }
 }

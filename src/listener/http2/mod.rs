@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use watched::Seen;
 
 /// What the requests of one connection share.
@@ -168,7 +168,7 @@ where
                 ending = ending.or(Some(None));
                 last_call = Some(Instant::now() + shared.limits.header_timeout);
             }
-            () = sleep_until(wake_at) => match ending {
+            () = clock::passed(wake_at) => match ending {
                 Some(Some(_)) => return,
                 _ if stall.lasts(&shared, &seen) => seen.give_up(),
                 Some(None) if last_call.is_some_and(|at| at <= Instant::now()) => match shared.is_idle() {

@@ -7,6 +7,7 @@
 pub mod quic;
 mod request;
 
+use crate::clock;
 use crate::config::settings::Limits;
 use crate::listener::http2::{Shared, answer, header_list};
 use crate::listener::turn::{Ahead, Line, PIECE, Turn};
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::Instant;
 
 /// RFC 9114 §3.1.
 const ALPN: &[u8] = b"h3";
@@ -96,7 +97,7 @@ pub async fn serve<H: Handler>(
     let (quic, mut stopped, queue) = quic::Connection::guarded(connection.clone(), u64::from(header_list(&limits)));
     let mut builder = h3::server::builder();
     builder.max_field_section_size(header_list(&limits).into()).send_grease(false);
-    let Ok(Ok(mut serving)) = timeout(limits.header_timeout, builder.build(quic)).await else { return };
+    let Ok(Ok(mut serving)) = clock::timeout(limits.header_timeout, pin!(builder.build(quic))).await else { return };
     let (mut requests, mut resets) = (JoinSet::new(), Resets::default());
     // Once it ends: until when what is under way may go on; a drain has its own end.
     let mut ending: Option<Option<Instant>> = None;
@@ -134,7 +135,7 @@ pub async fn serve<H: Handler>(
                 ending = Some(None);
                 true
             }
-            () = sleep_until(wake_at) => match ending {
+            () = clock::passed(wake_at) => match ending {
                 Some(Some(_)) => break Code::H3_NO_ERROR,
                 None if shared.idle_until() <= Instant::now() => {
                     shared.handler.bound(Bound::IdleTimeout);
@@ -182,7 +183,7 @@ enum Ended {
 /// dropped is reset.
 async fn answered<H: Handler>(out: Out<H>, resolver: Resolver, mut stopped: Stopped) -> Ended {
     let limits = Arc::clone(&out.shared.limits);
-    let resolved = timeout(limits.header_timeout, resolver.resolve_request()).await;
+    let resolved = clock::timeout(limits.header_timeout, pin!(resolver.resolve_request())).await;
     // Malformed and too large ones h3 has answered, or reset.
     let Ok(Ok((request, stream))) = resolved else { return Ended::Reset };
     let (mut send, receive) = stream.split();
@@ -265,7 +266,7 @@ impl<H: Handler> Out<H> {
         }
         let mut turn = Turn::begin(Instant::now(), line(), write_timeout);
         loop {
-            if let Ok(sent) = timeout_at(turn.look_at, sending.as_mut()).await {
+            if let Ok(sent) = clock::timeout_at(turn.look_at, sending.as_mut()).await {
                 return Some(sent);
             }
             if is_unwanted() || turn.is_passed_over(Instant::now(), line(), AHEAD, write_timeout) {

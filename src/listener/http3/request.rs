@@ -2,6 +2,7 @@
 
 use super::quic;
 use crate::body::{BodyError, Chunk};
+use crate::clock;
 use crate::config::settings::Limits;
 use crate::http2;
 use crate::listener::interim::Continue;
@@ -16,7 +17,6 @@ use http::{HeaderName, Method};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::time::timeout;
 
 /// What RFC 9114 §4.2 forbids and h3 lets through: fields of a connection, and a TE that asks for more than trailers.
 pub(super) fn is_malformed(parts: &Parts) -> bool {
@@ -58,7 +58,7 @@ impl Incoming {
         // Who says what it expects before its body has one, and does not send it before.
         let is_bodiless = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) && !parts.headers.contains_key(EXPECT);
         if announced.is_none() && is_bodiless {
-            let first = timeout(limits.header_timeout, poll_fn(|context| body.poll_data(context))).await.ok()?.ok()?;
+            let first = clock::timeout(limits.header_timeout, poll_fn(|context| body.poll_data(context))).await.ok()?.ok()?;
             (body.is_empty, body.first) = (first.is_none(), first);
         }
         Some(body)

@@ -18,7 +18,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// The largest window there is (RFC 9113 §6.9.1).
 const WINDOW_MAX: u32 = (1 << 31) - 1;
@@ -343,13 +343,13 @@ async fn run(
     place: Place,
 ) {
     let bounds = connections.bounds.clone();
-    let opened = timeout(bounds.connect_timeout, async {
+    let opened = pin!(async {
         match dialing.await? {
             Some(wire) => greet(wire, &bounds).await.map(Some),
             None => Ok(None),
         }
     });
-    let opened = opened.await.unwrap_or(Err(FetchError::ConnectTimeout));
+    let opened = clock::timeout(bounds.connect_timeout, opened).await.unwrap_or(Err(FetchError::ConnectTimeout));
     let (announced, greeted) = match opened {
         Ok(Some(greeted)) => {
             let state = State::new(connections.gauges.clone(), place);
@@ -422,7 +422,7 @@ async fn keep(
         loop {
             let idle = state.idle_for();
             let retire_at = idle.map(|idle| Instant::now() + bounds.idle_timeout.saturating_sub(idle));
-            sleep_until(retire_at.map_or(ask_at, |at| at.min(ask_at))).await;
+            clock::passed(retire_at.map_or(ask_at, |at| at.min(ask_at))).await;
             match state.idle_for() {
                 Some(idle) if idle >= bounds.idle_timeout => {
                     if connections.upgrade().is_none_or(|connections| connections.retire(home, state)) {
@@ -431,7 +431,7 @@ async fn keep(
                     }
                 }
                 Some(_) => {}
-                None if Instant::now() >= ask_at => match timeout(bounds.keep_alive, ping.ping(Ping::opaque())).await {
+                None if Instant::now() >= ask_at => match clock::timeout(bounds.keep_alive, pin!(ping.ping(Ping::opaque()))).await {
                     Ok(Ok(_)) => {}
                     _ => return,
                 },

@@ -2,6 +2,7 @@
 
 use super::convert;
 use crate::body::{Again, BodyError, BodyStream, Chunk};
+use crate::clock::Alarm;
 use crate::http1::response::of_trailer_section;
 use crate::listener::RequestBody;
 use crate::upstream::codec::Pace;
@@ -16,7 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 /// A request body as hyper pulls it: a chunk is taken from the client only when there is room for it, so the origin's
 /// pace is the client's. Trailers of requests end here (RFC 9110 §6.5.1 allows it).
@@ -153,9 +154,8 @@ pub(super) struct Download {
     keep: Option<Duration>,
     read_timeout: Duration,
     deadline: Option<Instant>,
-    /// Made when the first read has to wait, moved only when a later one has to.
-    timer: Option<Pin<Box<Sleep>>>,
-    /// Set when a read has to wait, and the timer with it.
+    alarm: Alarm,
+    /// Set when a read has to wait.
     silent_since: Option<Instant>,
 }
 
@@ -170,7 +170,7 @@ impl Download {
     ) -> Option<Self> {
         let Pace { read_timeout, deadline } = pace;
         let connection = Some(connection);
-        let mut body = Self { incoming, connection, upload, keep, read_timeout, deadline, timer: None, silent_since: None };
+        let mut body = Self { incoming, connection, upload, keep, read_timeout, deadline, alarm: Alarm::default(), silent_since: None };
         if body.incoming.is_end_stream() {
             body.finish();
             return None;
@@ -208,16 +208,11 @@ impl Download {
         }
     }
 
-    fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
-            let is_armed = self.silent_since.is_some();
             let since = *self.silent_since.get_or_insert_with(Instant::now);
             let until = self.silent_until(since, Instant::now());
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(Duration::ZERO)));
-            if !is_armed || timer.is_elapsed() {
-                timer.as_mut().reset(until);
-            }
-            ready!(timer.as_mut().poll(context));
+            ready!(self.alarm.poll_deadline(context, until));
             // It was set for what was known then: the origin's turn may have begun later.
             let now = Instant::now();
             if self.silent_until(since, now) <= now {
@@ -243,7 +238,7 @@ impl BodyStream for Download {
     fn poll_chunk(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
         loop {
             let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
-                ready!(self.poll_timer(context));
+                ready!(self.poll_silence(context));
                 return self.fail(BodyError::Timeout);
             };
             self.silent_since = None;

@@ -11,6 +11,7 @@ use super::codec::{self, Answer, Broken, Idle, Order, Reach};
 use super::pool::{Connection, Hold};
 use super::{Arriving, FetchError, Outbound, settings};
 use crate::body::{BodyError, Tunnel};
+use crate::clock;
 use crate::http1::response::{Fault, INTERIM_MAX, vet};
 use crate::listener::RequestBody;
 use body::{Download, Progress, Upload, find};
@@ -189,7 +190,7 @@ async fn head_in_time(
     let mut answer = pin!(answer);
     let mut deadline = began + limit;
     loop {
-        if let Ok(answer) = tokio::time::timeout_at(deadline, answer.as_mut()).await {
+        if let Ok(answer) = clock::timeout_at(deadline, answer.as_mut()).await {
             return Some(answer);
         }
         let now = Instant::now();
