@@ -223,12 +223,12 @@ fn run(plan: Plan) -> Arc<Fire> {
         troubles: Counts::default(),
         violations: Mutex::default(),
     });
-    let mut clients = JoinSet::new();
+    let mut everybody = JoinSet::new();
     for number in 0..CLIENTS {
-        clients.spawn_on(load::ask_all_the_time(fire.clone(), seed + number), runtime.handle());
+        everybody.spawn_on(load::ask_all_the_time(fire.clone(), seed + number), runtime.handle());
     }
     for number in 0..PURGERS {
-        runtime.spawn(purges::purge_again_and_again(fire.clone(), seed + CLIENTS + number));
+        everybody.spawn_on(purges::purge_again_and_again(fire.clone(), seed + CLIENTS + number), runtime.handle());
     }
     let stage = Stage {
         fire: fire.clone(),
@@ -251,10 +251,11 @@ fn run(plan: Plan) -> Arc<Fire> {
     fire.end();
     let stage = troubles.join().expect("no trouble of our own");
     // All troubles are over, and every node is there to answer what it still owes.
-    runtime.block_on(clients.join_all());
+    runtime.block_on(everybody.join_all());
     while fire.waits.load(SeqCst) > 0 {
         std::thread::sleep(Duration::from_millis(5)); // nobody announces it; each ends in time
     }
+    assert_eq!(stage.fleet.sum("tiercel_panics_total", &[]), 0.0, "panics, since the last start of each node");
     if fire.plan.setup != Setup::Alone && fire.plan.fault.is_none() {
         assert!(stage.redis.iter().any(troubles::has_streams), "there is a journal in Redis");
         let looked_at: usize = stage.redis.iter().map(troubles::expires_but_for_the_journal).sum();
@@ -315,8 +316,6 @@ fn finds_nothing(plan: Plan) {
     let violations = fire.violations.lock().clone();
     assert!(violations.is_empty(), "{} violations:\n{}", violations.len(), violations.join("\n"));
     assert_eq!(fire.failed.total(), 0, "{}", fire.failed);
-    let (hung_up, checked) = (fire.unanswered.of(load::BY_A_NODE_THAT_RUNS), fire.checked.load(SeqCst));
-    assert!(hung_up * 1000 <= checked + 1000, "{hung_up} of {checked} requests had no answer: {}", fire.unanswered);
     assert_eq!(fire.acknowledged.of("never complete"), 0, "{}", fire.acknowledged);
     assert!(fire.is_done(), "too little happened in {:?}", fire.plan.at_most);
 }

@@ -15,11 +15,14 @@ const GIVES_UP: Duration = Duration::from_millis(500);
 /// (`lease.wait`, 2 s), then for an owner that says nothing (2 s), or it sleeps for a while itself (2.5 s).
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
-/// A connection that ends before the answer begins: what a client meets with that sends while its node wakes up, now and then.
-pub const BY_A_NODE_THAT_RUNS: &str = "by a node that runs";
-
-/// A connection, and the life of its node in which it was made: it ends with that.
-pub type Held = (Life, Client);
+/// A connection that may be used again.
+pub struct Held {
+    client: Client,
+    /// Of its node, in which it was made: it ends with that.
+    life: Life,
+    /// That came over it.
+    answers: u64,
+}
 
 /// Asks until the fire is over.
 pub async fn ask_all_the_time(fire: Arc<Fire>, seed: u64) {
@@ -61,15 +64,16 @@ pub async fn ask(fire: &Arc<Fire>, client: &mut Option<Held>, node: usize, resou
     let asked = Asked { fire: fire.clone(), node, life, resource: resource.number, demand: fire.world.demand(resource, node) };
     let variant = if first_variant { "1" } else { "2" };
     let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\nX-V: {variant}\r\n\r\n", resource.path, resource.host);
-    let held = client.take().filter(|(of, _)| *of == life).map(|(_, connection)| connection);
+    let held = client.take().filter(|held| held.life == life);
     let mut exchange = Box::pin(async move {
-        let mut connection = match held {
-            Some(connection) => connection,
-            None => Client::try_connect(address).await?,
+        let mut held = match held {
+            Some(held) => held,
+            None => Held { client: Client::try_connect(address).await.ok_or("no connection")?, life, answers: 0 },
         };
-        connection.send(request).await;
-        let answer = connection.answer(false).await?;
-        Some((connection, answer))
+        held.client.send(request).await;
+        let answer = held.client.answer(false).await.ok_or_else(|| format!("hung up behind {} answers", held.answers))?;
+        held.answers += 1;
+        Ok((held, answer))
     });
     match tokio::time::timeout(GIVES_UP, &mut exchange).await {
         Ok(told) => *client = asked.settle(told),
@@ -94,17 +98,21 @@ impl Asked {
     }
 
     /// Judges what came, and gives the connection back where it may be used again.
-    fn settle(&self, told: Option<(Client, Answer)>) -> Option<Held> {
-        let Some((connection, answer)) = told else {
-            if self.rests() || self.fire.world.life(self.node) != self.life {
+    fn settle(&self, told: Result<(Held, Answer), String>) -> Option<Held> {
+        let (held, answer) = match told {
+            Ok(told) => told,
+            Err(_) if self.rests() || self.fire.world.life(self.node) != self.life => {
                 self.fire.unanswered.count("by a node that went");
-            } else {
-                self.fire.unanswered.count(BY_A_NODE_THAT_RUNS);
+                return None;
             }
-            return None;
+            Err(why) => {
+                self.failed(why);
+                return None;
+            }
         };
         judge(&self.fire, self.node, &self.fire.world.resources[self.resource], self.demand, &answer);
-        answer.field("connection").is_none_or(|value| value != "close").then_some((self.life, connection))
+        let goes_on = answer.whole && answer.field("connection").is_none_or(|value| value != "close");
+        goes_on.then_some(held)
     }
 
     fn failed(&self, why: String) {

@@ -432,7 +432,7 @@ impl Stage {
                 self.fire.tell(format!("{} ended:\n{}", node.name, last_lines(&node.log())));
             }
         }
-        if self.fire.plan.is_verbose {
+        if self.fire.plan.is_verbose || self.fire.failed.total() > 0 {
             self.fleet.nodes.iter().for_each(|node| eprintln!("{}:\n{}", node.name, last_lines(&node.log())));
         }
     }
