@@ -89,7 +89,8 @@ fn written(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, inbound: Inbound, stamp
     deliver::past(proxy, exchange, inbound, why)
 }
 
-/// Fetches for this request alone; stores what may be stored.
+/// Fetches for this request alone; stores what may be stored. `now` is the time, where nothing has been waited for since the
+/// request came.
 pub async fn fetch(
     proxy: &Arc<Proxy>,
     exchange: &Arc<Exchange>,
@@ -97,6 +98,7 @@ pub async fn fetch(
     why: Forward,
     mut candidate: Candidate,
     reason: Reason,
+    mut now: Option<Now>,
 ) -> Box<Response> {
     let Some(upstream) = exchange.routed.upstream.clone() else { return Box::new(answer::no_upstream(exchange)) };
     for _ in 0..2 {
@@ -112,7 +114,7 @@ pub async fn fetch(
         let by_peer = whole && matches!(reason, Reason::Head | Reason::Authorization);
         // What nobody could share was fetched as often before the purge as after it.
         let after_purge = reason == Reason::NotCollapsed && proxy.is_recovering(exchange, candidate.as_ref());
-        let way = Way { by_peer, confirming: confirming.map(|(stored, _)| stored), after_purge };
+        let way = Way { by_peer, confirming: confirming.map(|(stored, _)| stored), after_purge, now: now.take() };
         let request = || forward::request(exchange, kind, interim.clone());
         let inbound = match ask(proxy, exchange, &upstream, way, request, &mut began.sent).await {
             Ok(Fetched { inbound, stamp }) => {

@@ -17,6 +17,8 @@ pub struct Way<'a> {
     pub confirming: Option<&'a Arc<StoredResponse>>,
     /// A purge of much is likely to be the reason: it waits for a place in that line of the upstream.
     pub after_purge: bool,
+    /// The time, where nothing has been waited for since it was read.
+    pub now: Option<Now>,
 }
 
 /// `request` is made once the upstream is to have it; `sent` becomes the time at which whoever answers was asked.
@@ -24,7 +26,7 @@ pub async fn ask(
     proxy: &Proxy,
     exchange: &Exchange,
     upstream: &Arc<Upstream>,
-    way: Way<'_>,
+    mut way: Way<'_>,
     request: impl FnOnce() -> Result<Outbound, FetchError>,
     sent: &mut Now,
 ) -> Result<Fetched, Unanswered> {
@@ -34,8 +36,13 @@ pub async fn ask(
         if let Some(answered) = Box::pin(shield::fetch(proxy, exchange, &way)).await {
             return answered;
         }
+        way.now = None;
     }
-    let _place = if way.after_purge { Some(Box::pin(upstream.place_after_purge()).await?) } else { None };
-    *sent = clock::now();
+    let mut _place = None;
+    if way.after_purge {
+        _place = Some(Box::pin(upstream.place_after_purge()).await?);
+        way.now = None;
+    }
+    *sent = way.now.unwrap_or_else(clock::now);
     upstream.send(request()?).await.map(Fetched::from)
 }

@@ -36,7 +36,7 @@ pub fn start(
     proxy.count_request(arrival.key.hash(), arrival.policy());
     let mut errand = Errand::new(proxy, arrival, interim, why, candidate);
     match goes_alone(proxy, &errand.exchange, errand.candidate.as_ref(), now) {
-        Some(reason) => Handled::Later(Box::pin(go_alone(errand, reason))),
+        Some(reason) => Handled::Later(Box::pin(go_alone(errand, reason, now))),
         None => {
             errand.lines_up = true;
             Handled::Later(Box::pin(answer(errand, None)))
@@ -45,9 +45,9 @@ pub fn start(
 }
 
 /// [`answer()`] to a request that lines up nowhere, as all do whose answers nobody may share: its future is small for it.
-async fn go_alone(mut errand: Errand, reason: alone::Reason) -> Box<Response> {
+async fn go_alone(mut errand: Errand, reason: alone::Reason, now: Now) -> Box<Response> {
     let note = PanicNote::on(Arc::clone(&errand.exchange));
-    let response = errand.alone(reason).await;
+    let response = errand.alone(reason, Some(now)).await;
     drop(note);
     if response.outcome.in_blocks { Box::pin(answer(errand, Some(response))).await } else { response }
 }
@@ -133,13 +133,13 @@ impl Errand {
             if !std::mem::take(&mut self.lines_up)
                 && let Some(reason) = goes_alone(&self.proxy, &self.exchange, self.candidate.as_ref(), clock::now())
             {
-                return self.alone(reason).await;
+                return self.alone(reason, None).await;
             }
             if let Round::Break(response) = self.round().await {
                 return response;
             }
         }
-        self.alone(alone::Reason::NotShared).await
+        self.alone(alone::Reason::NotShared, None).await
     }
 
     async fn round(&mut self) -> Round {
@@ -148,7 +148,7 @@ impl Errand {
             // HEAD may follow but never leads.
             return match follow_only(&self.proxy, &self.exchange, secondary, self.interim.as_ref()) {
                 Some(follower) => self.follow(follower).await,
-                None => Round::Break(self.alone(alone::Reason::Head).await),
+                None => Round::Break(self.alone(alone::Reason::Head, None).await),
             };
         }
         match join(&self.proxy, &self.exchange, secondary, self.interim.as_ref()) {
@@ -187,7 +187,7 @@ impl Errand {
                 self.candidate = None;
                 return Round::Continue(());
             }
-            Ok(Led::AsItCame) => self.alone(alone::Reason::RangeOfLarge).await,
+            Ok(Led::AsItCame) => self.alone(alone::Reason::RangeOfLarge, None).await,
             Err(_) => self.failed(&died()),
         })
     }
@@ -199,7 +199,7 @@ impl Errand {
         drop(follower);
         match next {
             Ok(round) => round,
-            Err(reason) => Round::Break(self.alone(reason).await),
+            Err(reason) => Round::Break(self.alone(reason, None).await),
         }
     }
 
@@ -267,9 +267,9 @@ impl Errand {
         }
     }
 
-    fn alone(&mut self, reason: alone::Reason) -> impl Future<Output = Box<Response>> + Send {
+    fn alone(&mut self, reason: alone::Reason, now: Option<Now>) -> impl Future<Output = Box<Response>> + Send {
         let (interim, candidate) = (self.interim.take(), self.candidate.take());
-        alone::fetch(&self.proxy, &self.exchange, interim, self.why, candidate, reason)
+        alone::fetch(&self.proxy, &self.exchange, interim, self.why, candidate, reason, now)
     }
 
     /// What the leader found in the tier that the fleet shares stands in for all who waited: it is in memory by now.

@@ -195,7 +195,7 @@ impl Duty {
             Some(part) => forward::Kind::Part { range: format!("bytes={}-{}", part.start, part.end - 1), stored: confirming },
         };
         let (proxy, exchange) = (Arc::clone(&self.proxy), Arc::clone(&self.exchange));
-        let way = Way { by_peer: self.part.is_none(), confirming, after_purge: self.after_purge };
+        let way = Way { by_peer: self.part.is_none(), confirming, after_purge: self.after_purge, now: None };
         let mut sending = Box::pin(async move {
             let request = || forward::request(&exchange, kind, Some(sender));
             ask(&proxy, &exchange, &upstream, way, request, sent).await

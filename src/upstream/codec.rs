@@ -136,6 +136,8 @@ impl Pace {
 /// The answer of an endpoint.
 pub(crate) struct Answer {
     pub head: Head,
+    /// When the head was there.
+    pub at: Instant,
     pub body: Option<Arriving>,
     pub tunnel: Option<Box<dyn Tunnel>>,
 }

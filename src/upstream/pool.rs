@@ -203,7 +203,7 @@ impl Pool {
 
     /// Puts a connection to which nobody has the right any more on the shelf of its worker, unless somebody waits for it or there
     /// are enough.
-    fn park(self: &Arc<Self>, mut link: Link, keep: Duration) {
+    fn park(self: &Arc<Self>, mut link: Link, keep: Duration, now: Instant) {
         if self.waiting.load(Ordering::Acquire) > 0 {
             let Some(connection) = self.hand_over(self.revive(link)) else { return };
             link = connection.into_link();
@@ -212,7 +212,7 @@ impl Pool {
             self.idle.fetch_sub(1, Ordering::Relaxed);
             return drop(self.revive(link));
         }
-        let until = Instant::now() + keep.min(self.settings.idle_timeout);
+        let until = now + keep.min(self.settings.idle_timeout);
         self.gauges.idle.inc();
         let at = link.home() % self.shelves.len();
         let mut shelf = self.shelves[at].lock();
@@ -228,7 +228,8 @@ impl Pool {
         {
             let until = parked.until;
             let Some(connection) = self.hand_over(self.revive(parked.link)) else { continue };
-            return self.park(connection.into_link(), until.saturating_duration_since(Instant::now()));
+            let now = Instant::now();
+            return self.park(connection.into_link(), until.saturating_duration_since(now), now);
         }
     }
 
@@ -369,7 +370,7 @@ impl Connection {
     pub(super) fn park(self, keep: Duration) {
         let Self { mut link, hold } = self;
         if link.idle(false) == Idle::Quiet {
-            hold.park(link, keep);
+            hold.park(link, keep, Instant::now());
         }
     }
 
@@ -394,10 +395,10 @@ impl Hold {
         Self(permit)
     }
 
-    /// See [`Connection::park`].
-    pub(super) fn park(self, link: Link, keep: Duration) {
+    /// See [`Connection::park`]; from `now` on it is idle.
+    pub(super) fn park(self, link: Link, keep: Duration, now: Instant) {
         if let Some(pool) = self.into_permit().pool.take() {
-            pool.park(link, keep);
+            pool.park(link, keep, now);
         }
     }
 

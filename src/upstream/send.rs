@@ -236,10 +236,11 @@ impl Attempt<'_> {
     }
 
     fn outcome(&self, answered: Result<Answer, Broken>, connect: Option<Duration>, began: Instant) -> Result<Inbound, Failed> {
-        let waited = began.elapsed();
         match answered {
-            Ok(answer) => Ok(self.inbound(answer, connect, waited)),
-            Err(Broken { error, reach }) => Err(Failed { error, stage: Stage::of(reach, connect.is_none()), connect, waited }),
+            Ok(answer) => Ok(self.inbound(answer, connect, began)),
+            Err(Broken { error, reach }) => {
+                Err(Failed { error, stage: Stage::of(reach, connect.is_none()), connect, waited: began.elapsed() })
+            }
         }
     }
 
@@ -252,8 +253,8 @@ impl Attempt<'_> {
         }
     }
 
-    fn inbound(&self, answer: Answer, connect: Option<Duration>, first_byte: Duration) -> Inbound {
-        let Answer { head, body, tunnel } = answer;
+    fn inbound(&self, answer: Answer, connect: Option<Duration>, began: Instant) -> Inbound {
+        let Answer { head, at, body, tunnel } = answer;
         let endpoint = self.endpoint.name.clone();
         Inbound {
             status: head.status,
@@ -263,7 +264,7 @@ impl Attempt<'_> {
             tunnel,
             endpoint,
             connect,
-            first_byte,
+            first_byte: at - began,
             giver: Giver::Origin,
         }
     }

@@ -119,7 +119,7 @@ fn answer(response: http::Response<RecvStream>, mut upload: Upload, held: Held, 
         let open = Some(Open { incoming, upload, alarm: Alarm::default(), _held: held });
         Some(Arriving::Stream(Box::pin(Download { open, pace: order.pace(), silent_since: None })))
     };
-    Ok(Answer { head, body, tunnel: None })
+    Ok(Answer { head, at: Instant::now(), body, tunnel: None })
 }
 
 /// How far a request came whose stream failed before there was an answer.

@@ -169,13 +169,14 @@ async fn answer(
         vet(&order.asked, minor_version, response.status(), fields).map_err(|fault| order.fault(fault))
     });
     let head = vetted.map_err(|error| Broken { error, reach: Reach::Answered })?;
+    let at = Instant::now();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let tunnel = Some(tunnel(response, link, hold).await?);
-        return Ok(Answer { head, body: None, tunnel });
+        return Ok(Answer { head, at, body: None, tunnel });
     }
     let connection = Connection { link: codec::Link::Hyper(link), hold };
     let body = Download::new(response.into_body(), connection, upload, head.keep, order.pace());
-    Ok(Answer { head, body: body.map(|body| Arriving::Stream(Box::pin(body))), tunnel: None })
+    Ok(Answer { head, at, body: body.map(|body| Arriving::Stream(Box::pin(body))), tunnel: None })
 }
 
 /// Waits for the head of the answer, `limit` from when the origin had the last of the request that there was to have: an

@@ -30,7 +30,7 @@ impl Download {
 
     fn finish(&mut self) {
         if let Some(talk) = self.talk.take() {
-            talk.finish(self.keep);
+            talk.finish(self.keep, Instant::now());
         }
     }
 

@@ -29,6 +29,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use upload::Upload;
 
 /// Room for the first read of an answer, and what an idle connection may keep.
@@ -228,32 +229,33 @@ impl Conversation {
 
     /// The head is there: what follows it is a tunnel, a body at hand, a body on its way, or nothing.
     fn answer(mut self: Box<Self>, head: Head, order: &Order<'_>) -> Answer {
+        let at = Instant::now();
         if head.status == http::StatusCode::SWITCHING_PROTOCOLS {
             let Self { link, hold, .. } = *self;
             let link = *link;
             let tunnel = Tunnel { early: link.buffer, stream: link.stream, _hold: hold };
-            return Answer { head, body: None, tunnel: Some(Box::new(tunnel)) };
+            return Answer { head, at, body: None, tunnel: Some(Box::new(tunnel)) };
         }
         if head.status.as_u16() >= 400 && !self.upload.is_done() {
             self.upload.stop(); // RFC 9112 §9.5: cease transmitting the body
         }
         let body = match head.body {
             BodyEnd::None | BodyEnd::Length(0) => {
-                self.finish(head.keep);
+                self.finish(head.keep, at);
                 None
             }
             BodyEnd::Length(length) if length <= self.link.buffer.len() as u64 => {
                 let data = self.link.buffer.split_to(length as usize).freeze();
-                self.finish(head.keep);
+                self.finish(head.keep, at);
                 Some(Arriving::Whole(data))
             }
             _ => Some(Arriving::Stream(Box::pin(Download::new(self, head.keep, order.pace())))),
         };
-        Answer { head, body, tunnel: None }
+        Answer { head, at, body, tunnel: None }
     }
 
-    /// The answer is whole: keeps the connection at most this long, if it is good for another.
-    fn finish(self: Box<Self>, keep: Option<Duration>) {
+    /// The answer is whole `now`: keeps the connection at most this long, if it is good for another.
+    fn finish(self: Box<Self>, keep: Option<Duration>, now: Instant) {
         let Self { mut link, hold, upload, eof, .. } = *self;
         let Some(keep) = keep else { return };
         if !link.buffer.is_empty() {
@@ -262,7 +264,7 @@ impl Conversation {
             hold.dropped(Dropped::Early);
         } else if !eof {
             link.rest();
-            hold.park(codec::Link::Own(link), keep);
+            hold.park(codec::Link::Own(link), keep, now);
         }
     }
 }
