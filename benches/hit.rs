@@ -18,7 +18,6 @@ fn main() -> ExitCode {
         eprintln!("usage: hit {} COUNT", CASES.map(|case| case.name).join("|"));
         return ExitCode::from(2);
     };
-    tiercel::allocator::keep_blocks(); // as workers do
     HitPath::start(case.logged).hits(case, count, || {});
     ExitCode::SUCCESS
 }

@@ -1,7 +1,6 @@
 //! Worker threads: one current_thread runtime each, or one shared multi-thread runtime (DESIGN section 9).
 
 use super::accept::{self, Arrived, Doorway};
-use crate::allocator;
 use crate::config::settings::Runtime;
 use anyhow::{Context, Result};
 use std::net::TcpListener;
@@ -145,10 +144,7 @@ impl Workers {
             let weak = Arc::downgrade(&shared);
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{worker}"))
-                .spawn(move || {
-                    allocator::keep_blocks();
-                    runtime.block_on(obey(worker, receiver, weak));
-                })
+                .spawn(move || runtime.block_on(obey(worker, receiver, weak)))
                 .context("cannot start a worker thread")?;
             threads.push(thread);
         }

@@ -34,7 +34,6 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "semantics",
             "redis",
-            "allocator",
             "pages",
             "body",
             "clock",
