@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Of everything that can have one.
-const DEADLINES: &str = "[server]\nworkers = 2\n[limits]\nheader_timeout = '1s'\nidle_timeout = '1s'\nbody_timeout = '1s'\n\
-    write_timeout = '1s'\n[limits.http2]\nkeep_alive = '1s'\nkeep_alive_timeout = '1s'\n";
+/// Of everything that can have one; long enough for what a test does before it stops the process, also on a busy machine.
+const DEADLINES: &str = "[server]\nworkers = 2\n[limits]\nheader_timeout = '5s'\nidle_timeout = '5s'\nbody_timeout = '5s'\n\
+    write_timeout = '5s'\n[limits.http2]\nkeep_alive = '5s'\nkeep_alive_timeout = '5s'\n";
 /// Beyond all of them.
-const STOPPED: Duration = Duration::from_millis(1500);
+const STOPPED: Duration = Duration::from_millis(5500);
 
 const REQUEST: &str = "GET /again HTTP/1.1\r\nHost: shop.example\r\n\r\n";
 
@@ -135,8 +135,11 @@ async fn an_answer_that_its_client_took_meanwhile_goes_on() {
     let stage = Stage::new("", "", |_| Script::ok(vec![b'.'; LENGTH]));
     let mut client = Client::narrow(stage.process.http()).await;
     client.send(REQUEST).await;
-    // The first bytes are there, and nobody takes them: soon no more can be written.
-    client.stream.readable().await.expect("an answer");
+    // So much is there, and nobody takes it: soon no more can be written.
+    let mut seen = vec![0; 110_000];
+    while client.stream.peek(&mut seen).await.expect("an answer") < seen.len() {
+        tokio::time::sleep(Duration::from_millis(2)).await; // nobody announces it
+    }
     let head = while_stopped(&stage.process, async {
         let head = client.until("\r\n\r\n").await.expect("a head");
         (head, client.take_exactly(100_000).await.len())
@@ -164,14 +167,14 @@ async fn an_answer_of_the_origin_is_in_time(upstream: &str, before: &'static [u8
     assert_eq!(stage.origin.total(), 1);
 }
 
-const WITHIN_A_SECOND: &str = "retries = 0\nconnect_timeout = '1s'\nfirst_byte_timeout = '1s'\nread_timeout = '1s'\n";
+const WITHIN_FIVE_SECONDS: &str = "retries = 0\nconnect_timeout = '5s'\nfirst_byte_timeout = '5s'\nread_timeout = '5s'\n";
 
 #[tokio::test]
 async fn an_answer_of_the_origin_that_came_meanwhile_is_no_timeout() {
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabcdef";
     let part = ANSWER.len() - 3;
     for codec in ["own", "hyper"] {
-        let upstream = format!("{WITHIN_A_SECOND}http1 = '{codec}'\n");
+        let upstream = format!("{WITHIN_FIVE_SECONDS}http1 = '{codec}'\n");
         an_answer_of_the_origin_is_in_time(&upstream, b"", ANSWER).await;
         an_answer_of_the_origin_is_in_time(&upstream, &ANSWER[..part], &ANSWER[part..]).await;
     }
@@ -190,7 +193,7 @@ async fn an_answer_over_http2_that_came_meanwhile_is_no_timeout() {
         }
     })
     .await;
-    let upstream = format!("{WITHIN_A_SECOND}http = '2'\nhttp2.keep_alive = '1s'\n");
+    let upstream = format!("{WITHIN_FIVE_SECONDS}http = '2'\nhttp2.keep_alive = '5s'\n");
     let (process, _folder) = start(&format!("http://{}", origin.address), "", &upstream);
     let mut client = Client::connect(process.http()).await;
     client.send(REQUEST).await;
@@ -230,7 +233,7 @@ async fn a_handshake_whose_client_spoke_meanwhile_ends_well_and_so_does_a_reques
     let (pki, origin) = (Pki::new(), Origin::start(|request| Script::ok(request.path.clone())));
     pki.issue("shop", &["shop.example"], EC, 30);
     let listener = format!(
-        "[listeners.https]\naddress = '127.0.0.1:0'\n[listeners.https.tls]\nhandshake_timeout = '1s'\ncertificates = [{}]\n",
+        "[listeners.https]\naddress = '127.0.0.1:0'\n[listeners.https.tls]\nhandshake_timeout = '5s'\ncertificates = [{}]\n",
         pki.entry("shop")
     );
     let (process, _folder) = start(&origin.url(), &listener, "");
