@@ -56,8 +56,11 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 fn refusals() -> Vec<(&'static str, String, u16, &'static str)> {
     let get = |fields: &str| format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
     let post = |fields: &str| format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\nhello");
-    let chunked = |body: &str| format!("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
-    vec![
+    let chunked = |(name, body, status, reason)| {
+        (name, format!("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{body}"), status, reason)
+    };
+    let mut rows: Vec<_> = malformed_bodies().into_iter().map(chunked).collect();
+    rows.extend([
         ("bare LF after the request line", "GET / HTTP/1.1\nHost: x\r\n\r\n".into(), 400, "bare-lf"),
         ("bare LF after a field", "GET / HTTP/1.1\r\nHost: x\nA: b\r\n\r\n".into(), 400, "bare-lf"),
         ("bare LF as the empty line", "GET / HTTP/1.1\r\nHost: x\r\n\n".into(), 400, "bare-lf"),
@@ -130,34 +133,41 @@ fn refusals() -> Vec<(&'static str, String, u16, &'static str)> {
         ("Transfer-Encoding with a vertical tab", post("Transfer-Encoding: \x0bchunked\r\n"), 400, "field-value"),
         ("Transfer-Encoding unknown, then chunked", post("Transfer-Encoding: gzip, chunked\r\n"), 501, "transfer-coding"),
         ("body announced beyond the limit", post("Content-Length: 67108865\r\n"), 413, "body-bytes"),
-        ("chunk beyond the limit", chunked("4000001\r\n"), 413, "body-bytes"),
         ("unknown expectation", post("Content-Length: 5\r\nExpect: tea\r\n"), 417, "expectation"),
-        ("chunk size empty", chunked("\r\n"), 400, "chunk-size"),
-        ("chunk size with 0x", chunked("0x5\r\nhello\r\n0\r\n\r\n"), 400, "chunk-size"),
-        ("chunk size with a sign", chunked("+5\r\nhello\r\n0\r\n\r\n"), 400, "chunk-size"),
-        ("chunk size beyond 16 digits", chunked("00000000000000005\r\n"), 400, "chunk-size"),
-        ("white space after a chunk size", chunked("5 \r\nhello\r\n0\r\n\r\n"), 400, "chunk-size"),
-        ("bare LF after a chunk size", chunked("5\nhello\r\n0\r\n\r\n"), 400, "chunk-size"),
-        ("bare LF in a chunk extension", chunked("5;a\nhello\r\n0\r\n\r\n"), 400, "chunk-extension"),
-        ("white space in a chunk extension", chunked("5; a\r\nhello\r\n0\r\n\r\n"), 400, "chunk-extension"),
-        ("chunk extension without a name", chunked("5;\r\nhello\r\n0\r\n\r\n"), 400, "chunk-extension"),
-        ("long chunk extensions", chunked(&format!("5;{}\r\n", "a".repeat(5000))), 400, "chunk-extension"),
-        ("chunk longer than its size", chunked("4\r\nhello\r\n0\r\n\r\n"), 400, "chunk-data"),
-        ("bare LF after chunk data", chunked("5\r\nhello\n0\r\n\r\n"), 400, "chunk-data"),
-        ("Content-Length as a trailer", chunked("0\r\nContent-Length: 5\r\n\r\n"), 400, "trailer-field"),
-        ("Transfer-Encoding as a trailer", chunked("0\r\nTransfer-Encoding: chunked\r\n\r\n"), 400, "trailer-field"),
-        ("Host as a trailer", chunked("0\r\nHost: y\r\n\r\n"), 400, "trailer-field"),
-        ("Trailer as a trailer", chunked("0\r\nTrailer: A\r\n\r\n"), 400, "trailer-field"),
-        ("Connection as a trailer", chunked("0\r\nCONNECTION: close\r\n\r\n"), 400, "trailer-field"),
-        ("white space before the colon of a trailer", chunked("0\r\nA : b\r\n\r\n"), 400, "trailer-field"),
-        ("trailer without a name", chunked("0\r\n: b\r\n\r\n"), 400, "trailer-field"),
-        ("trailer without a colon", chunked("0\r\nnonsense\r\n\r\n"), 400, "trailer-field"),
-        ("control byte in a trailer", chunked("0\r\nA: b\x01c\r\n\r\n"), 400, "trailer-field"),
-        ("bare CR in a trailer", chunked("0\r\nA: b\rc\r\n\r\n"), 400, "trailer-field"),
-        ("many trailers", chunked(&format!("0\r\n{}\r\n", "A: b\r\n".repeat(101))), 400, "trailer-field"),
-        ("obs-fold in a trailer", chunked("0\r\nA: b\r\n c\r\n\r\n"), 400, "trailer-field"),
-        ("bare LF after a trailer", chunked("0\r\nA: b\n\r\n"), 400, "trailer-field"),
-        ("long trailers", chunked(&format!("0\r\nA: {}\r\n\r\n", "a".repeat(9000))), 400, "trailer-field"),
+    ]);
+    rows
+}
+
+/// Chunked bodies that are refused, as [`refusals`].
+pub fn malformed_bodies() -> Vec<(&'static str, String, u16, &'static str)> {
+    vec![
+        ("chunk beyond the limit", "4000001\r\n".into(), 413, "body-bytes"),
+        ("chunk size empty", "\r\n".into(), 400, "chunk-size"),
+        ("chunk size with 0x", "0x5\r\nhello\r\n0\r\n\r\n".into(), 400, "chunk-size"),
+        ("chunk size with a sign", "+5\r\nhello\r\n0\r\n\r\n".into(), 400, "chunk-size"),
+        ("chunk size beyond 16 digits", "00000000000000005\r\n".into(), 400, "chunk-size"),
+        ("white space after a chunk size", "5 \r\nhello\r\n0\r\n\r\n".into(), 400, "chunk-size"),
+        ("bare LF after a chunk size", "5\nhello\r\n0\r\n\r\n".into(), 400, "chunk-size"),
+        ("bare LF in a chunk extension", "5;a\nhello\r\n0\r\n\r\n".into(), 400, "chunk-extension"),
+        ("white space in a chunk extension", "5; a\r\nhello\r\n0\r\n\r\n".into(), 400, "chunk-extension"),
+        ("chunk extension without a name", "5;\r\nhello\r\n0\r\n\r\n".into(), 400, "chunk-extension"),
+        ("long chunk extensions", format!("5;{}\r\n", "a".repeat(5000)), 400, "chunk-extension"),
+        ("chunk longer than its size", "4\r\nhello\r\n0\r\n\r\n".into(), 400, "chunk-data"),
+        ("bare LF after chunk data", "5\r\nhello\n0\r\n\r\n".into(), 400, "chunk-data"),
+        ("Content-Length as a trailer", "0\r\nContent-Length: 5\r\n\r\n".into(), 400, "trailer-field"),
+        ("Transfer-Encoding as a trailer", "0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), 400, "trailer-field"),
+        ("Host as a trailer", "0\r\nHost: y\r\n\r\n".into(), 400, "trailer-field"),
+        ("Trailer as a trailer", "0\r\nTrailer: A\r\n\r\n".into(), 400, "trailer-field"),
+        ("Connection as a trailer", "0\r\nCONNECTION: close\r\n\r\n".into(), 400, "trailer-field"),
+        ("white space before the colon of a trailer", "0\r\nA : b\r\n\r\n".into(), 400, "trailer-field"),
+        ("trailer without a name", "0\r\n: b\r\n\r\n".into(), 400, "trailer-field"),
+        ("trailer without a colon", "0\r\nnonsense\r\n\r\n".into(), 400, "trailer-field"),
+        ("control byte in a trailer", "0\r\nA: b\x01c\r\n\r\n".into(), 400, "trailer-field"),
+        ("bare CR in a trailer", "0\r\nA: b\rc\r\n\r\n".into(), 400, "trailer-field"),
+        ("many trailers", format!("0\r\n{}\r\n", "A: b\r\n".repeat(101)), 400, "trailer-field"),
+        ("obs-fold in a trailer", "0\r\nA: b\r\n c\r\n\r\n".into(), 400, "trailer-field"),
+        ("bare LF after a trailer", "0\r\nA: b\n\r\n".into(), 400, "trailer-field"),
+        ("long trailers", format!("0\r\nA: {}\r\n\r\n", "a".repeat(9000)), 400, "trailer-field"),
     ]
 }
 

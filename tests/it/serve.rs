@@ -66,10 +66,15 @@ fn serve_origin(config: &str, origin: Origin) -> Served {
 
 /// The server with its access log, in JSON.
 fn serve_logged(config: &str, respond: impl Fn(&Recorded) -> Script + Send + Sync + 'static) -> Served {
-    let (folder, origin) = (tempfile::tempdir().expect("a folder"), Origin::start(respond));
+    serve_logged_through(CODECS[0], config, Origin::start(respond))
+}
+
+/// The same, with this codec towards the origin.
+fn serve_logged_through(codec: &str, config: &str, origin: Origin) -> Served {
+    let folder = tempfile::tempdir().expect("a folder");
     let log = format!("target = \"{}\"\nformat = \"json\"", folder.path().join(LOG).display());
-    let tiercel = Tiercel::with_config(&whole(config, &origin).replace("target = \"off\"", &log), folder.path());
-    Served { tiercel, origin, folder }
+    let config = through(codec, &whole(config, &origin)).replace("target = \"off\"", &log);
+    Served { tiercel: Tiercel::with_config(&config, folder.path()), origin, folder }
 }
 
 /// Name of the access log of [`serve_logged`].
@@ -78,6 +83,14 @@ const LOG: &str = "access.log";
 /// What every test's configuration has besides its own part.
 fn whole(config: &str, origin: &Origin) -> String {
     format!("{config}\n[upstreams.default]\nendpoints = [\"{}\"]\n[log.access]\ntarget = \"off\"\n", origin.url())
+}
+
+/// What speaks to the origin, as in `upstreams.*.http1`; first the default.
+const CODECS: [&str; 2] = ["own", "hyper"];
+
+/// A whole configuration, with this codec towards the origin.
+fn through(codec: &str, whole: &str) -> String {
+    whole.replace("[log.access]", &format!("http1 = \"{codec}\"\n[log.access]")) // behind the table of the upstream
 }
 
 impl Served {

@@ -847,12 +847,15 @@ async fn request_bodies_are_framed_by_what_is_known_of_them() {
 async fn a_request_body_that_fails_ends_the_exchange() {
     let origin = Origin::start(|_| Script::ok("ok"));
     let upstream = upstream(&origin);
-    let stream = Pieces { pieces: vec![Bytes::from_static(b"bo")], end: End::Fails(BodyError::ClientLeft) };
-    let body = RequestBody::Stream { length: Some(4), stream: Box::pin(stream) };
-    let error = fails(&upstream, request(Method::POST, "/", body)).await;
-    assert!(matches!(error, FetchError::RequestBody(BodyError::ClientLeft)), "{error:?}");
-    origin.until("the connection is closed", |origin| origin.connections() == 1 && origin.open_connections() == 0).await;
-    assert_eq!(origin.total(), 0);
+    for (connections, length) in [(1, Some(4)), (2, None)] {
+        let stream = Pieces { pieces: vec![Bytes::from_static(b"bo")], end: End::Fails(BodyError::ClientLeft) };
+        let body = RequestBody::Stream { length, stream: Box::pin(stream) };
+        let error = fails(&upstream, request(Method::POST, "/", body)).await;
+        assert!(matches!(error, FetchError::RequestBody(BodyError::ClientLeft)), "{length:?}: {error:?}");
+        let closed = |origin: &Origin| origin.connections() == connections && origin.open_connections() == 0;
+        origin.until("the connection is closed", closed).await;
+        assert_eq!(origin.total(), 0, "{length:?}");
+    }
 }
 
 #[tokio::test]

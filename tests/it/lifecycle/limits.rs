@@ -1,10 +1,12 @@
 //! Every bound on clients: what they get beyond it, and the metric that shows it.
 
+use super::logs::{lines_of, logging};
 use super::process::{Process, config, write_config};
 use super::{bound, get, get_with, keeping, metric, until};
 use crate::support::client::{Client, Ended, patient};
 use crate::support::origin::{Origin, Script};
 use std::net::SocketAddr;
+use std::path::Path;
 
 fn origin() -> Origin {
     Origin::start(|request| {
@@ -23,6 +25,12 @@ fn limited(origin: &Origin, limits: &str) -> Process {
 
 async fn refused(admin: SocketAddr, reason: &str) -> f64 {
     metric(admin, "tiercel_refused_total", &[&format!("reason=\"{reason}\"")]).await
+}
+
+/// Status and reason in the line of the access log that is written after so many.
+async fn logged(log: &Path, after: usize) -> (u64, String) {
+    let line: serde_json::Value = serde_json::from_str(&lines_of(log, after + 1).await[after]).unwrap();
+    (line["status"].as_u64().expect("a status"), line["detail"].as_str().expect("a reason").to_owned())
 }
 
 #[tokio::test]
@@ -87,7 +95,9 @@ async fn a_connection_carries_so_many_requests() {
 #[tokio::test]
 async fn what_is_too_large_is_refused_and_counted() {
     let origin = origin();
-    let process = limited(&origin, "header_bytes = '4KiB'\nheader_count = 10\nurl_bytes = '200B'\nbody_bytes = '1KiB'");
+    let folder = tempfile::tempdir().unwrap();
+    let limits = "[limits]\nheader_bytes = '4KiB'\nheader_count = 10\nurl_bytes = '200B'\nbody_bytes = '1KiB'\n";
+    let (process, log) = logging(folder.path(), &origin.url(), "json", limits);
     let admin = process.admin();
     let request = |target: &str, lines: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n");
     let cases = [
@@ -102,14 +112,16 @@ async fn what_is_too_large_is_refused_and_counted() {
             "body_bytes",
         ),
     ];
-    for (request, status, reason, name) in cases {
+    for (before, (request, status, reason, name)) in cases.into_iter().enumerate() {
         let (refusals, reached) = (refused(admin, reason).await, bound(admin, name).await);
         let mut client = Client::connect(process.http()).await;
         let answer = client.ask(request).await;
         assert_eq!((answer.status, answer.field("connection")), (status, Some("close")), "{reason}");
         assert_eq!(client.ended().await, Ended::Closed, "{reason}");
         assert_eq!((refused(admin, reason).await, bound(admin, name).await), (refusals + 1.0, reached + 1.0), "{reason}");
+        assert_eq!(logged(&log, before).await, (u64::from(status), reason.to_owned()));
     }
+    assert_eq!(origin.total(), 0);
     let within = format!("/{}", "u".repeat(190));
     assert_eq!(get_with(process.http(), &within, &"a: b\r\n".repeat(7)).await.status, 200);
 }
@@ -117,19 +129,23 @@ async fn what_is_too_large_is_refused_and_counted() {
 #[tokio::test]
 async fn who_is_too_slow_is_let_go_and_counted() {
     let origin = origin();
-    let process = limited(&origin, "header_timeout = '100ms'\nidle_timeout = '100ms'\nbody_timeout = '100ms'");
+    let folder = tempfile::tempdir().unwrap();
+    let limits = "[limits]\nheader_timeout = '100ms'\nidle_timeout = '100ms'\nbody_timeout = '100ms'\n";
+    let (process, log) = logging(folder.path(), &origin.url(), "json", limits);
     let admin = process.admin();
     let slow = [
         ("GET / HTTP/1.1\r\nHost:", "header-timeout", "header_timeout"),
         ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab", "body-timeout", "body_timeout"),
     ];
-    for (request, reason, name) in slow {
+    for (before, (request, reason, name)) in slow.into_iter().enumerate() {
         let mut client = Client::connect(process.http()).await;
         let answer = client.ask(request).await;
         assert_eq!((answer.status, answer.field("connection")), (408, Some("close")), "{reason}");
         assert_eq!(client.ended().await, Ended::Closed, "{reason}");
         assert_eq!((refused(admin, reason).await, bound(admin, name).await), (1.0, 1.0), "{reason}");
+        assert_eq!(logged(&log, before).await, (408, reason.to_owned()));
     }
+    assert_eq!(origin.total(), 0);
     let mut silent = Client::connect(process.http()).await;
     assert_eq!(silent.ended().await, Ended::Closed);
     let (mut idle, answer) = patient(|| Client::connect(process.http()), &keeping("/a")).await;

@@ -6,11 +6,11 @@ use crate::support::client::Client;
 use crate::support::origin::{Gate, Origin, Recorded, Script, Step};
 use std::path::{Path, PathBuf};
 
-/// Writes its access log into this folder.
-fn logging(folder: &Path, upstream: &str, format: &str) -> (Process, PathBuf) {
+/// Writes its access log into this folder; `more`: tables besides.
+pub(super) fn logging(folder: &Path, upstream: &str, format: &str, more: &str) -> (Process, PathBuf) {
     let log = folder.join("access.log");
     let target = format!("target = '{}'\nformat = '{format}'", log.display());
-    let text = config(upstream, "").replace("target = 'off'", &target);
+    let text = config(upstream, more).replace("target = 'off'", &target);
     (Process::with_config(folder, &text), log)
 }
 
@@ -18,7 +18,7 @@ fn lines(log: &Path) -> Vec<String> {
     std::fs::read_to_string(log).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-async fn lines_of(log: &Path, count: usize) -> Vec<String> {
+pub(super) async fn lines_of(log: &Path, count: usize) -> Vec<String> {
     until("the lines", async || lines(log), |lines| lines.len() >= count).await
 }
 
@@ -36,7 +36,7 @@ fn origin(gate: &Gate) -> Origin {
 async fn sigusr1_moves_to_a_new_file_and_loses_no_line() {
     let folder = tempfile::tempdir().unwrap();
     let origin = origin(&Gate::new());
-    let (mut process, log) = logging(folder.path(), &origin.url(), "combined");
+    let (mut process, log) = logging(folder.path(), &origin.url(), "combined", "");
     assert_eq!(get(process.http(), "/before").await.status, 200);
     lines_of(&log, 1).await; // or it is written where the name leads by then
     let rotated = folder.path().join("access.log.1");
@@ -94,7 +94,7 @@ async fn every_request_has_a_line_also_those_that_broke_off() {
     let folder = tempfile::tempdir().unwrap();
     let gate = Gate::new();
     let origin = origin(&gate);
-    let (process, log) = logging(folder.path(), &origin.url(), "json");
+    let (process, log) = logging(folder.path(), &origin.url(), "json", "");
     let http = process.http();
     get(http, "/a").await;
     until_settled(process.admin()).await;
@@ -130,7 +130,7 @@ async fn every_request_has_a_line_also_those_that_broke_off() {
 #[tokio::test]
 async fn the_endpoint_that_failed_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let (process, log) = logging(folder.path(), "http://127.0.0.1:1", "json");
+    let (process, log) = logging(folder.path(), "http://127.0.0.1:1", "json", "");
     assert_eq!(get(process.http(), "/a").await.status, 502);
     let mut posting = Client::connect(process.http()).await;
     assert_eq!(posting.ask("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").await.status, 502);
@@ -145,7 +145,7 @@ async fn clients_cannot_write_lines_of_their_own() {
     for format in ["combined", "json", "ecs"] {
         let folder = tempfile::tempdir().unwrap();
         let origin = origin(&Gate::new());
-        let (process, log) = logging(folder.path(), &origin.url(), format);
+        let (process, log) = logging(folder.path(), &origin.url(), format, "");
         let mut client = Client::connect(process.http()).await;
         let mut request =
             b"GET /%22/evil HTTP/1.1\r\nHost: a\r\nConnection: close\r\nUser-Agent: \"x\\\" status=200 \xff\xe2\x80\xa8\t{}\r\n".to_vec();

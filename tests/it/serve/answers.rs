@@ -15,9 +15,6 @@ use tiercel::upstream::{FetchError, Upstream};
 /// One worker, so that there is one shelf of idle connections.
 const ONE_WORKER: &str = "[server]\nworkers = 1\n";
 
-/// What speaks to the origin, as in `upstreams.*.http1`.
-const CODECS: [&str; 2] = ["own", "hyper"];
-
 /// How the origin's connection goes on after its bytes.
 #[derive(Clone, Copy)]
 enum Then {
@@ -449,8 +446,7 @@ fn next() -> Script {
 /// One worker, and this codec towards the origin; `config`: tables besides.
 fn serve_through(codec: &str, config: &str, origin: Origin) -> Served {
     let folder = tempfile::tempdir().expect("a folder");
-    let of_upstream = format!("http1 = \"{codec}\"\n[log.access]"); // the table before it
-    let config = whole(&format!("{ONE_WORKER}{config}"), &origin).replace("[log.access]", &of_upstream);
+    let config = through(codec, &whole(&format!("{ONE_WORKER}{config}"), &origin));
     Served { tiercel: Tiercel::with_config(&config, folder.path()), origin, folder }
 }
 

@@ -1,6 +1,8 @@
 //! Broken and hostile clients and origins.
 
 use super::*;
+use crate::http1::malformed_bodies;
+use crate::support::client::Ended;
 use crate::support::document::reasons_of;
 use crate::support::origin::Step;
 
@@ -117,22 +119,78 @@ fn what_is_refused_behind_the_connection_is_what_the_document_says() {
     }
 }
 
+const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
+/// A good beginning of a chunked body.
+const GOOD: &str = "4\r\ngood\r\n";
+
+/// Framing, a good beginning with four bytes of data, and what the client sends then before it closes.
+const CUT_SHORT: [(&str, &str, &str); 7] = [
+    ("Content-Length: 10\r\n", "good", ""),
+    ("Content-Length: 10\r\n", "good", " news"),
+    (CHUNKED, GOOD, ""),
+    (CHUNKED, GOOD, "5\r\nwors"),
+    (CHUNKED, GOOD, "5\r\nworse\r"),
+    (CHUNKED, GOOD, "0\r\n"),
+    (CHUNKED, GOOD, "0\r\nX-Sum: 1\r\n"),
+];
+
 #[tokio::test]
-async fn requests_beyond_a_limit_are_refused_by_name() {
-    let config = "[limits]\nheader_bytes = \"4KiB\"\nheader_count = 16\nurl_bytes = \"256B\"\nbody_bytes = \"1KiB\"\n";
-    let served = serve_with(config, |_| fresh("body"));
-    let many: String = (0..20).map(|number| format!("X-{number}: 1\r\n")).collect();
-    for (raw, status) in [
-        (request("GET", &format!("/{}", "a".repeat(300)), "", ""), 414),
-        (request("GET", "/a", &format!("X: {}\r\n", "a".repeat(5000)), ""), 431),
-        (request("GET", "/a", &many, ""), 431),
-        (request("POST", "/a", "Content-Length: 2000\r\n", ""), 413),
-    ] {
-        let mut client = served.client().await;
-        client.send(&raw).await;
-        assert_eq!(client.answer(false).await.expect("an answer").status, status, "{raw}");
+async fn a_body_that_goes_wrong_on_its_way_never_ends_at_the_origin() {
+    let behind = request("GET", "/behind", "", "");
+    let malformed =
+        malformed_bodies().into_iter().map(|(_, bytes, status, reason)| (CHUNKED, GOOD, format!("{bytes}{behind}"), status, reason));
+    let cut_short = CUT_SHORT.into_iter().map(|(framing, good, bytes)| (framing, good, bytes.to_owned(), 400, "body-truncated"));
+    let rows: Vec<_> = malformed.chain(cut_short).collect();
+    for codec in CODECS {
+        // As the rows have it that are beyond a limit.
+        let limits = "[limits]\nbody_bytes = \"64MiB\"\nheader_count = 100\n";
+        let served = serve_logged_through(codec, limits, Origin::start(|_| fresh("taken")));
+        let mut counted = BTreeMap::<String, u64>::new();
+        for (at, (framing, good, bytes, status, reason)) in rows.iter().enumerate() {
+            let shown = format!("{codec}, {framing:?}, {:?}", &bytes[..bytes.len().min(40)]);
+            let before = served.origin.body_bytes();
+            let mut client = served.client().await;
+            client.send(format!("{}{good}", request("POST", "/a", framing, ""))).await;
+            served.origin.until("the good beginning", |origin| origin.body_bytes() == before + 4).await;
+            client.send(bytes).await;
+            client.finish_sending().await;
+            let answer = client.answer(false).await.unwrap_or_else(|| panic!("no answer to {shown}"));
+            assert_eq!((answer.status, answer.field("connection")), (*status, Some("close")), "{shown}: {}", answer.head);
+            let proxy_status = format!("tiercel; error=http_request_error; details=\"{reason}\"");
+            assert_eq!(answer.field("proxy-status"), Some(&*proxy_status), "{shown}");
+            assert_eq!(client.ended().await, Ended::Closed, "{shown}");
+            served.origin.until("the end of its connection", |origin| origin.open_connections() == 0).await;
+            // A request counts there once its body has ended.
+            assert_eq!((served.origin.total(), served.origin.connections()), (0, at + 1), "{shown}");
+            let logged = served.until_logged(at + 1).await.remove(at);
+            let said = (&logged["status"], &logged["error"], &logged["detail"]);
+            assert_eq!(said, (&json!(status), &json!("http_request_error"), &json!(reason)), "{shown}");
+            *counted.entry(format!("{{code=\"4xx\",reason=\"{reason}\"}}")).or_default() += 1;
+        }
+        assert_eq!(served.metrics("tiercel_refused_total").await, counted, "{codec}");
+        assert_eq!(served.explain("/a").await["stored"], Value::Null, "{codec}");
     }
-    assert_eq!(served.origin.total(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_goes_wrong_behind_the_beginning_of_its_answer_ends_at_neither_side() {
+    for codec in CODECS {
+        let begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nall\r\n".to_vec();
+        let origin = Origin::start_at_head(move |_| {
+            Script::raw(begun.clone()).then(Step::ReadBody).then(Step::Bytes(b"5\r\ncame!\r\n0\r\n\r\n".to_vec()))
+        });
+        let served = serve_logged_through(codec, "", origin);
+        let mut client = served.client().await;
+        client.send(format!("{}{GOOD}", request("POST", "/a", CHUNKED, ""))).await;
+        client.until("all").await.expect("the beginning of the answer");
+        client.send(format!("5 \r\nworse\r\n0\r\n\r\n{}", request("GET", "/behind", "", ""))).await;
+        client.finish_sending().await;
+        assert_eq!(client.rest().await, b"\r\n", "{codec}: what ends the chunk, and nothing that ends the answer");
+        served.origin.until("the end of its connection", |origin| origin.open_connections() == 0).await;
+        assert_eq!((served.origin.connections(), served.origin.body_bytes()), (1, 4), "{codec}");
+        let logged = served.until_logged(1).await.remove(0);
+        assert_eq!((&logged["status"], &logged["error"]), (&json!(200), &json!("body_malformed")), "{codec}: {logged}");
+    }
 }
 
 #[tokio::test]
