@@ -3,8 +3,9 @@
 
     tests/fleet-simulation/coverage.py [SEEDS]      default: 3000; needs rustup component add llvm-tools
 
-Counted are the lines of the program: not the simulation, not test modules, and not src/invalidation/stream, which is the way to a real
-Redis (tests/it/fleet runs that). Fails below 95 %.
+Counted are the lines of the program: not the simulation, and not test modules. Two shares come last: of all of it, and of it without
+src/invalidation/stream, the way to a real Redis, which is no part of the simulation (tests/it/fleet runs it): its lines of code, Rust and
+Lua, count as not run. Fails where the second share is below 95 %.
 """
 import os
 import pathlib
@@ -28,6 +29,12 @@ def end_of_program(source):
         if line == "#[cfg(test)]" and following.startswith("mod ") and following.endswith("{"):
             return number
     return len(lines) + 1
+
+
+def lines_of_code(source):
+    """Neither blank nor comment, before the test module."""
+    lines = (line.strip() for line in source.read_text().splitlines()[: end_of_program(source) - 1])
+    return sum(bool(line) and not line.startswith(("//", "--", "#!")) for line in lines)
 
 
 def main():
@@ -64,8 +71,10 @@ def main():
         missed = " ".join(str(number) for number, count in sorted(lines.items()) if count == 0)
         print(f"{100 * ran / len(lines):5.1f} %  {ran:4} of {len(lines):4}  {source.relative_to(SOURCES)}  {missed}")
         every, run_of_all = every + len(lines), run_of_all + ran
+    with_stream = every + sum(lines_of_code(source) for source in (SOURCES / "stream").iterdir() if source.suffix in {".rs", ".lua"})
     share = 100 * run_of_all / every
-    print(f"{share:5.1f} %  {run_of_all} of {every}")
+    print(f"{100 * run_of_all / with_stream:5.1f} %  {run_of_all} of {with_stream}  with stream, of which nothing runs here")
+    print(f"{share:5.1f} %  {run_of_all} of {every}  without it")
     sys.exit(share < LEAST)
 
 

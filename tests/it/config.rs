@@ -633,6 +633,19 @@ fn the_journal_has_bounds_and_a_node_of_a_fleet_a_name() {
 }
 
 #[test]
+fn addresses_of_valkey_are_those_of_redis() {
+    for (given, means) in [
+        ("valkey://cache.example", "redis://cache.example:6379"),
+        ("valkey://[::1]:7000/", "redis://[::1]:7000"),
+        ("valkeys://cache.example:7000", "rediss://cache.example:7000"),
+    ] {
+        let settings = Case::toml(&format!("{UPSTREAM}[journal]\nnode = 'a'\nredis.url = '{given}'\n")).settings();
+        let redis = settings.journal.redis.expect("a connection");
+        assert_eq!(redis.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), [means], "{given}");
+    }
+}
+
+#[test]
 fn a_reload_names_what_changes_and_refuses_what_cannot() {
     let load = |text: &str| Case::toml(&format!("{UPSTREAM}{text}")).settings();
     let old = load("[server]\nworkers = 2\n[memory]\nlimit = '64MiB'\n");

@@ -403,6 +403,16 @@ fn neither_do_they_with_a_cluster() {
 }
 
 #[test]
+fn neither_do_nodes_that_serve_with_a_cluster() {
+    finds_nothing(short(Setup::Cluster, "serve"));
+}
+
+#[test]
+fn neither_do_nodes_that_serve_with_sentinels() {
+    finds_nothing(short(Setup::Sentinel, "serve"));
+}
+
+#[test]
 fn neither_do_they_when_sentinels_make_a_lagging_replica_the_master() {
     let troubles = vec![Trouble::FailoverToLaggingReplica, Trouble::NodeStoppedBeyondTrust];
     finds_nothing(Plan { troubles, ..plan(Setup::Sentinel, "revalidate") });

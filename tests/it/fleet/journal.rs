@@ -266,6 +266,60 @@ async fn a_node_that_comes_back_behind_the_trim_drops_what_it_holds_and_nobody_e
     assert!(!dropped.says("hit") && dropped.text() == new, "{}", dropped.head);
 }
 
+/// Redis takes out whole blocks of entries (`MAXLEN ~`), so there are some more than `max_entries`.
+#[tokio::test]
+async fn neither_stream_grows_beyond_its_entries_and_a_block_however_many_come() {
+    const MAX_ENTRIES: i64 = 1000;
+    const LENGTHS: std::ops::RangeInclusive<i64> = MAX_ENTRIES..=MAX_ENTRIES + 200;
+    const PURGES: usize = 3000;
+    // A node tells what was written a hundred times a second, however much that was.
+    const BATCHES: f64 = 1500.0;
+    let stage = Stage::new(2, &format!("max_entries = {MAX_ENTRIES}"));
+    let entries = |node: &Node, what: &str, class: &str| node.metric(&format!("tiercel_journal_{what}_total"), &[class]).expect("it runs");
+    // Nobody is behind by as many as a stream holds: that is another test.
+    let until_read = |class: &str| {
+        let appended = stage.fleet.nodes.iter().map(|node| entries(node, "appended", class)).sum();
+        until("all have read them", || stage.fleet.nodes.iter().all(|node| entries(node, "applied", class) >= appended));
+        appended
+    };
+    let address = stage.node(0).admin;
+    let mut admin = Client::connect(address).await;
+    for number in 0..PURGES {
+        let body = json!({"urls": [format!("http://{HOST}/purged/{number}")]}).to_string();
+        let lines = format!("Host: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+        assert_eq!(admin.ask(format!("POST /v1/purge HTTP/1.1\r\n{lines}\r\n{body}")).await.status, 200);
+        if number % 100 == 0 {
+            until_read("\"purge\"");
+        }
+    }
+    until("all purges are told", || until_read("\"purge\"") >= PURGES as f64);
+    let mut writers = [Client::connect(stage.node(0).http).await, Client::connect(stage.node(1).http).await];
+    let deadline = Instant::now() + 3 * PATIENCE;
+    for number in 0.. {
+        for writer in &mut writers {
+            let write = format!("POST /written/{number} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n");
+            assert_eq!(writer.ask(write).await.status, 204);
+        }
+        if number % 100 == 0 && until_read("\"unsafe_method\"") >= BATCHES {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{number} writes on each node came in too few batches");
+    }
+    for stream in stage.streams() {
+        let length = stage.redis.ask(&["XLEN", &stream]).integer();
+        assert!(LENGTHS.contains(&length), "{stream} has {length} entries");
+    }
+    stage.fill(PATH).await;
+    let new = stage.publish();
+    let (status, receipt) = stage.purge(0, "10s");
+    assert_eq!((status, &receipt["complete"]), (200, &json!(true)), "{receipt}");
+    stage.all_have(PATH, &new).await;
+    for node in &stage.fleet.nodes {
+        assert_eq!(node.metric("tiercel_journal_trusted", &[]), Some(1.0), "{}", node.name);
+        assert_eq!(["loss", "behind_trim", "gap", "hole"].map(|event| events(node, event)), [0.0; 4], "{}", node.name);
+    }
+}
+
 #[tokio::test]
 async fn misses_that_another_nodes_purge_caused_reach_the_origin_a_few_at_a_time() {
     const PLACES: usize = 3;

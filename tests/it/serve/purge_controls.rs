@@ -115,7 +115,49 @@ async fn misses_of_a_wide_purge_reach_the_origin_a_few_at_a_time() {
     assert_eq!((served.origin.total(), served.metric(WAITING).await, served.metric(CAUSED).await), (before + 16, 0, 12));
 }
 
-/// An origin that answers with what may be stored until it is told to hold what comes.
+/// Two sites, each with an upstream of its own, which is the same origin.
+const TWO_SITES: &str = "purge_concurrency = 1
+[upstreams.other]
+endpoints = [\"@ORIGIN@\"]
+purge_concurrency = 1
+[sites.shop]
+hosts = [\"shop.example\"]
+upstream = \"default\"
+[sites.other]
+hosts = [\"other.example\"]
+upstream = \"other\"
+";
+
+#[tokio::test]
+async fn each_upstream_has_places_of_its_own_for_what_the_purge_of_a_site_caused() {
+    let (served, gate, is_held) = holding(TWO_SITES);
+    let waiting = async |upstream: &str, count: u64| {
+        served.until_metric(&format!("tiercel_upstream_purge_waiting{{upstream=\"{upstream}\"}}"), count).await;
+    };
+    is_held.store(true, Ordering::Release);
+    let ask = |host: &'static str| {
+        let address = served.tiercel.http;
+        let ask = |number| request("GET", &format!("/{host}/{number}"), &format!("Host: {host}\r\n"), "");
+        (0..3).map(ask).map(|text| tokio::spawn(async move { Client::connect(address).await.ask(text).await })).collect::<Vec<_>>()
+    };
+    let mut answers = Vec::new();
+    for (site, host, upstream) in [("shop", "shop.example", "default"), ("other", "other.example", "other")] {
+        let before = served.origin.total();
+        let (status, answer) = served.admin("POST", "/v1/purge", &json!({"sites": [site]}).to_string()).await;
+        assert_eq!(status, 200, "{answer}");
+        answers.extend(ask(host));
+        waiting(upstream, 2).await;
+        assert_eq!(served.origin.total(), before + 1, "{site}");
+    }
+    waiting("default", 2).await;
+    gate.open();
+    for answer in answers {
+        assert_eq!(answer.await.expect("a task").text(), "body");
+    }
+    assert_eq!(served.origin.total(), 6);
+}
+
+/// An origin that answers with what may be stored until it is told to hold what comes. `upstream`: the rest of its table, and others.
 fn holding(upstream: &str) -> (Served, Gate, Arc<AtomicBool>) {
     let (gate, is_held) = (Gate::new(), Arc::new(AtomicBool::new(false)));
     let (opens, holds) = (gate.clone(), Arc::clone(&is_held));
@@ -124,8 +166,8 @@ fn holding(upstream: &str) -> (Served, Gate, Arc<AtomicBool>) {
         if holds.load(Ordering::Acquire) { script.after(&gate) } else { script }
     });
     let folder = tempfile::tempdir().expect("a folder");
-    // The table goes on with the endpoints.
-    let config = format!("[log.access]\ntarget = \"off\"\n[upstreams.default]\n{upstream}endpoints = [\"{}\"]\n", origin.url());
+    let config = format!("[log.access]\ntarget = \"off\"\n[upstreams.default]\nendpoints = [\"@ORIGIN@\"]\n{upstream}");
+    let config = config.replace("@ORIGIN@", &origin.url());
     (Served { tiercel: Tiercel::with_config(&config, folder.path()), origin, folder }, opens, is_held)
 }
 

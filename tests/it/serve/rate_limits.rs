@@ -166,6 +166,8 @@ async fn two_nodes_let_through_what_one_may() {
     let rejected = pair.nodes[0].get_with("/a", "X-Key: a\r\n").await;
     let seconds: u64 = rejected.field("retry-after").and_then(|text| text.parse().ok()).expect("seconds");
     assert!((300..=360).contains(&seconds), "one is free in six minutes: {seconds}");
+    assert_eq!(rejected.field("ratelimit-policy"), Some("\"default\";q=10;w=3600"));
+    assert_eq!(rejected.field("ratelimit"), Some(&*format!("\"default\";r=0;t={seconds}")));
     let all_at_once = pair.nodes.iter().flat_map(|node| {
         let address = node.tiercel.http;
         (0..20).map(move |_| {
