@@ -213,7 +213,7 @@ fn keep(
 ) -> Response {
     let (writer, fill) =
         Fill::new(Arc::clone(&proxy.budget), &exchange.routed.settings.fill, inbound.length, exchange.policy().max_object_bytes);
-    let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts) };
+    let own = Own { reader: fill.reader(0, None), fields: store::own_fields(&inbound.fields, &head.facts), ..Own::default() };
     let flight = Arc::new(FlightHead::filling(proxy, &head, &fill, &inbound, too_early));
     let (body, giver) = (inbound.body.take(), inbound.giver);
     let (task_proxy, task_exchange) = (Arc::clone(proxy), Arc::clone(exchange));

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::coalesce::fill::{Fill, FillReader};
 use crate::listener::{ExtraLines, Response, ResponseFields};
 use crate::observe::metrics::{Bound, CodedFrom, StaleReason};
-use crate::proxy::outcome::{CacheResult, Negotiated, Outcome, Source, Timing};
+use crate::proxy::outcome::{CacheResult, Contact, Negotiated, Outcome, Source, Timing};
 use crate::semantics::cache_status::Forward;
 use crate::semantics::coding;
 use crate::semantics::policy::Compression;
@@ -113,6 +113,9 @@ pub fn led(proxy: &Arc<Proxy>, exchange: &Arc<Exchange>, flight: &Arc<FlightHead
     outcome.result = CacheResult::Miss;
     outcome.source = source_of(flight.giver);
     outcome.detail = (flight.giver == Giver::Holder && flight.not_stored.is_none()).then(|| "WARM".into());
+    if outcome.source == Source::Upstream && outcome.contact == Contact::Whole {
+        outcome.contact = own.contact;
+    }
     outcome.forward = Some(why);
     outcome.forward_status = Some(flight.forward_status);
     outcome.endpoint = Some(Arc::clone(&flight.endpoint));

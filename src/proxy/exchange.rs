@@ -54,7 +54,7 @@ impl Arrival<'_> {
     pub fn outcome(&self) -> Outcome {
         let mut outcome = self.routed.outcome(self.trusted.then_some(self.client), self.request_id.clone());
         outcome.is_equivalent = self.exact.is_some();
-        outcome.cut_off = self.standing.is_cut_off();
+        outcome.contact = self.standing.contact();
         outcome.is_secure = self.target.scheme() == Scheme::Https;
         outcome.widening = (self.content.is_some() && *self.method == Method::POST).then_some(Widening::PostByContent);
         outcome
@@ -171,7 +171,7 @@ impl Exchange {
         let known = self.routed.outcome(self.trusted.then_some(self.client), Some(Arc::clone(&self.request_id)));
         let widening = (self.content.is_some() && self.method == Method::POST).then_some(Widening::PostByContent);
         let is_secure = self.target.scheme() == Scheme::Https;
-        Outcome { upstream, widening, is_equivalent: self.exact.is_some(), cut_off: self.standing.is_cut_off(), is_secure, ..known }
+        Outcome { upstream, widening, is_equivalent: self.exact.is_some(), contact: self.standing.contact(), is_secure, ..known }
     }
 }
 

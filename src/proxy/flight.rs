@@ -12,7 +12,7 @@ use crate::coalesce::flight::{FlightKey, Follower, Join};
 use crate::invalidation::Stamp;
 use crate::listener::{InterimSender, NotTaken};
 use crate::observe::metrics::Bound;
-use crate::proxy::outcome::{Source, Timing};
+use crate::proxy::outcome::{Contact, Source, Timing};
 use crate::semantics::reuse::{Reuse, Validity, reuse};
 use crate::semantics::storage::NotStored;
 use crate::semantics::vary::SecondaryKey;
@@ -183,7 +183,7 @@ impl FlightHead {
             giver: inbound.giver,
             timing: Timing::of_fetch(inbound.connect, inbound.first_byte),
         };
-        (flight, Own { reader: None, fields: own })
+        (flight, Own { fields: own, ..Own::default() })
     }
 }
 
@@ -194,6 +194,8 @@ pub struct Own {
     pub reader: Option<FillReader>,
     /// Fields that others may not be given.
     pub fields: Option<Box<Fields>>,
+    /// What came of asking the tier that the fleet shares, before the origin was.
+    pub contact: Contact,
 }
 
 /// Bytes of a flight.

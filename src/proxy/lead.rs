@@ -19,6 +19,7 @@ use crate::coalesce::lease::{Ended, Lease};
 use crate::faults::{Fault, planted};
 use crate::listener::InterimSender;
 use crate::observe::metrics::BlockOutcome;
+use crate::proxy::outcome::Contact;
 use crate::semantics::partial::{self, Version};
 use crate::semantics::reuse::{Validity, may_serve_on_error_to};
 use crate::semantics::storage::NotStored;
@@ -45,7 +46,19 @@ pub async fn lead(
     let mut began = Began { stamp: leader.stamp().stamp, fetch: proxy.next_fetch(), sent: clock::now() };
     let is_refresh = client.is_none();
     let part = blocks::first_part(&proxy, &exchange, usable(&candidate).as_deref());
-    let mut duty = Duty { proxy, exchange, leader, client, is_refresh, anew, part, after_purge: false, stand_in: None, lease: None };
+    let mut duty = Duty {
+        proxy,
+        exchange,
+        leader,
+        client,
+        is_refresh,
+        anew,
+        part,
+        after_purge: false,
+        stand_in: None,
+        lease: None,
+        contact: Contact::Whole,
+    };
     let candidate = match duty.look_in_tier(candidate, began.fetch).await? {
         Looked::Found(status) => return Some(status),
         Looked::NotFound(candidate) => candidate,
@@ -117,6 +130,8 @@ struct Duty {
     stand_in: Option<Arc<StoredResponse>>,
     /// It fetches for the fleet: whoever waits on other nodes is to be told, too. That it failed, if nothing else.
     lease: Option<Lease>,
+    /// Whether that tier could be asked.
+    contact: Contact,
 }
 
 impl Duty {
@@ -128,12 +143,12 @@ impl Duty {
             return Some(Looked::NotFound(candidate));
         }
         let (proxy, exchange) = (Arc::clone(&self.proxy), Arc::clone(&self.exchange));
-        let lease::Sought { answer, lease, is_given } = tokio::select! {
+        let lease::Sought { answer, lease, is_given, contact } = tokio::select! {
             biased;
             looked = lease::look(&proxy, &exchange, &candidate, self.is_refresh, fetch) => looked,
             () = deserted(&mut self.client, &self.leader), if !self.is_refresh => return None,
         };
-        self.lease = lease;
+        (self.lease, self.contact) = (lease, contact);
         Some(match answer {
             remote::Answer::Nothing => Looked::NotFound(candidate),
             remote::Answer::Candidate(stored, validity) => {
@@ -176,7 +191,7 @@ impl Duty {
         let _settling = Settling::of(&self.proxy, &head);
         let flight = Arc::new(FlightHead::found(Arc::clone(&head), FlightBody::Filling(fill.clone()), is_given));
         let sharing = Sharing { shareable: is_shareable(&self.exchange, &head, now), kept: fill.unstored().is_none() };
-        self.publish(flight, sharing, now.mono_ms, Own { reader, fields: None });
+        self.publish(flight, sharing, now.mono_ms, Own { reader, ..Own::default() });
         let whole = pump_while_wanted(&self.leader, ticket, Some(Arriving::Stream(body)), writer, &fill, self.is_refresh, || {}).await;
         if whole && let Some(complete) = fill.complete() {
             // Counted there if not.
@@ -354,7 +369,7 @@ impl Duty {
         };
         let flight = Arc::new(FlightHead::in_blocks(&self.proxy, &record, &inbound));
         let shareable = is_shareable(&self.exchange, &record.head, clock::now());
-        let own = Own { reader: None, fields: store::own_fields(&inbound.fields, &record.head.facts) };
+        let own = Own { fields: store::own_fields(&inbound.fields, &record.head.facts), ..Own::default() };
         // Before anybody is told, so that who is told finds the fetch.
         let block = first.and_then(|first| Block::at(&record, first));
         let receiving = block.and_then(|block| Some((blocks::begin(&self.proxy, &block, began.stamp)?, block)));
@@ -429,7 +444,7 @@ impl Duty {
             }
             self.leader.publish(Published::Alone);
         }
-        self.tell(Led::Shared(head, own));
+        self.tell(Led::Shared(head, Own { contact: self.contact, ..own }));
     }
 
     async fn stream(&mut self, mut inbound: Inbound, head: Arc<StoredHead>, began: &Began, now_mono_ms: u64, too_early: Option<NotStored>) {
@@ -437,7 +452,7 @@ impl Duty {
         let (writer, fill) = Fill::new(Arc::clone(&self.proxy.budget), settings, inbound.length, self.exchange.policy().max_object_bytes);
         let is_refresh = self.is_refresh;
         let reader = if self.client.is_some() { fill.reader(0, None) } else { None };
-        let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts) };
+        let own = Own { reader, fields: store::own_fields(&inbound.fields, &head.facts), ..Own::default() };
         let ticket = fill.ticket();
         let _settling = Settling::of(&self.proxy, &head);
         let (body, giver) = (inbound.body.take(), inbound.giver);

@@ -12,6 +12,7 @@ use super::remote::{self, Answer, Looked};
 use super::{Proxy, shield, store};
 use crate::coalesce::lease::{Claim, Ended, Lease, Leases, Verdict};
 use crate::observe::metrics::LeaseAsked;
+use crate::proxy::outcome::Contact;
 
 /// Times that what another node has stored may prove of no use; then this node fetches for itself.
 const ROUNDS: usize = 4;
@@ -23,23 +24,25 @@ pub struct Sought {
     pub lease: Option<Lease>,
     /// Another node fetched it while this one waited.
     pub is_given: bool,
+    pub contact: Contact,
 }
 
 /// Asks the tier, as [`remote::look`], and where it has no answer for the lease.
 pub async fn look(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate, is_refresh: bool, fetch: u64) -> Sought {
     let Some(leases) = leases_for(proxy, exchange, candidate) else {
-        let answer = remote::look(proxy, exchange, candidate, is_refresh, fetch, None).await.answer;
-        return Sought { answer, lease: None, is_given: false };
+        let Looked { answer, contact, .. } = remote::look(proxy, exchange, candidate, is_refresh, fetch, None).await;
+        return Sought { answer, lease: None, is_given: false, contact };
     };
     let (deadline, mut useless, mut last) = (leases.deadline(), None, Answer::Nothing);
     for _ in 0..ROUNDS {
-        let Looked { answer, claim } = remote::look(proxy, exchange, candidate, is_refresh, fetch, Some((leases, useless.as_ref()))).await;
+        let looked = remote::look(proxy, exchange, candidate, is_refresh, fetch, Some((leases, useless.as_ref()))).await;
+        let Looked { answer, claim, contact } = looked;
         if matches!(answer, Answer::Whole(_) | Answer::Long(_)) {
             let is_given = useless.is_some();
             if is_given {
                 proxy.metrics.lease.asked(LeaseAsked::Given);
             }
-            return Sought { answer, lease: None, is_given };
+            return Sought { answer, lease: None, is_given, contact };
         }
         let verdict = match claim {
             Claim::Lead(lease) => Verdict::Lead(lease),
@@ -59,10 +62,10 @@ pub async fn look(proxy: &Proxy, exchange: &Exchange, candidate: &Candidate, is_
             Verdict::Unknown => (LeaseAsked::Unknown, None),
         };
         proxy.metrics.lease.asked(asked);
-        return Sought { answer, lease, is_given: false };
+        return Sought { answer, lease, is_given: false, contact };
     }
     proxy.metrics.lease.asked(LeaseAsked::Alone);
-    Sought { answer: last, lease: None, is_given: false }
+    Sought { answer: last, lease: None, is_given: false, contact: Contact::Whole }
 }
 
 /// Where to ask for the lease, if one is wanted for this fetch.

@@ -33,8 +33,7 @@ pub struct Outcome {
     pub coding: Option<Coding>,
     /// What the client reads decided about its coding, and the response does not say so itself.
     pub negotiated: Negotiated,
-    /// This node was cut off from the fleet's journal when the request came.
-    pub cut_off: bool,
+    pub contact: Contact,
     /// Configured reason of a bypass rule, or another token for `detail`.
     pub detail: Option<Arc<str>>,
     /// Age and remaining freshness in milliseconds where a stored response was used.
@@ -82,6 +81,34 @@ impl Negotiated {
             Self::Coding => Some("accept-encoding"),
             Self::Dictionary => Some("available-dictionary"),
             Self::CodingAndDictionary => Some("accept-encoding, available-dictionary"),
+        }
+    }
+}
+
+/// How this node stood with the fleet, as far as the request could tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Contact {
+    #[default]
+    Whole,
+    /// It was cut off from the fleet's journal when the request came.
+    CutOff,
+    /// The tier that the fleet shares was left alone, for it had not answered others.
+    LookupSkipped,
+    /// It gave no answer within the budget.
+    LookupTimeout,
+    LookupFailed,
+}
+
+impl Contact {
+    /// For `detail`.
+    pub const fn as_str(self) -> Option<&'static str> {
+        match self {
+            Self::Whole => None,
+            Self::CutOff => Some("CUT-OFF"),
+            Self::LookupSkipped => Some("REDIS-SKIPPED"),
+            Self::LookupTimeout => Some("REDIS-TIMEOUT"),
+            Self::LookupFailed => Some("REDIS-FAILED"),
         }
     }
 }
@@ -222,11 +249,10 @@ impl Outcome {
     /// [`Outcome::detail`] without what the log says elsewhere.
     pub fn own_detail(&self) -> Option<&str> {
         let widening = || Some(self.widening?.as_str());
-        let cut_off = || self.cut_off.then_some("CUT-OFF");
         self.detail
             .as_deref()
             .or_else(widening)
-            .or_else(cut_off)
+            .or_else(|| self.contact.as_str())
             .or((self.is_equivalent && self.source == Source::Memory).then_some("NO-VARY-SEARCH"))
     }
 

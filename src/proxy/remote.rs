@@ -19,6 +19,7 @@ use crate::faults::{self, Fault};
 use crate::invalidation::Journal;
 use crate::observe::metrics::{TierLookup, TierWrite};
 use crate::pages;
+use crate::proxy::outcome::Contact;
 use crate::redis::RedisError;
 use crate::semantics::freshness::Facts;
 use crate::semantics::key::hash128;
@@ -81,10 +82,27 @@ pub struct Looked {
     pub answer: Answer,
     /// The lease, where one was wanted.
     pub claim: Claim,
+    pub contact: Contact,
 }
 
 impl Looked {
-    const NOTHING: Self = Self { answer: Answer::Nothing, claim: Claim::Unknown };
+    const NOTHING: Self = Self { answer: Answer::Nothing, claim: Claim::Unknown, contact: Contact::Whole };
+
+    /// It was asked.
+    const fn of(answer: Answer, claim: Claim) -> Self {
+        Self { answer, claim, contact: Contact::Whole }
+    }
+
+    /// It could not be known whether there is anything.
+    const fn without(why: TierLookup) -> Self {
+        let contact = match why {
+            TierLookup::Skipped => Contact::LookupSkipped,
+            TierLookup::Timeout => Contact::LookupTimeout,
+            TierLookup::Failed => Contact::LookupFailed,
+            _ => Contact::Whole,
+        };
+        Self { contact, ..Self::NOTHING }
+    }
 }
 
 /// A response whose body is in segments.
@@ -176,24 +194,25 @@ pub async fn look(
     let now = clock::now();
     let Some(place) = Remote::place(&proxy.journal, &exchange.key, now).filter(|_| !exchange.standing.is_cut_off()) else {
         proxy.metrics.tiers.lookup(TierLookup::Skipped);
-        return Looked::NOTHING;
+        return Looked::without(TierLookup::Skipped);
     };
     let deadline = remote.tier.deadline();
-    let Some((at, found)) = find(proxy, remote, exchange, place, candidate.as_ref(), leases, deadline).await else {
-        return Looked::NOTHING;
+    let (at, found) = match find(proxy, remote, exchange, place, candidate.as_ref(), leases, deadline).await {
+        Ok(found) => found,
+        Err(why) => return Looked::without(why),
     };
     let Found { head, floor, claim, .. } = found;
     let now = clock::now();
     // Between asking and now the node may have lost its trust, or the fleet its journal.
     if Remote::place(&proxy.journal, &exchange.key, now) != Some(place) {
         proxy.metrics.tiers.lookup(TierLookup::Skipped);
-        return Looked::NOTHING;
+        return Looked::without(TierLookup::Skipped);
     }
     let Some(head) = head else {
         proxy.metrics.tiers.lookup(TierLookup::Miss);
-        return Looked { answer: Answer::Nothing, claim };
+        return Looked::of(Answer::Nothing, claim);
     };
-    let Some(record) = remote.read(exchange, place, at, &head, fetch, now) else { return Looked { answer: Answer::Nothing, claim } };
+    let Some(record) = remote.read(exchange, place, at, &head, fetch, now) else { return Looked::of(Answer::Nothing, claim) };
     let answer = judge(proxy, remote, exchange, place, (record, floor.as_ref().map(floor_ms)), now, deadline).await;
     let answer = match answer {
         Answer::Whole(_) | Answer::Long(_) if is_refresh && !is_newer(&answer, candidate) => Answer::Nothing,
@@ -205,7 +224,7 @@ pub async fn look(
         Answer::Candidate(..) => TierLookup::Stale,
         Answer::Whole(_) | Answer::Long(_) => TierLookup::Hit,
     });
-    Looked { answer, claim }
+    Looked::of(answer, claim)
 }
 
 /// The records of the response that the request selects, as far as is known here or there, and where its head stands.
@@ -217,21 +236,21 @@ async fn find(
     candidate: Option<&(Arc<StoredResponse>, Validity)>,
     leases: Option<(&Leases, Option<&Outcome>)>,
     deadline: Instant,
-) -> Option<(u128, Found)> {
+) -> Result<(u128, Found), TierLookup> {
     let worker = exchange.peer.worker;
     let known = secondary_known(proxy, exchange, candidate);
     let wanted = |is_vary_known| leases.map(|(leases, useless)| Wanted { leases, is_vary_known, useless });
     let at = variant(&exchange.key, known.as_ref().unwrap_or(&SecondaryKey::default()));
     let found = remote.tier.look(worker, place, at, wanted(known.is_some()), deadline).await?;
-    let Some(vary) = found.primary.as_ref().and_then(|record| remote.vary(place, record)) else { return Some((at, found)) };
+    let Some(vary) = found.primary.as_ref().and_then(|record| remote.vary(place, record)) else { return Ok((at, found)) };
     proxy.vary_memory.remember(exchange.key.hash(), &vary);
     let there = variant(&exchange.key, &vary.secondary_key(&exchange.fields, exchange.policy()));
     if there == at {
-        return Some((at, found));
+        return Ok((at, found));
     }
     // The lease of another variant, if it was taken, is given back.
     drop(found);
-    Some((there, remote.tier.look(worker, place, there, wanted(true), deadline).await?))
+    Ok((there, remote.tier.look(worker, place, there, wanted(true), deadline).await?))
 }
 
 /// A floor that cannot be read is above everything: whoever wrote it meant some time.

@@ -9,6 +9,7 @@ use crate::clock;
 use crate::config::settings::{self, OnCutoff};
 use crate::faults::{Fault, planted};
 use crate::invalidation::Journal;
+use crate::proxy::outcome::Contact;
 use crate::semantics::Now;
 use crate::semantics::reuse::Validity;
 use std::time::Duration;
@@ -50,6 +51,10 @@ impl Standing {
             OnCutoff::Revalidate => revalidates,
             OnCutoff::Bypass => Self::Bypasses,
         }
+    }
+
+    pub fn contact(self) -> Contact {
+        if self.is_cut_off() { Contact::CutOff } else { Contact::Whole }
     }
 
     pub fn is_cut_off(self) -> bool {

@@ -166,8 +166,15 @@ impl RedisTier {
     /// Floor, primary record and the head record of one variant, in one round trip; and where a lease is wanted, that too.
     /// Where none is, what was not there a moment ago is not looked for.
     ///
-    /// `None`: it cannot be known now.
-    pub async fn look(&self, worker: usize, place: Place, variant: u128, wanted: Option<Wanted<'_>>, deadline: Instant) -> Option<Found> {
+    /// `Err`: it cannot be known now, and why.
+    pub async fn look(
+        &self,
+        worker: usize,
+        place: Place,
+        variant: u128,
+        wanted: Option<Wanted<'_>>,
+        deadline: Instant,
+    ) -> Result<Found, TierLookup> {
         let keys = self.redis.keys().url(place.epoch, place.url);
         let names = [keys.head(variant), keys.primary(place.key), keys.floor()];
         // A Redis that takes no writes gives no leases.
@@ -179,7 +186,7 @@ impl RedisTier {
         };
         if let Some(known) = known {
             self.metrics.tiers.lookup(known);
-            return None;
+            return Err(known);
         }
         let mut read = cmd("MGET");
         read.arg(&names);
@@ -197,7 +204,8 @@ impl RedisTier {
             }
             None => Ok((Claim::Unknown, link.query(&read, within).await?)),
         };
-        let (claim, records): (Claim, Vec<Record>) = self.ask(worker, deadline, &names, asked).await?;
+        let asked: Result<(Claim, Vec<Record>), _> = self.ask(worker, deadline, &names, asked).await;
+        let (claim, records) = asked.inspect_err(|why| self.metrics.tiers.lookup(*why))?;
         let mut records = records.into_iter().map(|Record(record)| record);
         let mut next = || records.next().flatten();
         let found = Found { head: next(), primary: next(), floor: next(), claim };
@@ -209,7 +217,7 @@ impl RedisTier {
                 self.misses.insert(variant, ());
             }
         }
-        Some(found)
+        Ok(found)
     }
 
     /// Looks without taking or counting anything, on a connection of its own.
@@ -296,16 +304,15 @@ impl RedisTier {
         deadline: Instant,
         names: &[String],
         command: impl AsyncFnOnce(&Link, Duration) -> Result<T, RedisError>,
-    ) -> Option<T> {
+    ) -> Result<T, TierLookup> {
         let link = &self.links[worker % self.links.len()].lookup;
         if !self.reading.breaker.is_closed() {
-            self.metrics.tiers.lookup(TierLookup::Skipped);
             if self.reading.breaker.admits(clock::now().mono_ms) {
                 let mut command = cmd("MGET");
                 command.arg(names);
                 tokio::spawn(probe(Arc::clone(link), Arc::clone(&self.reading), command, self.settings.lookup_budget));
             }
-            return None;
+            return Err(TierLookup::Skipped);
         }
         // A connection that was never made is not away: the first look-up of a worker waits for it.
         if link.is_new() {
@@ -314,13 +321,11 @@ impl RedisTier {
         let within = left(deadline);
         // What was asked before took all the time: this says nothing of Redis that is not known.
         if within.is_zero() && !link.is_new() {
-            self.metrics.tiers.lookup(TierLookup::Timeout);
-            return None;
+            return Err(TierLookup::Timeout);
         }
         let result = command(link, within).await;
         self.reading.ended(&result);
-        let failed = |error| if error == RedisError::Timeout { TierLookup::Timeout } else { TierLookup::Failed };
-        result.map_err(|error| self.metrics.tiers.lookup(failed(error))).ok()
+        result.map_err(|error| if error == RedisError::Timeout { TierLookup::Timeout } else { TierLookup::Failed })
     }
 }
 
