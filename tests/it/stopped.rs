@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// Of everything that can have one. Those of connections leave time to open many.
-const DEADLINES: &str = "[server]\nworkers = 2\n[limits]\nheader_timeout = '2s'\nidle_timeout = '2s'\nbody_timeout = '1s'\n\
+const DEADLINES: &str = "[limits]\nheader_timeout = '2s'\nidle_timeout = '2s'\nbody_timeout = '1s'\n\
     body_rate = '512B'\nwrite_timeout = '1s'\n[limits.http2]\nkeep_alive = '1s'\nkeep_alive_timeout = '1s'\n";
 /// Beyond all of them.
 const STOPPED: Duration = Duration::from_millis(2500);
@@ -43,8 +43,12 @@ impl Stage {
 }
 
 fn start(origin: &str, listener: &str, upstream: &str) -> (Process, TempDir) {
+    start_workers(2, origin, listener, upstream)
+}
+
+fn start_workers(workers: usize, origin: &str, listener: &str, upstream: &str) -> (Process, TempDir) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let text = config(origin, DEADLINES).replace("[admin]", &format!("{listener}[admin]"));
+    let text = config(origin, &format!("[server]\nworkers = {workers}\n{DEADLINES}")).replace("[admin]", &format!("{listener}[admin]"));
     let process = Process::with_config(folder.path(), &format!("{text}{upstream}"));
     (process, folder)
 }
@@ -218,7 +222,8 @@ impl Held {
         })
         .await;
         let upstream = format!("{WITHIN_A_SECOND}http = '2'\nhttp2.keep_alive = '1s'\n{upstream}");
-        let (process, _folder) = start(&format!("http://{}", origin.address), "", &upstream);
+        // What another worker frees, it may free after the last look of who waits for it.
+        let (process, _folder) = start_workers(1, &format!("http://{}", origin.address), "", &upstream);
         Self { process, _folder, asked, may_answer }
     }
 
