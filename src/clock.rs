@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Reads both clocks.
@@ -43,6 +44,9 @@ pub const LAST_LOOK: Duration = Duration::from_millis(10);
 ///
 /// It is armed only while something waits, and not moved while it stands early enough: it then fires early, once in a
 /// while, and is set to the deadline that counts by then.
+///
+/// A deadline holds still until it has passed, or what it waits for has made real progress: one that whoever asks moves on each
+/// time is never found to have passed. Who asks in a loop keeps one alarm for all its turns, for each alarm has its own last look.
 #[derive(Debug, Default)]
 pub struct Alarm {
     sleep: Option<Pin<Box<Sleep>>>,
@@ -68,7 +72,7 @@ impl Alarm {
         if !registered {
             self.sleeper = Some(context.waker().clone());
         }
-        while sleep.as_mut().poll(context).is_ready() {
+        while poll_timer(sleep.as_mut(), context).is_ready() {
             if sleep.deadline() >= until {
                 if until > deadline {
                     return Poll::Ready(());
@@ -85,9 +89,29 @@ impl Alarm {
     pub fn release(&mut self) {
         self.sleeper = None;
         if let Some(sleep) = &mut self.sleep {
-            let _ = sleep.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            let _ = poll_timer(sleep.as_mut(), &mut Context::from_waker(Waker::noop()));
         }
     }
+
+    /// What `future` comes to, unless `deadline` passes before. It comes pinned: moved in, it would stand twice in whatever waits
+    /// for this.
+    pub async fn timeout_at<F: Future + Unpin>(&mut self, deadline: Instant, mut future: F) -> Result<F::Output, Elapsed> {
+        poll_fn(|context| match Pin::new(&mut future).poll(context) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_deadline(context, deadline).map(|()| Err(Elapsed)),
+        })
+        .await
+    }
+
+    /// Ready once `deadline` passed.
+    pub async fn passed(&mut self, deadline: Instant) {
+        poll_fn(|context| self.poll_deadline(context, deadline)).await;
+    }
+}
+
+/// A timer that goes off also for a task that has spent its turn: who never blocks has a deadline, too.
+fn poll_timer(timer: Pin<&mut Sleep>, context: &mut Context<'_>) -> Poll<()> {
+    Pin::new(&mut unconstrained(timer)).poll(context)
 }
 
 /// When whoever waits for `deadline` has waited long enough.
@@ -99,15 +123,9 @@ fn end_of_wait(found: Option<Instant>, deadline: Instant) -> Instant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Elapsed;
 
-/// What `future` comes to, unless `deadline` passes before, as an [`Alarm`] sees it. It comes pinned: moved in, it would stand
-/// twice in whatever waits for this.
+/// [`Alarm::timeout_at`] with an alarm of its own.
 pub async fn timeout_at<F: Future + Unpin>(deadline: Instant, mut future: F) -> Result<F::Output, Elapsed> {
-    let mut alarm = Alarm::default();
-    poll_fn(|context| match Pin::new(&mut future).poll(context) {
-        Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending => alarm.poll_deadline(context, deadline).map(|()| Err(Elapsed)),
-    })
-    .await
+    Alarm::default().timeout_at(deadline, &mut future).await
 }
 
 /// [`timeout_at`] for what may take so long from now on.
@@ -115,10 +133,9 @@ pub fn timeout<F: Future + Unpin>(within: Duration, future: F) -> impl Future<Ou
     timeout_at(Instant::now() + within, future)
 }
 
-/// Ready once `deadline` passed, as an [`Alarm`] sees it.
+/// [`Alarm::passed`] with an alarm of its own.
 pub async fn passed(deadline: Instant) {
-    let mut alarm = Alarm::default();
-    poll_fn(|context| alarm.poll_deadline(context, deadline)).await;
+    Alarm::default().passed(deadline).await;
 }
 
 #[cfg(test)]
@@ -135,6 +152,17 @@ mod tests {
         assert_eq!(Instant::now(), handed_out);
         assert_eq!(timeout_at(deadline, std::future::pending::<()>()).await, Err(Elapsed));
         assert_eq!(Instant::now(), handed_out + LAST_LOOK);
+    }
+
+    #[tokio::test]
+    async fn what_never_blocks_is_timed_out() {
+        let busy = pin!(async {
+            loop {
+                tokio::task::coop::consume_budget().await;
+            }
+        });
+        let timed = pin!(timeout(Duration::from_millis(20), busy));
+        assert_eq!(tokio::time::timeout(Duration::from_secs(20), timed).await, Ok(Err::<(), _>(Elapsed)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! How long a client may keep us waiting for a request body, in one piece and in sum. Pure: told of the time.
 
+use crate::clock::LAST_LOOK;
 use crate::config::settings::Limits;
 use crate::listener::Refusal;
 use std::time::Duration;
@@ -13,26 +14,39 @@ const BODY_RATE: Refusal = Refusal { status: 408, reason: "body-rate" };
 pub(super) struct Pace {
     /// In sum, what goes on now apart.
     waited: Duration,
-    since: Option<Instant>,
+    wait: Option<Wait>,
+    /// Since when the sum is used up. One last look is for all waits from then on, or each byte would bring the next look.
+    overdrawn: Option<Instant>,
     received: u64,
+}
+
+/// What goes on now.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    since: Instant,
+    /// How long it may take.
+    granted: Duration,
 }
 
 impl Pace {
     /// We wait for the client. When that must have an end, and what it is refused with then.
     pub fn wait(&mut self, now: impl FnOnce() -> Instant, limits: &Limits) -> (Instant, Refusal) {
-        let since = *self.since.get_or_insert_with(now);
+        let since = self.wait.map_or_else(now, |wait| wait.since);
         let left = self.allowed(limits).map_or(Duration::MAX, |allowed| allowed.saturating_sub(self.waited));
+        self.wait = Some(Wait { since, granted: left.min(limits.body_timeout) });
+        self.overdrawn = left.is_zero().then(|| self.overdrawn.unwrap_or(since));
         match left < limits.body_timeout {
-            true => (since + left, BODY_RATE),
+            true => (self.overdrawn.unwrap_or(since) + left, BODY_RATE),
             false => (since + limits.body_timeout, BODY_TIMEOUT),
         }
     }
 
-    /// So many bytes came, or there is no room for more.
+    /// So many bytes came, or there is no room for more. Time in which the process was stopped is not the client's: who finds it
+    /// later than the last look was not looking.
     pub fn stop(&mut self, now: impl FnOnce() -> Instant, received: usize) {
         self.received += received as u64;
-        if let Some(since) = self.since.take() {
-            self.waited += now().saturating_duration_since(since);
+        if let Some(Wait { since, granted }) = self.wait.take() {
+            self.waited += now().saturating_duration_since(since).min(granted + LAST_LOOK);
         }
     }
 
@@ -56,7 +70,7 @@ mod tests {
         let mut now = began;
         for _ in 0..10_000 {
             let (end, refusal) = pace.wait(|| now, limits);
-            if end < now + every {
+            if end + LAST_LOOK <= now + every {
                 return Some(((end - began).as_secs(), refusal.reason));
             }
             now += every;
@@ -72,6 +86,11 @@ mod tests {
         assert_eq!(refused_after(1, SECOND, &limits), Some((10, "body-rate")));
         assert_eq!(refused_after(50, SECOND, &limits), Some((19, "body-rate")));
         assert_eq!(refused_after(100, SECOND, &limits), None);
+        // More often than a last look lasts, and at half the rate in pieces that earn as much.
+        let fast = Limits { body_rate: 100 << 10, ..limits.clone() };
+        assert_eq!(refused_after(1, LAST_LOOK / 2, &fast), Some((10, "body-rate")));
+        assert_eq!(refused_after(1 << 10, 2 * LAST_LOOK - SECOND / 1000, &fast), Some((21, "body-rate")));
+        assert_eq!(refused_after(1 << 10, LAST_LOOK, &fast), None);
         assert_eq!(refused_after(1, SECOND, &Limits { body_rate: 0, ..limits }), None);
     }
 
@@ -84,5 +103,15 @@ mod tests {
         pace.stop(|| began + 999 * SECOND, 0);
         let later = began + 1000 * SECOND;
         assert_eq!(pace.wait(|| later, &limits), (later + 6 * SECOND, BODY_RATE));
+    }
+
+    #[test]
+    fn time_in_which_nobody_looked_is_not_the_clients() {
+        let limits = Limits { body_timeout: 10 * SECOND, body_rate: 100, ..limits() };
+        let (mut pace, began) = (Pace::default(), Instant::now());
+        pace.wait(|| began, &limits);
+        let later = began + 1000 * SECOND;
+        pace.stop(|| later, 300);
+        assert_eq!(pace.wait(|| later, &limits), (later + 3 * SECOND - LAST_LOOK, BODY_RATE));
     }
 }

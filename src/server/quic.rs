@@ -5,6 +5,7 @@
 
 use super::accept::Doorway;
 use super::workers::Shared;
+use crate::clock;
 use crate::config::settings::{Http3, Limits};
 use crate::listener::http3::Terms;
 use crate::listener::{Peer, Protocol, http3};
@@ -13,10 +14,10 @@ use crate::semantics::target::Scheme;
 use crate::tls;
 use quinn::{ConnectionError, Endpoint, EndpointConfig, Incoming};
 use std::net::{SocketAddr, UdpSocket};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 /// Handshakes at a time with clients whose address is not known to be theirs; past that they have to show that it is (Retry,
 /// RFC 9000 §8.1.2), which costs them a round trip and us next to nothing.
@@ -129,7 +130,7 @@ async fn serve(
         let _turn = tls.handshakes.acquire().await;
         incoming.accept_with(config)?.await
     };
-    let connection = match timeout(tls.handshake_timeout, shaken).await {
+    let connection = match clock::timeout(tls.handshake_timeout, pin!(shaken)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(ConnectionError::TransportError(error))) => {
             tracing::debug!(%error, "QUIC handshake refused");

@@ -2,10 +2,11 @@
 //! first come first served. So a purge of much does not bring down the origin that has to make up for it.
 
 use super::{FetchError, settings};
+use crate::clock;
 use crate::observe::metrics::{Bound, Metrics, RecoveryGauges};
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 
 pub(super) struct Recovery {
     settings: Arc<settings::Upstream>,
@@ -38,7 +39,7 @@ impl Recovery {
             return Ok(Place { _permit: Some(permit) });
         }
         let waiting = Waiting::begin(self)?;
-        let turn = timeout(self.settings.purge_queue_timeout, Arc::clone(places).acquire_owned()).await;
+        let turn = clock::timeout(self.settings.purge_queue_timeout, pin!(Arc::clone(places).acquire_owned())).await;
         drop(waiting);
         match turn {
             Ok(permit) => Ok(Place { _permit: permit.ok() }), // it is never closed

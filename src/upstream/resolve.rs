@@ -6,10 +6,12 @@
 //! failure without any is remembered shortly, so that a flood of requests does not become a flood of questions.
 
 use super::FetchError;
+use crate::clock;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{LookupIpStrategy, ResolveHosts};
 use parking_lot::Mutex;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -110,7 +112,7 @@ impl Host {
                 }
                 State::Ask => self.ask_in_background(),
             }
-            if !matches!(tokio::time::timeout_at(deadline, answered.changed()).await, Ok(Ok(()))) {
+            if !matches!(clock::timeout_at(deadline, pin!(answered.changed())).await, Ok(Ok(()))) {
                 return self.known.lock().addresses.clone().ok_or(FetchError::DnsTimeout);
             }
         }
@@ -251,6 +253,21 @@ mod tests {
         assert_eq!(known.state(later), State::Ask);
         known.record(None, later);
         assert_eq!(known.state(later), State::Settled(Some(addresses)));
+    }
+
+    /// As where the process was stopped: the timer fires first, and what came is handed out in the turn after that.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_came_in_time_is_used_though_it_is_handed_out_after_it() {
+        let (host, limit) = (Host::new("app.example"), Duration::from_secs(1));
+        host.known.lock().asking = true;
+        let answer = Some(Answer { addresses: vec![address("10.0.0.1")], ttl: TTL_MAX });
+        let question = Question { host: Arc::clone(&host), answer };
+        let handed_out = Instant::now() + limit + clock::LAST_LOOK / 2;
+        tokio::spawn(async move {
+            tokio::time::sleep_until(handed_out).await;
+            drop(question);
+        });
+        assert_eq!(*host.addresses(limit).await.unwrap(), [address("10.0.0.1")]);
     }
 
     #[tokio::test]

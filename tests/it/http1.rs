@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tiercel::body::{BodyError, Chunk, ResponseBody, StoredBody};
+use tiercel::clock::LAST_LOOK;
 use tiercel::config::settings::Limits;
 use tiercel::listener::http1::serve;
 use tiercel::listener::{Handled, Interim, InterimSlot, Refusal, RequestBody, RequestHead};
@@ -906,19 +907,20 @@ async fn slow_heads_and_bodies_get_408_and_idle_connections_a_quiet_close() {
     }
 }
 
-/// Sends `opening` and then `drip` every second of a paused clock until the connection answers; after how many seconds.
-async fn dripped_until_refused(limits: Limits, opening: &str, drip: &str) -> (u64, String) {
+/// Sends `opening` and then `drip` every so often by a paused clock until the connection answers; after how many seconds.
+async fn dripped_until_refused(limits: Limits, opening: &str, drip: &str, every: Duration) -> (u64, String) {
     let server = start(limits.clone(), |head, body, _| echo(head, body)).await;
     let began = Instant::now();
     let (mut far, _) = connected(&server, limits, 1 << 16);
     far.write_all(opening.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    while tokio::time::timeout(Duration::from_secs(1), far.read_buf(&mut answer)).await.is_err() {
+    while tokio::time::timeout(every, far.read_buf(&mut answer)).await.is_err() {
         far.write_all(drip.as_bytes()).await.unwrap();
     }
     let after = began.elapsed().as_secs();
+    assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer));
     let refused = server.told(|told| !told.refused.is_empty()).await.refused;
-    assert!(refused.len() == 1 && answer.starts_with(b"HTTP/1.1 408 "), "{refused:?}");
+    assert_eq!(refused.len(), 1, "{refused:?}");
     (after, refused[0].reason.to_owned())
 }
 
@@ -926,13 +928,17 @@ async fn dripped_until_refused(limits: Limits, opening: &str, drip: &str) -> (u6
 async fn heads_and_bodies_that_drip_come_to_an_end() {
     let seconds = Duration::from_secs;
     let limits = Limits { header_timeout: seconds(10), body_timeout: seconds(20), body_rate: 100, ..limits() };
-    let dripped = async |opening: &str, drip: &str| dripped_until_refused(limits.clone(), opening, drip).await;
+    let dripped = async |opening: &str, drip: &str| dripped_until_refused(limits.clone(), opening, drip, seconds(1)).await;
     assert_eq!(dripped("GET / HTTP/1.1\r\nHost: a\r\nX: ", "y").await, (10, "header-timeout".into()));
     let post = "POST / HTTP/1.1\r\nHost: a\r\n";
     assert_eq!(dripped(&format!("{post}Content-Length: 9999\r\n\r\n"), "y").await, (20, TOO_SLOW.into()));
     assert_eq!(dripped(&format!("{post}Transfer-Encoding: chunked\r\n\r\n"), "1\r\ny\r\n").await, (21, TOO_SLOW.into()));
     // Half as fast as it has to be, and so allowed twice as long.
     assert_eq!(dripped(&format!("{post}Content-Length: 9999\r\n\r\n"), &"y".repeat(50)).await, (39, TOO_SLOW.into()));
+    // More often than the last look at a socket lasts.
+    let fast = Limits { body_rate: 100 << 10, ..limits.clone() };
+    let often = dripped_until_refused(fast, &format!("{post}Content-Length: 9999\r\n\r\n"), "y", LAST_LOOK / 2).await;
+    assert_eq!(often, (20, TOO_SLOW.into()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tiercel::body::{BodyError, Chunk, ResponseBody, StoredBody};
+use tiercel::clock::LAST_LOOK;
 use tiercel::config::settings::{Http2, Limits};
 use tiercel::listener::http2::serve;
 use tiercel::listener::{Handled, Handler, Interim, InterimSlot, Peer, Refusal, RequestBody, RequestHead, Sent};
@@ -522,7 +523,7 @@ async fn a_request_body_that_drips_is_refused() {
     let dripping = async {
         loop {
             raw.send(&frame(DATA, 0, 1, b"x")).await;
-            tokio::time::sleep(Duration::from_millis(20)).await; // how slow this client is
+            tokio::time::sleep(LAST_LOOK / 2).await; // how slow this client is
         }
     };
     let read = tokio::select! {

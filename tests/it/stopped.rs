@@ -7,14 +7,17 @@ use crate::support::h2_origin;
 use crate::support::origin::{Gate, Origin, PATIENCE, Script, Step};
 use crate::support::pki::{EC, Pki, Secure};
 use crate::support::process::{CONTINUE, Process, config};
+use crate::tls::metric_if_there;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// Of everything that can have one; long enough for what a test does before it stops the process, also on a busy machine.
-const DEADLINES: &str = "[server]\nworkers = 2\n[limits]\nheader_timeout = '5s'\nidle_timeout = '5s'\nbody_timeout = '5s'\n\
-    write_timeout = '5s'\n[limits.http2]\nkeep_alive = '5s'\nkeep_alive_timeout = '5s'\n";
+const DEADLINES: &str = "[limits]\nheader_timeout = '5s'\nidle_timeout = '5s'\nbody_timeout = '5s'\n\
+    body_rate = '512B'\nwrite_timeout = '5s'\n[limits.http2]\nkeep_alive = '5s'\nkeep_alive_timeout = '5s'\n";
 /// Beyond all of them.
 const STOPPED: Duration = Duration::from_millis(5500);
 
@@ -40,8 +43,12 @@ impl Stage {
 }
 
 fn start(origin: &str, listener: &str, upstream: &str) -> (Process, TempDir) {
+    start_workers(2, origin, listener, upstream)
+}
+
+fn start_workers(workers: usize, origin: &str, listener: &str, upstream: &str) -> (Process, TempDir) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let text = config(origin, DEADLINES).replace("[admin]", &format!("{listener}[admin]"));
+    let text = config(origin, &format!("[server]\nworkers = {workers}\n{DEADLINES}")).replace("[admin]", &format!("{listener}[admin]"));
     let process = Process::with_config(folder.path(), &format!("{text}{upstream}"));
     (process, folder)
 }
@@ -78,12 +85,13 @@ async fn until_read(client: &Client) {
 #[tokio::test]
 async fn a_request_on_an_idle_connection_is_answered() {
     let stage = Stage::plain();
-    let mut clients = Vec::new();
-    for _ in 0..64 {
-        let mut client = Client::connect(stage.process.http()).await;
+    let address = stage.process.http();
+    let opened = (0..64).map(|_| async move {
+        let mut client = Client::connect(address).await;
         assert_eq!(client.ask(REQUEST).await.status, 200);
-        clients.push(client);
-    }
+        client
+    });
+    let mut clients = opened.collect::<JoinSet<_>>().join_all().await;
     while_stopped(&stage.process, async {
         for client in &mut clients {
             client.send(REQUEST).await;
@@ -127,6 +135,22 @@ async fn a_request_body_whose_rest_came_is_taken() {
     let answer = client.answer(false).await.expect("an answer");
     assert_eq!((answer.status, answer.text()), (200, "/body"));
     assert_eq!(stage.origin.requests("/body")[0].body, b"abcdef");
+}
+
+#[tokio::test]
+async fn a_request_body_may_take_the_time_that_what_came_earns_it() {
+    const EARNS_A_SECOND: [u8; 512] = [b'.'; 512];
+    let stage = Stage::plain();
+    let mut client = Client::connect(stage.process.http()).await;
+    client.send("POST /body HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 518\r\n\r\nabc").await;
+    until_read(&client).await;
+    while_stopped(&stage.process, client.send(EARNS_A_SECOND)).await;
+    until_read(&client).await;
+    // Longer than a last look, and much less than a second.
+    let is_silent = tokio::time::timeout(Duration::from_millis(100), client.stream.readable()).await.is_err();
+    client.send("def").await;
+    let answer = client.answer(false).await.expect("an answer");
+    assert_eq!((answer.status, answer.text(), is_silent), (200, "/body", true));
 }
 
 #[tokio::test]
@@ -180,41 +204,80 @@ async fn an_answer_of_the_origin_that_came_meanwhile_is_no_timeout() {
     }
 }
 
+/// A process whose origin speaks HTTP/2, and answers once it may.
+struct Held {
+    process: Process,
+    _folder: TempDir,
+    asked: watch::Receiver<usize>,
+    may_answer: watch::Sender<bool>,
+}
+
+impl Held {
+    async fn new(upstream: &str) -> Self {
+        let ((asks, asked), (may_answer, may)) = (watch::channel(0), watch::channel(false));
+        let origin = h2_origin::Origin::start(move |(_, respond)| {
+            let (asks, mut may) = (asks.clone(), may.clone());
+            async move {
+                asks.send_modify(|asked| *asked += 1);
+                may.wait_for(|may| *may).await.expect("the test goes on");
+                h2_origin::say(respond, "abcdef");
+            }
+        })
+        .await;
+        let upstream = format!("{WITHIN_FIVE_SECONDS}http = '2'\nhttp2.keep_alive = '5s'\n{upstream}");
+        // What another worker frees, it may free after the last look of who waits for it.
+        let (process, _folder) = start_workers(1, &format!("http://{}", origin.address), "", &upstream);
+        Self { process, _folder, asked, may_answer }
+    }
+
+    async fn ask(&self, path: &str) -> Client {
+        let mut client = Client::connect(self.process.http()).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: shop.example\r\n\r\n")).await;
+        client
+    }
+
+    async fn until_asked(&self) {
+        self.asked.clone().wait_for(|asked| *asked == 1).await.expect("the origin runs");
+    }
+
+    /// One is with the origin and another waits, as `waiting` says; the answer to the first comes while the process is stopped.
+    async fn both_are_answered(&self, waiting: &str) {
+        let first = self.ask("/first").await;
+        self.until_asked().await;
+        let second = self.ask("/second").await;
+        until_metric(&self.process, waiting, 1.0).await;
+        while_stopped(&self.process, async { self.may_answer.send_replace(true) }).await;
+        for mut client in [first, second] {
+            let answer = client.answer(false).await.expect("an answer");
+            assert_eq!((answer.status, answer.text()), (200, "abcdef"), "{}", answer.head);
+        }
+        assert_eq!(*self.asked.borrow(), 2);
+    }
+}
+
 #[tokio::test]
 async fn an_answer_over_http2_that_came_meanwhile_is_no_timeout() {
-    let (asked, is_asked) = tokio::sync::watch::channel(0);
-    let (answers, may_answer) = tokio::sync::watch::channel(false);
-    let origin = h2_origin::Origin::start(move |(_, respond)| {
-        let (asked, mut may_answer) = (asked.clone(), may_answer.clone());
-        async move {
-            asked.send_modify(|asked| *asked += 1);
-            may_answer.wait_for(|may| *may).await.expect("the test goes on");
-            h2_origin::say(respond, "abcdef");
-        }
-    })
-    .await;
-    let upstream = format!("{WITHIN_FIVE_SECONDS}http = '2'\nhttp2.keep_alive = '5s'\n");
-    let (process, _folder) = start(&format!("http://{}", origin.address), "", &upstream);
-    let mut client = Client::connect(process.http()).await;
-    client.send(REQUEST).await;
-    is_asked.clone().wait_for(|asked| *asked == 1).await.expect("the origin runs");
-    while_stopped(&process, async { answers.send_replace(true) }).await;
+    let held = Held::new("").await;
+    let mut client = held.ask("/again").await;
+    held.until_asked().await;
+    while_stopped(&held.process, async { held.may_answer.send_replace(true) }).await;
     let answer = client.answer(false).await.expect("an answer");
     assert_eq!((answer.status, answer.text()), (200, "abcdef"), "{}", answer.head);
-    assert_eq!(*is_asked.borrow(), 1);
+    assert_eq!(*held.asked.borrow(), 1);
 }
 
 #[tokio::test]
 async fn a_request_on_an_idle_connection_of_http2_is_answered() {
     let stage = Stage::new("h2c = true\n", "", |path| Script::ok(path));
-    let mut clients = Vec::new();
-    for _ in 0..16 {
-        let mut client = connect(stage.process.http()).await;
+    let address = stage.process.http();
+    let opened = (0..16).map(|_| async move {
+        let mut client = connect(address).await;
         assert_eq!(&ask(&mut client, get("/a")).await.body()[..], b"/a");
-        clients.push(client);
-    }
+        client
+    });
+    let clients = opened.collect::<JoinSet<_>>().join_all().await;
     let answers = while_stopped(&stage.process, async {
-        let mut answers = tokio::task::JoinSet::new();
+        let mut answers = JoinSet::new();
         for mut client in clients {
             client.ready().await.expect("the connection goes on");
             let answer = client.send_request(get("/b"));
@@ -242,10 +305,7 @@ async fn a_handshake_whose_client_spoke_meanwhile_ends_well_and_so_does_a_reques
     idle.ask(REQUEST).await.expect("an answer");
     // A connection of which nothing was heard yet.
     let silent = Client::connect(address).await;
-    let before = Instant::now();
-    while process_connections(&process).await < 2.0 {
-        assert!(before.elapsed() < PATIENCE, "it is not accepted");
-    }
+    until_metric(&process, "tiercel_connections", 2.0).await;
     let asked = while_stopped(&process, async {
         let again = tokio::spawn(async move { idle.ask(REQUEST).await });
         let name = rustls::pki_types::ServerName::try_from("shop.example").expect("a name");
@@ -257,10 +317,32 @@ async fn a_handshake_whose_client_spoke_meanwhile_ends_well_and_so_does_a_reques
     asked.1.await.expect("no panic").expect("a handshake");
 }
 
-/// Connections of clients that are open.
-async fn process_connections(process: &Process) -> f64 {
-    let mut client = Client::connect(process.admin()).await;
-    let answer = client.ask(format!("GET /metrics HTTP/1.1\r\nHost: {}\r\n\r\n", process.admin())).await;
-    let line = answer.text().lines().find(|line| line.starts_with("tiercel_connections{") || line.starts_with("tiercel_connections "));
-    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("a number")
+async fn until_metric(process: &Process, series: &str, want: f64) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let now = metric_if_there(process, series).await;
+        if now == Some(want) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{series} is {now:?}, not {want}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_line_for_a_stream_that_became_free_meanwhile_is_answered() {
+    let held = Held::new("connections = 1\nqueue_timeout = '5s'\nhttp2.streams = 1\n").await;
+    held.both_are_answered("tiercel_bound_reached_total{bound=\"upstream_connections\"}").await;
+}
+
+#[tokio::test]
+async fn a_request_in_line_after_a_purge_for_a_place_that_became_free_meanwhile_is_answered() {
+    let held = Held::new("purge_concurrency = 1\npurge_queue_timeout = '5s'\n").await;
+    let admin = held.process.admin();
+    let body = r#"{"everything": true}"#;
+    let purge = format!(
+        "POST /v1/purge HTTP/1.1\r\nHost: {admin}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    assert_eq!(Client::connect(admin).await.ask(purge).await.status, 200);
+    held.both_are_answered("tiercel_upstream_purge_waiting{upstream=\"default\"}").await;
 }

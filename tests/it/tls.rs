@@ -65,7 +65,7 @@ async fn metric(process: &Process, series: &str) -> f64 {
     metric_if_there(process, series).await.unwrap_or_else(|| panic!("no {series}"))
 }
 
-async fn metric_if_there(process: &Process, series: &str) -> Option<f64> {
+pub(crate) async fn metric_if_there(process: &Process, series: &str) -> Option<f64> {
     let mut client = Client::connect(process.admin()).await;
     let answer = client.ask(format!("GET /metrics HTTP/1.1\r\nHost: {}\r\n\r\n", process.admin())).await;
     let line = answer.text().lines().find(|line| line.starts_with(&format!("{series} ")))?;

@@ -18,7 +18,7 @@ mod request;
 mod stream;
 mod watched;
 
-use crate::clock;
+use crate::clock::{self, Alarm};
 use crate::config::settings::Limits;
 use crate::listener::turn::LOOKS_PER_WRITE_TIMEOUT;
 use crate::listener::{Handler, Peer, Protocol, Socket};
@@ -126,7 +126,7 @@ where
     let shared = Shared::new(peer, limits, handler);
     let mut serving = Connection::new(io, Arc::clone(&shared));
     let seen = Arc::clone(serving.seen());
-    let mut stall = Stall::default();
+    let (mut stall, mut alarm) = (Stall::default(), Alarm::default());
     // Once it ends: until when what is under way may go on; a drain has its own end.
     let mut ending: Option<Option<Instant>> = None;
     // Until when a client that was told of the end may go on asking: only its word that it has heard of it ends that before.
@@ -168,7 +168,7 @@ where
                 ending = ending.or(Some(None));
                 last_call = Some(Instant::now() + shared.limits.header_timeout);
             }
-            () = clock::passed(wake_at) => match ending {
+            () = alarm.passed(wake_at) => match ending {
                 Some(Some(_)) => return,
                 _ if stall.lasts(&shared, &seen) => seen.give_up(),
                 Some(None) if last_call.is_some_and(|at| at <= Instant::now()) => match shared.is_idle() {

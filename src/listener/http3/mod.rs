@@ -7,7 +7,7 @@
 pub mod quic;
 mod request;
 
-use crate::clock;
+use crate::clock::{self, Alarm};
 use crate::config::settings::Limits;
 use crate::listener::http2::{Shared, answer, header_list};
 use crate::listener::turn::{Ahead, Line, PIECE, Turn};
@@ -98,7 +98,7 @@ pub async fn serve<H: Handler>(
     let mut builder = h3::server::builder();
     builder.max_field_section_size(header_list(&limits).into()).send_grease(false);
     let Ok(Ok(mut serving)) = clock::timeout(limits.header_timeout, pin!(builder.build(quic))).await else { return };
-    let (mut requests, mut resets) = (JoinSet::new(), Resets::default());
+    let (mut requests, mut resets, mut alarm) = (JoinSet::new(), Resets::default(), Alarm::default());
     // Once it ends: until when what is under way may go on; a drain has its own end.
     let mut ending: Option<Option<Instant>> = None;
     let code = loop {
@@ -107,19 +107,7 @@ pub async fn serve<H: Handler>(
         }
         let wake_at = ending.flatten().unwrap_or_else(|| shared.idle_until());
         let begins_to_end = tokio::select! {
-            accepted = serving.accept() => match accepted {
-                Ok(Some(resolver)) => {
-                    let stopped = stopped.of(resolver.frame_stream.id().into_inner());
-                    let out = Out { shared: Arc::clone(&shared), connection: connection.clone(), queue: Arc::clone(&queue) };
-                    requests.spawn(answered(out, resolver, stopped));
-                    false
-                }
-                Ok(None) => break Code::H3_NO_ERROR,
-                Err(error) => {
-                    tracing::debug!(client = %shared.peer.client, %error, "an HTTP/3 connection ended");
-                    return;
-                }
-            },
+            biased; // the deadline last: it has passed only if all else was looked at
             Some(ended) = requests.join_next() => {
                 if matches!(ended, Ok(Ended::Reset)) && resets.one_more() > limits.http2.resets {
                     shared.handler.bound(Bound::Http3Resets);
@@ -135,7 +123,20 @@ pub async fn serve<H: Handler>(
                 ending = Some(None);
                 true
             }
-            () = clock::passed(wake_at) => match ending {
+            accepted = serving.accept() => match accepted {
+                Ok(Some(resolver)) => {
+                    let stopped = stopped.of(resolver.frame_stream.id().into_inner());
+                    let out = Out { shared: Arc::clone(&shared), connection: connection.clone(), queue: Arc::clone(&queue) };
+                    requests.spawn(answered(out, resolver, stopped));
+                    false
+                }
+                Ok(None) => break Code::H3_NO_ERROR,
+                Err(error) => {
+                    tracing::debug!(client = %shared.peer.client, %error, "an HTTP/3 connection ended");
+                    return;
+                }
+            },
+            () = alarm.passed(wake_at) => match ending {
                 Some(Some(_)) => break Code::H3_NO_ERROR,
                 None if shared.idle_until() <= Instant::now() => {
                     shared.handler.bound(Bound::IdleTimeout);

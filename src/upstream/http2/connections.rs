@@ -4,7 +4,7 @@
 //! is reached those of others are as well. Another one is opened when all of the worker's are full, by a task of its own:
 //! who wants it may leave, others wait for it too.
 
-use crate::clock;
+use crate::clock::{self, Alarm};
 use crate::observe::metrics::{Bound, Http2Gauges, Metrics};
 use crate::upstream::FetchError;
 use crate::upstream::wire::Wire;
@@ -18,7 +18,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// The largest window there is (RFC 9113 §6.9.1).
 const WINDOW_MAX: u32 = (1 << 31) - 1;
@@ -149,6 +149,7 @@ impl Connections {
     {
         let began = Instant::now();
         let (mut in_line, mut connect, mut opened) = (None, None, None);
+        let mut alarm = Alarm::default();
         loop {
             let mut freed = pin!(self.freed.notified());
             freed.as_mut().enable(); // before the look, so that nothing is freed between it and the wait
@@ -169,7 +170,8 @@ impl Connections {
                 in_line = Some(self.join()?);
             }
             let deadline = began + self.bounds.queue_timeout;
-            if timeout_at(deadline.min(Instant::now() + LOOK_AGAIN), freed).await.is_err() && Instant::now() >= deadline {
+            let until = deadline.min(Instant::now() + LOOK_AGAIN);
+            if alarm.timeout_at(until, freed).await.is_err() && until == deadline {
                 self.metrics.bound(Bound::UpstreamQueueTimeout);
                 return Err(FetchError::QueueTimeout);
             }

@@ -6,7 +6,7 @@ mod slow;
 use super::metric;
 use crate::support::origin::{Gate, Origin, PATIENCE, Script, Step, eventually};
 use crate::support::pki::{EC, Pki, Secure};
-use crate::support::process::{HANGUP, Process, TERMINATE, run, write_config};
+use crate::support::process::{CONTINUE, HANGUP, Process, TERMINATE, run, write_config};
 use bytes::{Buf, Bytes};
 use h3::client::{RequestStream, SendRequest};
 use h3::error::Code;
@@ -20,7 +20,9 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tiercel::clock::LAST_LOOK;
 use tiercel::listener::http3::quic;
+use tokio::net::UdpSocket;
 
 const HOST: &str = "shop.example";
 
@@ -503,7 +505,7 @@ async fn a_request_body_that_drips_is_refused() {
     let (mut send, mut receive) = stream.split();
     let dripping = async {
         while send.send_data(Bytes::from_static(b"x")).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(20)).await; // how slow this client is
+            tokio::time::sleep(LAST_LOOK / 2).await; // how slow this client is
         }
         std::future::pending::<()>().await;
     };
@@ -512,6 +514,75 @@ async fn a_request_body_that_drips_is_refused() {
         () = dripping => unreachable!(),
     };
     assert_eq!(answered.expect("an answer").status(), StatusCode::REQUEST_TIMEOUT);
+}
+
+/// Between a server and one client.
+struct Relay {
+    socket: UdpSocket,
+    server: SocketAddr,
+    client: SocketAddr,
+}
+
+impl Relay {
+    /// A datagram, and where it belongs.
+    async fn next(&mut self) -> (Vec<u8>, SocketAddr) {
+        let mut datagram = vec![0; 2048];
+        let (length, from) = self.socket.recv_from(&mut datagram).await.expect("a datagram");
+        datagram.truncate(length);
+        if from == self.server {
+            return (datagram, self.client);
+        }
+        self.client = from;
+        (datagram, self.server)
+    }
+
+    async fn send(&self, (datagram, to): &(Vec<u8>, SocketAddr)) {
+        self.socket.send_to(datagram, to).await.expect("it is sent");
+    }
+
+    async fn pass_on(&mut self) {
+        loop {
+            let datagram = self.next().await;
+            self.send(&datagram).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_whose_client_spoke_while_the_process_was_stopped_ends_well() {
+    let origin = Origin::start(|_| Script::ok("ok"));
+    let (pki, process, address) = start(&origin, "tls.handshake_timeout = '1s'", "");
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let relayed = socket.local_addr().expect("bound");
+    let mut relay = Relay { socket, server: address, client: relayed };
+    // What the client says to the first answer comes while the process is stopped.
+    let relaying = async {
+        loop {
+            let datagram = relay.next().await;
+            relay.send(&datagram).await;
+            if datagram.1 != address {
+                break;
+            }
+        }
+        let said = loop {
+            let datagram = relay.next().await;
+            if datagram.1 == address {
+                break datagram;
+            }
+            relay.send(&datagram).await;
+        };
+        process.stop();
+        relay.send(&said).await;
+        _ = tokio::time::timeout(Duration::from_millis(1500), relay.pass_on()).await;
+        process.signal(CONTINUE);
+        relay.pass_on().await;
+    };
+    let asked = async { Client::connect(&pki, relayed).await.get("/").await.status };
+    let status = tokio::select! {
+        status = asked => status,
+        () = relaying => unreachable!(),
+    };
+    assert_eq!(status, StatusCode::OK);
 }
 
 // The wait for a line of the log takes a thread.
