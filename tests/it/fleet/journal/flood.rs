@@ -42,8 +42,8 @@ const MEMORY_MAX: f64 = 56.0 * 1024.0 * 1024.0;
 const REDIS_MEMORY_MAX: f64 = 64.0 * 1024.0 * 1024.0;
 /// For 99 of 100 purges to be complete, on a machine that is busy with the flood itself.
 const PURGE_MAX: Duration = Duration::from_secs(1);
-/// By how much longer than planned a minute of writes may take, on a machine that does all of it.
-const LATE_MAX: f64 = 1.1;
+/// By how much longer than planned a minute of writes may take on a machine that also does other things; alone it takes 60.2 s.
+const LATE_MAX: f64 = 1.5;
 
 impl Flood {
     /// At its own pace, or it was another flood: a node that slowed writers down would be asked for less.
