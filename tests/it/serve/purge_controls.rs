@@ -147,7 +147,7 @@ async fn each_upstream_has_places_of_its_own_for_what_the_purge_of_a_site_caused
         assert_eq!(status, 200, "{answer}");
         answers.extend(ask(host));
         waiting(upstream, 2).await;
-        assert_eq!(served.origin.total(), before + 1, "{site}");
+        served.origin.until("the one with a place came", |origin| origin.total() == before + 1).await;
     }
     waiting("default", 2).await;
     gate.open();
